@@ -1,0 +1,117 @@
+"""What one VM asks of the host.
+
+A claim is made from a plan (``kvmhooks.plan.claim``) or from the domain XML that libvirt hands to
+the hook (``kvmhooks.isolate.domain``); for the XML that was rendered from a plan both are equal.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Self
+
+from kvmhooks.errors import IsolationError
+from kvmhooks.values import CpuSet
+
+FORMAT: Final = 1
+"""The version of the JSON form. A package may be upgraded while VMs run."""
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+
+
+class Claim:
+    """What one VM asks of the host: a value, equal to another with the same content.
+
+    Its key is (``driver``, ``uuid``); the name is a label.
+    """
+
+    __slots__ = ("driver", "exclusive", "hugepages", "name", "strict", "uuid")
+
+    driver: str
+    """Who runs the VM: ``qemu`` under ``qemu:///system``, ``kvm-launch`` without libvirt."""
+    uuid: str
+    name: str
+    exclusive: CpuSet
+    """CPUs that nothing but this VM's vCPUs may use while it lives."""
+    hugepages: tuple[tuple[int, int, int], ...]
+    """(node, page size in KiB, count): explicit huge pages that its memory is made of."""
+    strict: bool
+    """Whether the VM must not start when any part of the claim cannot be met."""
+
+    def __init__(
+        self,
+        *,
+        driver: str,
+        uuid: str,
+        name: str,
+        exclusive: CpuSet,
+        hugepages: tuple[tuple[int, int, int], ...] = (),
+        strict: bool = False,
+    ) -> None:
+        self.driver = driver
+        self.uuid = uuid
+        self.name = name
+        self.exclusive = exclusive
+        self.hugepages = hugepages
+        self.strict = strict
+
+    @classmethod
+    def from_json(cls, said: object) -> Self:
+        """Read back what ``to_json`` wrote.
+
+        Raises ``IsolationError`` for another format version or anything that is not a claim.
+        """
+        if not isinstance(said, dict):
+            raise IsolationError(f"claim: found {type(said).__name__}, expected an object")
+        if said.get("format") != FORMAT:
+            raise IsolationError(
+                f"claim: format: found {said.get('format')!r}, expected {FORMAT}; "
+                "another version of kvmhooks wrote it"
+            )
+        try:
+            claim = cls(
+                driver=_text(said, "driver"),
+                uuid=_text(said, "uuid"),
+                name=_text(said, "name"),
+                exclusive=CpuSet.parse(_text(said, "exclusive")),
+                hugepages=tuple(
+                    (int(entry["node"]), int(entry["size_kib"]), int(entry["count"]))
+                    for entry in said["hugepages"]
+                ),
+                strict=said["strict"] is True,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise IsolationError(f"claim: {type(error).__name__}: {error}") from error
+        if not _UUID.fullmatch(claim.uuid):
+            raise IsolationError(f"claim: uuid: found {claim.uuid!r}, expected a lower-case UUID")
+        return claim
+
+    def to_json(self) -> dict[str, Any]:
+        """The claim as JSON types, with the format's version."""
+        return {
+            "format": FORMAT,
+            "driver": self.driver,
+            "uuid": self.uuid,
+            "name": self.name,
+            "exclusive": str(self.exclusive),
+            "hugepages": [
+                {"node": node, "size_kib": size_kib, "count": count}
+                for node, size_kib, count in self.hugepages
+            ],
+            "strict": self.strict,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_json() == other.to_json() if isinstance(other, Claim) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.driver, self.uuid))
+
+    def __repr__(self) -> str:
+        return f"Claim({self.to_json()!r})"
+
+
+def _text(said: dict[str, object], key: str) -> str:
+    value = said[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key}: found {value!r}, expected a text")
+    return value
