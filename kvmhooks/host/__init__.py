@@ -4,17 +4,7 @@
 """
 
 from kvmhooks.host.contract import to_json
-from kvmhooks.host.model import (
-    PARTS,
-    Cache,
-    Cpu,
-    Host,
-    HugePages,
-    Kernel,
-    Kvm,
-    Memory,
-    Node,
-)
+from kvmhooks.host.model import PARTS, Cache, Cpu, Host, HugePages, Memory, Node
 from kvmhooks.host.read import read
 
 __all__ = [
@@ -23,8 +13,6 @@ __all__ = [
     "Cpu",
     "Host",
     "HugePages",
-    "Kernel",
-    "Kvm",
     "Memory",
     "Node",
     "read",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kvmhooks.host.flaws import Flaws
     from kvmhooks.host.tree import Directory
 
-_INDEX: Final = re.compile(r"index(\d{1,2})", re.ASCII)
+_INDEX: Final = re.compile(r"index\d{1,2}", re.ASCII)
 _SIZE: Final = re.compile(r"(\d{1,9})([KM]?)", re.ASCII)
 _KIB: Final = {"K": 1, "M": 1024}
 _TYPES: Final = frozenset({"Data", "Instruction", "Unified"})
@@ -45,8 +45,7 @@ def read_leaves(cpu: Directory) -> tuple[Leaf, ...]:
     if directory is None:
         return ()
     with directory:
-        indexes = sorted(name for name in directory.names() if _INDEX.fullmatch(name))
-        leaves = [_read_leaf(directory, name) for name in indexes]
+        leaves = [_read_leaf(directory, name) for name in directory.names(_INDEX)]
     return tuple(leaf for leaf in leaves if leaf is not None)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kvmhooks.values import CpuSet
+from kvmhooks.values import CpuSet, PciAddress
 
 if TYPE_CHECKING:
     from kvmhooks.host.model import Host
@@ -20,14 +20,14 @@ def to_json(host: Host) -> dict[str, Any]:
 
 
 def _plain(value: object) -> Any:
-    if isinstance(value, CpuSet):
+    if isinstance(value, CpuSet | PciAddress):
         return str(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if attrs.has(type(value)):
-        return {name: _plain(getattr(value, name)) for name in _names(type(value))}
+        return {name.rstrip("_"): _plain(getattr(value, name)) for name in _names(type(value))}
     return value
 
 

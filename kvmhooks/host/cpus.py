@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CPUS: Final = "sys/devices/system/cpu"
 
-_CPU_NAME: Final = re.compile(r"cpu(0|[1-9]\d{0,4})", re.ASCII)
+_CPU_NAME: Final = re.compile(r"cpu(?:0|[1-9]\d{0,4})", re.ASCII)
 
 _UNKNOWN: Final = frozenset({-1, 65_535, 4_294_967_295})
 """Ids that mean «unknown»: the default of include/linux/topology.h, and x86's ``BAD_APICID`` as 16
@@ -51,29 +51,32 @@ class Topology:
     siblings: CpuSet | None
     leaves: tuple[Leaf, ...]
     max_khz: int | None
+    """Only read where there are no policies of which it could be taken."""
+    capacity: int | None
+    highest_perf: int | None
     own_online: bool | None
     """What its own ``online`` file says, or that it has topology; only read without a list."""
 
 
-def read_topologies(tree: Tree, online: CpuSet | None) -> list[Topology]:
-    """Read each CPU's own directory."""
+def read_topologies(tree: Tree, online: CpuSet | None, *, frequencies: bool) -> list[Topology]:
+    """Read each CPU's own directory, with its own frequency if ``frequencies`` are asked for."""
     directory = tree.directory(CPUS)
     if directory is None:
         return []
     with directory:
-        numbers = sorted(
-            number
-            for name in directory.names()
-            if (found := _CPU_NAME.fullmatch(name)) and (number := int(found[1])) <= MAX_CPU
-        )
+        found = (int(name.removeprefix("cpu")) for name in directory.names(_CPU_NAME))
+        numbers = sorted(number for number in found if number <= MAX_CPU)
         return [
             topology
             for number in numbers
-            if (topology := _read_cpu(directory, number, online)) is not None
+            if (topology := _read_cpu(directory, number, online, frequencies=frequencies))
+            is not None
         ]
 
 
-def _read_cpu(cpus: Directory, number: int, online: CpuSet | None) -> Topology | None:
+def _read_cpu(
+    cpus: Directory, number: int, online: CpuSet | None, *, frequencies: bool
+) -> Topology | None:
     directory = cpus.child(f"cpu{number}")
     if directory is None:
         return None
@@ -93,7 +96,9 @@ def _read_cpu(cpus: Directory, number: int, online: CpuSet | None) -> Topology |
             ids=ids,
             siblings=siblings,
             leaves=read_leaves(directory),
-            max_khz=_read_frequency(directory),
+            max_khz=_read_below(directory, "cpufreq", "cpuinfo_max_freq") if frequencies else None,
+            capacity=directory.integer("cpu_capacity"),
+            highest_perf=_read_below(directory, "acpi_cppc", "highest_perf"),
             own_online=own_online,
         )
 
@@ -116,13 +121,17 @@ def _read_siblings(topology: Directory) -> CpuSet | None:
     return None
 
 
-def _read_frequency(directory: Directory) -> int | None:
-    """Read ``cpuinfo_max_freq`` (Documentation/admin-guide/pm/cpufreq.rst)."""
-    frequency = directory.child("cpufreq")
-    if frequency is None:
+def _read_below(directory: Directory, name: str, file: str) -> int | None:
+    """Read one number in a directory of a CPU.
+
+    ``cpufreq/cpuinfo_max_freq`` is in Documentation/admin-guide/pm/cpufreq.rst,
+    ``acpi_cppc/highest_perf`` in Documentation/admin-guide/acpi/cppc_sysfs.rst.
+    """
+    below = directory.child(name)
+    if below is None:
         return None
-    with frequency:
-        return frequency.integer("cpuinfo_max_freq")
+    with below:
+        return below.integer(file)
 
 
 def _own_online(directory: Directory, *, has_topology: bool) -> bool | None:

@@ -27,10 +27,11 @@ class Flaws:
 
     def told(self) -> tuple[str, ...]:
         """Each as one line: ``/sys/devices/system/cpu/cpu{0-3}/topology/core_id: found …``."""
-        return tuple(
+        lines = (
             f"/{head}{_group(numbers)}{tail}: {what}"
             for (head, tail, what), numbers in self._found.items()
         )
+        return tuple(sorted(lines))
 
 
 def _group(numbers: list[int]) -> str:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final
 from kvmhooks.values import CpuSet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from kvmhooks.host.model import Kind
+    from kvmhooks.host.model import Cpu, Kind
     from kvmhooks.host.tree import Tree
 
 _PMUS: Final[tuple[tuple[str, Kind], ...]] = (
@@ -48,15 +48,22 @@ def read_pmus(tree: Tree) -> dict[Kind, CpuSet]:
     return kinds
 
 
-def tell_apart(pmus: Mapping[Kind, CpuSet], max_khz: Mapping[int, int]) -> dict[int, Kind]:
+def tell_apart(pmus: Mapping[Kind, CpuSet], cpus: Iterable[Cpu]) -> dict[int, Kind]:
     """Give each CPU its kind; nothing where all are of one kind or the evidence does not say."""
     if pmus:
-        return {cpu: kind for kind, cpus in pmus.items() for cpu in cpus}
-    ordered = sorted(set(max_khz.values()), reverse=True)
-    for better, worse in pairwise(ordered):
+        return {cpu: kind for kind, members in pmus.items() for cpu in members}
+    known = list(cpus)
+    by_capacity = {cpu.id: cpu.capacity for cpu in known if cpu.capacity}
+    by_frequency = {cpu.id: cpu.max_khz for cpu in known if cpu.max_khz}
+    return _split(by_capacity) or _split(by_frequency)
+
+
+def _split(measured: Mapping[int, int]) -> dict[int, Kind]:
+    """Part the CPUs at the first gap, the best first; nothing where there is none."""
+    for better, worse in pairwise(sorted(set(measured.values()), reverse=True)):
         if worse < better * _GAP:
             return {
-                cpu: "performance" if khz >= better else "efficiency"
-                for cpu, khz in max_khz.items()
+                cpu: "performance" if value >= better else "efficiency"
+                for cpu, value in measured.items()
             }
     return {}

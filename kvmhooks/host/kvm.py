@@ -12,13 +12,14 @@ import os
 import re
 from typing import TYPE_CHECKING, Final
 
-from kvmhooks.host.model import Kvm
+from kvmhooks.host.system import Kvm
 
 if TYPE_CHECKING:
     from kvmhooks.host.tree import Tree
 
 _MODULES: Final = "sys/module"
-_MODULE_NAME: Final = re.compile(r"kvm(?:_([a-z0-9]{1,16}))?", re.ASCII)
+_MODULE_NAME: Final = re.compile(r"kvm(?:_[a-z0-9]{1,16})?", re.ASCII)
+_PARAMETER: Final = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
 _GET_API_VERSION: Final = 0xAE00
 """``KVM_GET_API_VERSION`` of include/uapi/linux/kvm.h."""
 API_VERSION: Final = 12
@@ -30,10 +31,11 @@ def read_kvm(tree: Tree) -> Kvm | None:
     names: list[str] = []
     if modules is not None:
         with modules:
-            names = sorted(name for name in modules.names() if _MODULE_NAME.fullmatch(name))
-    vendors = [found[1] for name in names if (found := _MODULE_NAME.fullmatch(name)) and found[1]]
+            names = modules.names(_MODULE_NAME)
+    vendors = [name.removeprefix("kvm_") for name in names if name != "kvm"]
     available = _is_available(tree)
-    if modules is None and available is None:
+    present = _is_present(tree)
+    if modules is None and available is None and present is None:
         return None
     parameters = {
         f"{module}.{name}": value
@@ -44,7 +46,15 @@ def read_kvm(tree: Tree) -> Kvm | None:
         available=available,
         vendor=vendors[0] if len(vendors) == 1 else None,
         module_parameters=parameters if modules is not None else None,
+        present=present,
     )
+
+
+def _is_present(tree: Tree) -> bool | None:
+    """Tell whether the kernel has made the device; None where its class is not shown."""
+    if not tree.has("sys/class/misc"):
+        return True if tree.text("dev/kvm") else None
+    return tree.has("sys/class/misc/kvm")
 
 
 def _is_available(tree: Tree) -> bool | None:
@@ -73,5 +83,5 @@ def _read_parameters(tree: Tree, module: str) -> list[tuple[str, str]]:
     if directory is None:
         return []
     with directory:
-        values = ((name, directory.text(name)) for name in sorted(directory.names()))
+        values = ((name, directory.text(name)) for name in directory.names(_PARAMETER))
         return [(name, value) for name, value in values if value is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from kvmhooks.host.cpus import Topology
     from kvmhooks.host.flaws import Flaws
-    from kvmhooks.host.kernel import CpuLists
-    from kvmhooks.host.model import Cache, Kind, Node
+    from kvmhooks.host.lists import CpuLists
+    from kvmhooks.host.model import Cache, Node
+    from kvmhooks.host.resources import FrequencyPolicy
 
 
 @frozen
@@ -29,7 +30,8 @@ class Evidence:
     online: CpuSet
     caches: Sequence[Cache]
     nodes: Sequence[Node]
-    kinds: Mapping[int, Kind]
+    policies: Mapping[int, FrequencyPolicy]
+    """Of each CPU."""
 
 
 def online_cpus(topologies: Iterable[Topology], lists: CpuLists) -> CpuSet:
@@ -60,14 +62,24 @@ def assemble(evidence: Evidence, flaws: Flaws) -> tuple[Cpu, ...]:
                 l2=l2.get(number),
                 l3=l3.get(number),
                 node=node_of.get(number),
-                kind=evidence.kinds.get(number),
-                max_khz=topology.max_khz if topology is not None else None,
                 isolated=None if lists.isolated is None else number in lists.isolated,
                 nohz_full=None if lists.nohz_full is None else number in lists.nohz_full,
-                **(topology.ids if topology is not None else {}),
+                **(_own_facts(topology, evidence.policies.get(number)) if topology else {}),
             )
         )
     return tuple(made)
+
+
+def _own_facts(topology: Topology, policy: FrequencyPolicy | None) -> dict[str, Any]:
+    """What the CPU and its frequency policy say, and nobody else can contradict."""
+    ranking = policy.ranking if policy is not None else None
+    return {
+        **topology.ids,
+        "max_khz": topology.max_khz if policy is None else policy.hardware_max_khz,
+        "base_khz": None if policy is None else policy.base_khz,
+        "capacity": topology.capacity,
+        "preference": topology.highest_perf if ranking is None else ranking,
+    }
 
 
 def _is_online(topology: Topology, lists: CpuLists) -> bool | None:

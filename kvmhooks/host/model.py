@@ -16,10 +16,27 @@ from kvmhooks.values import CpuSet, union
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kvmhooks.host.devices import Irq, PciDevice
+    from kvmhooks.host.resources import Cgroup, Features, Iommu, Power, Resctrl
+    from kvmhooks.host.system import Kernel, Kvm, Processor
+
 Kind = Literal["performance", "efficiency"]
 
-PARTS: Final = ("cpus", "nodes", "kernel", "kvm")
-"""What ``read`` can be asked for, in the order in which it is read."""
+PARTS: Final = (
+    "cpus",
+    "nodes",
+    "pci",
+    "irqs",
+    "kernel",
+    "kvm",
+    "cgroup",
+    "resctrl",
+    "power",
+    "processor",
+    "iommu",
+    "features",
+)
+"""What ``read`` can be asked for."""
 
 
 @frozen
@@ -51,6 +68,12 @@ class Cpu:
     isolated: bool | None = None
     """Not load-balanced since boot (``isolcpus=domain``)."""
     nohz_full: bool | None = None
+    base_khz: int | None = None
+    capacity: int | None = None
+    """Relative to the best CPU, which has 1,024; most machines do not tell."""
+    preference: int | None = None
+    """The higher, the sooner the scheduler takes it: AMD's ranking of preferred cores, or the
+    highest performance of ACPI CPPC. None where none is told."""
 
 
 @frozen
@@ -78,6 +101,8 @@ class HugePages:
     size_kib: int
     total: int | None
     free: int | None
+    surplus: int | None = None
+    """Of ``total``: beyond the pool's size, and gone when they are given back."""
 
 
 @frozen
@@ -91,6 +116,13 @@ class Node:
     distances: tuple[int, ...] | None = None
     """To each node, in the order of ``Host.nodes``; 10 is local."""
     hugepages: tuple[HugePages, ...] | None = None
+    initiators: tuple[int, ...] | None = None
+    """The nodes whose CPUs reach this memory best, where the firmware has an HMAT."""
+    read_bandwidth_mib: int | None = None
+    """From the initiators, per second."""
+    write_bandwidth_mib: int | None = None
+    read_latency_ns: int | None = None
+    write_latency_ns: int | None = None
 
 
 @frozen
@@ -104,46 +136,28 @@ class Memory:
 
 
 @frozen
-class Kernel:
-    """The running kernel and how it was started."""
-
-    release: str | None = None
-    cmdline: str | None = None
-    isolated: CpuSet | None = None
-    nohz_full: CpuSet | None = None
-
-
-@frozen
-class Kvm:
-    """KVM on this host."""
-
-    available: bool | None = None
-    """A VM could be made: on the live host ``/dev/kvm`` was opened and speaks API version 12."""
-    vendor: str | None = None
-    """``intel``, ``amd``, or what follows ``kvm_`` in the name of another module."""
-    module_parameters: Mapping[str, str] | None = None
-    """Named as on the kernel's command line: ``kvm_intel.nested``."""
-
-
-@frozen
 class Host:
     """Everything that was read.
 
     ``nodes`` is None on a kernel without NUMA (no ``/sys/devices/system/node``): there is no
     node 0 to bind anything to, not even a single one. Its CPUs then have no node, and what memory
-    there is stands in ``memory``.
+    there is stands in ``memory``. A node that is offline has no directory and is not here.
     """
 
     cpus: tuple[Cpu, ...] | None = None
     caches: tuple[Cache, ...] | None = None
     nodes: tuple[Node, ...] | None = None
     memory: Memory | None = None
-    pci: tuple[object, ...] | None = None
-    irqs: tuple[object, ...] | None = None
+    pci: tuple[PciDevice, ...] | None = None
+    irqs: tuple[Irq, ...] | None = None
     kernel: Kernel | None = None
     kvm: Kvm | None = None
-    cgroup: object | None = None
-    features: object | None = None
+    cgroup: Cgroup | None = None
+    features: Features | None = None
+    resctrl: Resctrl | None = None
+    power: Power | None = None
+    processor: Processor | None = None
+    iommu: Iommu | None = None
     warnings: tuple[str, ...] = ()
     _cpu_by_id: Mapping[int, Cpu] = field(init=False, repr=False, eq=False)
     _node_by_id: Mapping[int, Node] = field(init=False, repr=False, eq=False)

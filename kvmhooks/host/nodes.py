@@ -7,7 +7,9 @@ pages, Documentation/admin-guide/mm/hugetlbpage.rst.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import evolve
 
 from kvmhooks.host.model import HugePages, Memory, Node
 from kvmhooks.values import MAX_CPU, CpuSet
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 NODES: Final = "sys/devices/system/node"
 _HUGEPAGES: Final = "sys/kernel/mm/hugepages"
 
-_NODE_NAME: Final = re.compile(r"node(0|[1-9]\d{0,4})", re.ASCII)
-_CPU_NAME: Final = re.compile(r"cpu(0|[1-9]\d{0,4})", re.ASCII)
-_SIZE_NAME: Final = re.compile(r"hugepages-([1-9]\d{0,9})kB", re.ASCII)
+_NODE_NAME: Final = re.compile(r"node(?:0|[1-9]\d{0,4})", re.ASCII)
+_CPU_NAME: Final = re.compile(r"cpu(?:0|[1-9]\d{0,4})", re.ASCII)
+_SIZE_NAME: Final = re.compile(r"hugepages-[1-9]\d{0,9}kB", re.ASCII)
 _MEMINFO: Final = re.compile(r"(?:Node \d+ )?(\w+):\s+(\d{1,15}) kB", re.ASCII)
 
 
@@ -64,10 +66,8 @@ def parse_meminfo(text: str) -> dict[str, int]:
 
 def _numbers(directory: Directory) -> list[int]:
     """The nodes that have a directory, which those that are offline have not."""
-    found = (_NODE_NAME.fullmatch(name) for name in directory.names())
-    numbers = sorted(
-        number for match in found if match is not None and (number := int(match[1])) <= MAX_CPU
-    )
+    found = (int(name.removeprefix("node")) for name in directory.names(_NODE_NAME))
+    numbers = sorted(number for number in found if number <= MAX_CPU)
     online = directory.cpus("online")
     if online is not None and online != CpuSet(numbers):
         directory.warn("online", f"says {online or 'none'}, but there are {CpuSet(numbers)}")
@@ -94,7 +94,27 @@ def _read_node(nodes: Directory, number: int, *, memory: bool) -> Node:
             free_kib=sizes.get("MemFree"),
             distances=_read_distances(directory),
             hugepages=hugepages,
+            **_read_access(directory),
         )
+
+
+def _read_access(directory: Directory) -> dict[str, Any]:
+    """Read the best access class (Documentation/admin-guide/mm/numaperf.rst)."""
+    access = directory.child("access0")
+    initiators = access.child("initiators") if access is not None else None
+    if access is not None:
+        access.close()
+    if initiators is None:
+        return {}
+    with initiators:
+        found = (int(name.removeprefix("node")) for name in initiators.names(_NODE_NAME))
+        return {
+            "initiators": tuple(sorted(found)),
+            "read_bandwidth_mib": initiators.integer("read_bandwidth"),
+            "write_bandwidth_mib": initiators.integer("write_bandwidth"),
+            "read_latency_ns": initiators.integer("read_latency"),
+            "write_latency_ns": initiators.integer("write_latency"),
+        }
 
 
 def _read_cpus(directory: Directory) -> CpuSet | None:
@@ -102,9 +122,8 @@ def _read_cpus(directory: Directory) -> CpuSet | None:
     cpus = directory.sharing("cpumap", "cpulist")
     if cpus is not None:
         return cpus
-    found = (_CPU_NAME.fullmatch(name) for name in directory.names())
-    linked = CpuSet(int(match[1]) for match in found if match is not None)
-    return linked or None
+    found = (int(name.removeprefix("cpu")) for name in directory.names(_CPU_NAME))
+    return CpuSet(number for number in found if number <= MAX_CPU) or None
 
 
 def _read_distances(directory: Directory) -> tuple[int, ...] | None:
@@ -123,39 +142,30 @@ def _without_impossible_distances(tree: Tree, nodes: list[Node]) -> list[Node]:
     """Leave out distances that are not one for each node, since whose they are is unknown."""
     checked = []
     for node in nodes:
-        distances = node.distances
-        if distances is not None and len(distances) != len(nodes):
+        if node.distances is not None and len(node.distances) != len(nodes):
             tree.flaws.add(
                 f"{NODES}/node{node.id}/distance",
-                f"holds {len(distances)} distances for {len(nodes)} nodes",
+                f"holds {len(node.distances)} distances for {len(nodes)} nodes",
             )
-            distances = None
-        checked.append(
-            Node(
-                id=node.id,
-                cpus=node.cpus,
-                memory_kib=node.memory_kib,
-                free_kib=node.free_kib,
-                distances=distances,
-                hugepages=node.hugepages,
-            )
-        )
+            checked.append(evolve(node, distances=None))
+        else:
+            checked.append(node)
     return checked
 
 
 def _read_pools(directory: Directory) -> tuple[HugePages, ...]:
     pools = []
-    for name in directory.names():
-        found = _SIZE_NAME.fullmatch(name)
-        pool = directory.child(name) if found else None
-        if found is None or pool is None:
+    for name in directory.names(_SIZE_NAME):
+        pool = directory.child(name)
+        if pool is None:
             continue
         with pool:
             pools.append(
                 HugePages(
-                    size_kib=int(found[1]),
+                    size_kib=int(name.removeprefix("hugepages-").removesuffix("kB")),
                     total=pool.integer("nr_hugepages"),
                     free=pool.integer("free_hugepages"),
+                    surplus=pool.integer("surplus_hugepages"),
                 )
             )
     return tuple(sorted(pools, key=lambda pool: pool.size_kib))

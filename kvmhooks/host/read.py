@@ -1,26 +1,52 @@
-"""Read a host, or only the parts of it that are asked for."""
+"""Read a host, or only the parts of it that are asked for.
+
+What is not asked for is not imported either: a launcher that plans for CPUs and nodes does not pay
+for PCI.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import evolve
 
 from kvmhooks.host.caches import join
 from kvmhooks.host.cpus import read_topologies
-from kvmhooks.host.kernel import CpuLists, read_cpu_lists, read_kernel
 from kvmhooks.host.kinds import read_pmus, tell_apart
-from kvmhooks.host.kvm import read_kvm
+from kvmhooks.host.lists import NO_LISTS, read_cpu_lists
 from kvmhooks.host.machine import Evidence, assemble, online_cpus
-from kvmhooks.host.model import PARTS, Cache, Cpu, Host, Node
+from kvmhooks.host.model import PARTS, Host
 from kvmhooks.host.nodes import read_memory, read_nodes
 from kvmhooks.host.tree import Tree
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from kvmhooks.host.lists import CpuLists
+    from kvmhooks.host.model import Cache, Cpu, Node
+    from kvmhooks.host.resources import Features, FrequencyPolicy
+
+_READERS: Final = {
+    "pci": "read_pci",
+    "irqs": "read_irqs",
+    "kvm": "read_kvm",
+    "cgroup": "read_cgroup",
+    "resctrl": "read_resctrl",
+    "processor": "read_processor",
+    "iommu": "read_iommu",
+}
+"""The parts that stand alone: the module of the same name has this function."""
+
+_FIELDS: Final = {"cpus": ("cpus", "caches"), "nodes": ("nodes", "memory")}
+"""What a part brings; the others bring the field of their name."""
+
+_FOR_FEATURES: Final = frozenset({"cpus", "nodes", "pci", "kvm", "resctrl", "processor", "iommu"})
 
 
 def read(root: str | os.PathLike[str] = "/", parts: Iterable[str] | None = None) -> Host:
-    """Read the host at ``root``: ``/`` or a captured tree.
+    """Read the host at ``root``: ``/``, or a captured tree.
 
     ``parts`` are some of ``PARTS``, by default all; what was not asked for is None. «cpus» brings
     the caches and the number of each CPU's node, «nodes» the memory and huge pages too. Raises
@@ -30,45 +56,85 @@ def read(root: str | os.PathLike[str] = "/", parts: Iterable[str] | None = None)
     wanted = frozenset(PARTS if parts is None else parts)
     if not wanted <= set(PARTS):
         raise ValueError(f"unknown parts: {', '.join(sorted(wanted - set(PARTS)))}")
-    tree = Tree(root)
-    cpus: tuple[Cpu, ...] | None = None
-    caches: tuple[Cache, ...] | None = None
-    nodes: tuple[Node, ...] | None = None
-    lists = CpuLists(online=None, isolated=None, nohz_full=None)
-    if wanted & {"cpus", "kernel"}:
+    return read_tree(Tree(root), wanted)
+
+
+def read_tree(tree: Tree, wanted: frozenset[str] = frozenset(PARTS)) -> Host:
+    """Read parts of an open tree."""
+    needed = wanted | _FOR_FEATURES if "features" in wanted else wanted
+    host = _read_machine(tree, needed)
+    host = evolve(
+        host,
+        **{
+            part: getattr(_import(part), reader)(tree)
+            for part, reader in _READERS.items()
+            if part in needed
+        },
+    )
+    features = _tell_features(tree, host) if "features" in wanted else None
+    unwanted = {field: None for part in needed - wanted for field in _FIELDS.get(part, (part,))}
+    return evolve(host, features=features, warnings=tree.flaws.told(), **unwanted)
+
+
+def _read_machine(tree: Tree, needed: frozenset[str]) -> Host:
+    """Read the parts that share files with each other."""
+    lists, nodes, policies = NO_LISTS, None, None
+    if needed & {"cpus", "kernel", "power"}:
         lists = read_cpu_lists(tree)
-    if wanted & {"cpus", "nodes"}:
-        nodes = read_nodes(tree, memory="nodes" in wanted)
-    if "cpus" in wanted:
-        cpus, caches = _read_cpus(tree, lists, nodes or ())
+    if needed & {"cpus", "nodes"}:
+        nodes = read_nodes(tree, memory="nodes" in needed)
+    if needed & {"cpus", "power"}:
+        policies = _import("power").read_policies(tree, whole="power" in needed)
+    cpus = caches = power = kernel = None
+    if "cpus" in needed:
+        cpus, caches = _read_cpus(tree, lists, nodes or (), policies or ())
+    if "power" in needed:
+        power = _import("power").read_power(tree, policies, lists.online)
+    if "kernel" in needed:
+        kernel = _import("kernel").read_kernel(tree, lists)
     return Host(
         cpus=cpus,
         caches=caches,
-        nodes=nodes if "nodes" in wanted else None,
-        memory=read_memory(tree) if "nodes" in wanted else None,
-        kernel=read_kernel(tree, lists) if "kernel" in wanted else None,
-        kvm=read_kvm(tree) if "kvm" in wanted else None,
-        warnings=tree.flaws.told(),
+        nodes=nodes if "nodes" in needed else None,
+        memory=read_memory(tree) if "nodes" in needed else None,
+        kernel=kernel,
+        power=power,
     )
 
 
 def _read_cpus(
-    tree: Tree, lists: CpuLists, nodes: tuple[Node, ...]
+    tree: Tree,
+    lists: CpuLists,
+    nodes: Sequence[Node],
+    policies: Sequence[FrequencyPolicy],
 ) -> tuple[tuple[Cpu, ...] | None, tuple[Cache, ...] | None]:
-    topologies = read_topologies(tree, lists.online)
+    topologies = read_topologies(tree, lists.online, frequencies=not policies)
     if not topologies:
         tree.flaws.add("sys/devices/system/cpu", "holds no CPUs")
         return None, None
     online = online_cpus(topologies, lists)
     caches = join({told.id: told.leaves for told in topologies}, online, tree.flaws)
-    frequencies = {told.id: told.max_khz for told in topologies if told.max_khz}
-    kinds = tell_apart(read_pmus(tree), frequencies)
+    policy_of = {cpu: policy for policy in policies for cpu in policy.cpus or ()}
     evidence = Evidence(
         topologies=topologies,
         lists=lists,
         online=online,
         caches=caches,
         nodes=nodes,
-        kinds=kinds,
+        policies=policy_of,
     )
-    return assemble(evidence, tree.flaws), caches
+    cpus = assemble(evidence, tree.flaws)
+    kinds = tell_apart(read_pmus(tree), cpus)
+    if kinds:
+        cpus = tuple(evolve(cpu, kind=kinds.get(cpu.id)) for cpu in cpus)
+    return cpus, caches
+
+
+def _tell_features(tree: Tree, host: Host) -> Features:
+    irqbalance = _import("services").is_irqbalance_running(tree)
+    told: Features = _import("features").tell(host, irqbalance=irqbalance)
+    return told
+
+
+def _import(name: str) -> Any:
+    return import_module(f"kvmhooks.host.{name}")

@@ -13,14 +13,14 @@ import errno
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from kvmhooks.errors import HostError, ValueFormatError
 from kvmhooks.host.flaws import Flaws
 from kvmhooks.values import CpuSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
 T = TypeVar("T")
@@ -40,16 +40,38 @@ _MASK: Final = re.compile(r"[0-9a-f]{1,8}(?:,[0-9a-f]{8})*", re.ASCII)
 _PADDING: Final = "\0 \t\r\n"
 
 
+class Recorder(Protocol):
+    """What sees everything that is read, and may change it before the reader does."""
+
+    def saw_directory(self, path: str) -> None:
+        """Note a directory that is there."""
+
+    def saw_text(self, path: str, text: str) -> str:
+        """Note what a file holds; the reader gets what is returned."""
+
+    def saw_link(self, path: str, target: str) -> str:
+        """Note where a link leads; the reader gets what is returned."""
+
+    def saw_flaw(self, path: str, what: str) -> None:
+        """Note what is wrong with something that is there and could not be read."""
+
+    def public(self, name: str) -> str:
+        """Give a name as the model shall have it."""
+
+
 class Tree:
     """A host's files below one root.
 
     Raises ``HostError`` when the root is no directory.
     """
 
-    def __init__(self, root: str | os.PathLike[str] = "/") -> None:
+    def __init__(
+        self, root: str | os.PathLike[str] = "/", recorder: Recorder | None = None
+    ) -> None:
         self.root = os.path.realpath(root)
         self.is_live = self.root == "/"
         self.flaws = Flaws()
+        self.recorder = recorder
         # Live links were made by the kernel; those of a captured tree are followed by resolve().
         self._nofollow = 0 if self.is_live else os.O_NOFOLLOW
         try:
@@ -66,10 +88,17 @@ class Tree:
             return None
         flags = os.O_RDONLY | os.O_DIRECTORY | self._nofollow
         try:
-            return Directory(self, path, os.open(os.path.join(self.root, at), flags))
+            fd = os.open(os.path.join(self.root, at), flags)
         except OSError as error:
             self.refuse(path, error)
             return None
+        return self.opened(path, fd)
+
+    def opened(self, path: str, fd: int) -> Directory:
+        """Make a directory of its open file."""
+        if self.recorder is not None:
+            self.recorder.saw_directory(path)
+        return Directory(self, path, fd)
 
     def resolve(self, path: str) -> str | None:
         """Follow the links of a path as if the root were ``/``; None when it leads nowhere."""
@@ -113,6 +142,42 @@ class Tree:
         with directory:
             return directory.cpus(name)
 
+    def lines(self, path: str, limit: int) -> Iterator[str]:
+        """Read one long file line by line, at most ``limit`` bytes of it."""
+        folder, _, name = path.rpartition("/")
+        directory = self.directory(folder)
+        fd = None
+        if directory is not None:
+            with directory:
+                fd = self.open_file(folder, name, directory.fd)
+        if fd is None:
+            return
+        said = self._lines_of(fd, path, limit)
+        if self.recorder is None:
+            yield from said
+        else:
+            yield from self.recorder.saw_text(path, "\n".join(said)).splitlines()
+
+    def has(self, path: str) -> bool:
+        """Tell whether a directory is there."""
+        directory = self.directory(path)
+        if directory is None:
+            return False
+        with directory:
+            return True
+
+    def _lines_of(self, fd: int, path: str, limit: int) -> Iterator[str]:
+        with open(fd, errors="replace") as file:
+            try:
+                for line in file:
+                    limit -= len(line)
+                    if limit < 0:
+                        self.unread(path, "is too long: the rest is left out")
+                        return
+                    yield line.strip(_PADDING)
+            except OSError as error:
+                self.unread(path, f"cannot be read: {error.strerror}")
+
     def open_file(self, path: str, name: str, directory: int) -> int | None:
         """Open one file of an open directory; None, with a warning, when it cannot be."""
         flags = os.O_RDONLY | os.O_NONBLOCK | self._nofollow
@@ -138,18 +203,28 @@ class Tree:
     def refuse(self, path: str, error: OSError) -> None:
         """Note a file that is there and cannot be used; one that is not there is no news."""
         if error.errno not in _GONE:
-            self.flaws.add(path, f"cannot be read: {error.strerror}")
+            self.unread(path, f"cannot be read: {error.strerror}")
+
+    def unread(self, path: str, what: str) -> None:
+        """Note why a file that is there was not read."""
+        self.flaws.add(path, what)
+        if self.recorder is not None:
+            self.recorder.saw_flaw(path, what)
+
+    def public(self, name: str) -> str:
+        """Give a name that was found as the model shall have it."""
+        return name if self.recorder is None else self.recorder.public(name)
 
 
 class Directory:
     """One open directory of a tree; close it, or use it in a ``with`` statement."""
 
-    __slots__ = ("_fd", "path", "tree")
+    __slots__ = ("fd", "path", "tree")
 
     def __init__(self, tree: Tree, path: str, fd: int) -> None:
         self.tree = tree
         self.path = path
-        self._fd = fd
+        self.fd = fd
 
     def __enter__(self) -> Self:
         return self
@@ -160,28 +235,51 @@ class Directory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.close(self._fd)
+        self.close()
 
-    def names(self) -> list[str]:
-        """The names in it, in no order."""
+    def close(self) -> None:
+        """Close it."""
+        os.close(self.fd)
+
+    def names(self, pattern: re.Pattern[str]) -> list[str]:
+        """The names in it that match as a whole, sorted."""
         try:
-            return os.listdir(self._fd)
+            found = sorted(filter(pattern.fullmatch, os.listdir(self.fd)))
         except OSError as error:
             self.tree.refuse(self.path, error)
             return []
+        if self.tree.recorder is not None:
+            for name in found:
+                self.tree.recorder.saw_directory(f"{self.path}/{name}")
+        return found
+
+    def link(self, name: str) -> str | None:
+        """Where a link leads, as it says; None when there is no such link."""
+        try:
+            target = os.readlink(name, dir_fd=self.fd)
+        except OSError:
+            return None
+        if self.tree.recorder is not None:
+            target = self.tree.recorder.saw_link(f"{self.path}/{name}", target)
+        return target
+
+    def link_name(self, name: str) -> str | None:
+        """The last part of where a link leads."""
+        target = self.link(name)
+        return None if target is None else target.rstrip("/").rpartition("/")[2]
 
     def child(self, name: str) -> Directory | None:
         """Open a directory in this one; None when there is none."""
         path = f"{self.path}/{name}"
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._fd)
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.fd)
         except OSError as error:
             # Linux answers ENOTDIR for a link when O_DIRECTORY and O_NOFOLLOW are both given.
             if error.errno in {errno.ELOOP, errno.ENOTDIR}:
                 return self.tree.directory(path)
             self.tree.refuse(path, error)
             return None
-        return Directory(self.tree, path, fd)
+        return self.tree.opened(path, fd)
 
     def text(self, name: str, *, limit: int = ATTRIBUTE_LIMIT, whole: bool = False) -> str | None:
         """Read one file, without the white space and NUL bytes around it.
@@ -189,25 +287,29 @@ class Directory:
         ``whole`` reads on after a short read, as files of ``/proc`` need. More than ``limit``
         bytes are refused with a warning rather than read.
         """
-        fd = self.tree.open_file(self.path, name, self._fd)
+        fd = self.tree.open_file(self.path, name, self.fd)
         if fd is None:
             return None
         try:
             data = os.read(fd, _PAGE)
             if not data and not stat.S_ISREG(os.fstat(fd).st_mode):
-                self.warn(name, "is no regular file")
+                self.tree.unread(f"{self.path}/{name}", "is no regular file")
                 return None
             if whole or len(data) >= _PAGE:
                 data = _read_on(fd, data, limit=limit, whole=whole)
         except OSError as error:
-            self.warn(name, f"cannot be read: {error.strerror}")
+            self.tree.unread(f"{self.path}/{name}", f"cannot be read: {error.strerror}")
             return None
         finally:
             os.close(fd)
         if len(data) > limit:
-            self.warn(name, f"is longer than {limit} bytes, which is no such file")
+            what = f"is longer than {limit} bytes, which is no such file"
+            self.tree.unread(f"{self.path}/{name}", what)
             return None
-        return data.decode("utf-8", "replace").strip(_PADDING)
+        text = data.decode("utf-8", "replace").strip(_PADDING)
+        if self.tree.recorder is not None:
+            text = self.tree.recorder.saw_text(f"{self.path}/{name}", text)
+        return text
 
     def integer(self, name: str) -> int | None:
         """Read a whole number, in decimal."""

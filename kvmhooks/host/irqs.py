@@ -1,0 +1,225 @@
+"""The interrupts of a host.
+
+What they are is in ``/sys/kernel/irq`` (Documentation/ABI/testing/sysfs-kernel-irq), where they go
+in ``/proc/irq`` (Documentation/core-api/irq/irq-affinity.rst), how often they came in
+``/proc/interrupts`` (Documentation/filesystems/proc.rst).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from attrs import frozen
+
+from kvmhooks.errors import ValueFormatError
+from kvmhooks.host.devices import Irq
+from kvmhooks.host.managed import is_likely_managed
+from kvmhooks.host.pci import PCI
+from kvmhooks.values import MAX_CPU, CpuSet, PciAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvmhooks.host.tree import Directory, Tree
+
+_DESCRIBED: Final = "sys/kernel/irq"
+_ROUTED: Final = "proc/irq"
+_DEBUGGED: Final = "sys/kernel/debug/irq/irqs"
+_COUNTED: Final = "proc/interrupts"
+
+_NUMBER: Final = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
+_ADDRESS: Final = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.ASCII)
+_COLUMN: Final = re.compile(r"CPU(\d{1,5})", re.ASCII)
+
+COUNTS_LIMIT: Final = 256 * 1024 * 1024
+"""8,192 CPUs with 2,000 interrupts make 180 MB; it is read line by line."""
+
+
+@frozen
+class Described:
+    """What ``/sys/kernel/irq/N`` says."""
+
+    actions: tuple[str, ...] | None = None
+    chip: str | None = None
+    hwirq: int | None = None
+
+
+@frozen
+class Routed:
+    """What ``/proc/irq/N`` says."""
+
+    affinity: CpuSet | None = None
+    effective_affinity: CpuSet | None = None
+    node: int | None = None
+
+
+@frozen
+class Counted:
+    """One line of ``/proc/interrupts``."""
+
+    count: int
+    cpus: CpuSet
+
+
+_NOTHING_DESCRIBED: Final = Described()
+_NOTHING_ROUTED: Final = Routed()
+
+
+def read_irqs(tree: Tree) -> tuple[Irq, ...] | None:
+    """Read all interrupts that have a number; None where the tree holds none."""
+    described = _read_described(tree)
+    routed = _read_routed(tree)
+    if not described and not routed:
+        return None
+    counted = dict(parse_counts(_count_lines(tree)))
+    states = _read_states(tree)
+    owners = _read_owners(tree)
+    irqs = []
+    for number in sorted(described.keys() | routed.keys()):
+        what = described.get(number, _NOTHING_DESCRIBED)
+        where = routed.get(number, _NOTHING_ROUTED)
+        often = counted.get(number)
+        irqs.append(
+            Irq(
+                number=number,
+                actions=what.actions,
+                chip=what.chip,
+                affinity=where.affinity,
+                effective_affinity=where.effective_affinity,
+                node=where.node,
+                device=_named_device(what.chip) or owners.get(number),
+                hwirq=what.hwirq,
+                likely_managed=is_likely_managed(what.actions, states.get(number)),
+                count=often.count if often is not None else None,
+                counted_on=often.cpus if often is not None else None,
+            )
+        )
+    return tuple(irqs)
+
+
+def parse_counts(lines: Iterator[str]) -> Iterator[tuple[int, Counted]]:
+    """Read the lines of ``/proc/interrupts`` that have a number.
+
+    The first line names the CPUs that are online, one for each column.
+    """
+    columns = [int(name) for name in _COLUMN.findall(next(lines, ""))]
+    if not columns or max(columns) > MAX_CPU:
+        return
+    for line in lines:
+        name, colon, rest = line.partition(":")
+        number = name.strip()
+        if not colon or not _NUMBER.fullmatch(number):
+            continue
+        words = rest.split(None, len(columns))[: len(columns)]
+        if len(words) < len(columns) or not all(map(str.isdecimal, words)):
+            continue
+        hits = [at for at, word in enumerate(words) if word != "0"]
+        cpus = CpuSet(columns[at] for at in hits)
+        yield int(number), Counted(sum(int(words[at]) for at in hits), cpus)
+
+
+def _read_described(tree: Tree) -> dict[int, Described]:
+    directory = tree.directory(_DESCRIBED)
+    if directory is None:
+        return {}
+    with directory:
+        return {int(name): _describe(directory, name) for name in directory.names(_NUMBER)}
+
+
+def _describe(irqs: Directory, name: str) -> Described:
+    directory = irqs.child(name)
+    if directory is None:
+        return _NOTHING_DESCRIBED
+    with directory:
+        actions = directory.text("actions")
+        return Described(
+            actions=None if actions is None else tuple(filter(None, actions.split(","))),
+            chip=directory.text("chip_name") or None,
+            hwirq=_hwirq(directory),
+        )
+
+
+def _hwirq(directory: Directory) -> int | None:
+    text = directory.text("hwirq")
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 20 else None
+
+
+def _read_routed(tree: Tree) -> dict[int, Routed]:
+    directory = tree.directory(_ROUTED)
+    if directory is None:
+        return {}
+    with directory:
+        return {int(name): _route(directory, name) for name in directory.names(_NUMBER)}
+
+
+def _route(irqs: Directory, name: str) -> Routed:
+    directory = irqs.child(name)
+    if directory is None:
+        return _NOTHING_ROUTED
+    with directory:
+        node = directory.integer("node")
+        return Routed(
+            affinity=directory.sharing("smp_affinity", "smp_affinity_list"),
+            effective_affinity=directory.sharing("effective_affinity", "effective_affinity_list"),
+            node=None if node is None or node < 0 else node,
+        )
+
+
+def _read_states(tree: Tree) -> dict[int, str]:
+    directory = tree.directory(_DEBUGGED)
+    if directory is None:
+        return {}
+    with directory:
+        texts = ((name, directory.text(name, whole=True)) for name in directory.names(_NUMBER))
+        return {int(name): text for name, text in texts if text}
+
+
+def _named_device(chip: str | None) -> PciAddress | None:
+    """The device in the name of a per-device chip (``PCI-MSIX-0000:00:05.0``, since Linux 6.2)."""
+    found = _ADDRESS.search(chip or "")
+    return _parse_address(found[0]) if found is not None else None
+
+
+def _read_owners(tree: Tree) -> dict[int, PciAddress]:
+    """The device of each interrupt by its ``msi_irqs`` and ``irq``.
+
+    (Documentation/ABI/testing/sysfs-bus-pci.) The line of ``irq`` may be shared: the first device
+    stands for all.
+    """
+    directory = tree.directory(PCI)
+    if directory is None:
+        return {}
+    messages: dict[int, PciAddress] = {}
+    pins: dict[int, PciAddress] = {}
+    with directory:
+        for name in directory.names(_ADDRESS):
+            device = directory.child(name)
+            address = _parse_address(name)
+            if device is None or address is None:
+                continue
+            with device:
+                messages |= dict.fromkeys(_vectors(device), address)
+                pin = device.integer("irq")
+                if pin:
+                    pins.setdefault(pin, address)
+    return pins | messages
+
+
+def _vectors(device: Directory) -> list[int]:
+    directory = device.child("msi_irqs")
+    if directory is None:
+        return []
+    with directory:
+        return [int(name) for name in directory.names(_NUMBER)]
+
+
+def _parse_address(text: str) -> PciAddress | None:
+    try:
+        return PciAddress.parse(text)
+    except ValueFormatError:
+        return None
+
+
+def _count_lines(tree: Tree) -> Iterator[str]:
+    return tree.lines(_COUNTED, limit=COUNTS_LIMIT)
