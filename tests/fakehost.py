@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from kvmhooks.values import CpuSet
+from tests.fakedevices import FakeIrq, FakePci, write_devices
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +78,10 @@ class FakeHost:
     release: str = "6.1.0-18-amd64"
     cmdline: str = "BOOT_IMAGE=/vmlinuz root=/dev/vda1 ro"
     kvm: Literal["intel", "amd"] | None = "intel"
+    pci: tuple[FakePci, ...] = ()
+    irqs: tuple[FakeIrq, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    """Anything else, by path."""
 
     @cached_property
     def cpus(self) -> tuple[Thread, ...]:
@@ -234,6 +239,7 @@ class Writer:
         for size, (total, free) in pools.items():
             self.put(f"{path}/hugepages-{size}kB/nr_hugepages", total)
             self.put(f"{path}/hugepages-{size}kB/free_hugepages", free)
+            self.put(f"{path}/hugepages-{size}kB/surplus_hugepages", 0)
 
     def write_kernel(self, host: FakeHost) -> None:
         """Write what stands outside the CPUs and nodes."""
@@ -258,3 +264,6 @@ class Writer:
             efficiency = CpuSet.parse(host.efficiency)
             self.put("sys/devices/cpu_atom/cpus", efficiency)
             self.put("sys/devices/cpu_core/cpus", host.online - efficiency)
+        write_devices(self, host)
+        for path, text in host.files.items():
+            self.put(path, text)

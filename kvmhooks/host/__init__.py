@@ -6,6 +6,7 @@
 from kvmhooks.host.contract import to_json
 from kvmhooks.host.model import PARTS, Cache, Cpu, Host, HugePages, Memory, Node
 from kvmhooks.host.read import read
+from kvmhooks.host.system import Kernel, Kvm
 
 __all__ = [
     "PARTS",
@@ -13,6 +14,8 @@ __all__ = [
     "Cpu",
     "Host",
     "HugePages",
+    "Kernel",
+    "Kvm",
     "Memory",
     "Node",
     "read",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SLICE: Final = re.compile(r"[A-Za-z0-9_.:@\\-]{1,240}\.slice", re.ASCII)
 _MOUNTS_LIMIT: Final = 4 << 20
 _V1: Final = frozenset(
-    [
+    {
         "cpu",
         "cpuacct",
         "cpuset",
@@ -36,7 +36,7 @@ _V1: Final = frozenset(
         "hugetlb",
         "rdma",
         "misc",
-    ]
+    }
 )
 
 

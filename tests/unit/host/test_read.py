@@ -21,6 +21,7 @@ from kvmhooks.host import (
     read,
     to_json,
 )
+from kvmhooks.host.system import Isolation
 from kvmhooks.values import CpuSet
 from tests.fakehost import write_host
 
@@ -58,27 +59,33 @@ SMALL = Host(
             memory_kib=4 << 20,
             free_kib=3 << 20,
             distances=(10,),
-            hugepages=(HugePages(2048, 16, 4), HugePages(1 << 20, 1, 0)),
+            hugepages=(HugePages(2048, 16, 4, 0), HugePages(1 << 20, 1, 0, 0)),
         ),
     ),
     memory=Memory(
         total_kib=4 << 20,
         free_kib=3 << 20,
         available_kib=3 << 20,
-        hugepages=(HugePages(2048, 16, 4), HugePages(1 << 20, 1, 0)),
+        hugepages=(HugePages(2048, 16, 4, 0), HugePages(1 << 20, 1, 0, 0)),
     ),
     kernel=Kernel(
         release="6.1.0-18-amd64",
         cmdline="isolcpus=3",
         isolated=CpuSet({3}),
         nohz_full=CpuSet(),
+        parameters={"isolcpus": ("3",)},
+        asked=Isolation(isolcpus=CpuSet({3})),
+        boot_pages=(),
+        sysctls={},
     ),
     kvm=Kvm(
         available=True,
         vendor="intel",
         module_parameters={"kvm.halt_poll_ns": "200000", "kvm_intel.nested": "Y"},
+        present=True,
     ),
 )
+PLANNED = ("cpus", "nodes", "kernel", "kvm")
 
 
 @pytest.fixture
@@ -97,12 +104,12 @@ def small(tmp_path: Path) -> Path:
 
 def test_everything_that_is_described_is_read(small: Path) -> None:
     """A machine of two cores with two threads each, whole."""
-    assert read(small) == SMALL
+    assert read(small, PLANNED) == SMALL
 
 
 def test_the_json_is_the_contract_with_sets_as_lists(small: Path) -> None:
     """One of each kind of entry, whole; what is not read is null."""
-    said = json.loads(json.dumps(to_json(read(small))))
+    said = json.loads(json.dumps(to_json(read(small, PLANNED))))
     assert said["cpus"][3] == {
         "id": 3,
         "online": True,
@@ -118,6 +125,9 @@ def test_the_json_is_the_contract_with_sets_as_lists(small: Path) -> None:
         "max_khz": 3000000,
         "isolated": True,
         "nohz_full": False,
+        "base_khz": None,
+        "capacity": None,
+        "preference": None,
     }
     assert said["caches"][-1] == {
         "level": 3,
@@ -128,23 +138,43 @@ def test_the_json_is_the_contract_with_sets_as_lists(small: Path) -> None:
         "numbered_by_cpu": False,
     }
     pools = [
-        {"size_kib": 2048, "total": 16, "free": 4},
-        {"size_kib": 1048576, "total": 1, "free": 0},
+        {"size_kib": 2048, "total": 16, "free": 4, "surplus": 0},
+        {"size_kib": 1048576, "total": 1, "free": 0, "surplus": 0},
     ]
     sizes = {"memory_kib": 4194304, "free_kib": 3145728}
+    access = ("read_bandwidth_mib", "write_bandwidth_mib", "read_latency_ns", "write_latency_ns")
     assert said["nodes"] == [
-        {"id": 0, "cpus": "0-3", **sizes, "distances": [10], "hugepages": pools}
+        {
+            "id": 0,
+            "cpus": "0-3",
+            **sizes,
+            "distances": [10],
+            "hugepages": pools,
+            "initiators": None,
+            **dict.fromkeys(access),
+        }
     ]
-    assert said["kernel"] == {
+    assert {name: value for name, value in said["kernel"].items() if value is not None} == {
         "release": "6.1.0-18-amd64",
         "cmdline": "isolcpus=3",
         "isolated": "3",
         "nohz_full": "",
+        "parameters": {"isolcpus": ["3"]},
+        "asked": {
+            "isolcpus": "3",
+            "isolcpus_flags": [],
+            "nohz_full": None,
+            "rcu_nocbs": None,
+            "irqaffinity": None,
+        },
+        "boot_pages": [],
+        "sysctls": {},
     }
     assert said["kvm"] == {
         "available": True,
         "vendor": "intel",
         "module_parameters": {"kvm.halt_poll_ns": "200000", "kvm_intel.nested": "Y"},
+        "present": True,
     }
     assert said["warnings"] == []
     assert [said[name] for name in ("pci", "irqs", "cgroup", "features")] == [None] * 4
