@@ -51,7 +51,8 @@ class Topology:
     siblings: CpuSet | None
     leaves: tuple[Leaf, ...]
     max_khz: int | None
-    """Only read where there are no policies of which it could be taken."""
+    """This and the next are only read where there are no policies that say so."""
+    base_khz: int | None
     capacity: int | None
     highest_perf: int | None
     own_online: bool | None
@@ -91,14 +92,16 @@ def _read_cpu(
         own_online = None
         if online is None:
             own_online = _own_online(directory, has_topology=topology is not None)
+        max_khz, base_khz = _read_frequencies(directory) if frequencies else (None, None)
         return Topology(
             id=number,
             ids=ids,
             siblings=siblings,
             leaves=read_leaves(directory),
-            max_khz=_read_below(directory, "cpufreq", "cpuinfo_max_freq") if frequencies else None,
+            max_khz=max_khz,
+            base_khz=base_khz,
             capacity=directory.integer("cpu_capacity"),
-            highest_perf=_read_below(directory, "acpi_cppc", "highest_perf"),
+            highest_perf=_read_preference(directory),
             own_online=own_online,
         )
 
@@ -121,17 +124,22 @@ def _read_siblings(topology: Directory) -> CpuSet | None:
     return None
 
 
-def _read_below(directory: Directory, name: str, file: str) -> int | None:
-    """Read one number in a directory of a CPU.
+def _read_frequencies(directory: Directory) -> tuple[int | None, int | None]:
+    """Read the maximum and the base frequency (Documentation/admin-guide/pm/cpufreq.rst)."""
+    frequency = directory.child("cpufreq")
+    if frequency is None:
+        return None, None
+    with frequency:
+        return frequency.integer("cpuinfo_max_freq"), frequency.integer("base_frequency")
 
-    ``cpufreq/cpuinfo_max_freq`` is in Documentation/admin-guide/pm/cpufreq.rst,
-    ``acpi_cppc/highest_perf`` in Documentation/admin-guide/acpi/cppc_sysfs.rst.
-    """
-    below = directory.child(name)
-    if below is None:
+
+def _read_preference(directory: Directory) -> int | None:
+    """Read the highest performance (Documentation/admin-guide/acpi/cppc_sysfs.rst)."""
+    performance = directory.child("acpi_cppc")
+    if performance is None:
         return None
-    with below:
-        return below.integer(file)
+    with performance:
+        return performance.integer("highest_perf")
 
 
 def _own_online(directory: Directory, *, has_topology: bool) -> bool | None:

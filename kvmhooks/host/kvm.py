@@ -34,7 +34,7 @@ def read_kvm(tree: Tree) -> Kvm | None:
             names = modules.names(_MODULE_NAME)
     vendors = [name.removeprefix("kvm_") for name in names if name != "kvm"]
     available = _is_available(tree)
-    present = _is_present(tree)
+    present = _is_present(tree, available=available)
     if modules is None and available is None and present is None:
         return None
     parameters = {
@@ -50,30 +50,38 @@ def read_kvm(tree: Tree) -> Kvm | None:
     )
 
 
-def _is_present(tree: Tree) -> bool | None:
+def _is_present(tree: Tree, *, available: bool | None) -> bool | None:
     """Tell whether the kernel has made the device; None where its class is not shown."""
     if not tree.has("sys/class/misc"):
-        return True if tree.text("dev/kvm") else None
+        return available or None
     return tree.has("sys/class/misc/kvm")
 
 
 def _is_available(tree: Tree) -> bool | None:
     """Ask ``/dev/kvm`` itself; in a captured tree it is a file with the version it gave."""
-    if not tree.is_live:
-        said = tree.text("dev/kvm")
-        return None if not said else said == str(API_VERSION)
+    if tree.is_live:
+        version = _ask_version(tree)
+        if tree.recorder is not None:
+            tree.recorder.saw_text("dev/kvm", str(version))
+        return version == API_VERSION
+    said = tree.text("dev/kvm")
+    return None if not said else said == str(API_VERSION)
+
+
+def _ask_version(tree: Tree) -> int:
+    """The API version of this machine's KVM; 0 where it cannot be used."""
     try:
         device = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False
+        return 0
     except OSError as error:
-        tree.flaws.add("dev/kvm", f"cannot be opened: {error.strerror}")
-        return False
+        tree.unread("dev/kvm", f"cannot be opened: {error.strerror}")
+        return 0
     try:
-        return fcntl.ioctl(device, _GET_API_VERSION) == API_VERSION
+        return fcntl.ioctl(device, _GET_API_VERSION)
     except OSError as error:
-        tree.flaws.add("dev/kvm", f"does not speak KVM: {error.strerror}")
-        return False
+        tree.unread("dev/kvm", f"does not speak KVM: {error.strerror}")
+        return 0
     finally:
         os.close(device)
 

@@ -76,7 +76,7 @@ def _own_facts(topology: Topology, policy: FrequencyPolicy | None) -> dict[str, 
     return {
         **topology.ids,
         "max_khz": topology.max_khz if policy is None else policy.hardware_max_khz,
-        "base_khz": None if policy is None else policy.base_khz,
+        "base_khz": topology.base_khz if policy is None else policy.base_khz,
         "capacity": topology.capacity,
         "preference": topology.highest_perf if ranking is None else ranking,
     }

@@ -6,6 +6,7 @@ for PCI.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +22,6 @@ from kvmhooks.host.nodes import read_memory, read_nodes
 from kvmhooks.host.tree import Tree
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Sequence
 
     from kvmhooks.host.lists import CpuLists
@@ -46,7 +46,7 @@ _FOR_FEATURES: Final = frozenset({"cpus", "nodes", "pci", "kvm", "resctrl", "pro
 
 
 def read(root: str | os.PathLike[str] = "/", parts: Iterable[str] | None = None) -> Host:
-    """Read the host at ``root``: ``/``, or a captured tree.
+    """Read the host at ``root``: ``/``, a captured tree, or a tar file of one.
 
     ``parts`` are some of ``PARTS``, by default all; what was not asked for is None. «cpus» brings
     the caches and the number of each CPU's node, «nodes» the memory and huge pages too. Raises
@@ -56,6 +56,9 @@ def read(root: str | os.PathLike[str] = "/", parts: Iterable[str] | None = None)
     wanted = frozenset(PARTS if parts is None else parts)
     if not wanted <= set(PARTS):
         raise ValueError(f"unknown parts: {', '.join(sorted(wanted - set(PARTS)))}")
+    if os.path.isfile(root):  # noqa: PTH113 -- pathlib is not loaded for a question
+        with _import("archive").unpacked(root) as directory:
+            return read_tree(Tree(directory), wanted)
     return read_tree(Tree(root), wanted)
 
 

@@ -32,6 +32,9 @@ page (fs/kernfs/file.c): a shorter read is the end."""
 ATTRIBUTE_LIMIT: Final = 64 * 1024
 """More than any attribute: a list of 8,192 CPUs of which none are neighbours takes 40 KiB."""
 
+FLAWS: Final = "kvmhooks-flaws"
+"""The file of a captured tree that says which files were there and could not be read."""
+
 _LINKS_LIMIT: Final = 40
 """As in the kernel (``MAXSYMLINKS``, include/linux/namei.h): beyond that it is a loop."""
 
@@ -80,6 +83,15 @@ class Tree:
             raise HostError(f"{os.fspath(root)}: cannot be read: {error.strerror}") from error
         if not {"sys", "proc"} & set(names):
             raise HostError(f"{os.fspath(root)}: holds neither sys nor proc, so it is no host")
+        if FLAWS in names and not self.is_live:
+            self._read_flaws()
+
+    def _read_flaws(self) -> None:
+        """Say again what was wrong with files that could not be captured."""
+        for line in self.lines(FLAWS, limit=1 << 20):
+            path, tab, what = line.partition("\t")
+            if tab:
+                self.unread(path, what)
 
     def directory(self, path: str) -> Directory | None:
         """Open a directory given by its path below the root; None when there is none."""
@@ -118,7 +130,7 @@ class Tree:
                 continue
             links += 1
             if links > _LINKS_LIMIT:
-                self.flaws.add(path, "the links go round in a circle")
+                self.unread(path, "the links go round in a circle")
                 return None
             done = [] if target.startswith("/") else done[:-1]
             todo += target.split("/")[::-1]

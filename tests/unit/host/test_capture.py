@@ -1,0 +1,158 @@
+"""Captures: they read back to the same host, and do not say whose it is."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvmhooks.errors import HostError
+from kvmhooks.host import Host, read
+from kvmhooks.host.capture import capture
+from kvmhooks.host.redact import Redactor
+from tests.fakedevices import FakeIrq, FakePci, nic_with_functions
+from tests.fakehost import write_host
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAC = "52:54:00:12:34:56"
+UUID = "3e1f0a5c-0b1d-4c44-9f8e-3a2b1c0d9e8f"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A host whose files say who it is, with some damage."""
+    root = write_host(
+        tmp_path / "host",
+        packages=2,
+        threads=2,
+        nodes=2,
+        offline="3",
+        cmdline=f"root=UUID={UUID} ifname=eth0:{MAC} rd.password=hunter2 quiet",
+        pci=(
+            *nic_with_functions("0000:3b:00.0", 2, total=8, node=1, group=3),
+            FakePci("0000:00:02.0", net=("enx525400123456",), block=("nvme0n1",)),
+        ),
+        irqs=(FakeIrq(33, "nvme0q1", device="0000:00:02.0", counts={1: 4}),),
+        files={"proc/1/comm": "systemd", "proc/77/comm": "irqbalance", "proc/78/comm": "secret"},
+    )
+    (root / "sys/devices/system/cpu/cpu0/topology/core_id").write_text("nonsense")
+    fifo = root / "sys/devices/system/cpu/cpu1/topology/die_id"
+    fifo.unlink()
+    os.mkfifo(fifo)
+    return root
+
+
+@pytest.mark.parametrize("name", ["captured", "captured.tar", "captured.tar.gz", "captured.tar.xz"])
+@pytest.mark.parametrize("redacted", [True, False])
+def test_a_capture_reads_back_to_the_same_host(
+    root: Path, tmp_path: Path, name: str, *, redacted: bool
+) -> None:
+    """As a directory and as a tar file; with its warnings, its offline CPU and its devices."""
+    captured = capture(tmp_path / name, root, redacted=redacted)
+    assert read(tmp_path / name) == captured
+    if not redacted:
+        assert captured == read(root)
+    assert len(captured.warnings) == 2
+
+
+def test_a_capture_of_a_capture_is_the_same(root: Path, tmp_path: Path) -> None:
+    """What could not be read the first time is still said."""
+    first = capture(tmp_path / "first", root)
+    assert capture(tmp_path / "second", tmp_path / "first") == first
+    assert read(tmp_path / "second") == first
+
+
+def test_a_capture_names_nobody(root: Path, tmp_path: Path) -> None:
+    """No MAC, UUID, password or other process is left in any file or name."""
+    host = capture(tmp_path / "captured", root)
+    kept = [str(path.relative_to(tmp_path)) for path in (tmp_path / "captured").rglob("*")]
+    kept += [path.read_text() for path in (tmp_path / "captured").rglob("*") if path.is_file()]
+    for secret in (MAC, MAC.replace(":", ""), UUID, "hunter2", "secret", "proc/78"):
+        assert [text for text in kept if secret in text] == []
+    assert host.kernel is not None
+    assert host.kernel.cmdline == (
+        "root=UUID=00000000-0000-4000-8000-000000000001 ifname=eth0:02:00:00:00:00:01"
+        " rd.password=removed quiet"
+    )
+    assert {name for device in host.pci or () for name in device.net} == {
+        "ens3",
+        "enx020000000001",
+    }
+    assert host.features is not None
+    assert host.features.irqbalance is True
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"BOOTIF=01-{MAC.replace(':', '-')}", "BOOTIF=01-02-00-00-00-00-01"),
+        (
+            f"{MAC} 52:54:00:12:34:57 {MAC.upper()}",
+            "02:00:00:00:00:01 02:00:00:00:00:02 02:00:00:00:00:01",
+        ),
+        ("0000:3b:00.0 00000000,ffffffff 12:34:56", "0000:3b:00.0 00000000,ffffffff 12:34:56"),
+        ("systemd.machine_id=0123456789abcdef quiet", "systemd.machine_id=removed quiet"),
+        ("console=ttyS0 8250.nr_uarts=4", "console=ttyS0 8250.nr_uarts=4"),
+    ],
+)
+def test_what_is_taken_out(text: str, expected: str) -> None:
+    """The same MAC is the same afterwards; addresses and masks are no MACs."""
+    assert Redactor().text(text) == expected
+
+
+def test_this_machine_captured_reads_back_the_same(tmp_path: Path) -> None:
+    """The live host, whatever it is."""
+    captured = capture(tmp_path / "captured")
+    assert read(tmp_path / "captured") == captured
+    assert captured.cpus
+
+
+def test_a_destination_with_something_in_it_is_left_alone(root: Path, tmp_path: Path) -> None:
+    """Neither a directory that is not empty nor a file that is there is written to."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine").write_text("mine")
+    (tmp_path / "mine.tar").write_text("mine")
+    with pytest.raises(HostError, match="full: is not empty"):
+        capture(tmp_path / "full", root)
+    with pytest.raises(HostError, match=r"mine\.tar: cannot be written: File exists"):
+        capture(tmp_path / "mine.tar", root)
+    assert (tmp_path / "mine.tar").read_text() == "mine"
+
+
+def _tar(path: Path, *entries: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for entry in entries:
+            archive.addfile(entry, io.BytesIO(b"x" * entry.size))
+    return path
+
+
+def _entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname, entry.size = kind, target, 1 if kind == tarfile.REGTYPE else 0
+    return entry
+
+
+def test_a_hostile_tar_file_is_refused_or_harmless(tmp_path: Path) -> None:
+    """It writes nothing outside, not through a link either, and its links lead nowhere outside."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    text = tmp_path / "host.txt"
+    text.write_text("no tar")
+    with pytest.raises(HostError, match="leads out of it"):
+        read(_tar(tmp_path / "up.tar", _entry("../outside/x")))
+    with pytest.raises(HostError, match="no tar file of a host"):
+        read(text)
+    through = _tar(
+        tmp_path / "link.tar",
+        _entry("proc/version"),
+        _entry("sys", tarfile.SYMTYPE, str(outside)),
+        _entry("sys/x"),
+        _entry("dev/zero", tarfile.CHRTYPE),
+    )
+    assert isinstance(read(through), Host)
+    assert list(outside.iterdir()) == []
