@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import stat
 from pathlib import Path
 from types import TracebackType
@@ -80,7 +79,7 @@ class RunDir:
         if self._lock is None:
             raise LaunchError(f"name: found {self._name!r}, expected one that does not run already")
         # The lock is ours, so whoever left something here is dead.
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove(self.path)
         os.close(private_directory(self.path))
         return self
 
@@ -91,10 +90,22 @@ class RunDir:
         traceback: TracebackType | None,
     ) -> None:
         """Remove it with all that is in it."""
-        shutil.rmtree(self.path)
+        _remove(self.path)
         (self._base / f"{self._name}.lock").unlink()
         if self._lock is not None:
             os.close(self._lock)
+
+
+def _remove(path: Path) -> None:
+    """Remove the directory and the sockets in it, if it is there."""
+    if path.is_symlink() or path.is_dir():
+        descriptor = os.open(path, _DIRECTORY)
+        try:
+            for name in os.listdir(descriptor):  # noqa: PTH208 -- of a descriptor
+                os.unlink(name, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        path.rmdir()
 
 
 def _take_lock(directory: int, name: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import sys
 
 from kvm_launch import preflight
@@ -34,6 +35,7 @@ def run(arguments: argparse.Namespace, spec: VmSpec) -> int:
         return 0
     if decided.spec.isolation.exclusive and arguments.libvirt is None:
         print("warning: this release pins the threads and leaves the host as it is", file=say)
+    gc.enable()
     outcome = judge(decided, _run(arguments, decided))
     if arguments.json:
         print(as_text(outcome))
