@@ -12,6 +12,7 @@ from kvmhooks.version import VERSION
 VERBS = {
     "argv": ("kvmhooks.cli.printed", "print QEMU's arguments for a vm.toml"),
     "claim": ("kvmhooks.cli.printed", "print what a vm.toml's VM asks of the host"),
+    "host": ("kvmhooks.cli.host", "show this machine or a captured one, as text, JSON or SVG"),
     "plan": ("kvmhooks.cli.printed", "show where a vm.toml's VM would live on a host, and why"),
     "schema": ("kvmhooks.cli.schema", "print the JSON Schema of vm.toml"),
     "xml": ("kvmhooks.cli.printed", "print the libvirt domain XML for a vm.toml"),

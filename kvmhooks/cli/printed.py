@@ -10,7 +10,7 @@ from pathlib import Path
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Print what ``verb`` names; what is wrong with a captured host goes to stderr."""
-    from kvmhooks.host import read
+    from kvmhooks.host import PLANNED, read
     from kvmhooks.placement import plan
     from kvmhooks.render.printed import printed
     from kvmhooks.spec import load_vm
@@ -21,7 +21,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     spec = load_vm(arguments.vm)
-    host = read(arguments.host)
+    host = read(arguments.host, PLANNED)
     for warning in host.warnings:
         print(f"{arguments.host}: {warning}", file=sys.stderr)
     sys.stdout.write(printed(plan(spec, host), verb, as_json=arguments.json))

@@ -38,6 +38,9 @@ PARTS: Final = (
 )
 """What ``read`` can be asked for."""
 
+PLANNED: Final = ("cpus", "nodes", "kernel", "kvm")
+"""The parts that a plan looks at."""
+
 
 @frozen
 class Cpu:

@@ -10,6 +10,7 @@ import pytest
 
 from kvmhooks.errors import HostError
 from kvmhooks.host import (
+    PLANNED,
     Cache,
     Cpu,
     Host,
@@ -85,7 +86,6 @@ SMALL = Host(
         present=True,
     ),
 )
-PLANNED = ("cpus", "nodes", "kernel", "kvm")
 
 
 @pytest.fixture

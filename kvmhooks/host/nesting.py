@@ -1,0 +1,95 @@
+"""Who is inside whom: packages, nodes, caches and cores as one tree of sets of CPUs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from attrs import field, frozen
+
+from kvmhooks.values import CpuSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kvmhooks.host.model import Host
+
+_RANKS: Final = ("machine", "package", "node", "die", "l3", "l2", "core")
+"""Of places with the same CPUs the earlier holds the later."""
+
+
+@frozen
+class Place:
+    """Something that CPUs are in."""
+
+    kind: str
+    label: str
+    cpus: CpuSet
+    inside: list[Place] = field(factory=list, eq=False)
+
+
+def nest(host: Host, kinds: Iterable[str] = _RANKS) -> Place:
+    """Give the machine with its places inside each other.
+
+    A place that is only partly inside another cannot be drawn as a box, and is left out.
+    """
+    wanted = set(kinds)
+    top = Place("machine", "machine", host.online)
+    places = [place for place in _places(host) if place.kind in wanted and place.cpus]
+    places.sort(key=lambda place: (-len(place.cpus), _RANKS.index(place.kind), place.cpus.first()))
+    for place in places:
+        _insert(top, place)
+    _sort(top)
+    return top
+
+
+def _insert(holder: Place, place: Place) -> None:
+    while True:
+        inner = next((each for each in holder.inside if place.cpus <= each.cpus), None)
+        if inner is None:
+            break
+        holder = inner
+    if all(place.cpus.isdisjoint(each.cpus) for each in holder.inside):
+        holder.inside.append(place)
+
+
+def _sort(place: Place) -> None:
+    place.inside.sort(key=lambda each: each.cpus.first())
+    for each in place.inside:
+        _sort(each)
+
+
+def _places(host: Host) -> list[Place]:
+    cpus = [cpu for cpu in host.cpus or () if cpu.online]
+    packages: dict[int, list[int]] = {}
+    dies: dict[tuple[int, int], list[int]] = {}
+    for cpu in cpus:
+        if cpu.package is not None:
+            packages.setdefault(cpu.package, []).append(cpu.id)
+            if cpu.die is not None:
+                dies.setdefault((cpu.package, cpu.die), []).append(cpu.id)
+    several = len(dies) > len(packages)
+    cores = {cpu.siblings or CpuSet((cpu.id,)): cpu.core for cpu in cpus}
+    return [
+        *(Place("package", f"package {number}", CpuSet(ids)) for number, ids in packages.items()),
+        *(
+            Place("node", f"node {node.id}", (node.cpus or CpuSet()) & host.online)
+            for node in host.nodes or ()
+        ),
+        *(Place("die", f"die {die}", CpuSet(ids)) for (_, die), ids in dies.items() if several),
+        *(
+            Place(f"l{cache.level}", f"L{cache.level} {cache_size(cache.size_kib)}", cache.cpus)
+            for cache in host.caches or ()
+            if cache.level in {2, 3} and cache.type != "Instruction"
+        ),
+        *(
+            Place("core", "core" if number is None else f"core {number}", siblings)
+            for siblings, number in cores.items()
+        ),
+    ]
+
+
+def cache_size(kib: int | None) -> str:
+    """Write the size of a cache, which may be half of a MiB."""
+    if kib is None:
+        return ""
+    return f"{kib / 1024:g} MiB" if kib >= 1024 else f"{kib} KiB"

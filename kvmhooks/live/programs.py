@@ -1,0 +1,230 @@
+"""The programs that VMs need: which QEMU and libvirt there are, and what that QEMU can do.
+
+QEMU is asked once, over QMP (https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html), as a
+machine without anything that runs nothing. What it said is kept for that very binary: a new one has
+another identity and is asked anew. It is here and not in ``host``: a host is read from files, which
+a captured tree has too, and this starts programs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+from attrs import frozen
+
+from kvmhooks.errors import LaunchError
+from kvmhooks.live.emulator import PLACES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_FORMAT: Final = 1
+"""Of what is kept; counted up when more is asked."""
+
+_SECONDS: Final = 20
+_LIBVIRTD: Final = tuple(
+    Path(place, name)
+    for place in ("/usr/sbin", "/usr/local/sbin")
+    for name in ("libvirtd", "virtqemud")
+)
+_VERSION: Final = re.compile(r"\b(\d+\.\d+\.\d+)\b", re.ASCII)
+_ARGUMENTS: Final = (
+    "-S",
+    "-no-user-config",
+    "-nodefaults",
+    "-display",
+    "none",
+    "-machine",
+    "none",
+    "-qmp",
+    "stdio",
+)
+_OPTIONS_OF: Final = ("virtio-blk-pci", "virtio-scsi-pci", "virtio-net-pci", "vfio-pci")
+"""Devices whose options depend on the version (``iothread-vq-mapping`` and such)."""
+_QUESTIONS: Final[tuple[tuple[str, Mapping[str, object]], ...]] = (
+    ("query-version", {}),
+    ("query-kvm", {}),
+    ("query-machines", {}),
+    ("query-cpu-definitions", {}),
+    ("qom-list-types", {"abstract": False}),
+    ("query-commands", {}),
+    *[("device-list-properties", {"typename": name}) for name in _OPTIONS_OF],
+)
+
+
+@frozen
+class Qemu:
+    """One QEMU and what it says of itself; names are sorted."""
+
+    path: str
+    version: str
+    machines: tuple[str, ...]
+    default_machine: str | None
+    cpu_models: tuple[str, ...]
+    types: tuple[str, ...]
+    """Devices, backends and other objects that can be made."""
+    commands: tuple[str, ...]
+    options: Mapping[str, tuple[str, ...]]
+    """Of some devices, those that it has."""
+
+
+@frozen
+class Programs:
+    """What is installed here; None is «not found»."""
+
+    qemu: Qemu | None
+    libvirt: str | None
+    """Its version."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as what ``json.dumps`` takes."""
+        return attrs.asdict(self)
+
+
+def probe(emulators: Sequence[Path] = PLACES, daemons: Sequence[Path] = _LIBVIRTD) -> Programs:
+    """Find the programs and ask them, or remember what they said. Raises ``LaunchError``."""
+    qemu = next((place for place in emulators if os.access(place, os.X_OK)), None)
+    daemon = next((place for place in daemons if os.access(place, os.X_OK)), None)
+    return Programs(
+        qemu=None if qemu is None else capabilities(qemu, cache_directory()),
+        libvirt=None if daemon is None else _ask_version(daemon),
+    )
+
+
+def capabilities(emulator: Path, cache: Path) -> Qemu:
+    """Tell what a QEMU can do, from ``cache`` if it was asked before. Raises ``LaunchError``."""
+    file = cache / f"qemu-{_identity(emulator)}.json"
+    kept = _recall(file)
+    if kept is not None:
+        return kept
+    qemu = parse_answers(emulator, _ask(emulator))
+    _remember(file, qemu)
+    return qemu
+
+
+def cache_directory() -> Path:
+    """Where answers are kept: no environment variable is looked at for root."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/kvmhooks")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "kvmhooks")
+
+
+def describe(programs: Programs) -> Iterator[str]:
+    """Give the lines for a person."""
+    qemu = programs.qemu
+    yield ""
+    if qemu is None:
+        yield "QEMU:      not found"
+    else:
+        has = f"{len(qemu.machines)} machines, {len(qemu.cpu_models)} CPU models"
+        yield f"QEMU:      {qemu.version} ({qemu.path}), {has}"
+    yield f"libvirt:   {programs.libvirt or 'not found'}"
+
+
+def parse_answers(emulator: Path, lines: Sequence[str]) -> Qemu:
+    """Read what QEMU wrote: a greeting, an answer for each question, and events between."""
+    said = [json.loads(line) for line in lines if line.strip()]
+    answers = {each["id"]: each.get("return") for each in said if "id" in each}
+    version = (answers.get(0) or {}).get("qemu")
+    if version is None:
+        raise LaunchError(f"{emulator}: did not say over QMP what it is")
+    machines = answers.get(2) or []
+    options = {
+        name: _names(answers.get(at) or [])
+        for at, name in enumerate(_OPTIONS_OF, len(_QUESTIONS) - len(_OPTIONS_OF))
+    }
+    return Qemu(
+        path=str(emulator),
+        version=".".join(str(version[part]) for part in ("major", "minor", "micro")),
+        machines=_names(machines),
+        default_machine=next((each["name"] for each in machines if each.get("is-default")), None),
+        cpu_models=_names(answers.get(3) or []),
+        types=_names(answers.get(4) or []),
+        commands=_names(answers.get(5) or []),
+        options=options,
+    )
+
+
+def _names(entries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(sorted(str(entry["name"]) for entry in entries))
+
+
+def _ask(emulator: Path) -> list[str]:
+    """Ask all questions at once and read until QEMU has quit."""
+    questions: list[dict[str, object]] = [{"execute": "qmp_capabilities"}]
+    questions += [
+        {"execute": name, "arguments": arguments, "id": at}
+        for at, (name, arguments) in enumerate(_QUESTIONS)
+    ]
+    questions.append({"execute": "quit"})
+    try:
+        done = subprocess.run(
+            [emulator, *_ARGUMENTS],
+            input="".join(f"{json.dumps(question)}\n" for question in questions),
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        last = error.stderr.strip().rpartition("\n")[2]
+        raise LaunchError(f"{emulator}: {last or f'ended with {error.returncode}'}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{emulator}: {error}") from error
+    return done.stdout.splitlines()
+
+
+def _ask_version(program: Path) -> str | None:
+    try:
+        done = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = _VERSION.search(done.stdout)
+    return found[1] if found is not None else None
+
+
+def _identity(emulator: Path) -> str:
+    """Tell one binary from another: where it is, and what the file system says of it."""
+    status = emulator.stat()
+    parts = (
+        _FORMAT,
+        str(emulator.resolve()),
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _recall(file: Path) -> Qemu | None:
+    try:
+        if file.stat().st_uid != os.geteuid():
+            return None
+        said = json.loads(file.read_text())
+        options = {name: tuple(names) for name, names in said.pop("options").items()}
+        lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
+        return Qemu(**{**said, **lists, "options": options})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None  # not there, or damaged: QEMU is asked again
+
+
+def _remember(file: Path, qemu: Qemu) -> None:
+    """Keep what QEMU said; where nothing can be kept it is asked the next time."""
+    try:
+        file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        new = file.with_suffix(f".{os.getpid()}")
+        new.write_text(json.dumps(attrs.asdict(qemu)))
+        new.replace(file)
+    except OSError:
+        return
