@@ -82,9 +82,8 @@ def draw(host: Host) -> str:
     cpus = {cpu.id: cpu for cpu in host.cpus or ()}
     nodes = {node.id: node for node in host.nodes or ()}
     inside = [_place(place, cpus, nodes) for place in nest(host).inside]
-    inside += _beside(host)
     title = _title(host)
-    whole = _box("machine", title, _rows(inside))
+    whole = _box("machine", title, (*_rows(inside), *_rows(_beside(host))))
     width, height = math.ceil(whole.width) + 2 * _GAP, math.ceil(whole.height) + 2 * _GAP
     head = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     out = [
@@ -98,7 +97,8 @@ def draw(host: Host) -> str:
 def _title(host: Host) -> tuple[str, ...]:
     model = host.processor.model_name if host.processor is not None else None
     memory = host.memory.total_kib if host.memory is not None else None
-    return (f"{model or 'machine'}, {len(host.online)} CPUs, {size(memory)}",)
+    told = [] if memory is None else [size(memory)]
+    return (", ".join([model or "machine", f"{len(host.online)} CPUs", *told]),)
 
 
 def _place(place: Place, cpus: dict[int, Cpu], nodes: dict[int, Node]) -> Box:
@@ -109,7 +109,7 @@ def _place(place: Place, cpus: dict[int, Cpu], nodes: dict[int, Node]) -> Box:
     label = place.label
     if place.kind == "node":
         node = nodes[int(label.removeprefix("node "))]
-        label = f"{label}: {size(node.memory_kib)}"
+        label = label if node.memory_kib is None else f"{label}: {size(node.memory_kib)}"
     rows = (tuple(inside),) if place.kind == "core" else _rows(inside)
     return _box(place.kind, (label.strip(),), rows)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from kvmhooks.host.devices import Irq, PciDevice
-    from kvmhooks.host.model import Cache, Host, HugePages, Memory, Node
+    from kvmhooks.host.model import Cache, Host, HugePages, Node
 
 WIDTH: Final = 100
 
@@ -82,7 +82,8 @@ def _counts(host: Host) -> str:
     memory = host.memory.total_kib if host.memory is not None else None
     nodes = "no NUMA" if host.nodes is None else _plural(len(host.nodes), "node")
     parts = (_plural(len(packages), "package"), nodes, _plural(len(cores), "core"))
-    return ", ".join([*parts, _plural(len(online), "CPU"), f"{size(memory)} of memory"])
+    told = [] if memory is None else [f"{size(memory)} of memory"]
+    return ", ".join([*parts, _plural(len(online), "CPU"), *told])
 
 
 def _plural(count: int, noun: str) -> str:
@@ -130,8 +131,9 @@ def _resctrl(host: Host) -> str:
 
 def _node(host: Host, node: Node) -> Iterator[str]:
     distances = " ".join(map(str, node.distances or ()))
-    free = f"{size(node.memory_kib)}, {size(node.free_kib)} free"
-    yield f"node {node.id}: {free}{f', distances {distances}' if distances else ''}"
+    yield f"node {node.id}: {_memory(node.memory_kib, node.free_kib)}" + (
+        f", distances {distances}" if distances else ""
+    )
     yield from _pools(node.hugepages)
     yield from _cores(host, (node.cpus or CpuSet()) & host.online)
     yield from _devices(device for device in host.pci or () if device.node == node.id)
@@ -141,19 +143,16 @@ def _node(host: Host, node: Node) -> Iterator[str]:
 def _placeless(host: Host) -> Iterator[str]:
     """The one table of a kernel without nodes."""
     memory = host.memory
-    yield f"no nodes: {_memory(memory)}"
+    total, free = (memory.total_kib, memory.free_kib) if memory is not None else (None, None)
+    yield f"no nodes: {_memory(total, free)}"
     yield from _pools(memory.hugepages if memory is not None else None)
     yield from _cores(host, host.online)
     yield from _devices(host.pci or ())
     yield from _interrupts(host, host.online)
 
 
-def _memory(memory: Memory | None) -> str:
-    return (
-        "memory not known"
-        if memory is None
-        else (f"{size(memory.total_kib)}, {size(memory.free_kib)} free")
-    )
+def _memory(total: int | None, free: int | None) -> str:
+    return "memory not known" if total is None else f"{size(total)}, {size(free)} free"
 
 
 def _pools(pools: Sequence[HugePages] | None) -> Iterator[str]:

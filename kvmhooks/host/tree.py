@@ -15,8 +15,9 @@ import re
 import stat
 from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
-from kvmhooks.errors import HostError, ValueFormatError
+from kvmhooks.errors import HostError
 from kvmhooks.host.flaws import Flaws
+from kvmhooks.host.formats import parse_cpus, parse_integer, parse_mask
 from kvmhooks.values import CpuSet
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ _LINKS_LIMIT: Final = 40
 """As in the kernel (``MAXSYMLINKS``, include/linux/namei.h): beyond that it is a loop."""
 
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO})
-_MASK: Final = re.compile(r"[0-9a-f]{1,8}(?:,[0-9a-f]{8})*", re.ASCII)
 _PADDING: Final = "\0 \t\r\n"
 
 
@@ -77,6 +77,8 @@ class Tree:
         self.recorder = recorder
         # Live links were made by the kernel; those of a captured tree are followed by resolve().
         self._nofollow = 0 if self.is_live else os.O_NOFOLLOW
+        self.file_flags = os.O_RDONLY | os.O_NONBLOCK | self._nofollow
+        self._targets: dict[str, str | None] = {}
         try:
             names = os.listdir(self.root)
         except OSError as error:
@@ -100,7 +102,7 @@ class Tree:
             return None
         flags = os.O_RDONLY | os.O_DIRECTORY | self._nofollow
         try:
-            fd = os.open(os.path.join(self.root, at), flags)
+            fd = os.open(f"{self.root}/{at}", flags)
         except OSError as error:
             self.refuse(path, error)
             return None
@@ -114,27 +116,37 @@ class Tree:
 
     def resolve(self, path: str) -> str | None:
         """Follow the links of a path as if the root were ``/``; None when it leads nowhere."""
-        done: list[str] = []
+        done = ""
         todo = path.split("/")[::-1]
         links = 0
         while todo:
             name = todo.pop()
-            if name in {"", "."}:
-                continue
             if name == "..":
-                del done[-1:]
+                done = done.rpartition("/")[0]
+            if name in {"", ".", ".."}:
                 continue
-            done.append(name)
-            target = _link_target(os.path.join(self.root, *done))
+            at = f"{done}/{name}" if done else name
+            target = self._link_target(at)
             if target is None:
+                done = at
                 continue
             links += 1
             if links > _LINKS_LIMIT:
                 self.unread(path, "the links go round in a circle")
                 return None
-            done = [] if target.startswith("/") else done[:-1]
+            if target.startswith("/"):
+                done = ""
             todo += target.split("/")[::-1]
-        return "/".join(done)
+        return done
+
+    def _link_target(self, at: str) -> str | None:
+        """Where a link leads; None for anything else. Thousands of paths begin with the same."""
+        if at not in self._targets:
+            try:
+                self._targets[at] = os.readlink(f"{self.root}/{at}")
+            except OSError:
+                self._targets[at] = None
+        return self._targets[at]
 
     def text(self, path: str, limit: int = ATTRIBUTE_LIMIT) -> str | None:
         """Read one file to its end; None when it is not there or cannot be read."""
@@ -161,7 +173,7 @@ class Tree:
         fd = None
         if directory is not None:
             with directory:
-                fd = self.open_file(folder, name, directory.fd)
+                fd = directory.open(name)
         if fd is None:
             return
         said = self._lines_of(fd, path, limit)
@@ -190,16 +202,12 @@ class Tree:
             except OSError as error:
                 self.unread(path, f"cannot be read: {error.strerror}")
 
-    def open_file(self, path: str, name: str, directory: int) -> int | None:
-        """Open one file of an open directory; None, with a warning, when it cannot be."""
-        flags = os.O_RDONLY | os.O_NONBLOCK | self._nofollow
-        try:
-            return os.open(name, flags, dir_fd=directory)
-        except OSError as error:
-            if error.errno == errno.ELOOP and self._nofollow:
-                return self._open_linked(f"{path}/{name}")
-            self.refuse(f"{path}/{name}", error)
-            return None
+    def open_another_way(self, path: str, error: OSError) -> int | None:
+        """Open a file that could not be opened at once: by its link, or not at all."""
+        if error.errno == errno.ELOOP and self._nofollow:
+            return self._open_linked(path)
+        self.refuse(path, error)
+        return None
 
     def _open_linked(self, path: str) -> int | None:
         """Open what a link in a captured tree leads to, if that is in the tree."""
@@ -207,7 +215,7 @@ class Tree:
         if at is None:
             return None
         try:
-            return os.open(os.path.join(self.root, at), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            return os.open(f"{self.root}/{at}", self.file_flags)
         except OSError as error:
             self.refuse(path, error)
             return None
@@ -293,13 +301,20 @@ class Directory:
             return None
         return self.tree.opened(path, fd)
 
+    def open(self, name: str) -> int | None:
+        """Open a file in it; None, with a warning where it is there and cannot be."""
+        try:
+            return os.open(name, self.tree.file_flags, dir_fd=self.fd)
+        except OSError as error:
+            return self.tree.open_another_way(f"{self.path}/{name}", error)
+
     def text(self, name: str, *, limit: int = ATTRIBUTE_LIMIT, whole: bool = False) -> str | None:
         """Read one file, without the white space and NUL bytes around it.
 
         ``whole`` reads on after a short read, as files of ``/proc`` need. More than ``limit``
         bytes are refused with a warning rather than read.
         """
-        fd = self.tree.open_file(self.path, name, self.fd)
+        fd = self.open(name)
         if fd is None:
             return None
         try:
@@ -325,15 +340,15 @@ class Directory:
 
     def integer(self, name: str) -> int | None:
         """Read a whole number, in decimal."""
-        return self._parsed(name, _parse_integer, "a whole number")
+        return self._parsed(name, parse_integer, "a whole number")
 
     def cpus(self, name: str) -> CpuSet | None:
         """Read a list such as ``0-3,8``; an empty file is the empty set."""
-        return self._parsed(name, _parse_cpus, 'a list such as "0-3,8"')
+        return self._parsed(name, parse_cpus, 'a list such as "0-3,8"')
 
     def mask(self, name: str) -> CpuSet | None:
         """Read a hex mask such as ``00000000,0000000f``."""
-        return self._parsed(name, _parse_mask, "a hex mask")
+        return self._parsed(name, parse_mask, "a hex mask")
 
     def sharing(self, mask: str, listed: str) -> CpuSet | None:
         """Read a set that the kernel writes both as a mask and as a list.
@@ -360,13 +375,6 @@ class Directory:
             return None
 
 
-def _link_target(path: str) -> str | None:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None
-
-
 def _read_on(fd: int, data: bytes, *, limit: int, whole: bool) -> bytes:
     """Read to the end, or to the first chunk above ``limit``."""
     chunks = [data]
@@ -378,23 +386,3 @@ def _read_on(fd: int, data: bytes, *, limit: int, whole: bool) -> bytes:
         if not chunk or (len(chunk) < _PAGE and not whole):
             break
     return b"".join(chunks)
-
-
-def _parse_integer(text: str) -> int:
-    if len(text) > 20:
-        raise ValueFormatError(text, "a whole number of 64 bits")
-    if not text.lstrip("-").isdecimal() or not text.isascii():
-        raise ValueFormatError(text, "a whole number")
-    return int(text)
-
-
-def _parse_cpus(text: str) -> CpuSet:
-    # The kernel prints a mask it never allocated as "(null)": nohz_full when none were asked for.
-    return CpuSet() if text == "(null)" else CpuSet.parse(text)
-
-
-def _parse_mask(text: str) -> CpuSet:
-    """Read a mask in the kernel's own form at once; any other goes to the careful parser."""
-    if len(text) < ATTRIBUTE_LIMIT // 4 and _MASK.fullmatch(text):
-        return CpuSet.from_mask(int(text.replace(",", ""), 16))
-    return CpuSet.parse_mask(text)

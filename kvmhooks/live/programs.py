@@ -136,6 +136,7 @@ def parse_answers(emulator: Path, lines: Sequence[str]) -> Qemu:
     if version is None:
         raise LaunchError(f"{emulator}: did not say over QMP what it is")
     machines = answers.get(2) or []
+    aliases = [{"name": each["alias"]} for each in machines if "alias" in each]
     options = {
         name: _names(answers.get(at) or [])
         for at, name in enumerate(_OPTIONS_OF, len(_QUESTIONS) - len(_OPTIONS_OF))
@@ -143,7 +144,7 @@ def parse_answers(emulator: Path, lines: Sequence[str]) -> Qemu:
     return Qemu(
         path=str(emulator),
         version=".".join(str(version[part]) for part in ("major", "minor", "micro")),
-        machines=_names(machines),
+        machines=_names([*machines, *aliases]),
         default_machine=next((each["name"] for each in machines if each.get("is-default")), None),
         cpu_models=_names(answers.get(3) or []),
         types=_names(answers.get(4) or []),

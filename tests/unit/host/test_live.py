@@ -1,0 +1,57 @@
+"""This very machine: what we say against what libudev and lstopo say of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from kvmhooks.host import pci, read, udev
+from kvmhooks.host.tree import Tree
+from kvmhooks.values import CpuSet
+
+
+def test_libudev_and_the_files_agree() -> None:
+    """Devices, drivers, groups, functions, interfaces and disks, whole."""
+    assert list(udev.read_pci(Tree("/"))) == list(pci.read_pci_files(Tree("/")) or ())
+
+
+@pytest.fixture(scope="module")
+def lstopo() -> ET.Element:
+    """What lstopo says of this machine."""
+    program = shutil.which("lstopo-no-graphics")
+    if program is None:
+        pytest.skip("lstopo is not installed (hwloc-nox)")
+    done = subprocess.run(
+        [program, "--of", "xml", "--no-io", "--whole-system"], check=True, capture_output=True
+    )
+    return ET.fromstring(done.stdout)  # noqa: S314 -- of a program of this machine
+
+
+def _sets(lstopo: ET.Element, kind: str) -> list[CpuSet]:
+    masks = (
+        each.attrib["cpuset"].replace("0x", "")
+        for each in lstopo.iter("object")
+        if each.attrib["type"] == kind
+    )
+    return sorted(map(CpuSet.parse_mask, masks), key=CpuSet.first)
+
+
+def test_lstopo_sees_the_same_machine(lstopo: ET.Element) -> None:
+    """CPUs, cores, packages, caches, and nodes with their memory."""
+    host = read("/", {"cpus", "nodes"})
+    cpus = [cpu for cpu in host.cpus or () if cpu.online]
+    assert [cpu.id for cpu in cpus] == [pu.first() for pu in _sets(lstopo, "PU")]
+    cores = {cpu.siblings for cpu in cpus if cpu.siblings}
+    assert sorted(cores, key=CpuSet.first) == _sets(lstopo, "Core")
+    for level in (2, 3):
+        ours = [each.cpus for each in host.caches or () if each.level == level]
+        assert ours == _sets(lstopo, f"L{level}Cache")
+    nodes = {
+        int(each.attrib["os_index"]): CpuSet.parse_mask(each.attrib["cpuset"].replace("0x", ""))
+        for each in lstopo.iter("object")
+        if each.attrib["type"] == "NUMANode"
+    }
+    assert {node.id: node.cpus for node in host.nodes or ()} == nodes
