@@ -67,6 +67,7 @@ class FakeHost:
     distance: int = 20
     """From any node to any other."""
     offline: str = ""
+    offline_nodes: str = ""
     isolated: str = ""
     nohz_full: str | None = None
     """None: the kernel cannot do it, and has no such file."""
@@ -232,7 +233,8 @@ class Writer:
         self.put(f"{node}/distance", " ".join(map(str, distances)))
         self.write_pools(f"{node}/hugepages", host.hugepages)
         self.put(f"{NODE}/online", CpuSet(host.node_numbers))
-        self.put(f"{NODE}/possible", CpuSet(host.node_numbers))
+        possible = CpuSet(host.node_numbers) | CpuSet.parse(host.offline_nodes)
+        self.put(f"{NODE}/possible", possible)
 
     def write_pools(self, path: str, pools: dict[int, tuple[int, int]]) -> None:
         """Write pools of huge pages."""

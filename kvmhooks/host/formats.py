@@ -1,4 +1,4 @@
-"""The forms in which the kernel writes numbers and sets. What is none of them is a ``ValueError``."""
+"""The forms in which the kernel writes numbers and sets; anything else is a ``ValueError``."""
 
 from __future__ import annotations
 

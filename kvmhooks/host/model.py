@@ -144,12 +144,14 @@ class Host:
 
     ``nodes`` is None on a kernel without NUMA (no ``/sys/devices/system/node``): there is no
     node 0 to bind anything to, not even a single one. Its CPUs then have no node, and what memory
-    there is stands in ``memory``. A node that is offline has no directory and is not here.
+    there is stands in ``memory``. A node that is offline is in ``offline_nodes``.
     """
 
     cpus: tuple[Cpu, ...] | None = None
     caches: tuple[Cache, ...] | None = None
     nodes: tuple[Node, ...] | None = None
+    offline_nodes: CpuSet | None = None
+    """Those that memory could be added to; they have no CPUs and nothing to be read."""
     memory: Memory | None = None
     pci: tuple[PciDevice, ...] | None = None
     irqs: tuple[Irq, ...] | None = None

@@ -35,8 +35,22 @@ def read_nodes(tree: Tree, *, memory: bool) -> tuple[Node, ...] | None:
         numbers = _numbers(directory)
         if not numbers:
             return None
+        online = directory.cpus("online")
+        if online is not None and online != CpuSet(numbers):
+            directory.warn("online", f"says {online or 'none'}, but there are {CpuSet(numbers)}")
         nodes = [_read_node(directory, number, memory=memory) for number in numbers]
     return tuple(_without_impossible_distances(tree, nodes))
+
+
+def read_offline(tree: Tree) -> CpuSet | None:
+    """Read which nodes there could be and are not."""
+    directory = tree.directory(NODES)
+    if directory is None:
+        return None
+    with directory:
+        possible = directory.cpus("possible")
+        numbers = _numbers(directory)
+    return None if possible is None else possible - CpuSet(numbers)
 
 
 def read_memory(tree: Tree) -> Memory | None:
@@ -67,11 +81,7 @@ def parse_meminfo(text: str) -> dict[str, int]:
 def _numbers(directory: Directory) -> list[int]:
     """The nodes that have a directory, which those that are offline have not."""
     found = (int(name.removeprefix("node")) for name in directory.names(_NODE_NAME))
-    numbers = sorted(number for number in found if number <= MAX_CPU)
-    online = directory.cpus("online")
-    if online is not None and online != CpuSet(numbers):
-        directory.warn("online", f"says {online or 'none'}, but there are {CpuSet(numbers)}")
-    return numbers
+    return sorted(number for number in found if number <= MAX_CPU)
 
 
 def _read_node(nodes: Directory, number: int, *, memory: bool) -> Node:

@@ -18,7 +18,7 @@ from kvmhooks.host.kinds import read_pmus, tell_apart
 from kvmhooks.host.lists import NO_LISTS, read_cpu_lists
 from kvmhooks.host.machine import Evidence, assemble, online_cpus
 from kvmhooks.host.model import PARTS, Host
-from kvmhooks.host.nodes import read_memory, read_nodes
+from kvmhooks.host.nodes import read_memory, read_nodes, read_offline
 from kvmhooks.host.tree import Tree
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _READERS: Final = {
 }
 """The parts that stand alone: the module of the same name has this function."""
 
-_FIELDS: Final = {"cpus": ("cpus", "caches"), "nodes": ("nodes", "memory")}
+_FIELDS: Final = {"cpus": ("cpus", "caches"), "nodes": ("nodes", "offline_nodes", "memory")}
 """What a part brings; the others bring the field of their name."""
 
 _FOR_FEATURES: Final = frozenset({"cpus", "nodes", "pci", "kvm", "resctrl", "processor", "iommu"})
@@ -99,6 +99,7 @@ def _read_machine(tree: Tree, needed: frozenset[str]) -> Host:
         cpus=cpus,
         caches=caches,
         nodes=nodes if "nodes" in needed else None,
+        offline_nodes=read_offline(tree) if "nodes" in needed else None,
         memory=read_memory(tree) if "nodes" in needed else None,
         kernel=kernel,
         power=power,

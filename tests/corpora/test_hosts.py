@@ -95,6 +95,30 @@ def compare_hwloc(host: Host, said: dict[str, Any], truth: dict[str, Any]) -> Fa
     facts |= _compare_caches(host, said) | _compare_kinds(host, said["cpukinds"])
     if truth["features"]["node_dirs"]:
         facts |= _compare_nodes(host, said)
+    if said["pci"]:
+        facts |= _compare_devices(host, said)
+    return facts
+
+
+def _compare_devices(host: Host, said: dict[str, Any]) -> Facts:
+    """PCI devices by class and ids; interfaces and disks by name.
+
+    Not the node: hwloc takes the locality of the bus above, which one tree has edited by hand.
+    """
+    devices = {str(device.address): device for device in host.pci or ()}
+    facts: Facts = {}
+    for entry in said["pci"]:
+        device = devices[entry["busid"]]
+        facts[f"device {entry['busid']}"] = (
+            ((device.class_ or "")[2:6], device.vendor, device.device),
+            (entry["cls"], f"0x{entry['vendor']}", f"0x{entry['device']}"),
+        )
+    # hwloc's types 0 and 2 are block and network devices.
+    for name, kind in (("block", "0"), ("net", "2")):
+        ours = {each for device in devices.values() for each in getattr(device, name)}
+        theirs = {each["name"] for each in said["osdev"] if each["osdev_type"] == kind}
+        if said["osdev"]:
+            facts[name] = (ours, theirs)
     return facts
 
 

@@ -63,6 +63,7 @@ SMALL = Host(
             hugepages=(HugePages(2048, 16, 4, 0), HugePages(1 << 20, 1, 0, 0)),
         ),
     ),
+    offline_nodes=CpuSet({1}),
     memory=Memory(
         total_kib=4 << 20,
         free_kib=3 << 20,
@@ -97,6 +98,7 @@ def small(tmp_path: Path) -> Path:
         free_mib=3072,
         hugepages={2048: (16, 4), 1 << 20: (1, 0)},
         isolated="3",
+        offline_nodes="1",
         nohz_full="",
         cmdline="isolcpus=3",
     )
@@ -183,7 +185,9 @@ def test_the_json_is_the_contract_with_sets_as_lists(small: Path) -> None:
 def test_only_the_parts_asked_for_are_read(small: Path) -> None:
     """«cpus» knows the node of each CPU, and nothing else of the nodes."""
     assert read(small, parts={"cpus"}) == Host(cpus=SMALL.cpus, caches=SMALL.caches)
-    assert read(small, parts={"nodes"}) == Host(nodes=SMALL.nodes, memory=SMALL.memory)
+    assert read(small, parts={"nodes"}) == Host(
+        nodes=SMALL.nodes, offline_nodes=SMALL.offline_nodes, memory=SMALL.memory
+    )
     assert read(small, parts={"kernel"}) == Host(kernel=SMALL.kernel)
     assert read(small, parts={"kvm"}) == Host(kvm=SMALL.kvm)
     with pytest.raises(ValueError, match=r"unknown parts: cpu$"):
