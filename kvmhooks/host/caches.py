@@ -18,8 +18,8 @@ from kvmhooks.values import CpuSet
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from kvmhooks.host.directory import Directory
     from kvmhooks.host.flaws import Flaws
-    from kvmhooks.host.tree import Directory
 
 _INDEX: Final = re.compile(r"index\d{1,2}", re.ASCII)
 _SIZE: Final = re.compile(r"(\d{1,9})([KM]?)", re.ASCII)
@@ -45,7 +45,7 @@ def read_leaves(cpu: Directory) -> tuple[Leaf, ...]:
     if directory is None:
         return ()
     with directory:
-        leaves = [_read_leaf(directory, name) for name in directory.names(_INDEX)]
+        leaves = [_read_leaf(index) for index in directory.folders(_INDEX)]
     return tuple(leaf for leaf in leaves if leaf is not None)
 
 
@@ -76,27 +76,23 @@ def join(leaves: Mapping[int, tuple[Leaf, ...]], online: CpuSet, flaws: Flaws) -
     return tuple(sorted(caches, key=lambda cache: (cache.level, cache.type, cache.cpus.first())))
 
 
-def _read_leaf(caches: Directory, name: str) -> Leaf | None:
-    directory = caches.child(name)
-    if directory is None:
+def _read_leaf(index: Directory) -> Leaf | None:
+    level = index.integer("level")
+    kind = index.text("type")
+    if level is None or level < 1 or kind not in _TYPES:
+        index.warn("type", f"found level {level}, type {kind!r}: no cache that is known")
         return None
-    with directory:
-        level = directory.integer("level")
-        kind = directory.text("type")
-        if level is None or level < 1 or kind not in _TYPES:
-            directory.warn("type", f"found level {level}, type {kind!r}: no cache that is known")
-            return None
-        cpus = directory.sharing("shared_cpu_map", "shared_cpu_list")
-        if not cpus:
-            directory.warn("shared_cpu_map", "does not say who shares this cache")
-        return Leaf(
-            path=directory.path,
-            level=level,
-            type=kind,
-            id=directory.integer("id"),
-            size_kib=_read_size(directory),
-            cpus=cpus or None,
-        )
+    cpus = index.sharing("shared_cpu_map", "shared_cpu_list")
+    if not cpus:
+        index.warn("shared_cpu_map", "does not say who shares this cache")
+    return Leaf(
+        path=index.path,
+        level=level,
+        type=kind,
+        id=index.integer("id"),
+        size_kib=_read_size(index),
+        cpus=cpus or None,
+    )
 
 
 def _read_size(directory: Directory) -> int | None:

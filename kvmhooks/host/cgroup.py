@@ -16,7 +16,8 @@ from kvmhooks.host.resources import Cgroup
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kvmhooks.host.tree import Directory, Tree
+    from kvmhooks.host.directory import Directory
+    from kvmhooks.host.tree import Tree
 
 _SLICE: Final = re.compile(r"[A-Za-z0-9_.:@\\-]{1,240}\.slice", re.ASCII)
 _MOUNTS_LIMIT: Final = 4 << 20

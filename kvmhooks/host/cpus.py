@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kvmhooks.host.caches import Leaf
-    from kvmhooks.host.tree import Directory, Tree
+    from kvmhooks.host.directory import Directory
+    from kvmhooks.host.tree import Tree
 
 CPUS: Final = "sys/devices/system/cpu"
 

@@ -17,7 +17,8 @@ from kvmhooks.values import PciAddress
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kvmhooks.host.tree import Directory, Tree
+    from kvmhooks.host.directory import Directory
+    from kvmhooks.host.tree import Tree
 
 _GROUPS: Final = "sys/kernel/iommu_groups"
 _UNITS: Final = "sys/class/iommu"

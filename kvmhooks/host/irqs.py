@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
-    from kvmhooks.host.tree import Directory, Tree
+    from kvmhooks.host.directory import Directory
+    from kvmhooks.host.tree import Tree
 
 _DESCRIBED: Final = "sys/kernel/irq"
 _ROUTED: Final = "proc/irq"
@@ -142,20 +143,16 @@ def _read_described(tree: Tree) -> dict[int, Described]:
     if directory is None:
         return {}
     with directory:
-        return {int(name): _describe(directory, name) for name in directory.names(_NUMBER)}
+        return {int(irq.name): _describe(irq) for irq in directory.folders(_NUMBER)}
 
 
-def _describe(irqs: Directory, name: str) -> Described:
-    directory = irqs.child(name)
-    if directory is None:
-        return _NOTHING_DESCRIBED
-    with directory:
-        actions = directory.text("actions")
-        return Described(
-            actions=None if actions is None else tuple(filter(None, actions.split(","))),
-            chip=directory.text("chip_name") or None,
-            hwirq=_hwirq(directory),
-        )
+def _describe(irq: Directory) -> Described:
+    actions = irq.text("actions")
+    return Described(
+        actions=None if actions is None else tuple(filter(None, actions.split(","))),
+        chip=irq.text("chip_name") or None,
+        hwirq=_hwirq(irq),
+    )
 
 
 def _hwirq(directory: Directory) -> int | None:
@@ -168,20 +165,16 @@ def _read_routed(tree: Tree) -> dict[int, Routed]:
     if directory is None:
         return {}
     with directory:
-        return {int(name): _route(directory, name) for name in directory.names(_NUMBER)}
+        return {int(irq.name): _route(irq) for irq in directory.folders(_NUMBER)}
 
 
-def _route(irqs: Directory, name: str) -> Routed:
-    directory = irqs.child(name)
-    if directory is None:
-        return _NOTHING_ROUTED
-    with directory:
-        node = directory.integer("node")
-        return Routed(
-            affinity=directory.sharing("smp_affinity", "smp_affinity_list"),
-            effective_affinity=directory.sharing("effective_affinity", "effective_affinity_list"),
-            node=None if node is None or node < 0 else node,
-        )
+def _route(irq: Directory) -> Routed:
+    node = irq.integer("node")
+    return Routed(
+        affinity=irq.sharing("smp_affinity", "smp_affinity_list"),
+        effective_affinity=irq.sharing("effective_affinity", "effective_affinity_list"),
+        node=None if node is None or node < 0 else node,
+    )
 
 
 def _read_states(tree: Tree) -> dict[int, str]:

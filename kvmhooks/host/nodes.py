@@ -15,7 +15,8 @@ from kvmhooks.host.model import HugePages, Memory, Node
 from kvmhooks.values import MAX_CPU, CpuSet
 
 if TYPE_CHECKING:
-    from kvmhooks.host.tree import Directory, Tree
+    from kvmhooks.host.directory import Directory
+    from kvmhooks.host.tree import Tree
 
 NODES: Final = "sys/devices/system/node"
 _HUGEPAGES: Final = "sys/kernel/mm/hugepages"

@@ -21,7 +21,8 @@ from kvmhooks.values import PciAddress
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from kvmhooks.host.tree import Directory, Tree
+    from kvmhooks.host.directory import Directory
+    from kvmhooks.host.tree import Tree
 
 PCI: Final = "sys/bus/pci/devices"
 BLOCK: Final = "sys/block"

@@ -15,7 +15,8 @@ from kvmhooks.host.resources import FrequencyPolicy, IdleState, Power
 from kvmhooks.values import MAX_CPU, CpuSet
 
 if TYPE_CHECKING:
-    from kvmhooks.host.tree import Directory, Tree
+    from kvmhooks.host.directory import Directory
+    from kvmhooks.host.tree import Tree
 
 _POLICY: Final = re.compile(r"policy(?:0|[1-9]\d{0,4})", re.ASCII)
 _STATE: Final = re.compile(r"state\d{1,2}", re.ASCII)

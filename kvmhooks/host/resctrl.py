@@ -14,7 +14,8 @@ from kvmhooks.host.resources import BandwidthAllocation, CacheAllocation, Resctr
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kvmhooks.host.tree import Directory, Tree
+    from kvmhooks.host.directory import Directory
+    from kvmhooks.host.tree import Tree
 
 _RESCTRL: Final = "sys/fs/resctrl"
 _CACHE: Final = re.compile(r"L([2-4])(?:CODE|DATA)?", re.ASCII)

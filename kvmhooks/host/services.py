@@ -10,7 +10,8 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from kvmhooks.host.tree import Directory, Tree
+    from kvmhooks.host.directory import Directory
+    from kvmhooks.host.tree import Tree
 
 _SOCKET: Final = re.compile(r"irqbalance[1-9]\d{0,9}\.sock", re.ASCII)
 _PROCESS: Final = re.compile(r"[1-9]\d{0,9}", re.ASCII)
