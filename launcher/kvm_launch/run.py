@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, spec: VmSpec) -> int:
 
 def _run(arguments: argparse.Namespace, decided: Plan) -> Ended:
     console = Console((sys.stderr if arguments.json else sys.stdout).buffer)
-    stop = Stop(arguments.timeout)
+    stop = Stop(arguments.timeout, decided.spec.shutdown.timeout)
     if arguments.libvirt is not None:
         from kvm_launch.through_libvirt import follow
 

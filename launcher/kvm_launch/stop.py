@@ -8,16 +8,16 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-GRACE_SECONDS: Final = 10.0
-"""How long a guest has to power off after it was asked to."""
-
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """What may ask a VM to stop: SIGINT, SIGTERM, and the end of ``seconds``."""
+    """What may ask a VM to stop: SIGINT, SIGTERM, and the end of ``seconds``.
 
-    def __init__(self, seconds: float | None = None, grace: float = GRACE_SECONDS) -> None:
+    ``grace`` is how long the guest has to power off after it was asked to, in seconds.
+    """
+
+    def __init__(self, seconds: float | None, grace: float) -> None:
         self._seconds = seconds
         self._grace = grace
         self._asked: asyncio.Queue[str] = asyncio.Queue()
