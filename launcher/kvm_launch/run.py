@@ -50,18 +50,10 @@ def _run(arguments: argparse.Namespace, decided: Plan) -> Ended:
         from kvm_launch.through_libvirt import follow
 
         return asyncio.run(follow(decided, arguments.libvirt, console=console, stop=stop))
-    with RunDir(base_of(arguments), decided.name) as run_dir:
-        return asyncio.run(_supervised(decided, run_dir, console, stop))
-
-
-async def _supervised(decided: Plan, run_dir: RunDir, console: Console, stop: Stop) -> Ended:
     from kvm_launch.supervise import supervise
 
-    with stop.listening():
-        return await supervise(
-            decided,
-            emulator=emulator.find(decided.spec),
-            run_dir=run_dir,
-            console=console,
-            stop=stop,
+    program = emulator.find(decided.spec)
+    with RunDir(base_of(arguments), decided.name) as run_dir:
+        return asyncio.run(
+            supervise(decided, emulator=program, run_dir=run_dir, console=console, stop=stop)
         )

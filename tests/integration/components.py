@@ -47,7 +47,9 @@ class Launcher:
                 process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def vm(self, name: str, text: str = "", *, cpu: str = "vcpus = 1", top: str = "", patience: int = 1) -> Path:
+    def vm(
+        self, name: str, text: str = "", *, cpu: str = "vcpus = 1", top: str = "", patience: int = 1
+    ) -> Path:
         """Write the description of a small VM that sits in its firmware.
 
         It is told to quit ``patience`` seconds after it was asked to power off: a firmware never

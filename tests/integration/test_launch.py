@@ -147,6 +147,21 @@ def test_ctrl_c_at_any_moment_leaves_nothing(launcher: Launcher, delay: float) -
     assert launcher.left_behind() == []
 
 
+def test_a_reader_that_goes_away_ends_the_vm(launcher: Launcher, guest: Path) -> None:
+    """When nobody reads the console any more, QEMU is ended and no traceback is printed."""
+    assert guest.exists()
+    with launcher.start(QUICKSTART) as process:
+        assert process.stdout is not None
+        read_until(process.stdout, "warning: ")
+        process.stdout.close()
+        assert process.stderr is not None
+        err = process.stderr.read()
+        status = process.wait(timeout=30)
+    assert (status, err) == (1, "")
+    assert processes_of("quickstart") == []
+    assert launcher.left_behind() == []
+
+
 def test_a_time_limit_ends_the_vm(launcher: Launcher) -> None:
     """After --timeout the power button is pressed, then QEMU is told to quit: exit code 3."""
     ran = launcher.run("--timeout", "0.5", launcher.vm("limited"))
