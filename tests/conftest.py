@@ -7,7 +7,12 @@ import os
 import pytest
 from hypothesis import settings
 
-settings.register_profile("house", deadline=None, max_examples=60, derandomize="CI" in os.environ)
+settings.register_profile(
+    "house",
+    deadline=None,
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
+    derandomize="CI" in os.environ,
+)
 settings.load_profile("house")
 
 

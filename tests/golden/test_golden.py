@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import attrs
 import pytest
 
+from kvmhooks.placement import Plan
 from kvmhooks.render import domain_xml, qemu_argv
 from kvmhooks.render.printed import printed
 from kvmhooks.render.shell import command_line
@@ -19,7 +20,7 @@ from tests.golden.cases import CASES, HERE, HOSTS, golden_plan, golden_vm
 
 VMS = sorted(path.stem for path in (HERE / "vms").iterdir())
 EXPECTED = HERE / "expected"
-FORMS = {
+FORMS: dict[str, Callable[[Plan], str]] = {
     "xml": domain_xml,
     "argv": lambda plan: command_line(qemu_argv(plan)),
     "plan.json": lambda plan: printed(plan, "plan", as_json=True),

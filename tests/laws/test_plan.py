@@ -18,6 +18,7 @@ from kvmhooks.placement.ground import choose_housekeeping, survey
 from kvmhooks.placement.topology import choose_threads
 from kvmhooks.render import domain_xml, qemu_argv
 from kvmhooks.spec import VmSpec
+from kvmhooks.spec.model import VmName
 from kvmhooks.spec.structure import structure
 from kvmhooks.values import CpuSet, union
 from tests.laws.strategies import claims_on, hosts, placements, vm_documents
@@ -62,8 +63,9 @@ def test_vcpus_run_where_they_may(made: Made) -> None:
     """Everything runs on online CPUs that nobody else holds, and on one CPU at least."""
     decided, host, claims = made
     taken = union(other.exclusive for other in claims)
-    threads = (*decided.vcpus, *decided.iothreads)
-    for cpus in (decided.emulator, *(thread.cpus for thread in threads)):
+    vcpus = (pin.cpus for pin in decided.vcpus)
+    iothreads = (pin.cpus for pin in decided.iothreads)
+    for cpus in (decided.emulator, *vcpus, *iothreads):
         assert cpus
         assert cpus <= host.online - taken
 
@@ -171,7 +173,7 @@ def test_a_claim_survives_its_json(made: Made) -> None:
 def test_what_is_exclusive_is_refused_to_the_next(made: Made) -> None:
     """Beside a claim on it, a second VM of the same shape gets none of the first one's CPUs."""
     decided, host, claims = made
-    second = evolve(decided.spec, name="second", uuid=None)
+    second = evolve(decided.spec, name=VmName("second"), uuid=None)
     try:
         beside = plan(second, host, (*claims, claim(decided)))
     except PlanError:

@@ -18,7 +18,7 @@ from tests.laws.strategies import vm_documents
 VALIDATOR = jsonschema.Draft202012Validator(schema())
 FOLDER = Path("/vms")
 
-WRONG = ("", "x y", 0, -1, 1.5, True, False, [], [1], {}, {"x": 1}, "12", 1 << 40)
+WRONG: tuple[Any, ...] = ("", "x y", 0, -1, 1.5, True, False, [], [1], {}, {"x": 1}, "12", 1 << 40)
 """Values of every type of TOML; few of them fit anywhere."""
 
 
