@@ -34,7 +34,7 @@ def test_a_dedicated_vm_beside_another() -> None:
     spec = vm('cpu = { vcpus = 4, placement = "dedicated" }\nisolation.exclusive = true')
     assert plan(spec, golden_host("server"), (held("1,9"),)) == Plan(
         spec=spec,
-        uuid="f4c8e92f-a2a0-5fc0-9d98-c8b3d6a6fbc3",
+        uuid="42a3f8ba-418c-53f3-a15d-2f033c4a2b9a",
         accel="kvm",
         cpu=GuestCpu(model="host"),
         topology=Topology(cores=2, threads=2),
@@ -88,22 +88,28 @@ REFUSALS = [
         'cpu = { vcpus = 16, placement = "dedicated" }',
         "server",
         (),
-        "cpu.vcpus: found 16 dedicated, which take 8 whole cores of 2 threads, expected at most "
-        "12: whole cores free: 3 on node 0, 3 on node 1 (CPUs 0,4,8,12 are kept for the host)",
+        (
+            "cpu.vcpus: found 16 dedicated, which take 8 whole cores of 2 threads, expected at most "
+            "12: whole cores free: 3 on node 0, 3 on node 1 (CPUs 0,4,8,12 are kept for the host)"
+        ),
     ),
     (
         'cpu = { vcpus = 4, placement = "dedicated", threads = 1 }',
         "laptop",
         (held("1"),),
-        "cpu.vcpus: found 4 dedicated, which take 4 whole cores of 1 thread, expected at most 2: "
-        "whole cores free: 2 on node 0 (CPUs 0 are kept for the host, 1 are other VMs' own)",
+        (
+            "cpu.vcpus: found 4 dedicated, which take 4 whole cores of 1 thread, expected at most 2: "
+            "whole cores free: 2 on node 0 (CPUs 0 are kept for the host, 1 are other VMs' own)"
+        ),
     ),
     (
         'cpu = { vcpus = 10, placement = "dedicated" }',
         "server",
         (),
-        "memory.cells: found none, expected equal cells that the nodes can hold: 5 whole cores "
-        "are asked for, free are 3 on node 0, 3 on node 1",
+        (
+            "memory.cells: found none, expected equal cells that the nodes can hold: 5 whole cores "
+            "are asked for, free are 3 on node 0, 3 on node 1"
+        ),
     ),
     (
         'cpu = { vcpus = 4, placement = "dedicated" }\nmemory.cells = 4',
@@ -121,8 +127,10 @@ REFUSALS = [
         'cpu.vcpus = 2\nmemory.size = "4GiB"\nmemory.hugepages = "2MiB"',
         "server",
         (),
-        "memory.hugepages: found 2048 pages of 2MiB, expected no more than are free: 1024 on "
-        "node 0, 1024 on node 1",
+        (
+            "memory.hugepages: found 2048 pages of 2MiB, expected no more than are free: 1024 on "
+            "node 0, 1024 on node 1"
+        ),
     ),
     (
         'cpu.vcpus = 1\nmachine.accel = "kvm"',
@@ -134,9 +142,11 @@ REFUSALS = [
         'cpu = { vcpus = 2, placement = "dedicated" }',
         "chiplets",
         (held("0-13"),),
-        "cpu.placement: found dedicated, but every online CPU is isolated by the kernel or another "
-        "VM's own, expected CPUs to share with the host: for shared vCPUs, or for QEMU's other "
-        "threads",
+        (
+            "cpu.placement: found dedicated, but every online CPU is isolated by the kernel or another "
+            "VM's own, expected CPUs to share with the host: for shared vCPUs, or for QEMU's other "
+            "threads"
+        ),
     ),
 ]
 
@@ -161,7 +171,9 @@ def test_derived_addresses_are_warned_of() -> None:
     """An address that another host would derive as well is told, unless the VM has a UUID."""
     spec = vm("cpu.vcpus = 1\n[[net]]\ntype = 'tap'\ndevice = 'tap0'\n[memory]\nsize = '1GiB'")
     assert plan(spec, golden_host("laptop")).warnings == (
-        "net[0].mac: derived from the VM's name: on another host a VM of the same name has the "
-        "same; give mac, or uuid",
+        (
+            "net[0].mac: derived from the VM's name: on another host a VM of the same name has the "
+            "same; give mac, or uuid"
+        ),
     )
     assert golden_plan("network", "laptop").warnings == ()

@@ -72,7 +72,8 @@ def test_an_option_leaves_out_what_is_not_said() -> None:
 def test_an_element_leaves_out_what_is_not_said() -> None:
     """Attributes that are None are left out, and text is written as it is printed."""
     made = element("cell", {"id": 0, "node": None}, [element("page")], text=4)
-    assert (made.tag, dict(made.attrib), made.text, [child.tag for child in made]) == (
+    attributes = {str(key): str(value) for key, value in made.items()}
+    assert (made.tag, attributes, made.text, [child.tag for child in made]) == (
         "cell",
         {"id": "0"},
         "4",
