@@ -88,9 +88,12 @@ def _with_uri(argv: Sequence[str]) -> list[str]:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
     if not 0 < seconds < 1e9:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected seconds such as 90")
     return seconds
 
 
