@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from kvmhooks.errors import ValueFormatError
+from kvmhooks.host.addresses import ADDRESS
 from kvmhooks.host.resources import Iommu
 from kvmhooks.values import PciAddress
 
@@ -24,7 +24,6 @@ _GROUPS: Final = "sys/kernel/iommu_groups"
 _UNITS: Final = "sys/class/iommu"
 _NUMBER: Final = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
-_ADDRESS: Final = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.ASCII)
 _HEX: Final = re.compile(r"[0-9a-f]{1,16}", re.ASCII)
 _POSTED: Final = 1 << 59
 """Of the capability register: posted interrupts."""
@@ -67,15 +66,7 @@ def _read_group(groups: Directory, number: str) -> tuple[PciAddress, ...]:
         if devices is None:
             return ()
         with devices:
-            return tuple(sorted(_addresses(devices.names(_ADDRESS))))
-
-
-def _addresses(names: Iterable[str]) -> Iterable[PciAddress]:
-    for name in names:
-        try:
-            yield PciAddress.parse(name)
-        except ValueFormatError:
-            continue
+            return tuple(sorted(map(PciAddress.parse, devices.names(ADDRESS))))
 
 
 def _read_registers(tree: Tree, unit: str) -> tuple[int | None, int | None]:

@@ -2,7 +2,8 @@
 
 What they are is in ``/sys/kernel/irq`` (Documentation/ABI/testing/sysfs-kernel-irq), where they go
 in ``/proc/irq`` (Documentation/core-api/irq/irq-affinity.rst), how often they came in
-``/proc/interrupts`` (Documentation/filesystems/proc.rst).
+``/proc/interrupts`` (Documentation/filesystems/proc.rst). Since Linux 6.2 the chip of a message is
+named after its device (``PCI-MSIX-0000:00:05.0``); before, only the device knows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
-from kvmhooks.errors import ValueFormatError
+from kvmhooks.host.addresses import ADDRESS, parse_last
 from kvmhooks.host.devices import Irq
 from kvmhooks.host.managed import is_likely_managed
 from kvmhooks.host.pci import PCI
@@ -32,7 +33,6 @@ _DEBUGGED: Final = "sys/kernel/debug/irq/irqs"
 _COUNTED: Final = "proc/interrupts"
 
 _NUMBER: Final = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
-_ADDRESS: Final = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.ASCII)
 _COLUMN: Final = re.compile(r"CPU(\d{1,5})", re.ASCII)
 
 _FEW: Final = 8
@@ -93,7 +93,7 @@ def read_irqs(tree: Tree) -> tuple[Irq, ...] | None:
                 affinity=where.affinity,
                 effective_affinity=where.effective_affinity,
                 node=where.node,
-                device=_named_device(what.chip) or owners.get(number),
+                device=parse_last(what.chip or "") or owners.get(number),
                 hwirq=what.hwirq,
                 likely_managed=is_likely_managed(what.actions, states.get(number)),
                 count=often.count if often is not None else None,
@@ -186,12 +186,6 @@ def _read_states(tree: Tree) -> dict[int, str]:
         return {int(name): text for name, text in texts if text}
 
 
-def _named_device(chip: str | None) -> PciAddress | None:
-    """The device in the name of a per-device chip (``PCI-MSIX-0000:00:05.0``, since Linux 6.2)."""
-    found = _ADDRESS.search(chip or "")
-    return _parse_address(found[0]) if found is not None else None
-
-
 def _read_owners(tree: Tree) -> dict[int, PciAddress]:
     """The device of each interrupt by its ``msi_irqs`` and ``irq``.
 
@@ -204,10 +198,10 @@ def _read_owners(tree: Tree) -> dict[int, PciAddress]:
     messages: dict[int, PciAddress] = {}
     pins: dict[int, PciAddress] = {}
     with directory:
-        for name in directory.names(_ADDRESS):
+        for name in directory.names(ADDRESS):
             device = directory.child(name)
-            address = _parse_address(name)
-            if device is None or address is None:
+            address = PciAddress.parse(name)
+            if device is None:
                 continue
             with device:
                 messages |= dict.fromkeys(_vectors(device), address)
@@ -223,13 +217,6 @@ def _vectors(device: Directory) -> list[int]:
         return []
     with directory:
         return [int(name) for name in directory.names(_NUMBER)]
-
-
-def _parse_address(text: str) -> PciAddress | None:
-    try:
-        return PciAddress.parse(text)
-    except ValueFormatError:
-        return None
 
 
 def _count_lines(tree: Tree) -> Iterator[str]:

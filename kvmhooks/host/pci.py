@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import field, frozen
 
 from kvmhooks.errors import ValueFormatError
+from kvmhooks.host.addresses import ADDRESS, last_address
 from kvmhooks.host.devices import PciDevice, Sriov
 from kvmhooks.values import PciAddress
 
@@ -43,7 +44,6 @@ ATTRIBUTES: Final = (
 )
 LINKS: Final = ("driver", "iommu_group", "physfn")
 
-_ADDRESS: Final = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.ASCII)
 VIRTFN: Final = re.compile(r"virtfn(\d{1,5})", re.ASCII)
 _WANTED: Final = re.compile(
     "|".join([*ATTRIBUTES, *LINKS, "reset", "net", VIRTFN.pattern, r"virtio\d{1,5}"]), re.ASCII
@@ -89,7 +89,7 @@ def read_pci_files(tree: Tree) -> tuple[PciDevice, ...] | None:
     with directory:
         found = [
             device
-            for name in directory.names(_ADDRESS)
+            for name in directory.names(ADDRESS)
             if (device := _read_device(directory, name, net, block)) is not None
         ]
     return make_devices(tree, found)
@@ -104,12 +104,6 @@ def make_devices(tree: Tree, found: Iterable[Found]) -> tuple[PciDevice, ...]:
         if group is not None:
             groups.setdefault(group, []).append(address)
     return tuple(_make_device(tree, *device, groups) for device in sorted(known, key=_address))
-
-
-def pci_owner(target: str) -> str | None:
-    """The PCI device nearest to the end of a path, of which it is a part."""
-    names = _ADDRESS.findall(target)
-    return names[-1] if names else None
 
 
 def shown_block_name(name: str) -> str:
@@ -232,7 +226,7 @@ def _owners(tree: Tree, path: str) -> dict[str, tuple[str, ...]]:
     owners: dict[str, tuple[str, ...]] = {}
     with directory:
         for name in directory.names(_ANY):
-            owner = pci_owner(directory.link(name) or "")
+            owner = last_address(directory.link(name) or "")
             if owner is not None:
                 shown = shown_block_name(name) if path == BLOCK else name
                 owners[owner] = (*owners.get(owner, ()), shown)

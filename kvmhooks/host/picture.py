@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvmhooks.host.nesting import cache_size
 from kvmhooks.values import CpuSet
+from kvmhooks.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -80,14 +81,10 @@ def _counts(host: Host) -> str:
     cores = {cpu.siblings for cpu in online}
     packages = {cpu.package for cpu in online} - {None}
     memory = host.memory.total_kib if host.memory is not None else None
-    nodes = "no NUMA" if host.nodes is None else _plural(len(host.nodes), "node")
-    parts = (_plural(len(packages), "package"), nodes, _plural(len(cores), "core"))
+    nodes = "no NUMA" if host.nodes is None else counted(len(host.nodes), "node")
+    parts = (counted(len(packages), "package"), nodes, counted(len(cores), "core"))
     told = [] if memory is None else [f"{size(memory)} of memory"]
-    return ", ".join([*parts, _plural(len(online), "CPU"), *told])
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return ", ".join([*parts, counted(len(online), "CPU"), *told])
 
 
 def _special(host: Host) -> Iterator[tuple[str, CpuSet]]:
@@ -177,7 +174,7 @@ def _cores(host: Host, cpus: CpuSet) -> Iterator[str]:
         served = cpus - known if cache is None else cpus & cache.cpus
         name = "no L3" if cache is None else f"L3 {cache_size(cache.size_kib)}".strip()
         cores = dict.fromkeys(str(host.core_of(cpu)) for cpu in served)
-        yield from _row(name, f"{_plural(len(cores), 'core')}: {'  '.join(cores)}")
+        yield from _row(name, f"{counted(len(cores), 'core')}: {'  '.join(cores)}")
 
 
 def _row(name: str, text: str) -> Iterator[str]:
@@ -201,7 +198,7 @@ def _devices(devices: Iterable[PciDevice]) -> Iterator[str]:
         parts = [f"{what:<11} {device.driver or 'no driver':<12}", names]
         if device.iommu_group is not None:
             others = len(device.iommu_group_members)
-            shared = f" with {_plural(others, 'other')}" if others else ""
+            shared = f" with {counted(others, 'other')}" if others else ""
             parts.append(f"IOMMU group {device.iommu_group}{shared}")
         if device.sriov is not None:
             parts.append(f"{device.sriov.num_vfs} of {device.sriov.total_vfs} VFs")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -19,6 +18,7 @@ from kvmhooks.host.tree import Tree
 from kvmhooks.values import CpuSet
 from tests.fakedevices import FakeIrq, FakePci, nic_with_functions
 from tests.fakehost import FakeHost, write_host
+from tests.watcher import Watcher
 
 SLOW_FILES = settings(
     deadline=None,
@@ -210,28 +210,8 @@ def test_damage_to_any_file_raises_nothing(rich: Path, data: st.DataObject, cont
 
 def test_nothing_is_opened_twice(rich: Path) -> None:
     """Every file that all parts together need is read once, by whatever path."""
-    seen: Counter[str] = Counter()
-
-    class Watcher:
-        """Counts the files by where they really are."""
-
-        def saw_directory(self, path: str) -> None:
-            pass
-
-        def saw_text(self, path: str, text: str) -> str:
-            seen[os.path.realpath(rich / path)] += 1
-            return text
-
-        def saw_link(self, path: str, target: str) -> str:
-            del path
-            return target
-
-        def saw_flaw(self, path: str, what: str) -> None:
-            raise AssertionError(path, what)
-
-        def public(self, name: str) -> str:
-            return name
-
-    assert read_tree(Tree(rich, recorder=Watcher())) == read(rich)
-    assert {path: count for path, count in seen.items() if count > 1} == {}
-    assert len(seen) > 200
+    watcher = Watcher(rich)
+    assert read_tree(Tree(rich, recorder=watcher)) == read(rich)
+    counts = Counter(watcher.opened)
+    assert {path: count for path, count in counts.items() if count > 1} == {}
+    assert len(counts) > 200

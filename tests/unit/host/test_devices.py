@@ -155,6 +155,17 @@ def test_a_damaged_file_of_a_device_is_said(
     assert (host.pci or ())[1:] == EXPECTED[1:]
 
 
+@pytest.mark.parametrize("name", ["0000:00:ff.0", "slot", "0000:00:00.8", "0000:00:00"])
+def test_what_is_no_address_is_no_device(tmp_path: Path, name: str) -> None:
+    """Names in a tree are checked before they are taken for addresses."""
+    root = write_host(tmp_path, pci=DESCRIBED)
+    (root / PCI / name).mkdir()
+    (root / f"sys/kernel/iommu_groups/7/devices/{name}").mkdir()
+    assert read(root, {"pci", "irqs", "iommu"}) == read(
+        write_host(tmp_path / "plain", pci=DESCRIBED), {"pci", "irqs", "iommu"}
+    )
+
+
 def test_a_host_without_pci_has_none(tmp_path: Path) -> None:
     """Null: not an empty list, which would say that there is a bus with nothing on it."""
     assert read(write_host(tmp_path), {"pci"}).pci is None
