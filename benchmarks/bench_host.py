@@ -24,6 +24,7 @@ from kvmhooks.host.tree import Tree
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.fakedevices import FakeIrq, FakePci
 from tests.fakehost import FakeHost
+from tests.watcher import Watcher
 
 ROUNDS = 5
 MOST = 2.0

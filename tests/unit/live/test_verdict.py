@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from kvmhooks.host.model import Host, Kvm
+from kvmhooks.host import Host, Kvm
 from kvmhooks.live.accel import choose, from_memory
 from kvmhooks.live.rundir import private_directory
 from kvmhooks.live.verdict import MEMORY, Verdict, recall, remember
