@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 def to_json(host: Host) -> dict[str, Any]:
     """Give the host as what ``json.dumps`` takes; null is «not known», as None is in the model."""
-    made: dict[str, Any] = _plain(host)
+    made: dict[str, Any] = plain(host)
     return made
 
 
-def _plain(value: object) -> Any:
+def plain(value: object) -> Any:
+    """Give a value of the model as what ``json.dumps`` takes."""
     if isinstance(value, CpuSet | PciAddress):
         return str(value)
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if attrs.has(type(value)):
-        return {name.rstrip("_"): _plain(getattr(value, name)) for name in _names(type(value))}
+        return {name.rstrip("_"): plain(getattr(value, name)) for name in _names(type(value))}
     return value
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kvmhooks.host.flaws import Flaws
     from kvmhooks.host.lists import CpuLists
     from kvmhooks.host.model import Cache, Node
-    from kvmhooks.host.resources import FrequencyPolicy
+    from kvmhooks.host.policies import FrequencyPolicy
 
 
 @frozen

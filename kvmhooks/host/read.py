@@ -19,6 +19,7 @@ from kvmhooks.host.lists import NO_LISTS, read_cpu_lists
 from kvmhooks.host.machine import Evidence, assemble, online_cpus
 from kvmhooks.host.model import PARTS, Host
 from kvmhooks.host.nodes import read_memory, read_nodes, read_offline
+from kvmhooks.host.policies import read_policies
 from kvmhooks.host.tree import Tree
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
     from kvmhooks.host.lists import CpuLists
     from kvmhooks.host.model import Cache, Cpu, Node
-    from kvmhooks.host.resources import Features, FrequencyPolicy
+    from kvmhooks.host.policies import FrequencyPolicy
+    from kvmhooks.host.resources import Features
 
 _READERS: Final = {
     "pci": "read_pci",
@@ -87,7 +89,7 @@ def _read_machine(tree: Tree, needed: frozenset[str]) -> Host:
     if needed & {"cpus", "nodes"}:
         nodes = read_nodes(tree, memory="nodes" in needed)
     if needed & {"cpus", "power"}:
-        policies = _import("power").read_policies(tree, whole="power" in needed)
+        policies = read_policies(tree, whole="power" in needed)
     cpus = caches = power = kernel = None
     if "cpus" in needed:
         cpus, caches = _read_cpus(tree, lists, nodes or (), policies or ())

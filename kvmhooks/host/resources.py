@@ -9,7 +9,8 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kvmhooks.values import CpuSet, PciAddress
+    from kvmhooks.host.policies import FrequencyPolicy
+    from kvmhooks.values import PciAddress
 
 
 @frozen
@@ -68,24 +69,6 @@ class Cgroup:
     """Controllers of version 2 by the group whose children have them."""
     systemd: bool | None = None
     slices: tuple[str, ...] | None = None
-
-
-@frozen
-class FrequencyPolicy:
-    """CPUs whose frequency is set together."""
-
-    id: int
-    cpus: CpuSet | None = None
-    driver: str | None = None
-    governor: str | None = None
-    epp: str | None = None
-    hardware_min_khz: int | None = None
-    hardware_max_khz: int | None = None
-    base_khz: int | None = None
-    min_khz: int | None = None
-    max_khz: int | None = None
-    ranking: int | None = None
-    """AMD's order of preference; the higher the better."""
 
 
 @frozen

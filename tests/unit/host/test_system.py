@@ -10,12 +10,12 @@ from attrs import evolve
 from kvmhooks.host import Cpu, HugePages, Kernel, Node, read
 from kvmhooks.host.cmdline import parse_boot_pages, parse_isolation, parse_parameters
 from kvmhooks.host.flaws import Flaws
+from kvmhooks.host.policies import FrequencyPolicy
 from kvmhooks.host.resources import (
     BandwidthAllocation,
     CacheAllocation,
     Cgroup,
     Features,
-    FrequencyPolicy,
     IdleState,
     Power,
     Resctrl,
