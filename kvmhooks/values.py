@@ -46,7 +46,7 @@ class CpuSet(AbstractSet[int]):
         Raises ``ValueFormatError`` for one that is negative or above ``MAX_CPU``.
         """
         if isinstance(cpus, CpuSet):
-            self._mask = cpus._mask
+            self._mask = cpus.mask
             return
         mask = 0
         for cpu in cpus:
@@ -92,7 +92,7 @@ class CpuSet(AbstractSet[int]):
         """
         stripped = text.strip().rstrip("\0").strip()
         if stripped[:2] in {"0x", "0X"} and re.fullmatch(r"[0-9a-fA-F]+", stripped[2:]):
-            return cls.from_mask(int(stripped[2:], 16))
+            return cls.from_mask(int(stripped, 0))
         groups = stripped.split(",")
         if not all(_HEX_GROUP.fullmatch(group) for group in groups):
             raise ValueFormatError(text, _MASK_EXPECTED)
@@ -186,7 +186,7 @@ class CpuSet(AbstractSet[int]):
 
     def isdisjoint(self, other: Iterable[int]) -> bool:
         """Tell whether no member is in ``other``."""
-        return not self._mask & CpuSet(other)._mask
+        return not self._mask & CpuSet(other).mask
 
     @classmethod
     def _from_iterable(cls, it: Iterable[int]) -> Self:

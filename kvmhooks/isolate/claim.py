@@ -1,7 +1,8 @@
 """What one VM asks of the host.
 
-A claim is made from a plan (``kvmhooks.plan.claim``) or from the domain XML that libvirt hands to
-the hook (``kvmhooks.isolate.domain``); for the XML that was rendered from a plan both are equal.
+A claim is made from a plan (``kvmhooks.placement.claim``) or from the domain XML that libvirt
+hands to the hook (``kvmhooks.isolate.domain``); for the XML that was rendered from a plan both are
+equal.
 """
 
 from __future__ import annotations
@@ -24,7 +25,16 @@ class Claim:
     Its key is (``driver``, ``uuid``); the name is a label.
     """
 
-    __slots__ = ("driver", "exclusive", "hugepages", "name", "strict", "uuid")
+    __slots__ = (
+        "disks",
+        "driver",
+        "exclusive",
+        "hugepages",
+        "name",
+        "settings",
+        "strict",
+        "uuid",
+    )
 
     driver: str
     """Who runs the VM: ``qemu`` under ``qemu:///system``, ``kvm-launch`` without libvirt."""
@@ -33,11 +43,18 @@ class Claim:
     exclusive: CpuSet
     """CPUs that nothing but this VM's vCPUs may use while it lives."""
     hugepages: tuple[tuple[int, int, int], ...]
-    """(node, page size in KiB, count): explicit huge pages that its memory is made of."""
+    """(node, page size in KiB, count): explicit huge pages that its memory is made of.
+
+    Node -1 is any node. Size 0 is the host's default size; the count is then the memory in KiB.
+    """
     strict: bool
     """Whether the VM must not start when any part of the claim cannot be met."""
+    settings: tuple[tuple[str, str], ...]
+    """(name, value), in order: what differs from the defaults of ``kvmhooks.isolate.policy``."""
+    disks: tuple[str, ...]
+    """The block devices that ``storage`` settings are for; empty without such settings."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- the fields of the value
         self,
         *,
         driver: str,
@@ -46,13 +63,20 @@ class Claim:
         exclusive: CpuSet,
         hugepages: tuple[tuple[int, int, int], ...] = (),
         strict: bool = False,
+        settings: tuple[tuple[str, str], ...] = (),
+        disks: tuple[str, ...] = (),
     ) -> None:
+        """Take the fields. Raises ``IsolationError`` for a UUID that is none."""
+        if not _UUID.fullmatch(uuid):
+            raise IsolationError(f"claim: uuid: found {uuid[:40]!r}, expected a lower-case UUID")
         self.driver = driver
         self.uuid = uuid
         self.name = name
         self.exclusive = exclusive
         self.hugepages = hugepages
         self.strict = strict
+        self.settings = settings
+        self.disks = disks
 
     @classmethod
     def from_json(cls, said: object) -> Self:
@@ -68,7 +92,7 @@ class Claim:
                 "another version of kvmhooks wrote it"
             )
         try:
-            claim = cls(
+            return cls(
                 driver=_text(said, "driver"),
                 uuid=_text(said, "uuid"),
                 name=_text(said, "name"),
@@ -78,12 +102,16 @@ class Claim:
                     for entry in said["hugepages"]
                 ),
                 strict=said["strict"] is True,
+                settings=tuple(sorted((str(k), str(v)) for k, v in said["settings"].items())),
+                disks=tuple(str(disk) for disk in said["disks"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IsolationError(f"claim: {type(error).__name__}: {error}") from error
-        if not _UUID.fullmatch(claim.uuid):
-            raise IsolationError(f"claim: uuid: found {claim.uuid!r}, expected a lower-case UUID")
-        return claim
+
+    @property
+    def key(self) -> str:
+        """What tells this claim from others, and is safe as a file's name."""
+        return f"{self.driver}-{self.uuid}"
 
     def to_json(self) -> dict[str, Any]:
         """The claim as JSON types, with the format's version."""
@@ -98,6 +126,8 @@ class Claim:
                 for node, size_kib, count in self.hugepages
             ],
             "strict": self.strict,
+            "settings": dict(self.settings),
+            "disks": list(self.disks),
         }
 
     def __eq__(self, other: object) -> bool:

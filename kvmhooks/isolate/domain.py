@@ -1,0 +1,226 @@
+"""A libvirt domain XML into the claim that it makes on the host.
+
+The XML alone says everything: the pins are libvirt's own ``<cputune>``, the nodes ``<numatune>``,
+the pages ``<memoryBacking>`` (https://libvirt.org/formatdomain.html), and the policy is the
+``<kvmhooks:vm>`` element in ``<metadata>`` (``kvmhooks.isolate.policy``). A domain without that
+element makes no claim.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from xml.etree import ElementTree as ET  # bounded, and document types are refused below
+
+from kvmhooks.errors import IsolationError, ValueFormatError
+from kvmhooks.isolate import pages
+from kvmhooks.isolate.claim import Claim
+from kvmhooks.isolate.policy import NAMESPACE, check, value_of
+from kvmhooks.values import CpuSet, union
+
+MAX_BYTES: Final = 4 << 20
+"""No larger XML is parsed: 4,096 pinned vCPUs and 1,000 disks take less than 1 MiB."""
+
+MAX_DEPTH: Final = 100
+"""No deeper XML is parsed: libvirt's own is less than 20 deep."""
+
+MAX_VCPUS: Final = 65_536
+
+_NAME: Final = re.compile(r"[^\x00-\x1f/]{1,255}")
+
+
+def read_claim(xml_text: str | bytes, driver: str = "qemu") -> Claim | None:
+    """The claim that a domain makes, or None for a domain without our metadata.
+
+    Raises ``IsolationError`` for XML that is no domain, is too large, has a document type, or whose
+    policy cannot be met by its own pins; the text says what to do.
+    """
+    data = xml_text.encode() if isinstance(xml_text, str) else xml_text
+    if NAMESPACE.encode() not in data[:MAX_BYTES]:
+        return None
+    domain = _parse(data)
+    policy = _policy_of(domain)
+    if policy is None:
+        return None
+    name = _name_of(domain)
+    settings = check(policy)
+    is_exclusive = settings.pop("isolation.exclusive", "no") == "yes"
+    is_strict = settings.pop("isolation.strict", "no") == "yes"
+    kept = tuple(sorted(settings.items()))
+    has_pages = value_of(kept, "memory.hugepages") == "allocate"
+    has_storage = any(setting.startswith("storage.") for setting in settings)
+    try:
+        return Claim(
+            driver=driver,
+            uuid=domain.findtext("uuid", "").strip().lower(),
+            name=name,
+            exclusive=_exclusive_of(domain, name) if is_exclusive else CpuSet(),
+            hugepages=pages.of_domain(domain) if has_pages else (),
+            strict=is_strict,
+            settings=kept,
+            disks=_disks_of(domain) if has_storage else (),
+        )
+    except ValueFormatError as error:
+        raise IsolationError(f"domain {name}: {error}") from error
+
+
+class _Builder(ET.TreeBuilder):
+    """Builds a tree of bounded depth and refuses document types, before any entity is read."""
+
+    depth = 0
+
+    def doctype(self, name: str, _pubid: str | None, _system: str | None) -> None:
+        raise IsolationError(
+            f"domain XML: found a document type {name[:40]!r}, expected none: libvirt writes none"
+        )
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ET.Element:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise IsolationError(f"domain XML: nested more than {MAX_DEPTH} elements deep")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> ET.Element:
+        self.depth -= 1
+        return super().end(tag)
+
+
+def _parse(data: bytes) -> ET.Element:
+    if len(data) > MAX_BYTES:
+        raise IsolationError(
+            f"domain XML: found {len(data)} bytes or more, expected at most {MAX_BYTES}"
+        )
+    parser = ET.XMLParser(target=_Builder())  # noqa: S314 -- see _Builder and MAX_BYTES
+    try:
+        parser.feed(data)
+        domain: ET.Element = parser.close()
+    except ET.ParseError as error:
+        raise IsolationError(f"domain XML: {error}") from error
+    if domain.tag != "domain":
+        raise IsolationError(f"domain XML: found <{domain.tag[:40]}>, expected <domain>")
+    return domain
+
+
+def _policy_of(domain: ET.Element) -> dict[str, str] | None:
+    """The attributes of all children of ``<kvmhooks:vm>``, or None without that element."""
+    element = domain.find(f"metadata/{{{NAMESPACE}}}vm")
+    if element is None:
+        return None
+    policy = {}
+    for child in element:
+        tag = child.tag.removeprefix(f"{{{NAMESPACE}}}")
+        for attribute, value in child.items():
+            policy[f"{tag}.{attribute}"] = value.strip()
+    return policy
+
+
+def _name_of(domain: ET.Element) -> str:
+    name = domain.findtext("name", "")
+    if _NAME.fullmatch(name) is None or name in {".", ".."}:
+        raise IsolationError(f"domain XML: name: found {name[:40]!r}, expected a libvirt name")
+    return name
+
+
+def _exclusive_of(domain: ET.Element, name: str) -> CpuSet:
+    """The CPUs of all vCPUs.
+
+    Each vCPU needs one CPU of its own: in an isolated partition nothing balances, so that threads
+    with a wider mask all stay on the first CPU of it; and what else QEMU runs must be elsewhere.
+    """
+    for path in ("vcpu", "numatune/memory"):
+        element = domain.find(path)
+        if element is not None and element.get("placement") == "auto":
+            raise IsolationError(
+                f"domain {name}: <{element.tag} placement='auto'>: numad chooses after the hook "
+                f"ran; exclusive CPUs need pins: run `kvmhooks tune {name}`"
+            )
+    pins: dict[int, CpuSet] = {}
+    for pin in domain.findall("cputune/vcpupin"):
+        pins[_number(pin.get("vcpu", ""), f"domain {name}: vcpupin")] = CpuSet.parse(
+            pin.get("cpuset", "")
+        )
+    count = _number(domain.findtext("vcpu", "1"), f"domain {name}: vcpu")
+    if not 0 < count <= MAX_VCPUS:
+        raise IsolationError(f"domain {name}: vcpu: found {count}, expected 1 to {MAX_VCPUS}")
+    for vcpu in range(count):
+        if len(pins.get(vcpu, ())) != 1:
+            found = str(pins[vcpu]) if vcpu in pins else "no pin"
+            raise IsolationError(
+                f"domain {name}: vCPU {vcpu}: found {found}, expected one CPU of its own for "
+                f"exclusive CPUs: run `virsh vcpupin {name} {vcpu} CPU --config`, or "
+                f"`kvmhooks tune {name}` for all"
+            )
+    exclusive = union(pins[vcpu] for vcpu in range(count))
+    if len(exclusive) != count:
+        raise IsolationError(
+            f"domain {name}: {count} vCPUs share the {len(exclusive)} CPUs {exclusive}, expected "
+            f"one CPU each: run `kvmhooks tune {name}`"
+        )
+    _check_others(domain, name, exclusive)
+    return exclusive
+
+
+def _check_others(domain: ET.Element, name: str, exclusive: CpuSet) -> None:
+    """The emulator and each I/O thread have a pin, and none on the vCPUs' CPUs."""
+    emulator = domain.find("cputune/emulatorpin")
+    cpus = None if emulator is None else CpuSet.parse(emulator.get("cpuset", ""))
+    _check_apart("emulatorpin", f"virsh emulatorpin {name} CPUS --config", cpus, exclusive, name)
+    pins: dict[int, CpuSet] = {}
+    for pin in domain.findall("cputune/iothreadpin"):
+        pins[_number(pin.get("iothread", ""), f"domain {name}: iothreadpin")] = CpuSet.parse(
+            pin.get("cpuset", "")
+        )
+    for iothread in sorted(_iothreads_of(domain, name)):
+        _check_apart(
+            f"iothreadpin {iothread}",
+            f"virsh iothreadpin {name} {iothread} CPUS --config",
+            pins.get(iothread),
+            exclusive,
+            name,
+        )
+
+
+def _check_apart(what: str, remedy: str, cpus: CpuSet | None, exclusive: CpuSet, name: str) -> None:
+    if cpus and cpus.isdisjoint(exclusive):
+        return
+    found = f"{cpus}, on the vCPUs' own" if cpus else "none"
+    raise IsolationError(
+        f"domain {name}: {what}: found {found}, expected CPUs apart from {exclusive}: run "
+        f"`{remedy}`, or `kvmhooks tune {name}`"
+    )
+
+
+def _iothreads_of(domain: ET.Element, name: str) -> set[int]:
+    """The ids of I/O threads: those listed, and as many more as the count asks for.
+
+    libvirt fills ``<iothreadids>`` up to ``<iothreads>`` with the lowest free numbers
+    (``virDomainIOThreadIDDefArrayInit()``, src/conf/domain_conf.c).
+    """
+    what = f"domain {name}: iothread"
+    listed = {_number(one.get("id", ""), what) for one in domain.findall("iothreadids/iothread")}
+    count = _number(domain.findtext("iothreads", "0"), what)
+    if count > MAX_VCPUS:
+        raise IsolationError(f"{what}s: found {count}, expected at most {MAX_VCPUS}")
+    fresh = 1
+    while len(listed) < count:
+        listed.add(fresh)
+        fresh += 1
+    return listed
+
+
+def _disks_of(domain: ET.Element) -> tuple[str, ...]:
+    """The block devices of the VM's disks (``<disk type='block'>``), in order."""
+    sources = (
+        disk.find("source")
+        for disk in domain.findall("devices/disk")
+        if disk.get("type") == "block"
+    )
+    return tuple(
+        source.get("dev", "") for source in sources if source is not None and source.get("dev")
+    )
+
+
+def _number(text: str, what: str) -> int:
+    if re.fullmatch(r"\s*\d{1,9}\s*", text, re.ASCII) is None:
+        raise IsolationError(f"{what}: found {text[:40]!r}, expected a number")
+    return int(text)

@@ -1,0 +1,108 @@
+"""The huge pages that a domain's memory is made of, per host node and size.
+
+libvirt's rules: ``<memoryBacking><hugepages><page size unit nodeset>`` names guest cells,
+``<numatune>`` says on which host nodes each cell lies
+(https://libvirt.org/formatdomain.html#memory-backing and #numa-node-tuning).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from kvmhooks.errors import IsolationError
+from kvmhooks.values import CpuSet
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+ANY_NODE: Final = -1
+"""The node of pages that may lie anywhere."""
+
+DEFAULT_SIZE: Final = 0
+"""The size of pages when the XML leaves it to the host (``Hugepagesize`` in /proc/meminfo)."""
+
+_UNITS: Final = {
+    "b": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10, "MB": 10**6, "M": 1 << 20,
+    "MiB": 1 << 20, "GB": 10**9, "G": 1 << 30, "GiB": 1 << 30, "TB": 10**12, "T": 1 << 40,
+    "TiB": 1 << 40,
+}  # fmt: skip
+"""libvirt's units in bytes (``virScaleInteger()``, src/util/virutil.c)."""
+
+
+def of_domain(domain: Element) -> tuple[tuple[int, int, int], ...]:
+    """(node, size in KiB, count), in order; empty for a domain on ordinary pages."""
+    backing = domain.find("memoryBacking/hugepages")
+    if backing is None:
+        return ()
+    sizes = [
+        (page.get("nodeset"), _kib(page.get("size", ""), page.get("unit", "KiB"), "page"))
+        for page in backing.findall("page")
+    ]
+    wanted: Counter[tuple[int, int]] = Counter()
+    for cell, memory_kib in _cells_of(domain):
+        size = _size_for(cell, sizes)
+        nodes = tuple(_nodes_for(domain, cell))
+        for at, node in enumerate(nodes):
+            share = memory_kib * (at + 1) // len(nodes) - memory_kib * at // len(nodes)
+            wanted[node, size] += share
+    return tuple(
+        (node, size, -(-memory_kib // size) if size else memory_kib)
+        for (node, size), memory_kib in sorted(wanted.items())
+        if memory_kib
+    )
+
+
+def _cells_of(domain: Element) -> list[tuple[int | None, int]]:
+    """(guest cell, memory in KiB); the cell is None for a guest without cells.
+
+    Memory devices (DIMMs) are part of ``<memory>`` and no part of a cell's own memory.
+    """
+    cells: dict[int, int] = {}
+    for place, cell in enumerate(domain.findall("cpu/numa/cell")):
+        number = int(cell.get("id", place))
+        cells[number] = _kib(cell.get("memory", ""), cell.get("unit", "KiB"), "cell")
+    if not cells:
+        memory = domain.find("memory")
+        if memory is None:
+            return []
+        return [(None, _kib(memory.text or "", memory.get("unit", "KiB"), "memory"))]
+    for device in domain.findall("devices/memory[@model='dimm']"):
+        size = device.find("target/size")
+        if size is not None:
+            number = int(device.findtext("target/node", "0"))
+            cells[number] = cells.get(number, 0) + _kib(
+                size.text or "", size.get("unit", "KiB"), "memory device"
+            )
+    return [(number, cells[number]) for number in sorted(cells)]
+
+
+def _size_for(cell: int | None, sizes: list[tuple[str | None, int]]) -> int:
+    """The page size of a guest cell: its own, else the one without a nodeset."""
+    for nodeset, size in sizes:
+        if nodeset is not None and (cell or 0) in CpuSet.parse(nodeset):
+            return size
+    for nodeset, size in sizes:
+        if nodeset is None:
+            return size
+    return DEFAULT_SIZE
+
+
+def _nodes_for(domain: Element, cell: int | None) -> CpuSet | tuple[int]:
+    """The host nodes of a guest cell: its ``<memnode>``, else ``<memory>``, else any."""
+    for memnode in domain.findall("numatune/memnode"):
+        if cell is not None and memnode.get("cellid") == str(cell):
+            return CpuSet.parse(memnode.get("nodeset", "")) or (ANY_NODE,)
+    memory = domain.find("numatune/memory")
+    if memory is not None and memory.get("nodeset"):
+        return CpuSet.parse(memory.get("nodeset", ""))
+    return (ANY_NODE,)
+
+
+def _kib(text: str, unit: str, what: str) -> int:
+    if re.fullmatch(r"\s*\d{1,18}\s*", text, re.ASCII) is None or unit not in _UNITS:
+        raise IsolationError(
+            f"domain XML: {what}: found {text[:40]!r} {unit[:10]!r}, expected a size"
+        )
+    return -(-int(text) * _UNITS[unit] // 1024)

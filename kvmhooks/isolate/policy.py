@@ -1,0 +1,94 @@
+"""What a VM's metadata may ask of the host, as a table.
+
+The element is ``<kvmhooks:vm xmlns:kvmhooks="urn:kvmhooks:1">``, a child of the domain's
+``<metadata>`` (https://libvirt.org/formatdomain.html#general-metadata: one element per
+namespace). Its children and their attributes are the rows of ``SETTINGS``; an attribute that is
+not there keeps the host as it is, or the row's default.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from kvmhooks.errors import IsolationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+NAMESPACE: Final = "urn:kvmhooks:1"
+
+
+class Setting(NamedTuple):
+    """One attribute of one child of ``<kvmhooks:vm>``."""
+
+    allowed: str
+    """A regular expression that the whole value matches."""
+    expected: str
+    """The same for a person."""
+    default: str = ""
+    """What stands when the attribute is absent; empty: the host stays as it is."""
+
+
+_YES_NO: Final = ("yes|no", '"yes" or "no"')
+_WORD: Final = "[a-z0-9_-]{1,32}"
+
+SETTINGS: Final[Mapping[str, Setting]] = {
+    "isolation.exclusive": Setting(*_YES_NO, default="no"),
+    "isolation.strict": Setting(*_YES_NO, default="no"),
+    "isolation.irqs": Setting(*_YES_NO, default="yes"),
+    "isolation.tasks": Setting(*_YES_NO, default="yes"),
+    "isolation.workqueues": Setting(*_YES_NO, default="yes"),
+    "isolation.network": Setting(*_YES_NO, default="yes"),
+    "power.governor": Setting(_WORD, 'a cpufreq governor such as "performance"'),
+    "power.epp": Setting(_WORD, 'an energy preference such as "performance" or "128"'),
+    "power.latency": Setting(r"\d{1,9}|n/a", 'microseconds, or "n/a" for no wake-up delay at all'),
+    "power.boost": Setting(*_YES_NO),
+    "memory.hugepages": Setting("allocate|keep", '"allocate" or "keep"', default="allocate"),
+    "memory.thp": Setting("always|madvise|never", '"always", "madvise" or "never"'),
+    "memory.ksm": Setting("[012]", '"0", "1" or "2"'),
+    "memory.numa_balancing": Setting("[0-3]", "a number from 0 to 3"),
+    "memory.stat_interval": Setting(r"\d{1,6}", "seconds"),
+    "kernel.rt_runtime": Setting(r"-1|\d{1,9}", "microseconds, or -1 for no limit"),
+    "kernel.timer_migration": Setting("[01]", '"0" or "1"'),
+    "kernel.nmi_watchdog": Setting("[01]", '"0" or "1"'),
+    "kernel.perf_cpu_limit": Setting(r"\d{1,3}", "per cent, 0 for no limit"),
+    "kernel.halt_poll": Setting(r"\d{1,9}", "nanoseconds, 0 for none"),
+    "storage.scheduler": Setting(_WORD, 'an I/O scheduler such as "none"'),
+    "storage.requests": Setting(r"\d{1,6}", "a queue depth"),
+}
+"""Every attribute, as ``element.attribute``."""
+
+
+def check(settings: Mapping[str, str]) -> dict[str, str]:
+    """The settings that differ from their defaults, each checked.
+
+    Raises ``IsolationError`` with the first unknown or wrong one.
+    """
+    kept = {}
+    for name, value in settings.items():
+        known = SETTINGS.get(name)
+        if known is None:
+            raise IsolationError(
+                f"kvmhooks metadata: {name}: no such setting; did you mean "
+                f"{nearest(name, SETTINGS)}?"
+            )
+        if re.fullmatch(known.allowed, value) is None:
+            raise IsolationError(
+                f"kvmhooks metadata: {name}: found {value[:40]!r}, expected {known.expected}"
+            )
+        if value != known.default:
+            kept[name] = value
+    return kept
+
+
+def value_of(settings: Iterable[tuple[str, str]], name: str) -> str:
+    """What ``settings`` say of ``name``, or its default."""
+    return dict(settings).get(name, SETTINGS[name].default)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that is most like ``name``."""
+    import difflib  # noqa: PLC0415 -- only for a message: the hook must not pay for it
+
+    return max(known, key=lambda other: difflib.SequenceMatcher(None, name, other).ratio())

@@ -1,0 +1,61 @@
+"""``vm.toml``: read, structured, and checked as a whole."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+
+import attrs
+
+from kvmhooks.errors import Problem, SpecError
+from kvmhooks.spec.consistency import inconsistencies
+from kvmhooks.spec.model import VmSpec
+from kvmhooks.spec.structure import Unsuitable, structure
+
+MAX_BYTES = 1 << 20
+"""A VM's description is a page or two; more than this is some other file."""
+
+
+def load_vm(path: str | os.PathLike[str]) -> VmSpec:
+    """Read the VM that the file ``path`` describes.
+
+    Paths in it are relative to its folder. Raises ``SpecError`` with every problem at once, each
+    with its place.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise _refused(file.name, "", os.strerror(error.errno or 0), "a readable file") from error
+    if len(content) > MAX_BYTES:
+        raise _refused(file.name, "", f"more than {MAX_BYTES} bytes", "a VM's description")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise _refused(file.name, "", f"a byte that is not UTF-8 ({error})", "TOML") from error
+    return parse_vm(text, folder=file.absolute().parent, source=file.name)
+
+
+def parse_vm(text: str, *, folder: Path, source: str = "vm.toml") -> VmSpec:
+    """Read a VM from TOML ``text`` whose relative paths start at ``folder``.
+
+    ``source`` names the text in messages. Raises ``SpecError``.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _refused(source, "", str(error), "TOML") from error
+    try:
+        spec = attrs.evolve(structure(document, folder), source=source)
+    except Unsuitable as error:
+        raise SpecError(source, error.problems) from error
+    problems = tuple(inconsistencies(spec))
+    if problems:
+        raise SpecError(source, problems)
+    return spec
+
+
+def _refused(source: str, at: str, found: str, expected: str) -> SpecError:
+    return SpecError(source, (Problem(at, found, expected),))

@@ -1,0 +1,224 @@
+"""TOML's values into the spec's classes, with every problem at once.
+
+cattrs does the walking and collects what went wrong; the hooks here say what each kind of value
+must look like. Nothing is coerced: ``vcpus = "4"`` is a mistake, not 4.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import attrs
+from cattrs import BaseValidationError, Converter, ForbiddenExtraKeysError
+from cattrs.errors import AttributeValidationNote, IterableValidationNote
+from cattrs.gen import make_dict_structure_fn, override
+
+from kvmhooks.errors import Problem, ValueFormatError
+from kvmhooks.spec.model import TEXT_FORMS, Firmware, HugePages, VmSpec
+from kvmhooks.values import ByteSize
+
+Hook = Callable[[Any, Any], Any]
+
+
+class Mismatch(ValueError):
+    """A value is not what its place takes."""
+
+    def __init__(self, found: object, expected: str) -> None:
+        super().__init__(found, expected)
+        self.found = show(found)
+        self.expected = expected
+
+
+class Unsuitable(ValueError):
+    """A document does not describe a VM: ``problems`` says all that is wrong."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+
+def structure(document: dict[str, Any], folder: Path) -> VmSpec:
+    """Make a spec of a parsed TOML ``document`` whose relative paths start at ``folder``.
+
+    Raises ``Unsuitable``.
+    """
+    try:
+        return _converter(folder).structure(document, VmSpec)
+    except BaseValidationError as error:
+        raise Unsuitable(tuple(_problems(error, ""))) from error
+
+
+def show(value: object) -> str:
+    """Write a value as its author would: TOML's true and false, quoted texts."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "an array"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:76] + "...'"
+
+
+def _converter(folder: Path) -> Converter:
+    converter = Converter()
+
+    def path(value: Any, _: Any) -> Path:
+        if not isinstance(value, str) or not value or "\0" in value:
+            raise Mismatch(value, "a path")
+        return Path(folder, value)
+
+    def firmware(value: Any, made: Any) -> Path | str:
+        return value if value == "bios" else path(value, made)
+
+    converter.register_structure_hook(int, _count)
+    converter.register_structure_hook(bool, _flag)
+    converter.register_structure_hook(str, _text)
+    converter.register_structure_hook(ByteSize, _size)
+    converter.register_structure_hook(HugePages, _huge_pages)
+    converter.register_structure_hook(Path, path)
+    converter.register_structure_hook(Firmware, firmware)
+    for made, (pattern, expected) in TEXT_FORMS.items():
+        converter.register_structure_hook(made, _text_form(pattern, expected))
+    converter.register_structure_hook_factory(_is_choice, _choice)
+    converter.register_structure_hook_factory(_is_array, lambda made: _array(made, converter))
+    converter.register_structure_hook_factory(attrs.has, lambda made: _table(made, converter))
+    return converter
+
+
+def _count(value: Any, _: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65_536:
+        raise Mismatch(value, "a whole number from 1 to 65536")
+    return value
+
+
+def _flag(value: Any, _: Any) -> bool:
+    if not isinstance(value, bool):
+        raise Mismatch(value, "true or false")
+    return value
+
+
+def _text(value: Any, _: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise Mismatch(value, "a text of one line")
+    return value
+
+
+def _size(value: Any, _: Any) -> ByteSize:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str):
+        raise Mismatch(value, 'a size such as "512MiB" or "4GiB"')
+    try:
+        return ByteSize.parse(text)
+    except ValueFormatError as error:
+        raise Mismatch(value, error.expected) from error
+
+
+def _huge_pages(value: Any, _: Any) -> ByteSize | Literal[False]:
+    if value is False:
+        return False
+    if value not in {"2MiB", "1GiB"}:
+        raise Mismatch(value, '"2MiB", "1GiB" or false')
+    return ByteSize.parse(value)
+
+
+def _text_form(pattern: str, expected: str) -> Hook:
+    form = re.compile(pattern, re.ASCII)
+
+    def structure_text(value: Any, _: Any) -> str:
+        if not isinstance(value, str) or not form.fullmatch(value):
+            raise Mismatch(value, expected)
+        return value
+
+    return structure_text
+
+
+def _is_choice(made: Any) -> bool:
+    return get_origin(made) is Literal
+
+
+def _choice(made: Any) -> Hook:
+    choices = get_args(made)
+
+    def structure_choice(value: Any, _: Any) -> Any:
+        if value not in choices:
+            quoted = [f'"{choice}"' for choice in choices]
+            raise Mismatch(value, " or ".join([", ".join(quoted[:-1]), quoted[-1]]))
+        return value
+
+    return structure_choice
+
+
+def _is_array(made: Any) -> bool:
+    return get_origin(made) is tuple
+
+
+def _array(made: Any, converter: Converter) -> Hook:
+    item = get_args(made)[0]
+    walk = converter.get_structure_hook(list[item])
+    kind = "tables ([[...]])" if attrs.has(item) else "texts"
+
+    def structure_array(value: Any, _: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise Mismatch(value, f"an array of {kind}")
+        return tuple(walk(value, list[item]))
+
+    return structure_array
+
+
+def _table(made: Any, converter: Converter) -> Hook:
+    keyless = {each.name: override(omit=True) for each in attrs.fields(made) if not is_key(each)}
+    walk = make_dict_structure_fn(
+        made,
+        converter,
+        _cattrs_forbid_extra_keys=True,
+        **keyless,  # type: ignore[arg-type]
+    )
+
+    def structure_table(value: Any, _: Any) -> Any:
+        if not isinstance(value, dict):
+            raise Mismatch(value, "a table")
+        return walk(value, made)
+
+    return structure_table
+
+
+def is_key(field: attrs.Attribute[Any]) -> bool:
+    """Tell whether a field of the spec's classes is a key of the file."""
+    return field.metadata.get("key", True) is True
+
+
+def _problems(error: BaseValidationError, at: str) -> Iterator[Problem]:
+    for inner in error.exceptions:
+        place = _place(inner, at)
+        if isinstance(inner, BaseValidationError):
+            yield from _problems(inner, place)
+        elif isinstance(inner, ForbiddenExtraKeysError):
+            yield from _unknown_keys(inner, at)
+        elif isinstance(inner, Mismatch):
+            yield Problem(place, inner.found, inner.expected)
+        elif isinstance(inner, KeyError):
+            yield Problem(place, "nothing", "a value: this key must be there")
+        else:
+            raise inner  # a defect of ours, not of the file
+
+
+def _place(inner: Exception, at: str) -> str:
+    for note in getattr(inner, "__notes__", ()):
+        if isinstance(note, AttributeValidationNote):
+            return f"{at}.{note.name}" if at else note.name
+        if isinstance(note, IterableValidationNote):
+            return f"{at}[{note.index}]"
+    return at
+
+
+def _unknown_keys(inner: ForbiddenExtraKeysError, at: str) -> Iterator[Problem]:
+    known = [field.name for field in attrs.fields(inner.cl) if is_key(field)]
+    for key in sorted(inner.extra_fields):
+        near = difflib.get_close_matches(key, known, n=1)
+        expected = f'"{near[0]}"?' if near else "one of " + ", ".join(known)
+        yield Problem(f"{at}.{key}" if at else key, "an unknown key", expected)
