@@ -24,7 +24,7 @@ class Qmp:
         self._receive()  # the greeting
         self.command("qmp_capabilities")
 
-    def command(self, name: str, **arguments: object) -> Any:  # noqa: ANN401 - its type is up to the command
+    def command(self, name: str, **arguments: object) -> Any:
         """Execute and return the answer; events that come before it are dropped."""
         self._file.write(json.dumps({"execute": name, "arguments": arguments}) + "\n")
         self._file.flush()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.variants(*VARIANTS)
 
 CGROUP = "/sys/fs/cgroup"
+ENABLE = f"echo +cpuset > {CGROUP}/cgroup.subtree_control"
 IGB = "/sys/bus/pci/devices/0000:21:00.0"
 NODE1 = "/sys/devices/system/node/node1/hugepages/hugepages-2048kB"
 SLEEPER = "pgrep -xf 'sleep 1111'"
@@ -204,6 +205,15 @@ CHANGES = (
     ),
     Change(
         "cgroup",
+        "controllers enabled",
+        ENABLE,
+        "true",
+        ("cgroup: / cgroup.subtree_control (requested) became cpuset",),
+        before=f"echo -cpuset > {CGROUP}/cgroup.subtree_control",
+        needs=f"[ -e {CGROUP}/cgroup.controllers ]",
+    ),
+    Change(
+        "cgroup",
         "given CPUs and nodes",
         f"cd {CGROUP}/probe && echo 6-7 > cpuset.cpus && echo 1 > cpuset.mems",
         f"rmdir {CGROUP}/probe",
@@ -213,7 +223,7 @@ CHANGES = (
             "cgroup: /probe cpuset.mems (requested) '' became '1'",
             "cgroup: /probe cpuset.mems.effective (effective) '0-1' became '1'",
         ),
-        before=f"mkdir {CGROUP}/probe",
+        before=f"{ENABLE} && mkdir {CGROUP}/probe",
         needs=f"[ -e {CGROUP}/cgroup.controllers ]",
     ),
     Change(
@@ -225,7 +235,7 @@ CHANGES = (
             "cgroup: /probe cpuset.cpus.partition (requested) 'member' became 'isolated'",
             "cgroup: cpuset.cpus.effective (effective) '0-7' became '0-5'",
         ),
-        before=f"mkdir {CGROUP}/probe && echo 6-7 > {CGROUP}/probe/cpuset.cpus",
+        before=f"{ENABLE} && mkdir {CGROUP}/probe && echo 6-7 > {CGROUP}/probe/cpuset.cpus",
         needs=f"[ -e {CGROUP}/cgroup.controllers ]",
     ),
     Change(
@@ -234,8 +244,8 @@ CHANGES = (
         f"cd {CGROUP}/probe && echo 6-7 > cpuset.cpus.exclusive",
         f"rmdir {CGROUP}/probe",
         ("cgroup: /probe cpuset.cpus.exclusive (requested) '' became '6-7'",),
-        before=f"mkdir {CGROUP}/probe && echo 6-7 > {CGROUP}/probe/cpuset.cpus",
-        needs=f"ls {CGROUP}/*/cpuset.cpus.exclusive",
+        before=f"{ENABLE} && mkdir {CGROUP}/probe && echo 6-7 > {CGROUP}/probe/cpuset.cpus",
+        needs="uname -r | grep -v ^6.1. && [ -e /sys/fs/cgroup/cgroup.controllers ]",
     ),
     Change(
         "cgroup",

@@ -1,0 +1,45 @@
+#!/usr/bin/python3 -IS
+"""A libvirt hook that only logs: one JSON object for each call, with what there is at that moment.
+
+Where /root/refuse names the operation, it exits with 1, to see what libvirt does then.
+"""
+
+import glob
+import json
+import os
+import re
+import sys
+
+RUN = "/run/libvirt/qemu"
+
+
+def main() -> int:
+    guest, operation, part, extra = sys.argv[1:5]
+    document = sys.stdin.read()
+    call = {
+        "call": f"{operation} {part} {extra}",
+        "stdin": re.sub(r"^.*?<(\w+).*", r"\1", document, flags=re.DOTALL),
+        "has_status_file": os.path.exists(f"{RUN}/{guest}.xml"),
+        "qemu": process(guest),
+        "vcpu_groups": len(
+            glob.glob(f"/sys/fs/cgroup/machine*/*{guest}*/**/vcpu?", recursive=True)
+        ),
+    }
+    with open("/root/hook.log", "a") as file:
+        file.write(json.dumps(call) + "\n")
+    return int(os.path.exists(f"/root/refuse-{operation}"))
+
+
+def process(guest: str) -> str:
+    """Whether the guest's QEMU is there, by the pid file that libvirt keeps of it."""
+    try:
+        with open(f"{RUN}/{guest}.pid") as file:
+            pid = int(file.read())
+        with open(f"/proc/{pid}/stat") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+    except FileNotFoundError as missing:
+        return "no pid file" if missing.filename.startswith(RUN) else "gone"
+    return "gone" if state == "Z" else "there"
+
+
+sys.exit(main())
