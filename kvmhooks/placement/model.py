@@ -104,5 +104,6 @@ class Plan:
     @property
     def cpus(self) -> CpuSet:
         """All host CPUs on which anything of the VM may run."""
-        pins = (pin.cpus for pin in (*self.vcpus, *self.iothreads))
-        return union((self.emulator, *pins))
+        vcpus = (pin.cpus for pin in self.vcpus)
+        iothreads = (pin.cpus for pin in self.iothreads)
+        return union((self.emulator, *vcpus, *iothreads))

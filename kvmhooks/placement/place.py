@@ -11,6 +11,7 @@ from kvmhooks.placement.ground import Field, Ground
 from kvmhooks.placement.spread import spread
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
+from kvmhooks.wording import counted
 
 
 @frozen
@@ -115,10 +116,11 @@ def _on_cores(ground: Ground, cells: list[Field], *, cores_per_cell: int, thread
     emulator = ground.housekeeping & near or ground.housekeeping
     spans = " and ".join(str(field) for field in dict.fromkeys(cells))
     enough = "one node is enough" if len(nodes) == 1 else f"no fewer than {len(nodes)} nodes fit"
+    cores = counted(len(vcpus) // threads, "whole core")
     why = [
-        f"{len(vcpus)} vCPUs on {len(vcpus) // threads} whole cores of {spans}: {enough}",
-        f"CPUs {ground.housekeeping} are the host's, a core of each package",
-        f"QEMU's other threads run on {emulator}",
+        f"{counted(len(vcpus), 'vCPU')} on {cores} of {spans}: {enough}",
+        f"kept for the host, a core of each package: CPUs {ground.housekeeping}",
+        f"QEMU's other threads: CPUs {emulator}",
     ]
     return Placed(tuple(vcpus), tuple(cells), emulator, tuple(why))
 
@@ -135,16 +137,14 @@ def _floating(spec: VmSpec, cells: list[Field], ratio: int) -> Placed:
     vcpus = spec.cpu.vcpus
     pool = union(field.pool for field in cells)
     share = vcpus // len(cells)
-    why = f"{vcpus} vCPUs float over CPUs {pool}, shared with whatever else runs there"
-    warnings = ()
-    if ratio > 1:
-        warnings = (f"{vcpus} vCPUs share {len(pool)} CPUs: they wait for each other",)
+    why = f"{counted(vcpus, 'vCPU')} float over CPUs {pool}, shared with whatever else runs there"
+    waiting = f"{vcpus} vCPUs share {len(pool)} CPUs: they wait for each other"
     return Placed(
         tuple(cells[vcpu // share].pool for vcpu in range(vcpus)),
         tuple(cells),
         pool,
         (why,),
-        warnings,
+        (waiting,) if ratio > 1 else (),
     )
 
 
@@ -158,8 +158,8 @@ def _too_large(spec: VmSpec, ground: Ground, guest_cores: int, threads: int) -> 
         taken = f", {ground.taken} are other VMs' own" if ground.taken else ""
         return PlanError(
             "cpu.vcpus",
-            f"{spec.cpu.vcpus} dedicated, which take {guest_cores} whole cores of {threads} "
-            f"thread{'s' if threads > 1 else ''}",
+            f"{spec.cpu.vcpus} dedicated, which take {counted(guest_cores, 'whole core')} of "
+            f"{counted(threads, 'thread')}",
             f"at most {sum(fitting.values()) * threads}: whole cores free: {have} "
             f"(CPUs {ground.housekeeping} are kept for the host{taken})",
         )

@@ -15,8 +15,8 @@ def arguments(plan: Plan) -> list[str]:
     model = [plan.cpu.model]
     if plan.cpu.vendor is not None:
         model.append(f"vendor={plan.cpu.vendor}")
-    for feature in plan.cpu.features:
-        model.append(f"{feature[1:]}={'on' if feature[0] == '+' else 'off'}")
+    switch = {"+": "on", "-": "off"}
+    model += [f"{feature[1:]}={switch[feature[0]]}" for feature in plan.cpu.features]
     topology = [
         str(len(plan.vcpus)),
         *(f"{level}={getattr(plan.topology, level)}" for level in LEVELS),

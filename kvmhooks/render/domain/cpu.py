@@ -74,9 +74,7 @@ def overrides(plan: Plan) -> list[Element]:
     """
     if plan.cpu.vendor is None:
         return []
-    commandline = etree.Element(
-        f"{{{_QEMU}}}commandline", nsmap={"qemu": _QEMU}
-    )
+    commandline = etree.Element(f"{{{_QEMU}}}commandline", nsmap={"qemu": _QEMU})
     for value in ("-global", f"{plan.cpu.model}-x86_64-cpu.vendor={plan.cpu.vendor}"):
         etree.SubElement(commandline, f"{{{_QEMU}}}arg", {"value": value})
     return [commandline]

@@ -10,7 +10,6 @@ from lxml import etree
 Element: TypeAlias = etree._Element  # noqa: SLF001 -- lxml has no public name for it
 
 
-
 def element(
     tag: str,
     attributes: Mapping[str, object] | None = None,
