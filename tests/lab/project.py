@@ -53,7 +53,7 @@ def install_requirements(root: Path) -> None:
 
 def source_key() -> str | None:
     """The content of the project's own files; None while there is no project."""
-    if not (cache.REPOSITORY / "kvmhooks" / "cli" / "main.py").exists():
+    if not SETUP.exists():
         return None
     return cache.digest(*_sources())
 
