@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -78,10 +79,12 @@ def _clean() -> int:
     directory = cache.directory()
     if not directory.exists():
         return 0
-    for kind in ("image.lock", "frozen.lock", "server.lock", "qemu.lock"):
-        with cache.locked(directory / kind, seconds=0):
-            pass  # somebody who builds would be left with half a build
-    shutil.rmtree(directory)
+    if lab.is_any_running():
+        raise LabError(f"labs are running: see {directory / 'run'}")
+    with ExitStack() as stack:  # nobody is to be left with half of what it builds
+        for lock in sorted(directory.glob("*.lock")):
+            stack.enter_context(cache.locked(lock, seconds=0))
+        shutil.rmtree(directory)
     return 0
 
 

@@ -73,7 +73,9 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
 
 def prune(kind: Path, *, prefix: str, keep: int) -> None:
     """Remove all but the latest entries of this name, those in use (see ``using``) excepted."""
-    with locked(kind.with_name(f"{kind.name}.lock")):
+    with open(kind.with_name(f"{kind.name}.lock"), "a") as lock:
+        if not _try_lock(lock, fcntl.LOCK_EX):
+            return  # somebody builds one: there is no hurry
         entries = [path for path in kind.glob(f"{prefix}*") if path.suffix != ".partial"]
         entries.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         for old in entries[keep:]:

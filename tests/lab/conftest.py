@@ -70,7 +70,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep console and journal of the labs of a test that failed."""
     report = yield
-    if report.when == "call" and report.failed:
+    if report.when != "teardown" and report.failed:
         folder = cache.directory() / "failures" / re.sub(r"[^\w.-]+", "_", item.name)
         used: list[Lab] = item.stash.get(LABS, [])
         for number, lab in enumerate(used):

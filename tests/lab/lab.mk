@@ -1,28 +1,26 @@
-# The lab's targets; the top Makefile includes this file. VENV is the project's environment.
+# The lab's targets. The top Makefile includes this file, and makes $(VENV)/installed-test.
+# VARIANT is one of tests/lab/variants.py, or several with commas between.
+
 VENV ?= .venv
 VARIANT ?= default,backports
-LAB_PACKAGES := mmdebstrap e2fsprogs qemu-system-x86 qemu-utils util-linux debian-archive-keyring
-LAB_CACHE = $(if $(KVMHOOKS_LAB_CACHE),$(KVMHOOKS_LAB_CACHE),build/lab)
+# The libraries of the last three are what the lab's own QEMU, unpacked from backports, runs with.
+PACKAGES_LAB = mmdebstrap e2fsprogs util-linux debian-archive-keyring \
+    qemu-system-x86 qemu-utils seabios
 
-.PHONY: lab lab-shell lab-clean lab-packages
+.PHONY: lab lab-shell lab-clean apt-lab
 
-lab: lab-packages $(VENV)/bin/python
+lab: apt-lab $(VENV)/installed-test
 	$(VENV)/bin/python -m tests.lab test --variant $(VARIANT)
 
-lab-shell: lab-packages $(VENV)/bin/python
+lab-shell: apt-lab $(VENV)/installed-test
 	$(VENV)/bin/python -m tests.lab shell --variant $(firstword $(subst $(comma), ,$(VARIANT)))
 
-lab-clean: $(VENV)/bin/python
+lab-clean: $(VENV)/installed-test
 	$(VENV)/bin/python -m tests.lab clean
 
-# Root is needed only where something is missing, and to build the image.
-lab-packages:
-	@missing=; for package in $(LAB_PACKAGES); do \
-	    dpkg-query -W -f '$${db:Status-Status}' $$package 2> /dev/null | grep -qx installed \
-	        || missing="$$missing $$package"; done; \
-	[ -z "$$missing" ] || { apt-get -q update && \
-	    DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends \
-	        -o DPkg::Lock::Timeout=300 install $$missing; }
-	@apt-get indextargets --format '$$(LABEL)' 'Label: Debian' | grep -q . || apt-get -q update
+# Without package lists apt cannot say where this machine gets Debian from.
+apt-lab:
+	@tests/tools/apt $(PACKAGES_LAB)
+	@apt-get indextargets --format '$$(SITE)' 'Label: Debian' | grep -q . || apt-get -qq update
 
 comma := ,

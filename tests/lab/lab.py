@@ -115,6 +115,7 @@ def running(variant: Variant) -> Iterator[Lab]:
             stack.enter_context(cache.using(layer))
         parent = cache.directory() / "run"
         parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent)
         directory = Path(tempfile.mkdtemp(prefix=f"{variant.name}-{os.getpid()}-", dir=parent))
         stack.callback(shutil.rmtree, directory)
         boot = frozen.boot_of(variant)
@@ -123,6 +124,22 @@ def running(variant: Variant) -> Iterator[Lab]:
         lab = Lab(variant, machine)
         lab.agent.wait(RESTORE_SECONDS)
         yield lab
+
+
+def is_any_running() -> bool:
+    """Whether some process on this machine has a lab of this cache."""
+    return any(map(_is_owned, (cache.directory() / "run").glob("*-*-*")))
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove what labs left whose process was killed; the kernel has ended their QEMUs."""
+    for directory in parent.glob("*-*-*"):
+        if not _is_owned(directory):
+            shutil.rmtree(directory)
+
+
+def _is_owned(directory: Path) -> bool:
+    return Path("/proc", directory.name.split("-")[1]).exists()
 
 
 _CONFIGURE = """

@@ -13,6 +13,9 @@ class Proof:
     """A pytest plugin that remembers each test's sentence and outcome."""
 
     lines: list[tuple[str, str, str, float]] = field(default_factory=list)
+    """Outcome, sentence, parameters, seconds."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What each test took so far, its labs' restoring included."""
     sentences: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -28,10 +31,12 @@ class Proof:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note the outcome; a failure before or after the test itself counts as its own."""
         sentence, parameters = self.sentences[report.nodeid]
+        total = self.seconds.get(report.nodeid, 0) + report.duration
+        self.seconds[report.nodeid] = total
         if report.when == "call" or report.outcome != "passed":
             if report.when == "teardown":
                 parameters = f"{parameters}, putting it away"
-            self.lines.append((report.outcome, sentence, parameters, report.duration))
+            self.lines.append((report.outcome, sentence, parameters, total))
 
     def pytest_unconfigure(self) -> None:
         """Print it below all else."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from .errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,10 +79,11 @@ class Snapshot:
     def parse(cls, text: str) -> Snapshot:
         """Read what the probe printed."""
         data = json.loads(text)
-        return cls(
-            facts=tuple(Fact(*row) for row in data["facts"]),
-            tasks=tuple(Task(*row) for row in data["tasks"]),
-        )
+        facts = tuple(Fact(*row) for row in data["facts"])
+        titles = Counter(fact.title for fact in facts)
+        if twice := [title for title, count in titles.items() if count > 1]:
+            raise LabError(f"two things have one name, so one would hide the other: {twice}")
+        return cls(facts=facts, tasks=tuple(Task(*row) for row in data["tasks"]))
 
     @property
     def sections(self) -> set[str]:

@@ -55,8 +55,11 @@ VARIANTS = {
         Variant(
             "qemu10",
             "QEMU 10 inside",
-            # libvirtd keeps what it learnt of an emulator by the emulator's path and time stamps
-            warm=("cp -a /opt/qemu-10/. /", "systemctl restart libvirtd"),
+            warm=(
+                # one module left of the old QEMU, and the new one dies when libvirt probes it
+                "rm -r /usr/lib/x86_64-linux-gnu/qemu && cp -a /opt/qemu-10/. /",
+                "systemctl restart libvirtd",
+            ),
         ),
     )
 }

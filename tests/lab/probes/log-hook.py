@@ -11,6 +11,7 @@ import re
 import sys
 
 RUN = "/run/libvirt/qemu"
+ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/cpuset")  # of cgroup version 2 and 1
 
 
 def main() -> int:
@@ -21,13 +22,16 @@ def main() -> int:
         "stdin": re.sub(r"^.*?<(\w+).*", r"\1", document, flags=re.DOTALL),
         "has_status_file": os.path.exists(f"{RUN}/{guest}.xml"),
         "qemu": process(guest),
-        "vcpu_groups": len(
-            glob.glob(f"/sys/fs/cgroup/machine*/*{guest}*/**/vcpu?", recursive=True)
-        ),
+        "vcpu_groups": sum(vcpu_groups(guest, root) for root in ROOTS),
     }
     with open("/root/hook.log", "a") as file:
         file.write(json.dumps(call) + "\n")
     return int(os.path.exists(f"/root/refuse-{operation}"))
+
+
+def vcpu_groups(guest: str, root: str) -> int:
+    """How many cgroups libvirt made for the guest's vCPUs."""
+    return len(glob.glob(f"{root}/machine*/*{guest}*/**/vcpu?", recursive=True))
 
 
 def process(guest: str) -> str:
