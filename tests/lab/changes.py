@@ -186,7 +186,7 @@ CHANGES = (
     Change(
         "cgroup",
         "appeared",
-        f"mkdir {CGROUP}/probe 2> /dev/null || mkdir {CGROUP}/cpuset/probe",
+        f"cd {CGROUP}; [ -d cpuset ] && cd cpuset; mkdir probe",
         f"rmdir $(find {CGROUP} -name probe)",
         ("cgroup: probe (effective) appeared",),
     ),
@@ -232,7 +232,7 @@ CHANGES = (
         f"rmdir {CGROUP}/probe",
         ("cgroup: /probe cpuset.cpus.exclusive (requested) '' became '6-7'",),
         before=f"{ENABLE} && mkdir {CGROUP}/probe && echo 6-7 > {CGROUP}/probe/cpuset.cpus",
-        needs="uname -r | grep -v ^6.1. && [ -e /sys/fs/cgroup/cgroup.controllers ]",
+        needs="uname -r | grep -v '^6\\.1\\.' && [ -e /sys/fs/cgroup/cgroup.controllers ]",
     ),
     Change(
         "cgroup",

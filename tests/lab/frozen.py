@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from functools import cache as memoised
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,7 @@ def boot_of(variant: Variant) -> Boot:
     )
 
 
+@memoised
 def layers(variant: Variant) -> list[Path]:
     """The directories that a server of this variant needs, the one to restore from first."""
     base = cache.entry("frozen", _base_key(variant), lambda into: _fill_base(variant, into))

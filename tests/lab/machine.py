@@ -153,7 +153,7 @@ class Machine:
         sockets = Path(tempfile.mkdtemp(prefix="kvmhooks-lab-"))
         wires = _wires(sockets, directory / "console.log")
         arguments = [*_hardware(), *_drives(directory), *wires, *_kernel(boot), *more]
-        # With setpriv the kernel ends QEMU when this process dies, even of a SIGKILL.
+        # The kernel ends QEMU when the thread that started it ends, so even after a SIGKILL.
         argv = ["setpriv", "--pdeathsig=KILL", "--", str(qemu.program("qemu-system-x86_64"))]
         with open(directory / "qemu.err", "wb") as errors:
             process = subprocess.Popen(

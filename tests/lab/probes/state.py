@@ -176,7 +176,7 @@ def units() -> Iterator[Fact]:
     """Properties of all units that have a cgroup of their own."""
     if not os.path.isdir("/run/systemd/system"):
         return
-    kinds = ("*.slice", "*.scope", "*.service", "init.scope", "-.slice")
+    kinds = ("*.slice", "*.scope", "*.service")
     shown = subprocess.run(
         ["systemctl", "show", "--property=Id," + ",".join(UNIT_PROPERTIES), "--", *kinds],
         capture_output=True,
