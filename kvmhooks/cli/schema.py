@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 
 
-def main(argv: Sequence[str]) -> int:
+def main(verb: str, argv: Sequence[str]) -> int:
     """Print the JSON Schema of vm.toml, with which editors complete and check it."""
     from kvmhooks.spec.schema import schema
 
-    argparse.ArgumentParser(prog="kvmhooks schema", description=main.__doc__).parse_args(argv)
+    argparse.ArgumentParser(prog=f"kvmhooks {verb}", description=main.__doc__).parse_args(argv)
     print(json.dumps(schema(), indent=2))
     return 0

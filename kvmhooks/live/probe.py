@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Final, Literal
 
-from attrs import frozen
+from kvmhooks.live.verdict import Verdict
 
 CODE: Final = bytes.fromhex(
     """
@@ -45,16 +45,6 @@ _POLL_SECONDS: Final = 0.01
 
 SECONDS: Final = 3.0
 """How long the guest may take; a busy host that runs it on hardware needs a tenth of it."""
-
-
-@frozen
-class Verdict:
-    """Whether KVM runs Linux here, and what shows it."""
-
-    is_usable: bool
-    evidence: str
-    is_lasting: bool = True
-    """Whether it will be the same until the next boot: not when QEMU did not even start."""
 
 
 def image() -> bytes:

@@ -63,7 +63,8 @@ def choose_housekeeping(host: Host, taken: CpuSet) -> CpuSet:
     """The first whole core of each package that has more than one: the host's own.
 
     CPUs that the kernel does not balance (``isolcpus``) are never chosen, nor those that a claim
-    holds. One core at least is the host's, however small it is.
+    holds, also where their siblings are. One core at least is the host's, however small it is,
+    unless there are no other CPUs at all.
     """
     usable = host.online - _isolated(host) - taken
     chosen = CpuSet()
@@ -71,8 +72,8 @@ def choose_housekeeping(host: Host, taken: CpuSet) -> CpuSet:
         cpus = CpuSet(cpu for cpu in host.online if _package(host, cpu) == package)
         core = host.core_of((usable & cpus).first())
         if core != cpus:
-            chosen |= core
-    return chosen or (host.core_of(usable.first()) if usable else chosen)
+            chosen |= core & usable
+    return chosen or (host.core_of(usable.first()) & usable if usable else chosen)
 
 
 def _fields(host: Host, *, taken: CpuSet, housekeeping: CpuSet) -> Iterator[Field]:

@@ -30,6 +30,8 @@ def place_dedicated(spec: VmSpec, ground: Ground, threads: int) -> Placed:
 
     As few nodes as possible are used, and on a node as few L3 caches. Raises ``PlanError``.
     """
+    if not ground.housekeeping:
+        raise _nothing_to_share(spec)
     guest_cores = spec.cpu.vcpus // threads
     for cells in _cell_counts(spec, guest_cores, len(ground.fields)):
         cores = {
@@ -55,11 +57,7 @@ def place_shared(spec: VmSpec, ground: Ground, threads: int) -> Placed:
     """
     pool = union(field.pool for field in ground.fields)
     if not pool:
-        raise PlanError(
-            "cpu.placement",
-            "shared, but every online CPU is isolated by the kernel or another VM's own",
-            "CPUs to share",
-        )
+        raise _nothing_to_share(spec)
     vcpus = spec.cpu.vcpus
     widest = max(len(field.pool) for field in ground.fields)
     if spec.memory.cells is None and vcpus > widest and len(ground.fields) > 1:
@@ -145,6 +143,14 @@ def _floating(spec: VmSpec, cells: list[Field], ratio: int) -> Placed:
         pool,
         (why,),
         (waiting,) if ratio > 1 else (),
+    )
+
+
+def _nothing_to_share(spec: VmSpec) -> PlanError:
+    return PlanError(
+        "cpu.placement",
+        f"{spec.cpu.placement}, but every online CPU is isolated by the kernel or another VM's own",
+        "CPUs to share with the host: for shared vCPUs, or for QEMU's other threads",
     )
 
 

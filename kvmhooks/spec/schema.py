@@ -22,6 +22,21 @@ from kvmhooks.values import ByteSize
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
+_SIMPLE: dict[Any, dict[str, Any]] = {
+    bool: {"type": "boolean"},
+    int: {"type": "integer", "minimum": 1, "maximum": MAX_COUNT},
+    str: {"type": "string"},
+    Path: {"type": "string", "minLength": 1},
+    ByteSize: {"type": "string", "pattern": "^[0-9]{1,15} *(KiB|MiB|GiB|TiB)$"},
+    HugePages: {"enum": ["2MiB", "1GiB", False]},
+    **{
+        made: {"type": "string", "pattern": f"^({pattern})$"}
+        for made, (pattern, _) in TEXT_FORMS.items()
+    },
+}
+"""The schema of every type that is not made of others."""
+
+
 def schema() -> dict[str, Any]:
     """The schema as JSON types."""
     return {"$schema": DIALECT, "title": "A VM of kvmhooks", **_table(VmSpec)}
@@ -63,25 +78,16 @@ def _table(made: type) -> dict[str, Any]:
 
 
 def _value(made: Any) -> dict[str, Any]:
-    if made in TEXT_FORMS:
-        return {"type": "string", "pattern": f"^({TEXT_FORMS[made][0]})$"}
-    if made == HugePages:
-        return {"enum": ["2MiB", "1GiB", False]}
-    if made is ByteSize:
-        return {"type": "string", "pattern": "^[0-9]{1,15} *(KiB|MiB|GiB|TiB)$"}
-    simple = {
-        bool: {"type": "boolean"},
-        int: {"type": "integer", "minimum": 1, "maximum": MAX_COUNT},
-        str: {"type": "string"},
-        Path: {"type": "string", "minLength": 1},
-    }
-    if made in simple:
-        return dict(simple[made])
-    if get_origin(made) is Literal:
-        return {"enum": list(get_args(made))}
-    if get_origin(made) is tuple:
-        return {"type": "array", "items": _value(get_args(made)[0])}
-    if get_origin(made) in {Union, types.UnionType}:
+    origin = get_origin(made)
+    if made in _SIMPLE:
+        value = _SIMPLE[made]
+    elif origin is Literal:
+        value = {"enum": list(get_args(made))}
+    elif origin is tuple:
+        value = {"type": "array", "items": _value(get_args(made)[0])}
+    elif origin in {Union, types.UnionType}:
         some = [_value(one) for one in get_args(made) if one is not type(None)]
-        return some[0] if len(some) == 1 else {"anyOf": some}
-    return _table(made)
+        value = some[0] if len(some) == 1 else {"anyOf": some}
+    else:
+        value = _table(made)
+    return value

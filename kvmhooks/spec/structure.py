@@ -6,7 +6,6 @@ must look like. Nothing is coerced: ``vcpus = "4"`` is a mistake, not 4.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -126,7 +125,7 @@ def _size(value: Any, _: Any) -> ByteSize:
 def _huge_pages(value: Any, _: Any) -> ByteSize | Literal[False]:
     if value is False:
         return False
-    if value not in {"2MiB", "1GiB"}:
+    if value not in ("2MiB", "1GiB"):  # no set: an array or a table has no hash
         raise Mismatch(value, '"2MiB", "1GiB" or false')
     return ByteSize.parse(value)
 
@@ -223,6 +222,8 @@ def _place(inner: Exception, at: str) -> str:
 
 
 def _unknown_keys(inner: ForbiddenExtraKeysError, at: str) -> Iterator[Problem]:
+    import difflib  # noqa: PLC0415 -- only for a message
+
     known = [field.name for field in attrs.fields(inner.cl) if is_key(field)]
     for key in sorted(inner.extra_fields):
         near = difflib.get_close_matches(key, known, n=1)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
+import gc
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Final, Literal
 
 from kvmhooks.errors import KvmhooksError, UsageError
 from kvmhooks.version import VERSION
 
 if TYPE_CHECKING:
-    from kvmhooks.placement import Plan
     from kvmhooks.spec import VmSpec
 
 EXAMPLES: Final = """\
@@ -38,9 +36,11 @@ SYSTEM: Final = "qemu:///system"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run kvm-launch and give its exit code. Every failure is one message on stderr."""
+    gc.disable()  # what is made until there is a plan stays anyway
     arguments = _parser().parse_args(_with_uri(sys.argv[1:] if argv is None else argv))
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         return _launch(arguments)
     except KvmhooksError as error:
         print(error, file=sys.stderr)
@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing is running, nothing was left behind", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: just end
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="kvm-launch",
         description="Boot the VM that a vm.toml describes, tuned for this host.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_formatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -75,15 +77,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Lines as they stand. The width is given, or argparse loads shutil to ask the terminal."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=96)
+
+
 def _with_uri(argv: Sequence[str]) -> list[str]:
     """Spell out a bare ``--libvirt``: its value may only follow after ``=``."""
     return [f"--libvirt={SYSTEM}" if word == "--libvirt" else word for word in argv]
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
     if not 0 < seconds < 1e9:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected seconds such as 90")
     return seconds
 
 
@@ -110,41 +120,12 @@ def _with_accel(spec: VmSpec, accel: Literal["auto", "kvm", "tcg"] | None) -> Vm
 
 def _print(arguments: argparse.Namespace, spec: VmSpec) -> int:
     from kvm_launch.planning import plan_to_print
+    from kvmhooks.render.printed import printed
 
-    sys.stdout.write(_text(arguments, plan_to_print(spec, arguments)))
+    plan = plan_to_print(spec, arguments)
+    sys.stdout.write(printed(plan, arguments.print, as_json=arguments.json))
     sys.stdout.flush()
     return 0
-
-
-def _text(arguments: argparse.Namespace, plan: Plan) -> str:
-    what = arguments.print
-    if what == "xml":
-        from kvmhooks.render import domain_xml
-
-        xml = domain_xml(plan)
-        return json.dumps({"xml": xml}) + "\n" if arguments.json else xml
-    if what == "argv":
-        from kvmhooks.render import qemu_argv
-        from kvmhooks.render.shell import command_line
-
-        argv = qemu_argv(plan)
-        return json.dumps(argv, indent=2) + "\n" if arguments.json else command_line(argv)
-    if what == "claim":
-        from kvmhooks.placement import claim
-
-        driver = "kvm-launch" if arguments.libvirt is None else "qemu"
-        return json.dumps(claim(plan, driver=driver).to_json(), indent=2) + "\n"
-    if arguments.json:
-        from kvmhooks.placement import to_json
-
-        return json.dumps(to_json(plan), indent=2) + "\n"
-    from kvmhooks.render.picture import picture
-
-    return picture(plan)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

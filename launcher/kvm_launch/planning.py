@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Final
 
 from kvmhooks.errors import LaunchError
 from kvmhooks.host import Host, read
@@ -12,6 +13,9 @@ from kvmhooks.live import accel, emulator
 from kvmhooks.live.rundir import default_base
 from kvmhooks.placement import Plan, plan
 from kvmhooks.spec import VmSpec
+
+PARTS: Final = ("cpus", "nodes", "kernel", "kvm")
+"""What of a host a plan looks at."""
 
 
 def plan_to_print(spec: VmSpec, arguments: argparse.Namespace) -> Plan:
@@ -28,7 +32,7 @@ def plan_to_print(spec: VmSpec, arguments: argparse.Namespace) -> Plan:
 
 def read_host(arguments: argparse.Namespace) -> Host:
     """The host to plan for; what is wrong with it goes to stderr."""
-    host = read("/" if arguments.host is None else arguments.host)
+    host = read("/" if arguments.host is None else arguments.host, parts=PARTS)
     if arguments.host is not None:
         for warning in host.warnings:
             print(f"{arguments.host}: {warning}", file=sys.stderr)
