@@ -32,7 +32,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Without ``--lab`` nothing here is collected."""
     group = parser.getgroup("lab")
     group.addoption("--lab", metavar="VARIANTS", help="run the lab's tests on these variants")
-    group.addoption("--regen", action="store_true", help="write the golden records anew")
 
 
 def pytest_configure(config: pytest.Config) -> None:
