@@ -66,7 +66,7 @@ class Launcher:
         """What is in the run directories beside the remembered verdict on KVM."""
         if not self.run_dir.exists():
             return []
-        return [path.name for path in self.run_dir.iterdir() if path.name != "kvm-probe.json"]
+        return [path.name for path in self.run_dir.iterdir() if path.name != ".kvm-probe.json"]
 
 
 def read_until(stream: IO[str], wanted: str, seconds: float = 60) -> str:

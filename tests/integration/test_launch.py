@@ -216,7 +216,7 @@ def test_kvm_is_probed_once_per_boot(launcher: Launcher) -> None:
         pytest.skip("there is no /dev/kvm to probe")
     vm = launcher.vm("probed")
     first = launcher.run("--timeout", "0.3", vm)
-    verdict = launcher.run_dir / "kvm-probe.json"
+    verdict = launcher.run_dir / ".kvm-probe.json"
     written = verdict.stat().st_mtime_ns
     second = launcher.run("--timeout", "0.3", vm)
     assert verdict.stat().st_mtime_ns == written

@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+from lxml import etree
+
 from tests.integration.components import ROOT, Launcher, processes_of
 
 QUICKSTART = ROOT / "examples" / "quickstart.toml"
@@ -67,3 +70,32 @@ def test_what_libvirt_cannot_start_is_not_left_defined(launcher: Launcher, libvi
     assert "could not be started" in ran.stderr
     assert "Traceback" not in ran.stderr
     assert "dead" not in virsh(libvirtd, "list", "--all", "--name").split()
+
+
+GOLDEN = sorted((ROOT / "tests" / "golden" / "expected").glob("*.xml"))
+
+
+@pytest.mark.parametrize("xml", GOLDEN, ids=[path.stem for path in GOLDEN])
+def test_libvirt_defines_what_we_render(libvirtd: str, xml: Path) -> None:
+    """A real libvirtd takes every golden XML, validated, and keeps every pin and every address."""
+    name = xml.stem.partition("@")[0]
+    virsh(libvirtd, "define", "--validate", str(xml))
+    try:
+        kept = etree.fromstring(virsh(libvirtd, "dumpxml", "--inactive", name).encode())
+    finally:
+        virsh(libvirtd, "undefine", name)
+    ours = etree.parse(xml).getroot()
+    for path in ("cputune", "numatune", "cpu/numa", "cpu/topology", "memoryBacking"):
+        assert _said(kept, path) == _said(ours, path), path
+    addresses = "devices/*[self::disk or self::interface]/address"
+    assert [dict(each.attrib) for each in kept.xpath(addresses)] == [
+        dict(each.attrib) for each in ours.xpath(addresses)
+    ]
+
+
+def _said(domain: etree._Element, path: str) -> list[tuple[str, dict[str, str]]]:
+    """The elements below a path with their attributes, but those that libvirt adds."""
+    return [
+        (str(each.tag), {str(key): str(value) for key, value in each.attrib.items()})
+        for each in domain.iterfind(f"{path}//")
+    ]

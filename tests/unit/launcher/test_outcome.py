@@ -64,6 +64,7 @@ def test_the_outcome_as_json() -> None:
     outcome = Outcome(ended(PINNED), (DIFFERENCE,), {"kvmhooks-guest": 1}, None)
     assert json.loads(as_text(outcome)) == {
         "ending": "the guest powered off",
+        "qemu": [],
         "threads": [{"role": "vCPU 0", "thread": 41, "planned": "1", "affinity": "1"}],
         "guest": {"kvmhooks-guest": 1},
         "differences": [{"what": "vCPUs", "planned": "4", "seen": "3"}],

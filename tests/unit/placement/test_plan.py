@@ -89,8 +89,9 @@ REFUSALS = [
         "server",
         (),
         (
-            "cpu.vcpus: found 16 dedicated, which take 8 whole cores of 2 threads, expected at most "
-            "12: whole cores free: 3 on node 0, 3 on node 1 (CPUs 0,4,8,12 are kept for the host)"
+            "cpu.vcpus: found 16 dedicated, which take 8 whole cores of 2 threads, expected at "
+            "most 12: whole cores free: 3 on node 0, 3 on node 1 (CPUs 0,4,8,12 are kept "
+            "for the host)"
         ),
     ),
     (
@@ -98,8 +99,8 @@ REFUSALS = [
         "laptop",
         (held("1"),),
         (
-            "cpu.vcpus: found 4 dedicated, which take 4 whole cores of 1 thread, expected at most 2: "
-            "whole cores free: 2 on node 0 (CPUs 0 are kept for the host, 1 are other VMs' own)"
+            "cpu.vcpus: found 4 dedicated, which take 4 whole cores of 1 thread, expected at most "
+            "2: whole cores free: 2 on node 0 (CPUs 0 are kept for the host, 1 are other VMs' own)"
         ),
     ),
     (
@@ -143,8 +144,9 @@ REFUSALS = [
         "chiplets",
         (held("0-13"),),
         (
-            "cpu.placement: found dedicated, but every online CPU is isolated by the kernel or another "
-            "VM's own, expected CPUs to share with the host: for shared vCPUs, or for QEMU's other "
+            "cpu.placement: found dedicated, but every online CPU is isolated by the kernel or "
+            "another VM's own, expected CPUs to share with the host: for shared vCPUs, or "
+            "for QEMU's other "
             "threads"
         ),
     ),

@@ -158,14 +158,14 @@ MISTAKES = [
         LEAST + "colour = 1",
         (
             "colour: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "disk, net, console, guest, isolation"
+            "disk, net, console, guest, shutdown, isolation"
         ),
     ),
     (
         LEAST + 'source = "x"',
         (
             "source: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "disk, net, console, guest, isolation"
+            "disk, net, console, guest, shutdown, isolation"
         ),
     ),
     (LEAST + "disks = []", 'disks: found an unknown key, expected "disk"?'),
@@ -386,6 +386,7 @@ FULL: dict[str, Any] = {
     "net": [{"type": "tap", "device": "t", "mac": "52:54:00:00:00:01"}],
     "console": {"type": "none"},
     "guest": {"report": True},
+    "shutdown": {"timeout": 30},
     "isolation": {"exclusive": True, "strict": True},
 }
 ODD: tuple[Any, ...] = ("", "-", 0, 1, 1 << 40, 1.5, float("inf"), True, False, [], ["x"], [[]], {})
