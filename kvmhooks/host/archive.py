@@ -36,6 +36,8 @@ def unpacked(file: str | os.PathLike[str]) -> Iterator[Path]:
         inner = list(directory.iterdir())
         if len(inner) == 1 and inner[0].is_dir() and inner[0].name not in {"sys", "proc"}:
             directory = inner[0]
+        if not any((directory / part).is_dir() for part in ("sys", "proc")):
+            raise HostError(f"{file}: holds neither sys nor proc, so it is no host")
         yield directory
 
 

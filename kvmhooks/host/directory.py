@@ -90,12 +90,16 @@ class Directory:
         directory that is no link can be gone through on the way to a file.
         """
         assert not self._below, "one that is only gone through has none of its own"
-        with os.scandir(self._fd) as entries:
-            plain = {
-                entry.name: entry.is_dir(follow_symlinks=False)
-                for entry in entries
-                if pattern.fullmatch(entry.name)
-            }
+        try:
+            with os.scandir(self._fd) as entries:
+                plain = {
+                    entry.name: entry.is_dir(follow_symlinks=False)
+                    for entry in entries
+                    if pattern.fullmatch(entry.name)
+                }
+        except OSError as error:
+            self.tree.refuse(self.path, error)
+            return
         for name in sorted(plain):
             directory = self._through(name) if plain[name] else self.child(name)
             if directory is not None:

@@ -28,6 +28,7 @@ FLAWS: Final = "kvmhooks-flaws"
 _LINKS_LIMIT: Final = 40
 """As in the kernel (``MAXSYMLINKS``, include/linux/namei.h): beyond that it is a loop."""
 
+_DEBUGFS: Final = "sys/kernel/debug/"
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO})
 
 
@@ -209,8 +210,12 @@ class Tree:
             return None
 
     def refuse(self, path: str, error: OSError) -> None:
-        """Note a file that is there and cannot be used; one that is not there is no news."""
-        if error.errno not in _GONE:
+        """Note a file that is there and cannot be used; one that is not there is no news.
+
+        Nor is it that debugfs is shut to ordinary users, as the kernel mounts it.
+        """
+        is_shut = isinstance(error, PermissionError) and path.startswith(_DEBUGFS)
+        if error.errno not in _GONE and not is_shut:
             self.unread(path, f"cannot be read: {error.strerror}")
 
     def unread(self, path: str, what: str) -> None:

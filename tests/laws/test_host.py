@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from kvmhooks.values import CpuSet
 from tests.fakedevices import FakeIrq, FakePci, nic_with_functions
 from tests.fakehost import FakeHost, write_host
 from tests.watcher import Watcher
+
+Damage = Callable[[Path], object]
 
 SLOW_FILES = settings(
     deadline=None,
@@ -191,20 +195,38 @@ CONTENTS = st.one_of(
 )
 
 
-@settings(SLOW_FILES, max_examples=150)
-@given(data=st.data(), content=st.none() | CONTENTS)
-def test_damage_to_any_file_raises_nothing(rich: Path, data: st.DataObject, content: bytes) -> None:
-    """One file gone or overwritten: the host is read, and its JSON can be written."""
+def _overwrite(content: bytes) -> Damage:
+    return lambda file: file.write_bytes(content)
+
+
+DAMAGES: st.SearchStrategy[Damage] = st.one_of(
+    CONTENTS.map(_overwrite),
+    st.sampled_from([Path.mkdir, os.mkfifo]),
+    st.sampled_from(["/etc/passwd", "/proc/cmdline", "x", "../..", "."]).map(
+        lambda target: lambda file: file.symlink_to(target)
+    ),
+    st.just(lambda _: None),
+)
+"""What stands in the place of a file: other bytes, a directory, a FIFO, a link, nothing."""
+
+
+@settings(SLOW_FILES, max_examples=200)
+@given(data=st.data(), damage=DAMAGES)
+def test_damage_to_any_file_raises_nothing(rich: Path, data: st.DataObject, damage: Damage) -> None:
+    """Whatever stands in the place of any file: the host is read, and its JSON can be written."""
     files = sorted(path for path in rich.rglob("*") if path.is_file() and not path.is_symlink())
     file = data.draw(st.sampled_from(files))
     before = file.read_bytes()
     file.unlink()
-    if content is not None:
-        file.write_bytes(content)
+    damage(file)
     try:
         host = read(rich)
-        json.dumps(to_json(host))
+        assert "root:x:0" not in json.dumps(to_json(host))
     finally:
+        if file.is_dir() and not file.is_symlink():
+            file.rmdir()
+        else:
+            file.unlink(missing_ok=True)
         file.write_bytes(before)
 
 
@@ -215,3 +237,13 @@ def test_nothing_is_opened_twice(rich: Path) -> None:
     counts = Counter(watcher.opened)
     assert {path: count for path, count in counts.items() if count > 1} == {}
     assert len(counts) > 200
+
+
+def test_only_the_files_of_what_is_asked_for_are_opened(rich: Path) -> None:
+    """CPUs and nodes cost neither devices nor interrupts nor the kernel's switches."""
+    watcher = Watcher(rich)
+    read_tree(Tree(rich, recorder=watcher), frozenset({"cpus", "nodes"}))
+    opened = {os.path.relpath(path, rich.resolve()) for path in watcher.opened}
+    allowed = ("sys/devices/system/", "sys/devices/cpu_", "sys/kernel/mm/hugepages/")
+    others = {path for path in opened if not path.startswith(allowed)}
+    assert others == {"proc/meminfo"}

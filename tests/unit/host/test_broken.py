@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kvmhooks.host import Cpu, Host, read
+from kvmhooks.host.tree import Tree
 from kvmhooks.values import CpuSet
 from tests.fakehost import write_host
 
@@ -144,6 +146,20 @@ def test_distances_that_are_not_one_for_each_node_are_unknown(tmp_path: Path, co
     host = read(root)
     assert [node.distances for node in host.nodes or ()] == [(10, 20), None]
     assert len(host.warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("sys/kernel/debug/sched", ()),
+        ("proc/cmdline", ("/proc/cmdline: cannot be read: Permission denied",)),
+    ],
+)
+def test_only_debugfs_may_be_shut(root: Path, path: str, told: tuple[str, ...]) -> None:
+    """It is root's own; anything else that cannot be read is said."""
+    tree = Tree(root)
+    tree.refuse(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    assert tree.flaws.told() == told
 
 
 def _remove(directory: Path) -> None:

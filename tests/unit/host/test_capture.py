@@ -145,6 +145,8 @@ def test_a_hostile_tar_file_is_refused_or_harmless(tmp_path: Path) -> None:
     text.write_text("no tar")
     with pytest.raises(HostError, match="leads out of it"):
         read(_tar(tmp_path / "up.tar", _entry("../outside/x")))
+    with pytest.raises(HostError, match=r"empty\.tar: holds neither sys nor proc"):
+        read(_tar(tmp_path / "empty.tar", _entry("x")))
     with pytest.raises(HostError, match="no tar file of a host"):
         read(text)
     through = _tar(
