@@ -36,8 +36,9 @@ _IDS: Final = {
     "cluster": "cluster_id",
     "core": "core_id",
 }
-_NOT_EVERYWHERE: Final = frozenset({"die", "cluster"})
-"""Levels that many machines and older kernels do not have; there «unknown» is no flaw."""
+_EVERYWHERE: Final = frozenset({"package", "core"})
+_NOT_EVERYWHERE: Final = frozenset({"cluster"})
+"""Levels that many machines do not have; there «unknown» is no flaw."""
 
 _SIBLINGS: Final = (("core_cpus", "core_cpus_list"), ("thread_siblings", "thread_siblings_list"))
 """The second pair has the names before Linux 5.3, which still stand beside the first."""
@@ -86,6 +87,8 @@ def _read_cpu(
         topology = directory.child("topology")
         if topology is None:
             ids, siblings = dict.fromkeys(_IDS), None
+            if online is not None and number in online:
+                directory.warn_missing("topology")
         else:
             with topology:
                 ids = {name: _read_id(topology, name) for name in _IDS}
@@ -110,6 +113,8 @@ def _read_cpu(
 def _read_id(topology: Directory, name: str) -> int | None:
     file = _IDS[name]
     number = topology.integer(file)
+    if number is None and name in _EVERYWHERE:
+        topology.warn_missing(file)
     if number is None or (number >= 0 and number not in _UNKNOWN):
         return number
     if number not in _UNKNOWN or name not in _NOT_EVERYWHERE:
@@ -122,6 +127,7 @@ def _read_siblings(topology: Directory) -> CpuSet | None:
         siblings = topology.sharing(mask, listed)
         if siblings:
             return siblings
+    topology.warn_missing("core_cpus")
     return None
 
 

@@ -203,6 +203,15 @@ class Directory:
         cpus = self.mask(mask)
         return cpus if cpus is not None else self.cpus(listed)
 
+    def warn_missing(self, name: str) -> None:
+        """Note that a file is not there which every kernel has; one that is there was noted."""
+        try:
+            os.stat(self._below + name, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            self.warn(name, "is missing")
+        except OSError as error:
+            self.tree.refuse(f"{self.path}/{name}", error)
+
     def warn(self, name: str, what: str) -> None:
         """Note what is wrong with a file in it."""
         self.tree.flaws.add(f"{self.path}/{name}", what)

@@ -92,7 +92,7 @@ def _read_node(nodes: Directory, number: int, *, memory: bool) -> Node:
     with directory:
         if not memory:
             return Node(id=number, cpus=_read_cpus(directory))
-        sizes = parse_meminfo(directory.text("meminfo") or "")
+        sizes = _read_sizes(directory)
         pages = directory.child("hugepages")
         hugepages = None
         if pages is not None:
@@ -107,6 +107,16 @@ def _read_node(nodes: Directory, number: int, *, memory: bool) -> Node:
             hugepages=hugepages,
             **_read_access(directory),
         )
+
+
+def _read_sizes(directory: Directory) -> dict[str, int]:
+    text = directory.text("meminfo")
+    sizes = parse_meminfo(text or "")
+    if text is None:
+        directory.warn_missing("meminfo")
+    elif "MemTotal" not in sizes:
+        directory.warn("meminfo", "does not say how much memory there is")
+    return sizes
 
 
 def _read_access(directory: Directory) -> dict[str, Any]:
@@ -134,12 +144,16 @@ def _read_cpus(directory: Directory) -> CpuSet | None:
     if cpus is not None:
         return cpus
     found = (int(name.removeprefix("cpu")) for name in directory.names(_CPU_NAME))
-    return CpuSet(number for number in found if number <= MAX_CPU) or None
+    linked = CpuSet(number for number in found if number <= MAX_CPU)
+    if not linked:
+        directory.warn_missing("cpumap")
+    return linked or None
 
 
 def _read_distances(directory: Directory) -> tuple[int, ...] | None:
     text = directory.text("distance")
     if text is None:
+        directory.warn_missing("distance")
         return None
     words = text.split()
     # A distance is a byte of the ACPI table SLIT; 255 means unreachable.

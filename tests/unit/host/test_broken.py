@@ -108,7 +108,35 @@ def test_a_cpu_without_topology_is_there_and_unknown(root: Path) -> None:
     for directory in ("topology", "cache"):
         _remove(root / f"{CPU}/cpu2/{directory}")
     host = read(root)
+    assert host.warnings == (f"/{CPU}/cpu2/topology: is missing",)
     assert host.cpu(2) == Cpu(id=2, online=True, l3=0, node=0, max_khz=3_000_000, isolated=False)
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        (f"{CPU}/cpu2/topology/core_id", f"{CPU}/cpu2/topology/core_id"),
+        (f"{CPU}/cpu2/topology/physical_package_id", f"{CPU}/cpu2/topology/physical_package_id"),
+        (f"{CPU}/cpu2/topology/*_*s*", f"{CPU}/cpu2/topology/core_cpus"),
+        (f"{NODE}/node0/meminfo", f"{NODE}/node0/meminfo"),
+        (f"{NODE}/node0/distance", f"{NODE}/node0/distance"),
+        (f"{NODE}/node0/cpu*", f"{NODE}/node0/cpumap"),
+    ],
+)
+def test_a_file_that_every_kernel_has_is_missed(root: Path, missing: str, told: str) -> None:
+    """What other machines do not have (a die, a cluster, an L3, huge pages) is no flaw."""
+    for file in root.glob(missing):
+        if "_id" not in file.name or "_id" in missing:
+            file.unlink()
+    assert read(root).warnings == (f"/{told}: is missing",)
+
+
+def test_a_node_that_does_not_say_its_memory_is_said(root: Path) -> None:
+    """The file is there, and says something else."""
+    (root / f"{NODE}/node0/meminfo").write_text("Node 0 MemTotal: plenty\n")
+    host = read(root)
+    assert host.node(0).memory_kib is None
+    assert host.warnings == (f"/{NODE}/node0/meminfo: does not say how much memory there is",)
 
 
 def test_a_cpu_that_only_the_list_knows_is_there_and_said(root: Path) -> None:
