@@ -8,9 +8,7 @@ these leaves are put together, and what contradicts itself is left out.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
-
-from attrs import frozen
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kvmhooks.host.model import Cache
 from kvmhooks.values import CpuSet
@@ -27,8 +25,7 @@ _KIB: Final = {"K": 1, "M": 1024}
 _TYPES: Final = frozenset({"Data", "Instruction", "Unified"})
 
 
-@frozen
-class Leaf:
+class Leaf(NamedTuple):
     """One cache as one of its CPUs tells of it."""
 
     path: str

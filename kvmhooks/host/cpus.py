@@ -8,9 +8,7 @@ Documentation/core-api/cpu_hotplug.rst.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
-
-from attrs import frozen
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kvmhooks.host.caches import read_leaves
 from kvmhooks.values import MAX_CPU, CpuSet
@@ -44,8 +42,7 @@ _SIBLINGS: Final = (("core_cpus", "core_cpus_list"), ("thread_siblings", "thread
 """The second pair has the names before Linux 5.3, which still stand beside the first."""
 
 
-@frozen
-class Topology:
+class Topology(NamedTuple):
     """What the files of one CPU say, before it is compared with what the others say."""
 
     id: int

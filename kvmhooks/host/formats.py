@@ -14,6 +14,9 @@ _MASK_LIMIT: Final = 16 * 1024
 
 
 def parse_integer(text: str) -> int:
+    """Read a whole number; most are short and not negative."""
+    if text.isdecimal() and text.isascii() and len(text) < 20:
+        return int(text)
     if len(text) > 20:
         raise ValueFormatError(text, "a whole number of 64 bits")
     if not text.lstrip("-").isdecimal() or not text.isascii():
@@ -22,6 +25,7 @@ def parse_integer(text: str) -> int:
 
 
 def parse_cpus(text: str) -> CpuSet:
+    """Read a list."""
     # The kernel prints a mask it never allocated as "(null)": nohz_full when none were asked for.
     return CpuSet() if text == "(null)" else CpuSet.parse(text)
 

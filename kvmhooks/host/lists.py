@@ -6,9 +6,7 @@ Documentation/ABI/testing/sysfs-devices-system-cpu.)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
-from attrs import frozen
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kvmhooks.host.cpus import CPUS
 
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
     from kvmhooks.values import CpuSet
 
 
-@frozen
-class CpuLists:
+class CpuLists(NamedTuple):
     """CPUs by what the kernel says of them."""
 
     online: CpuSet | None = None

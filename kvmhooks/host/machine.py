@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from attrs import frozen
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvmhooks.host.cpus import CPUS
 from kvmhooks.host.model import Cpu
@@ -21,8 +19,7 @@ if TYPE_CHECKING:
     from kvmhooks.host.policies import FrequencyPolicy
 
 
-@frozen
-class Evidence:
+class Evidence(NamedTuple):
     """Everything that was read of the CPUs."""
 
     topologies: Sequence[Topology]
