@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 from measure import in_turns, show
 
 from kvmhooks.host import read
 from kvmhooks.host.read import read_tree
 from kvmhooks.host.tree import Tree
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.fakedevices import FakeIrq, FakePci
 from tests.fakehost import FakeHost
 from tests.watcher import Watcher
@@ -103,7 +103,7 @@ def peak_memory(root: Path) -> float:
         "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, root], check=True, capture_output=True, text=True
+        [sys.executable, "-c", script, root], check=True, capture_output=True, text=True, cwd=ROOT
     )
     return int(done.stdout) / 1024
 

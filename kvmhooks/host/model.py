@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import field, frozen
 
-from kvmhooks.values import CpuSet, union
+from kvmhooks.values import CpuSet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +61,7 @@ class Cpu:
     siblings: CpuSet | None = None
     """All online threads of the same core, this one included."""
     l2: int | None = None
-    """The id of its entry in ``Host.caches`` of level 2; ``Host.cache_of`` finds it."""
+    """The id of its entry in ``Host.caches`` of level 2 that is not for instructions."""
     l3: int | None = None
     """The same of level 3."""
     node: int | None = None
@@ -193,17 +193,6 @@ class Host:
         """One node by its number. Raises ``KeyError``."""
         return self._node_by_id[number]
 
-    def cache_of(self, cpu: int, level: int) -> Cache | None:
-        """The data or unified cache of a level that serves a CPU."""
-        for cache in self.caches or ():
-            if cache.level == level and cache.type != "Instruction" and cpu in cache.cpus:
-                return cache
-        return None
-
     def core_of(self, cpu: int) -> CpuSet:
         """The CPU with its siblings; it alone where the siblings are not known."""
         return self._cpu_by_id[cpu].siblings or CpuSet((cpu,))
-
-    def whole_cores(self, cpus: CpuSet) -> CpuSet:
-        """``cpus`` with the siblings of each."""
-        return union(self.core_of(cpu) for cpu in cpus)

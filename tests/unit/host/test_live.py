@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +14,38 @@ from kvmhooks.host import pci, read, udev
 from kvmhooks.host.tree import Tree
 from kvmhooks.values import CpuSet
 
+ROOT = Path(__file__).parents[3]
+
 
 def test_libudev_and_the_files_agree() -> None:
     """Devices, drivers, groups, functions, interfaces and disks, whole."""
     assert list(udev.read_pci(Tree("/"))) == list(pci.read_pci_files(Tree("/")) or ())
+
+
+def test_a_plan_pays_for_nothing_else() -> None:
+    """Reading what a plan needs loads neither libudev nor the readers of other parts."""
+    script = (
+        "import sys; from kvmhooks.host import PLANNED, read; read('/', PLANNED);"
+        "print(*sorted(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    loaded = set(done.stdout.split())
+    assert "kvmhooks.host.kvm" in loaded
+    others = (
+        "pci",
+        "udev",
+        "irqs",
+        "resctrl",
+        "cgroup",
+        "power",
+        "resources",
+        "capture",
+        "picture",
+    )
+    assert loaded.isdisjoint({f"kvmhooks.host.{name}" for name in others})
+    assert loaded.isdisjoint({"pyudev", "tarfile", "lxml", "libvirt", "asyncio"})
 
 
 @pytest.fixture(scope="module")

@@ -258,12 +258,16 @@ def test_who_shares_what(
     told = None if host.nodes is None else {node.id: str(node.cpus) for node in host.nodes}
     assert told == nodes
     for cpu in host.cpus or ():
-        cache = host.cache_of(cpu.id, 3)
-        assert cpu.l3 == (cache.id if cache is not None else None)
+        holders = [cache.id for cache in host.caches or () if _is_l3_of(cache, cpu.id)]
+        assert holders == ([] if cpu.l3 is None else [cpu.l3])
         assert cpu.id not in host.online or cpu.siblings is not None
         assert cpu.node == next(
             (number for number, cpus in (nodes or {}).items() if cpu.id in CpuSet.parse(cpus)), None
         )
+
+
+def _is_l3_of(cache: Cache, cpu: int) -> bool:
+    return cache.level == 3 and cpu in cache.cpus
 
 
 def test_a_kernel_without_numa_has_memory_but_no_node(tmp_path: Path) -> None:
