@@ -1,6 +1,6 @@
 """What one VM asks of the host.
 
-A claim is made from a plan (``kvmhooks.placement.claim``) or from the domain XML that libvirt hands to
+A claim is made from a plan (``kvmhooks.placement.claim``) or from the domain XML that libvirt hands
 the hook (``kvmhooks.isolate.domain``); for the XML that was rendered from a plan both are equal.
 """
 
@@ -10,6 +10,7 @@ import re
 from typing import Any, Final, Self
 
 from kvmhooks.errors import IsolationError
+from kvmhooks.isolate import policy
 from kvmhooks.values import CpuSet
 
 FORMAT: Final = 1
@@ -111,6 +112,10 @@ class Claim:
     def key(self) -> str:
         """What tells this claim from others, and is safe as a file's name."""
         return f"{self.driver}-{self.uuid}"
+
+    def setting(self, name: str) -> str:
+        """What the policy says of ``name``; empty where the host stays as it is."""
+        return policy.value_of(self.settings, name)
 
     def to_json(self) -> dict[str, Any]:
         """The claim as JSON types, with the format's version."""

@@ -112,20 +112,26 @@ def test_a_setting_that_is_not_in_the_table_is_refused(policy: str, said: str) -
         ("", ()),
         ("<memoryBacking><hugepages/></memoryBacking>", ((-1, 0, 4 << 20),)),
         (
-            ("<memoryBacking><hugepages><page size='1' unit='G'/></hugepages></memoryBacking>"
-            "<numatune><memory mode='strict' nodeset='1'/></numatune>"),
+            (
+                "<memoryBacking><hugepages><page size='1' unit='G'/></hugepages></memoryBacking>"
+                "<numatune><memory mode='strict' nodeset='1'/></numatune>"
+            ),
             ((1, 1 << 20, 4),),
         ),
         (
-            ("<memoryBacking><hugepages><page size='2048'/><page size='1' unit='G' nodeset='1'/>"
-            "</hugepages></memoryBacking><numatune><memnode cellid='0' nodeset='0'/>"
-            "<memnode cellid='1' nodeset='1'/></numatune><cpu><numa>"
-            "<cell id='0' memory='1048576'/><cell id='1' memory='3' unit='GiB'/></numa></cpu>"),
+            (
+                "<memoryBacking><hugepages><page size='2048'/><page size='1' unit='G' nodeset='1'/>"
+                "</hugepages></memoryBacking><numatune><memnode cellid='0' nodeset='0'/>"
+                "<memnode cellid='1' nodeset='1'/></numatune><cpu><numa>"
+                "<cell id='0' memory='1048576'/><cell id='1' memory='3' unit='GiB'/></numa></cpu>"
+            ),
             ((0, 2048, 512), (1, 1 << 20, 3)),
         ),
         (
-            ("<memoryBacking><hugepages><page size='2048'/></hugepages></memoryBacking>"
-            "<numatune><memory mode='interleave' nodeset='0-1'/></numatune>"),
+            (
+                "<memoryBacking><hugepages><page size='2048'/></hugepages></memoryBacking>"
+                "<numatune><memory mode='interleave' nodeset='0-1'/></numatune>"
+            ),
             ((0, 2048, 1024), (1, 2048, 1024)),
         ),
     ],

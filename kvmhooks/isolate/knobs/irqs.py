@@ -1,0 +1,71 @@
+"""Every interrupt's affinity, and the one that new interrupts get.
+
+``/proc/irq/N/smp_affinity_list`` and ``/proc/irq/default_smp_affinity`` are described in the
+kernel's Documentation/core-api/irq/irq-affinity.rst, ``effective_affinity_list`` in
+Documentation/filesystems/proc.rst. Managed interrupts (``irqd_affinity_is_managed()``) refuse a
+write with EIO or EPERM, by version (``write_irq_affinity()``, kernel/irq/proc.c).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from kvmhooks.errors import ValueFormatError
+from kvmhooks.isolate.knob import CpuListKnob, Knob
+from kvmhooks.values import CpuSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvmhooks.isolate.door import Door
+    from kvmhooks.isolate.knob import View
+    from kvmhooks.isolate.state import Record
+
+_DEFAULT: Final = "irq/default"
+_SETTING: Final = "isolation.irqs"
+
+
+def knobs(door: Door, view: View) -> Iterator[Knob]:
+    """The default first, since the originals of new interrupts come from its record."""
+    yield CpuListKnob(_DEFAULT, "proc/irq/default_smp_affinity", setting=_SETTING, is_mask=True)
+    numbers = sorted(int(name) for name in door.directories("proc/irq") if name.isdigit())
+    for number in numbers:
+        yield Irq(number, view.exclusive)
+
+
+class Irq(CpuListKnob):
+    """One interrupt."""
+
+    __slots__ = ("exclusive", "number")
+
+    def __init__(self, number: int, exclusive: CpuSet) -> None:
+        super().__init__(f"irq/{number}", f"proc/irq/{number}/smp_affinity_list", setting=_SETTING)
+        self.number = number
+        self.exclusive = exclusive
+
+    def identity(self, door: Door) -> str:
+        """The chip, the number within it and who handles it (ABI/testing/sysfs-kernel-irq)."""
+        parts = []
+        for name in ("chip_name", "hwirq", "actions"):
+            try:
+                parts.append(door.read(f"sys/kernel/irq/{self.number}/{name}"))
+            except OSError:  # a kernel without CONFIG_SPARSE_IRQ has none of these files
+                parts.append("")
+        return "/".join(parts)
+
+    def first_original(self, current: str, records: dict[str, Record]) -> str:
+        """A new interrupt got the default's mask: what the default was is what it would be."""
+        default = records.get(_DEFAULT)
+        if default is not None and current in {default.ours, default.intent}:
+            return default.original
+        return current
+
+    def remark(self, door: Door, value: str) -> str:  # noqa: ARG002 -- the base's
+        """IO-APIC changes wait for the next interrupt; until then the old CPU is the effective."""
+        try:
+            effective = CpuSet.parse(door.read(f"proc/irq/{self.number}/effective_affinity_list"))
+        except (OSError, ValueFormatError):
+            return ""
+        if effective.isdisjoint(self.exclusive):
+            return ""
+        return f"pending until its next interrupt: still on {effective}"
