@@ -160,13 +160,9 @@ def _rebase(knob: Knob, record: Record, current: str, door: Door) -> None:
 
 
 def _aim(knob: Knob, record: Record, current: str, view: View) -> Seen:
-    """Where a knob should go: its target, or what stands for the original when it is given back."""
+    """Where a knob should go."""
     target = knob.target(record.original, view)
-    if target != record.original:
-        return Seen(knob, current, target, is_restoring=False)
-    if current == record.original or (record.ours is None and record.intent is None):
-        return Seen(knob, current, record.original, is_restoring=True)
-    return Seen(knob, current, knob.restored(record.original, view), is_restoring=True)
+    return Seen(knob, current, target, is_restoring=target == record.original)
 
 
 def changes(seen: Iterable[Seen]) -> list[Change]:

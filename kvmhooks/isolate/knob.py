@@ -117,10 +117,6 @@ class Knob:
         """Whether the kernel alone made it so, so that it is nobody's wish."""
         return False
 
-    def restored(self, original: str, view: View) -> str:  # noqa: ARG002 -- as above
-        """What to write when no claim touches it any more."""
-        return original
-
     def steps(self, current: str, target: str) -> list[tuple[int, str]]:
         """The writes that lead from ``current`` to ``target``, each with its order."""
         return [(self.order, target)] if current != target else []

@@ -60,13 +60,20 @@ class Record:
 
     def intend(self, value: str) -> None:
         """Note that a write of ``value`` is about to be made."""
-        self.intent = value if self.intent is None else f"{self.intent}|{value}"
+        if self.intent is None:
+            self.intent = value
+        elif value not in self.intent.split("|"):
+            self.intent += f"|{value}"
+
+    def made(self, current: str) -> bool:
+        """Whether a value is one that we wrote, or may have written."""
+        return current == self.ours or (
+            self.intent is not None and current in self.intent.split("|")
+        )
 
     def knows(self, current: str) -> bool:
         """Whether a value is the original or one of ours."""
-        return current in {self.original, self.ours} or (
-            self.intent is not None and current in self.intent.split("|")
-        )
+        return current == self.original or self.made(current)
 
     def to_json(self) -> list[str | None]:
         """The fields in order."""

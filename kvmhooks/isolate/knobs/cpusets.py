@@ -57,15 +57,16 @@ def knobs(door: Door, view: View, groups: Groups, records: Mapping[str, Record])
     taken = union(one.claim.exclusive for one in takers)
     if taken or any(key.startswith("cpus/") for key in records):
         if groups.is_unified:
-            yield from _unified(door, groups, takers, taken)
+            yield from _unified(door, view, groups, takers)
         else:
-            yield from _legacy(door, groups, taken, "", 0)
+            yield from _legacy(door, view, groups, taken)
     if has_partitions(view, groups):
-        yield from _partitions(door, view, groups, records)
+        yield from _partitions(door, groups, records)
 
 
-def _unified(door: Door, groups: Groups, takers: list[Held], taken: CpuSet) -> Iterator[Knob]:
+def _unified(door: Door, view: View, groups: Groups, takers: list[Held]) -> Iterator[Knob]:
     """The groups at the top, and below those that have VMs the ones beside them."""
+    taken = union(one.claim.exclusive for one in takers)
     has_systemd = door.has("run/systemd/system")
     above = groups.ancestors()
     todo = [""]
@@ -87,10 +88,8 @@ def _unified(door: Door, groups: Groups, takers: list[Held], taken: CpuSet) -> I
                 continue
             else:
                 forbidden = taken
-            if has_systemd and name.endswith(_UNITS):
-                yield _Unit(groups.base, child, forbidden)
-            else:
-                yield _Cpus(groups.base, child, forbidden, depth=child.count("/"))
+            kind = _Unit if has_systemd and name.endswith(_UNITS) else _Cpus
+            yield kind(groups, child, forbidden, view)
 
 
 def _inner_cpus(door: Door, path: str, own: CpuSet) -> CpuSet:
@@ -105,7 +104,9 @@ def _inner_cpus(door: Door, path: str, own: CpuSet) -> CpuSet:
     return found - own
 
 
-def _legacy(door: Door, groups: Groups, taken: CpuSet, path: str, depth: int) -> Iterator[Knob]:
+def _legacy(
+    door: Door, view: View, groups: Groups, taken: CpuSet, path: str = ""
+) -> Iterator[Knob]:
     """Every group of a v1 hierarchy: a group's CPUs must be among those of the one above.
 
     A VM keeps its own CPUs, and its emulator leaves those of the others.
@@ -116,12 +117,12 @@ def _legacy(door: Door, groups: Groups, taken: CpuSet, path: str, depth: int) ->
         owner = groups.scopes.get(child)
         forbidden = taken if owner is None else taken - owner.claim.exclusive
         if child not in above:
-            yield _Cpus(groups.base, child, forbidden, depth=depth)
-        yield from _legacy(door, groups, forbidden, child, depth + 1)
+            yield _Cpus(groups, child, forbidden, view)
+        yield from _legacy(door, view, groups, forbidden, child)
 
 
 def _partitions(
-    door: Door, view: View, groups: Groups, records: Mapping[str, Record]
+    door: Door, groups: Groups, records: Mapping[str, Record]
 ) -> Iterator[Knob]:
     """The exclusive sets from the top down to each vCPU's group, and the partition there."""
     wanted: dict[str, CpuSet] = {}
@@ -142,7 +143,6 @@ def _partitions(
             wanted.setdefault(group, CpuSet())
         elif kind == "partition":
             vcpus.setdefault(group, CpuSet())
-    _ = view
     for group, cpus in wanted.items():
         yield _Exclusive(groups.base, group, cpus)
     for group, cpus in vcpus.items():
@@ -162,52 +162,48 @@ def _vcpu_groups(door: Door, base: str, scope: str) -> Iterator[tuple[str, CpuSe
 class _Cpus(Knob):
     """``cpuset.cpus`` of one group, in its file."""
 
-    __slots__ = ("depth", "forbidden", "group", "path")
+    __slots__ = ("depth", "forbidden", "path", "possible")
 
-    def __init__(self, base: str, group: str, forbidden: CpuSet, *, depth: int) -> None:
+    def __init__(self, groups: Groups, group: str, forbidden: CpuSet, view: View) -> None:
         super().__init__(f"cpus/{group}", CGROUPS)
-        self.group = group
-        self.path = f"{base}/{group}"
+        self.path = f"{groups.base}/{group}"
         self.forbidden = forbidden
-        self.depth = depth
+        self.possible = view.possible if groups.is_unified else CpuSet()
+        """The mask that is as good as none; a v1 group without CPUs holds no task."""
+        self.depth = group.count("/")
 
     def read(self, door: Door) -> str:
-        """Empty also where the controller is not enabled, which is the same for its tasks."""
+        """Empty for all CPUs, and where the controller is not enabled: the same for its tasks.
+
+        A set with tasks cannot be emptied again (ENOSPC); the full mask stands for none.
+        """
         try:
-            return str(CpuSet.parse(door.read(f"{self.path}/cpuset.cpus")))
+            cpus = CpuSet.parse(door.read(f"{self.path}/cpuset.cpus"))
         except FileNotFoundError:
             door.read(f"{self.path}/cgroup.procs")  # the group itself is gone: so is the knob
             return ""
+        return "" if cpus == self.possible else str(cpus)
 
     def write(self, door: Door, value: str) -> None:
-        door.write(f"{self.path}/cpuset.cpus", value)
+        door.write(f"{self.path}/cpuset.cpus", value or str(self.possible))
 
     def target(self, original: str, view: View) -> str:
-        if not original and not self._is_unified:
-            return original  # a v1 group without CPUs holds no task
-        allowed = CpuSet.parse(original) or view.possible
+        allowed = CpuSet.parse(original) or self.possible
         if allowed.isdisjoint(self.forbidden):
             return original
         return str(allowed - self.forbidden or view.online - self.forbidden)
 
-    def restored(self, original: str, view: View) -> str:
-        """The possible CPUs for none: a set with tasks cannot be emptied again (ENOSPC)."""
-        return original or str(view.possible)
-
     def steps(self, current: str, target: str) -> list[tuple[int, str]]:
         """First what widens, from the top; then what narrows, from the bottom."""
-        now, then = CpuSet.parse(current), CpuSet.parse(target)
+        now, then = (CpuSet.parse(text) or self.possible for text in (current, target))
         if now == then:
             return []
-        if now and now < then:
+        if now < then:
             return [(_GROW + self.depth, target)]
-        if not now or then < now:
+        if then < now:
             return [(_NARROW - self.depth, target)]
-        return [(_GROW + self.depth, str(now | then)), (_NARROW - self.depth, target)]
-
-    @property
-    def _is_unified(self) -> bool:
-        return not self.path.startswith("sys/fs/cgroup/cpuset/")
+        both = "" if now | then == self.possible else str(now | then)
+        return [(_GROW + self.depth, both), (_NARROW - self.depth, target)]
 
 
 class _Unit(_Cpus):
@@ -215,8 +211,8 @@ class _Unit(_Cpus):
 
     __slots__ = ("unit",)
 
-    def __init__(self, base: str, group: str, forbidden: CpuSet) -> None:
-        super().__init__(base, group, forbidden, depth=group.count("/"))
+    def __init__(self, groups: Groups, group: str, forbidden: CpuSet, view: View) -> None:
+        super().__init__(groups, group, forbidden, view)
         self.unit = group.rsplit("/", 1)[-1]
 
     def write(self, door: Door, value: str) -> None:
@@ -224,7 +220,7 @@ class _Unit(_Cpus):
         if systemd is None:
             raise IsolationError(f"{self.unit}: systemd has gone")
         with systemd:
-            systemd.set_cpus(self.unit, CpuSet.parse(value))
+            systemd.set_cpus(self.unit, CpuSet.parse(value) or self.possible)
 
     def note(self, door: Door) -> str:
         """Whether somebody else has set the unit's CPUs until the next boot."""

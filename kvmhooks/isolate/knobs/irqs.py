@@ -56,7 +56,7 @@ class Irq(CpuListKnob):
     def first_original(self, current: str, records: dict[str, Record]) -> str:
         """A new interrupt got the default's mask: what the default was is what it would be."""
         default = records.get(_DEFAULT)
-        if default is not None and current in {default.ours, default.intent}:
+        if default is not None and default.made(current):
             return default.original
         return current
 

@@ -121,7 +121,7 @@ class _Task(Knob):
         """A task that was forked since carries our mask: its parent's original is its own."""
         for key in (f"task/{self.pid}/{self.pid}", f"task/{self.parent}/{self.parent}"):
             record = records.get(key)
-            if record is not None and current in {record.ours, record.intent}:
+            if record is not None and record.made(current):
                 return record.original
         return current
 
