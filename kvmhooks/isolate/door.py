@@ -59,11 +59,11 @@ class Door:
         Raises ``OSError``; a short write is ``ENOSPC``'s kin and raises, too.
         """
         flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        if not self.is_real:
-            flags |= os.O_TRUNC  # a plain file keeps its tail, a kernel's file has none
         descriptor = os.open(self.root + path, flags)
         data = (text + "\n").encode()
         try:
+            if not self.is_real:  # a plain file would keep its tail; still one system call
+                data = data.ljust(os.fstat(descriptor).st_size, b"\n")
             written = os.write(descriptor, data)
         finally:
             os.close(descriptor)

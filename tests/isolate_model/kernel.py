@@ -64,6 +64,20 @@ class Task:
         """What its owner asked for; kernels before 6.2 forget it when the cpuset changes."""
 
 
+class Pool:
+    """Huge pages of one size on one node; memory is fragmented until it is compacted."""
+
+    def __init__(self, *, total: int, used: int, limit: int, compacted: int) -> None:
+        self.total = total
+        self.used = used
+        self.limit = limit
+        self.compacted = compacted
+
+    def resize(self, count: int) -> None:
+        """What a write to ``nr_hugepages`` does: cut silently, and never below what is in use."""
+        self.total = max(min(count, self.limit), self.used)
+
+
 class Kernel(Door):
     """A host in memory. ``flavour`` is ``partitions``, ``systemd``, ``plain`` or ``legacy``."""
 
@@ -96,6 +110,7 @@ class Kernel(Door):
         }
         self.masks["sys/class/net/eth0/queues/rx-0/rps_cpus"] = CpuSet()
         self.masks["sys/class/net/eth0/queues/tx-0/xps_cpus"] = self.online
+        self.pools: dict[str, Pool] = {}
         self.clock = 0
         self.record: str | None = None
         self.step: Callable[[str], None] = nothing
@@ -137,6 +152,9 @@ class Kernel(Door):
             return self._read_task(int(parts[-2]), parts[-1])
         if path in {f"sys/devices/system/cpu/{name}" for name in ("online", "possible")}:
             return str(self.online)
+        if path.endswith("_hugepages") and path.rpartition("/")[0] in self.pools:
+            pool = self.pools[path.rpartition("/")[0]]
+            return str(pool.total if path.endswith("nr_hugepages") else pool.total - pool.used)
         if path == "proc/sys/kernel/osrelease":
             return self.release
         raise FileNotFoundError(errno.ENOENT, "no such file", path)
@@ -159,6 +177,13 @@ class Kernel(Door):
             inner, _, name = path.removeprefix(f"{self.base}/").rpartition("/")
             with self._tasks_follow():
                 self.groups.write(self.groups.find(inner), name, text)
+            if text == "+cpuset" and not self.keeps_wishes:
+                self._reset_masks(self.groups.find(inner))
+        elif path.endswith("nr_hugepages"):
+            self.pools[path.rpartition("/")[0]].resize(int(text))
+        elif path.endswith("/compact"):
+            for pool in self.pools.values():
+                pool.limit = pool.compacted
         elif path.endswith("enabled"):
             words = ("always", "madvise", "never")
             self.files[path] = " ".join(f"[{one}]" if one == text else one for one in words)
@@ -309,6 +334,17 @@ class Kernel(Door):
             if text is not None:
                 self.set_unit(group.name, CpuSet.parse(text.strip().rpartition("=")[2]))
 
+    @property
+    def keeps_wishes(self) -> bool:
+        """Whether a task's own mask outlives a change of its cpuset (from 6.2)."""
+        return tuple(map(int, self.release.split(".")[:2])) >= (6, 2)
+
+    def _reset_masks(self, above: Group) -> None:
+        """Enabling the controller sets every task below to its group's mask (systemd#23748)."""
+        for group in above.walk():
+            for tid in group.tasks if group is not above else ():
+                self.tasks[tid].mask = self.groups.effective(group)
+
     def _task(self, tid: int) -> Task:
         if tid not in self.tasks:
             raise ProcessLookupError(errno.ESRCH, "no such task", str(tid))
@@ -367,7 +403,6 @@ class Kernel(Door):
         before = {id(group): self.groups.effective(group) for group in self.groups.root.walk()}
         isolated = self.groups.isolated()
         yield
-        keeps_wishes = tuple(map(int, self.release.split(".")[:2])) >= (6, 2)
         for task in self.tasks.values():
             effective = self.groups.effective(task.group)
             is_movable_thread = task.flags and not task.flags & 0x0400_0000
@@ -377,7 +412,7 @@ class Kernel(Door):
             elif task.flags:
                 continue
             elif effective != before.get(id(task.group)):
-                wish = task.wish if keeps_wishes else None
+                wish = task.wish if self.keeps_wishes else None
                 task.mask = (effective & wish if wish else effective) or effective
 
 

@@ -129,10 +129,7 @@ def test_the_hook_may_die_at_any_write(flavour: str, others: int) -> None:
     assert die_everywhere(flavour, others, irqs=12) > 100
 
 
-@pytest.mark.slow
 def test_the_hook_may_die_at_any_of_two_thousand_writes() -> None:
     """The same with more interrupts, on all kinds of host together."""
-    counts = [
-        die_everywhere(flavour, others, irqs=40) for flavour in FLAVOURS for others in (0, 2)
-    ]
+    counts = [die_everywhere(flavour, others, irqs=40) for flavour in FLAVOURS for others in (0, 2)]
     assert sum(counts) >= 2_000

@@ -86,7 +86,7 @@ class Isolation(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.vms)
     @rule(data=st.data(), at=st.integers(0, 90))
-    def stop(self, data: Any, at: int) -> None:  # noqa: ANN401 -- Hypothesis's own
+    def stop(self, data: Any, at: int) -> None:
         """Stop a VM; the hook dies at a write, when there are so many."""
         name = data.draw(st.sampled_from(sorted(self.world.vms)))
         self.is_settled = False
@@ -95,7 +95,7 @@ class Isolation(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.vms)
     @rule(data=st.data())
-    def crash(self, data: Any) -> None:  # noqa: ANN401 -- as above
+    def crash(self, data: Any) -> None:
         """QEMU is killed and nobody tells us."""
         name = data.draw(st.sampled_from(sorted(self.world.vms)))
         self.world.crash(self.world.vms[name])
@@ -161,16 +161,16 @@ class Isolation(RuleBasedStateMachine):
         assert self.kernel.record is None
 
     @contextlib.contextmanager
-    def _killing(self, at: int) -> Any:  # noqa: ANN401 -- a generator
+    def _killing(self, at: int) -> Any:
         """Let the hook die at its write number ``at``."""
         yield from self._stepping(at, Killed(), is_final=True)
 
     @contextlib.contextmanager
-    def _failing(self, at: int, number: int) -> Any:  # noqa: ANN401 -- a generator
+    def _failing(self, at: int, number: int) -> Any:
         """Let write number ``at`` fail."""
         yield from self._stepping(at, OSError(number, "injected"), is_final=False)
 
-    def _stepping(self, at: int, error: BaseException, *, is_final: bool) -> Any:  # noqa: ANN401
+    def _stepping(self, at: int, error: BaseException, *, is_final: bool) -> Any:
         left = at
 
         def step(what: str) -> None:

@@ -121,9 +121,7 @@ def _legacy(
         yield from _legacy(door, view, groups, forbidden, child)
 
 
-def _partitions(
-    door: Door, groups: Groups, records: Mapping[str, Record]
-) -> Iterator[Knob]:
+def _partitions(door: Door, groups: Groups, records: Mapping[str, Record]) -> Iterator[Knob]:
     """The exclusive sets from the top down to each vCPU's group, and the partition there."""
     wanted: dict[str, CpuSet] = {}
     vcpus: dict[str, CpuSet] = {}
