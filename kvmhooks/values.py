@@ -188,10 +188,6 @@ class CpuSet(AbstractSet[int]):
         """Tell whether no member is in ``other``."""
         return not self._mask & CpuSet(other).mask
 
-    @classmethod
-    def _from_iterable(cls, it: Iterable[int]) -> Self:
-        return cls(it)
-
 
 def union(sets: Iterable[CpuSet]) -> CpuSet:
     """All members of all ``sets``."""

@@ -1,0 +1,32 @@
+"""Read a host, or a captured tree of one, into frozen models.
+
+``read()`` gives a ``Host``; ``to_json()`` the same as the JSON of the project's contract.
+"""
+
+from kvmhooks.host.contract import to_json
+from kvmhooks.host.model import (
+    PARTS,
+    Cache,
+    Cpu,
+    Host,
+    HugePages,
+    Kernel,
+    Kvm,
+    Memory,
+    Node,
+)
+from kvmhooks.host.read import read
+
+__all__ = [
+    "PARTS",
+    "Cache",
+    "Cpu",
+    "Host",
+    "HugePages",
+    "Kernel",
+    "Kvm",
+    "Memory",
+    "Node",
+    "read",
+    "to_json",
+]

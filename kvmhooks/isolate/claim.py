@@ -1,7 +1,8 @@
 """What one VM asks of the host.
 
-A claim is made from a plan (``kvmhooks.placement.claim``) or from the domain XML that libvirt hands
-the hook (``kvmhooks.isolate.domain``); for the XML that was rendered from a plan both are equal.
+A claim is made from a plan (``kvmhooks.placement.claim``) or from the domain XML that libvirt
+hands to the hook (``kvmhooks.isolate.domain``); for the XML that was rendered from a plan both are
+equal.
 """
 
 from __future__ import annotations

@@ -21,15 +21,16 @@ def inconsistencies(spec: VmSpec) -> Iterator[Problem]:
 
 def _topology(spec: VmSpec) -> Iterator[Problem]:
     said = {
-        level: getattr(spec.cpu, level)
+        level: count
         for level in ("sockets", "dies", "cores", "threads")
-        if getattr(spec.cpu, level) is not None
+        if (count := getattr(spec.cpu, level)) is not None
     }
     product = math.prod(said.values())
-    complete = len(said) == 4
-    if spec.cpu.vcpus % product or (complete and product != spec.cpu.vcpus):
+    is_complete = {"sockets", "cores", "threads"} <= said.keys()
+    if spec.cpu.vcpus % product or (is_complete and product != spec.cpu.vcpus):
         shape = " x ".join(f"{count} {level}" for level, count in said.items())
-        yield Problem("cpu.vcpus", str(spec.cpu.vcpus), f"a multiple of {shape} = {product}")
+        times = "" if is_complete else "a multiple of "
+        yield Problem("cpu.vcpus", str(spec.cpu.vcpus), f"{times}{product}: {shape}")
 
 
 def _memory(spec: VmSpec) -> Iterator[Problem]:

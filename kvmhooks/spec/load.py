@@ -35,7 +35,7 @@ def load_vm(path: str | os.PathLike[str]) -> VmSpec:
         text = content.decode()
     except UnicodeDecodeError as error:
         raise _refused(file.name, "", f"a byte that is not UTF-8 ({error})", "TOML") from error
-    return parse_vm(text, folder=file.absolute().parent, source=file.name)
+    return parse_vm(text, folder=file.parent.resolve(), source=file.name)
 
 
 def parse_vm(text: str, *, folder: Path, source: str = "vm.toml") -> VmSpec:

@@ -55,6 +55,8 @@ class Machine:
     """The machine type: q35, or a version of it (pc-q35-7.2)."""
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     """kvm, tcg (QEMU's own, slow), or auto: kvm where it runs Linux, else tcg."""
+    emulator: Path | None = None
+    """The QEMU to run; by default the system's qemu-system-x86_64."""
 
 
 @frozen(kw_only=True)
@@ -110,7 +112,7 @@ class Disk:
     """A disk."""
 
     path: Path
-    """An image file or a block device."""
+    """An image file, or a block device below /dev."""
     format: Literal["raw", "qcow2"] = "raw"
     """The image's format. It is never guessed: a guest could write another header."""
     iothread: int | None = None
@@ -121,6 +123,11 @@ class Disk:
     """The host's page cache: none opens with O_DIRECT."""
     readonly: bool = False
     """Whether the guest may not write to it."""
+
+    @property
+    def is_block_device(self) -> bool:
+        """Whether the path is one of a device: known from it alone, also on another host."""
+        return self.path.is_relative_to("/dev")
 
 
 @frozen(kw_only=True)

@@ -6,11 +6,12 @@ must look like. Nothing is coerced: ``vcpus = "4"`` is a mistake, not 4.
 
 from __future__ import annotations
 
-import difflib
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import GenericAlias
+from typing import Any, Final, Literal, get_args, get_origin
 
 import attrs
 from cattrs import BaseValidationError, Converter, ForbiddenExtraKeysError
@@ -22,6 +23,9 @@ from kvmhooks.spec.model import TEXT_FORMS, Firmware, HugePages, VmSpec
 from kvmhooks.values import ByteSize
 
 Hook = Callable[[Any, Any], Any]
+
+MAX_COUNT: Final = 65_536
+"""More vCPUs, iothreads or queues than any QEMU has."""
 
 
 class Mismatch(ValueError):
@@ -70,7 +74,7 @@ def _converter(folder: Path) -> Converter:
     def path(value: Any, _: Any) -> Path:
         if not isinstance(value, str) or not value or "\0" in value:
             raise Mismatch(value, "a path")
-        return Path(folder, value)
+        return Path(os.path.normpath(folder / value))
 
     def firmware(value: Any, made: Any) -> Path | str:
         return value if value == "bios" else path(value, made)
@@ -91,8 +95,8 @@ def _converter(folder: Path) -> Converter:
 
 
 def _count(value: Any, _: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65_536:
-        raise Mismatch(value, "a whole number from 1 to 65536")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+        raise Mismatch(value, f"a whole number from 1 to {MAX_COUNT}")
     return value
 
 
@@ -159,13 +163,14 @@ def _is_array(made: Any) -> bool:
 
 def _array(made: Any, converter: Converter) -> Hook:
     item = get_args(made)[0]
-    walk = converter.get_structure_hook(list[item])
+    as_list = GenericAlias(list, (item,))
+    walk = converter.get_structure_hook(as_list)
     kind = "tables ([[...]])" if attrs.has(item) else "texts"
 
     def structure_array(value: Any, _: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise Mismatch(value, f"an array of {kind}")
-        return tuple(walk(value, list[item]))
+        return tuple(walk(value, as_list))
 
     return structure_array
 
@@ -217,6 +222,8 @@ def _place(inner: Exception, at: str) -> str:
 
 
 def _unknown_keys(inner: ForbiddenExtraKeysError, at: str) -> Iterator[Problem]:
+    import difflib  # noqa: PLC0415 -- only for a message
+
     known = [field.name for field in attrs.fields(inner.cl) if is_key(field)]
     for key in sorted(inner.extra_fields):
         near = difflib.get_close_matches(key, known, n=1)

@@ -1,0 +1,58 @@
+"""``kvmhooks VERB``: each verb is a module of this package with ``main(verb, argv) -> int``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from kvmhooks.errors import KvmhooksError
+from kvmhooks.version import VERSION
+
+VERBS = {
+    "argv": ("kvmhooks.cli.printed", "print QEMU's arguments for a vm.toml"),
+    "claim": ("kvmhooks.cli.printed", "print what a vm.toml's VM asks of the host"),
+    "plan": ("kvmhooks.cli.printed", "show where a vm.toml's VM would live on a host, and why"),
+    "schema": ("kvmhooks.cli.schema", "print the JSON Schema of vm.toml"),
+    "xml": ("kvmhooks.cli.printed", "print the libvirt domain XML for a vm.toml"),
+}
+"""Verb: the module that carries it out, and what it does."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb and give its exit code. Every failure is one message on stderr."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    told = {"--version": f"kvmhooks {VERSION}\n", "--help": _usage(), "-h": _usage()}
+    if words[:1] and words[0] in told:
+        print(told[words[0]], end="")
+        return 0
+    if not words or words[0] not in VERBS:
+        found = repr(words[0]) if words else "nothing"
+        print(f"found {found}, expected a verb\n{_usage()}", end="", file=sys.stderr)
+        return 2
+    return _run(*words)
+
+
+def _run(verb: str, *words: str) -> int:
+    try:
+        return int(importlib.import_module(VERBS[verb][0]).main(verb, words))
+    except KvmhooksError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone: nobody is left to tell
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+
+
+def _usage() -> str:
+    lines = ["usage: kvmhooks VERB [options]", "", "verbs (kvmhooks VERB --help tells more):"]
+    lines += [f"  {verb:<8} {does}" for verb, (_, does) in VERBS.items()]
+    lines += ["", "kvm-launch VM.toml boots a VM."]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""``kvmhooks schema``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+
+def main(verb: str, argv: Sequence[str]) -> int:
+    """Print the JSON Schema of vm.toml, with which editors complete and check it."""
+    from kvmhooks.spec.schema import schema
+
+    argparse.ArgumentParser(prog=f"kvmhooks {verb}", description=main.__doc__).parse_args(argv)
+    print(json.dumps(schema(), indent=2))
+    return 0

@@ -1,0 +1,116 @@
+"""What the files of each CPU and node say, made into CPUs that do not contradict each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from kvmhooks.host.cpus import CPUS
+from kvmhooks.host.model import Cpu
+from kvmhooks.host.nodes import NODES
+from kvmhooks.values import CpuSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from kvmhooks.host.cpus import Topology
+    from kvmhooks.host.flaws import Flaws
+    from kvmhooks.host.kernel import CpuLists
+    from kvmhooks.host.model import Cache, Kind, Node
+
+
+@frozen
+class Evidence:
+    """Everything that was read of the CPUs."""
+
+    topologies: Sequence[Topology]
+    lists: CpuLists
+    online: CpuSet
+    caches: Sequence[Cache]
+    nodes: Sequence[Node]
+    kinds: Mapping[int, Kind]
+
+
+def online_cpus(topologies: Iterable[Topology], lists: CpuLists) -> CpuSet:
+    """The kernel's list, or what the CPUs say one by one where the tree has no list."""
+    if lists.online is not None:
+        return lists.online
+    return CpuSet(topology.id for topology in topologies if topology.own_online)
+
+
+def assemble(evidence: Evidence, flaws: Flaws) -> tuple[Cpu, ...]:
+    """Make the CPUs. One that is listed as online and has no directory is there, unknown."""
+    lists, online = evidence.lists, evidence.online
+    siblings = _siblings(evidence.topologies, online, flaws)
+    node_of = _node_of(evidence.nodes, flaws)
+    l2 = _cache_of(evidence.caches, 2)
+    l3 = _cache_of(evidence.caches, 3)
+    found = {topology.id: topology for topology in evidence.topologies}
+    for cpu in online - CpuSet(found):
+        flaws.add(f"{CPUS}/cpu{cpu}", "is not there, though the CPU is listed as online")
+    made = []
+    for number in CpuSet(found) | online:
+        topology = found.get(number)
+        made.append(
+            Cpu(
+                id=number,
+                online=_is_online(topology, lists) if topology is not None else True,
+                siblings=siblings.get(number),
+                l2=l2.get(number),
+                l3=l3.get(number),
+                node=node_of.get(number),
+                kind=evidence.kinds.get(number),
+                max_khz=topology.max_khz if topology is not None else None,
+                isolated=None if lists.isolated is None else number in lists.isolated,
+                nohz_full=None if lists.nohz_full is None else number in lists.nohz_full,
+                **(topology.ids if topology is not None else {}),
+            )
+        )
+    return tuple(made)
+
+
+def _is_online(topology: Topology, lists: CpuLists) -> bool | None:
+    return topology.own_online if lists.online is None else topology.id in lists.online
+
+
+def _siblings(topologies: Iterable[Topology], online: CpuSet, flaws: Flaws) -> dict[int, CpuSet]:
+    """The siblings of each CPU, where all of them say the same."""
+    told = {topology.id: topology.siblings for topology in topologies if topology.siblings}
+    agreed: dict[int, CpuSet] = {}
+    for cpu, siblings in told.items():
+        if cpu not in online:
+            continue
+        path = f"{CPUS}/cpu{cpu}/topology/core_cpus"
+        others = siblings & online
+        if cpu not in siblings:
+            flaws.add(path, f"{siblings} does not hold the CPU itself")
+        elif any(told.get(other, siblings) & online != others for other in others):
+            flaws.add(path, f"{siblings} contradicts what the others of it say")
+        else:
+            agreed[cpu] = others
+    return agreed
+
+
+def _node_of(nodes: Iterable[Node], flaws: Flaws) -> dict[int, int]:
+    """The node of each CPU that is in one only."""
+    node_of: dict[int, int] = {}
+    seen = contested = CpuSet()
+    for node in nodes:
+        cpus = node.cpus or CpuSet()
+        contested |= seen & cpus
+        seen |= cpus
+        node_of.update(dict.fromkeys(cpus, node.id))
+    if contested:
+        flaws.add(NODES, f"CPUs {contested} are in more than one node")
+    return {cpu: node for cpu, node in node_of.items() if cpu not in contested}
+
+
+def _cache_of(caches: Iterable[Cache], level: int) -> dict[int, int]:
+    """The id of the data or unified cache of a level for each CPU."""
+    return {
+        cpu: cache.id
+        for cache in caches
+        if cache.level == level and cache.type != "Instruction"
+        for cpu in cache.cpus
+    }

@@ -1,0 +1,39 @@
+"""Which QEMU is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from kvmhooks.errors import LaunchError, Problem, SpecError
+from kvmhooks.spec.model import VmSpec
+
+PLACES: Final = (
+    Path("/usr/bin/qemu-system-x86_64"),
+    Path("/usr/local/bin/qemu-system-x86_64"),
+    Path("/usr/libexec/qemu-kvm"),
+)
+"""Debian's, one's own, Red Hat's. ``PATH`` is not looked at: this may run as root."""
+
+
+def find(spec: VmSpec, places: Sequence[Path] = PLACES) -> Path:
+    """The QEMU of the spec, or the system's.
+
+    Raises ``SpecError`` when the spec's cannot be run, ``LaunchError`` when the system has none.
+    """
+    named = spec.machine.emulator
+    if named is not None:
+        if not os.access(named, os.X_OK) or named.is_dir():
+            problem = Problem("machine.emulator", repr(str(named)), "a program that can be run")
+            raise SpecError(spec.source, (problem,))
+        return named
+    for place in places:
+        if os.access(place, os.X_OK):
+            return place
+    looked = ", ".join(str(place) for place in places)
+    raise LaunchError(
+        f"QEMU: found none of {looked}; expected one: install qemu-system-x86 (Debian) or "
+        "qemu-kvm (Red Hat), or name it in machine.emulator"
+    )

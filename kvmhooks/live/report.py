@@ -1,0 +1,123 @@
+"""What a guest says of itself, compared with its plan.
+
+The guest of ``examples/guest`` prints one line of JSON on its console. Numbers that a guest's
+kernel chooses by itself (package and core ids) are not compared, only who shares what with whom.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, Final
+
+from attrs import frozen
+
+from kvmhooks.placement.model import Plan
+from kvmhooks.values import CpuSet
+
+MARK: Final = b'{"kvmhooks-guest":1,'
+"""How the line begins; the number is its format's version."""
+
+MAX_BYTES: Final = 1 << 20
+
+MEMORY_TOLERANCE_KIB: Final = 2048
+"""What firmware keeps of a node: the hole below 1 MiB, ACPI's tables."""
+
+
+@frozen
+class Difference:
+    """One thing that the guest does not see as planned."""
+
+    what: str
+    planned: str
+    seen: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: planned {self.planned}, the guest sees {self.seen}"
+
+
+class Unreadable(ValueError):
+    """The guest's line is no report."""
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """Read the guest's line. Raises ``Unreadable``: it comes from a guest, and may be anything."""
+    if not line.startswith(MARK) or len(line) > MAX_BYTES:
+        raise Unreadable("found no line of kvmhooks' guest report")
+    try:
+        said = json.loads(line)
+    except ValueError as error:
+        raise Unreadable(f"found a guest report that is no JSON: {error}") from error
+    assert isinstance(said, dict)  # MARK begins an object
+    return said
+
+
+def compare(plan: Plan, said: dict[str, Any]) -> list[Difference]:
+    """Say where what the guest saw is not what was planned. Raises ``Unreadable``."""
+    try:
+        return [
+            Difference(what, planned, seen)
+            for what, planned, seen in _facts(plan, said)
+            if planned != seen
+        ] + list(_memory(plan, said))
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unreadable(f"found a guest report without {error}") from error
+
+
+def _facts(plan: Plan, said: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield (what, planned, seen)."""
+    vcpus = len(plan.vcpus)
+    shape = plan.topology
+    yield "vCPUs", str(vcpus), str(len(said["cpus"]))
+    yield (
+        "threads of a core",
+        _groups(range(0, vcpus, shape.threads), shape.threads),
+        _listed({CpuSet.parse(cpu["siblings"]) for cpu in said["cpus"]}),
+    )
+    socket = vcpus // shape.sockets
+    packages: defaultdict[int, list[int]] = defaultdict(list)
+    for cpu in said["cpus"]:
+        packages[cpu["package"]].append(cpu["cpu"])
+    yield (
+        "vCPUs of a socket",
+        _groups(range(0, vcpus, socket), socket),
+        _listed({CpuSet(cpus) for cpus in packages.values()}),
+    )
+    seen = {node["node"]: str(CpuSet.parse(node["cpus"])) for node in said["nodes"]}
+    planned = {cell.id: str(cell.vcpus) for cell in plan.cells}
+    yield "vCPUs of each NUMA node", str(planned), str(dict(sorted(seen.items())))
+    yield from _disks(plan, said)
+    if plan.spec.boot.cmdline is not None:
+        yield "kernel command line", repr(plan.spec.boot.cmdline), repr(said["cmdline"])
+
+
+def _disks(plan: Plan, said: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield what is known of the disks from here: how many, and of raw images the size."""
+    disks = sorted(said["disks"], key=lambda disk: (len(disk["name"]), disk["name"]))
+    yield "disks", str(len(plan.spec.disk)), str(len(disks))
+    for index, (disk, seen) in enumerate(zip(plan.spec.disk, disks, strict=False)):
+        yield f"disk[{index}].readonly", str(disk.readonly), str(seen["readonly"])
+        if disk.format == "raw" and not disk.is_block_device and disk.path.exists():
+            size = disk.path.stat().st_size
+            yield f"disk[{index}]'s bytes", str(size // 512 * 512), str(seen["bytes"])
+
+
+def _memory(plan: Plan, said: dict[str, Any]) -> Iterator[Difference]:
+    seen = {node["node"]: int(node["memory_kib"]) for node in said["nodes"]}
+    for cell in plan.cells:
+        missing = cell.memory_kib - seen.get(cell.id, 0)
+        if not 0 <= missing <= MEMORY_TOLERANCE_KIB:
+            yield Difference(
+                f"memory of NUMA node {cell.id}",
+                f"{cell.memory_kib} KiB",
+                f"{seen.get(cell.id, 0)} KiB",
+            )
+
+
+def _groups(starts: range, size: int) -> str:
+    return _listed({CpuSet(range(start, start + size)) for start in starts})
+
+
+def _listed(groups: set[CpuSet]) -> str:
+    return " ".join(str(cpus) for cpus in sorted(groups, key=CpuSet.first))

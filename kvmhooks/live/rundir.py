@@ -1,0 +1,131 @@
+"""The directory of one VM that runs: its sockets, and the lock that keeps a second one away.
+
+It is below ``/run/kvm-launch`` for root and below ``$XDG_RUNTIME_DIR/kvm-launch`` for a user. Only
+its owner can look inside, no link is followed, and it is gone when the VM is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from kvmhooks.errors import LaunchError
+
+FOLDER: Final = "kvm-launch"
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def default_base() -> Path:
+    """Where VMs of this user have their directories.
+
+    No environment variable is looked at for root. Raises ``LaunchError`` for a user without a
+    runtime directory (pam_systemd(8) makes one at login).
+    """
+    if os.geteuid() == 0:
+        return Path("/run", FOLDER)
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not runtime.startswith("/"):
+        raise LaunchError(
+            "XDG_RUNTIME_DIR: found nothing, expected this user's runtime directory; "
+            "log in through a session, or name a directory with --run-dir"
+        )
+    return Path(runtime, FOLDER)
+
+
+def private_directory(path: Path) -> int:
+    """Open a directory that is ours alone, made if it is not there; give its descriptor.
+
+    Its parent must exist. Raises ``LaunchError`` if it is a link, somebody else's, or open to
+    others.
+    """
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(path, _DIRECTORY)
+    except OSError as error:
+        raise LaunchError(
+            f"{path}: {error.strerror}: expected a directory of this user's own"
+        ) from error
+    status = os.fstat(descriptor)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        os.close(descriptor)
+        raise LaunchError(
+            f"{path}: found owner {status.st_uid} and mode {stat.S_IMODE(status.st_mode):o}, "
+            f"expected owner {os.geteuid()} and mode 700"
+        )
+    return descriptor
+
+
+class RunDir:
+    """The directory of the VM ``name`` below ``base``, from ``with`` to its end."""
+
+    def __init__(self, base: Path, name: str) -> None:
+        self.path: Final = base / name
+        self._name = name
+        self._base = base
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        """Make the directory. Raises ``LaunchError`` when such a VM runs already."""
+        base = private_directory(self._base)
+        try:
+            self._lock = _take_lock(base, f"{self._name}.lock")
+        finally:
+            os.close(base)
+        if self._lock is None:
+            raise LaunchError(f"name: found {self._name!r}, expected one that does not run already")
+        # The lock is ours, so whoever left something here is dead.
+        _remove(self.path)
+        os.close(private_directory(self.path))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove it with all that is in it."""
+        _remove(self.path)
+        (self._base / f"{self._name}.lock").unlink()
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def _remove(path: Path) -> None:
+    """Remove the directory and the sockets in it, if it is there."""
+    if path.is_symlink() or path.is_dir():
+        descriptor = os.open(path, _DIRECTORY)
+        try:
+            for name in os.listdir(descriptor):  # noqa: PTH208 -- of a descriptor
+                os.unlink(name, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        path.rmdir()
+
+
+def _take_lock(directory: int, name: str) -> int | None:
+    """Lock a file in ``directory``; None when somebody else holds it.
+
+    The file is removed by its holder at the end, so a lock on one that is not there any more is
+    none, and the next one is tried.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            now = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:
+            os.close(descriptor)
+            continue
+        if os.path.samestat(now, os.fstat(descriptor)):
+            return descriptor
+        os.close(descriptor)

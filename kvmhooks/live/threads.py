@@ -1,0 +1,120 @@
+"""The threads of a QEMU process: which is which, pinned, and read back."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from kvmhooks.errors import QemuError
+from kvmhooks.placement.model import Plan
+from kvmhooks.values import CpuSet
+
+EMULATOR: Final = "emulator"
+
+
+@frozen
+class ThreadPin:
+    """One thread: what it does, where it was planned, and where it may run."""
+
+    role: str
+    """``vCPU 0``, ``iothread 1`` or ``emulator``."""
+    thread: int
+    planned: CpuSet
+    affinity: CpuSet
+    """Read back from ``/proc/PID/task/TID/status``."""
+
+    @property
+    def is_as_planned(self) -> bool:
+        """Whether it may run where it was planned and nowhere else."""
+        return self.affinity == self.planned
+
+
+def planned_cpus(plan: Plan) -> dict[str, CpuSet]:
+    """The CPUs of each role of ``plan``."""
+    return {
+        **{f"vCPU {pin.vcpu}": pin.cpus for pin in plan.vcpus},
+        **{f"iothread {pin.id}": pin.cpus for pin in plan.iothreads},
+        EMULATOR: plan.emulator,
+    }
+
+
+def pin(process: int, plan: Plan, threads: Mapping[str, int]) -> None:
+    """Pin all threads of a QEMU that is stopped: ``threads`` is role to thread id.
+
+    Every thread without a role is the emulator's; one that is started meanwhile inherits its
+    maker's CPUs, so the list is read until nothing new is on it. Raises ``QemuError``.
+    """
+    planned = planned_cpus(plan)
+    roles = {thread: role for role, thread in threads.items()}
+    seen: set[int] = set()
+    try:
+        while fresh := set(tasks(process)) - seen:
+            for thread in fresh:
+                os.sched_setaffinity(thread, planned[roles.get(thread, EMULATOR)])
+            seen |= fresh
+    except OSError as error:
+        raise QemuError(f"QEMU's threads could not be pinned: {error.strerror}") from error
+
+
+def read_back(process: int, plan: Plan, threads: Mapping[str, int]) -> list[ThreadPin]:
+    """Every role of ``plan`` with its thread and the CPUs that it may run on.
+
+    Raises ``QemuError`` for a role without a thread, or a thread that is gone.
+    """
+    found = []
+    for role, cpus in planned_cpus(plan).items():
+        thread = process if role == EMULATOR else threads.get(role)
+        if thread is None:
+            raise QemuError(f"{role}: QEMU has no such thread")
+        found.append(ThreadPin(role, thread, cpus, affinity(process, thread)))
+    return found
+
+
+def require_planned(pins: Iterable[ThreadPin]) -> None:
+    """Raise ``QemuError`` for a thread that is not where it was planned."""
+    for pin in pins:
+        if not pin.is_as_planned:
+            raise QemuError(
+                f"{pin.role} (thread {pin.thread}): found on CPUs {pin.affinity}, expected "
+                f"{pin.planned}: a cpuset keeps it there"
+            )
+
+
+def tasks(process: int) -> Iterator[int]:
+    """The thread ids of a process."""
+    yield from (int(name) for name in os.listdir(f"/proc/{process}/task"))  # noqa: PTH208
+
+
+def affinity(process: int, thread: int) -> CpuSet:
+    """The CPUs that a thread may run on (``Cpus_allowed_list`` of proc_pid_status(5)).
+
+    Raises ``QemuError`` when it is gone.
+    """
+    try:
+        status = Path(f"/proc/{process}/task/{thread}/status").read_text(encoding="utf-8")
+    except OSError as error:
+        raise QemuError(f"thread {thread} of QEMU is gone: {error.strerror}") from error
+    found = re.search(r"^Cpus_allowed_list:\s*(\S*)", status, re.MULTILINE)
+    return CpuSet.parse(found[1] if found else "")
+
+
+def threads_by_name(process: int) -> dict[str, int]:
+    """Role to thread id, from the names that QEMU gives with ``debug-threads=on``.
+
+    libvirt asks for such names, and its API tells no thread ids. Names are those of
+    ``accel/*/*-accel-ops.c`` (``CPU 0/KVM``) and ``iothread.c`` (``IO iothread1``).
+    """
+    found = {}
+    for thread in tasks(process):
+        comm = Path(f"/proc/{process}/task/{thread}/comm")
+        name = comm.read_text(encoding="utf-8").strip()
+        if vcpu := re.fullmatch(r"CPU (\d+)/\w+", name):
+            found[f"vCPU {vcpu[1]}"] = thread
+        elif iothread := re.fullmatch(r"IO iothread(\d+)", name):
+            found[f"iothread {iothread[1]}"] = thread
+    return found

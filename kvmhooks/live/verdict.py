@@ -1,0 +1,62 @@
+"""Whether KVM runs Linux on this boot, as a probe found it: kept for the VMs that come after.
+
+It is kept beside the VMs' run directories, for this boot and this QEMU. Apart from the probe
+itself, so that ``kvm-launch --print``, which only looks here, need not load it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import frozen
+
+MEMORY: Final = "kvm-probe.json"
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+@frozen
+class Verdict:
+    """Whether KVM runs Linux here, and what shows it."""
+
+    is_usable: bool
+    evidence: str
+    is_lasting: bool = True
+    """Whether it will be the same until the next boot: not when QEMU did not even start."""
+
+
+def recall(emulator: Path, base: Path) -> Verdict | None:
+    """The verdict of this boot on this QEMU, if there is one."""
+    try:
+        descriptor = os.open(base / MEMORY, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None  # not there, or not ours to read: it is only a memory
+    with os.fdopen(descriptor, "rb") as file:
+        is_ours = os.fstat(descriptor).st_uid == os.geteuid()
+        content = file.read(1 << 16)
+    try:
+        said = json.loads(content)
+    except ValueError:
+        return None
+    if not is_ours or not isinstance(said, dict) or said.get("of") != _identity(emulator):
+        return None
+    return Verdict(is_usable=said.get("is_usable") is True, evidence=str(said.get("evidence")))
+
+
+def remember(verdict: Verdict, emulator: Path, directory: int) -> None:
+    """Keep a verdict in the private ``directory`` (``rundir.private_directory``)."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(f"{MEMORY}.new", flags, 0o600, dir_fd=directory)
+    with os.fdopen(descriptor, "w") as file:
+        said = {"is_usable": verdict.is_usable, "evidence": verdict.evidence}
+        json.dump({"of": _identity(emulator), **said}, file)
+    os.rename(f"{MEMORY}.new", MEMORY, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _identity(emulator: Path) -> list[Any]:
+    """What a verdict holds for: this boot, and this QEMU as it is now."""
+    status = emulator.stat()
+    boot = BOOT_ID.read_text(encoding="ascii").strip()
+    return [boot, str(emulator), status.st_size, status.st_mtime_ns]

@@ -1,0 +1,19 @@
+"""``<os>``: the machine type, the firmware, and a kernel given directly."""
+
+from __future__ import annotations
+
+from kvmhooks.placement.model import Plan
+from kvmhooks.render.domain.element import Element, element
+
+
+def elements(plan: Plan) -> list[Element]:
+    """What the machine is and what it starts."""
+    boot = plan.spec.boot
+    kind = element("type", {"arch": "x86_64", "machine": plan.spec.machine.type}, text="hvm")
+    children = [kind]
+    if boot.firmware != "bios":
+        loader = {"readonly": "yes", "type": "rom"}
+        children.append(element("loader", loader, text=boot.firmware))
+    given = {"kernel": boot.kernel, "initrd": boot.initrd, "cmdline": boot.cmdline}
+    children += [element(tag, text=value) for tag, value in given.items() if value is not None]
+    return [element("os", children=children)]

@@ -1,0 +1,1 @@
+"""kvm-launch: a VM from ``vm.toml``, without libvirt or through it."""

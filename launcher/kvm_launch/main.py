@@ -1,0 +1,131 @@
+"""The command line of kvm-launch: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final, Literal, NoReturn
+
+from kvmhooks.errors import KvmhooksError, UsageError
+from kvmhooks.version import VERSION
+
+if TYPE_CHECKING:
+    from kvmhooks.spec import VmSpec
+
+EXAMPLES: Final = """\
+examples:
+  kvm-launch vm.toml                       boot the VM and follow it to its end
+  kvm-launch --dry-run vm.toml             check everything, show the plan, start nothing
+  kvm-launch --print xml vm.toml           the libvirt domain XML of the same VM
+  kvm-launch --print argv --host tree vm.toml
+                                           QEMU's arguments on another, captured host
+  kvm-launch --libvirt vm.toml             define and start it in libvirt instead
+
+exit codes:
+  0 the guest powered off and all was as planned   1 refused, nothing was changed
+  2 usage                                          3 QEMU failed, or not as planned
+  4 the host could not be restored completely
+"""
+PRINTABLE: Final = ("argv", "xml", "plan", "claim")
+SYSTEM: Final = "qemu:///system"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run kvm-launch and give its exit code. Every failure is one message on stderr."""
+    gc.disable()  # what is made until there is a plan stays anyway
+    arguments = _parser().parse_args(_with_uri(sys.argv[1:] if argv is None else argv))
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _launch(arguments)
+    except KvmhooksError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone: nobody is left to tell
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing is running, nothing was left behind", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kvm-launch",
+        description="Boot the VM that a vm.toml describes, tuned for this host.",
+        epilog=EXAMPLES,
+        formatter_class=_formatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("vm", metavar="VM.toml", type=Path, help="the VM's description")
+    add("--print", choices=PRINTABLE, metavar="WHAT", help="print argv, xml, plan or claim")
+    add("--dry-run", action="store_true", help="check, show the plan, and start nothing")
+    add("--accel", choices=("auto", "kvm", "tcg"), help="instead of what the file says")
+    add("--libvirt", metavar="URI", help=f"--libvirt[=URI]: run it there ({SYSTEM})")
+    add("--host", metavar="DIR", type=Path, help="plan for a captured host; starts nothing")
+    add("--json", action="store_true", help="print JSON; a guest's console goes to stderr")
+    add("--timeout", metavar="SECONDS", type=_seconds, help="stop the VM after this time")
+    add("--run-dir", metavar="DIR", type=Path, help="where the VM's sockets are")
+    add("--version", action="version", version=f"kvm-launch {VERSION}")
+    return parser
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Lines as they stand. The width is given, or argparse loads shutil to ask the terminal."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=96)
+
+
+def _with_uri(argv: Sequence[str]) -> list[str]:
+    """Spell out a bare ``--libvirt``: its value may only follow after ``=``."""
+    return [f"--libvirt={SYSTEM}" if word == "--libvirt" else word for word in argv]
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 1e9:
+        raise ValueError(text)
+    return seconds
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    if arguments.host is not None and not (arguments.print or arguments.dry_run):
+        raise UsageError("--host: another host's plan cannot run here: add --print or --dry-run")
+    from kvmhooks.spec import load_vm
+
+    spec = _with_accel(load_vm(arguments.vm), arguments.accel)
+    if arguments.print:
+        return _print(arguments, spec)
+    from kvm_launch.run import run
+
+    return run(arguments, spec)
+
+
+def _with_accel(spec: VmSpec, accel: Literal["auto", "kvm", "tcg"] | None) -> VmSpec:
+    if accel is None:
+        return spec
+    import attrs
+
+    return attrs.evolve(spec, machine=attrs.evolve(spec.machine, accel=accel))
+
+
+def _print(arguments: argparse.Namespace, spec: VmSpec) -> int:
+    from kvm_launch.planning import plan_to_print
+    from kvmhooks.render.printed import printed
+
+    plan = plan_to_print(spec, arguments)
+    sys.stdout.write(printed(plan, arguments.print, as_json=arguments.json))
+    sys.stdout.flush()
+    return 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""How a VM's run went, and what that means for the exit code."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from kvmhooks.errors import QemuError
+from kvmhooks.live.report import Difference, Unreadable, compare, parse
+from kvmhooks.live.threads import ThreadPin
+from kvmhooks.placement import Plan
+
+
+@frozen
+class Ended:
+    """A VM that ran and is gone."""
+
+    threads: tuple[ThreadPin, ...]
+    """Every thread with a plan, read back before the guest's first instruction."""
+    ending: str
+    """How it ended: ``the guest powered off`` or another sentence."""
+    is_clean: bool
+    """Whether the guest powered off by itself or as it was asked to."""
+    report: bytes | None
+    """What the guest said of itself."""
+
+
+@frozen
+class Outcome:
+    """The run, judged against the plan."""
+
+    ended: Ended
+    differences: tuple[Difference, ...]
+    """What the guest does not see as planned."""
+    seen: dict[str, Any] | None
+    """The guest's report."""
+    trouble: str | None
+    """Why there is nothing to compare, where there should be."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 only if the guest powered off and everything was as planned."""
+        pinned = all(thread.is_as_planned for thread in self.ended.threads)
+        is_right = self.ended.is_clean and pinned and not self.differences and not self.trouble
+        return 0 if is_right else QemuError.exit_code
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``--json`` prints after the run."""
+        return {
+            "ending": self.ended.ending,
+            "threads": [
+                {
+                    "role": thread.role,
+                    "thread": thread.thread,
+                    "planned": str(thread.planned),
+                    "affinity": str(thread.affinity),
+                }
+                for thread in self.ended.threads
+            ],
+            "guest": self.seen,
+            "differences": [attrs.asdict(difference) for difference in self.differences],
+            "trouble": self.trouble,
+            "exit_code": self.exit_code,
+        }
+
+
+def judge(plan: Plan, ended: Ended) -> Outcome:
+    """Compare what the guest said with the plan, where the spec says that it reports."""
+    if not plan.spec.guest.report:
+        return Outcome(ended, (), None, None)
+    if ended.report is None:
+        return Outcome(ended, (), None, "the guest did not report what it sees")
+    try:
+        seen = parse(ended.report)
+        return Outcome(ended, tuple(compare(plan, seen)), seen, None)
+    except Unreadable as error:
+        return Outcome(ended, (), None, str(error))
+
+
+def as_text(outcome: Outcome) -> str:
+    """The JSON text of ``--json``."""
+    return json.dumps(outcome.to_json(), indent=2)

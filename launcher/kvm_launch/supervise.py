@@ -1,0 +1,135 @@
+"""QEMU as a child: started stopped, pinned, let run, followed, and ended in any case."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from kvm_launch.console import Console
+from kvm_launch.outcome import Ended
+from kvm_launch.stop import Stop
+from kvmhooks.errors import QemuError
+from kvmhooks.live import threads as live_threads
+from kvmhooks.live.qmp import Monitor, connect
+from kvmhooks.live.rundir import RunDir
+from kvmhooks.placement import Plan
+from kvmhooks.render import qemu_argv
+
+ANSWER_SECONDS: Final = 60.0
+"""How long QEMU may take until its monitor answers: preallocating huge pages comes before."""
+
+QUIT_SECONDS: Final = 5.0
+TAIL_LINES: Final = 10
+
+
+async def supervise(
+    plan: Plan, *, emulator: Path, run_dir: RunDir, console: Console, stop: Stop
+) -> Ended:
+    """Run the VM of ``plan`` to its end.
+
+    Raises ``QemuError`` when QEMU does not start, cannot be pinned, or fails; it is gone then.
+    """
+    said: deque[str] = deque(maxlen=TAIL_LINES)
+    control = run_dir.path / "qmp.sock"
+    async with _started(plan, emulator, control, said, console) as process:
+        try:
+            async with connect(control, seconds=ANSWER_SECONDS) as monitor:
+                threads = await monitor.threads()
+                live_threads.pin(process.pid, plan, threads)
+                pins = tuple(live_threads.read_back(process.pid, plan, threads))
+                live_threads.require_planned(pins)
+                await monitor.execute("cont")
+                forced = await _follow(process, monitor, stop)
+                reason = await monitor.shutdown_reason(seconds=QUIT_SECONDS)
+        except QemuError as error:
+            await _end(process)
+            raise _explained(error, process.returncode, said) from error
+    if process.returncode:
+        raise _explained(QemuError("QEMU failed"), process.returncode, said)
+    is_clean = reason == "guest-shutdown"
+    ending = "the guest powered off" if is_clean else f"QEMU ended: {forced or reason}"
+    return Ended(pins, ending, is_clean, console.report)
+
+
+@contextlib.asynccontextmanager
+async def _started(
+    plan: Plan, emulator: Path, control: Path, said: deque[str], console: Console
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """QEMU, stopped before its first instruction; ended at the latest when the context is left.
+
+    It gets a socket that listens already, so that nobody has to wait for it to appear, and a
+    session of its own, so that the terminal's Ctrl-C reaches us alone.
+    """
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(control))
+        listener.listen(1)
+        handle = listener.fileno()
+        process = await asyncio.create_subprocess_exec(
+            emulator,
+            *qemu_argv(plan)[1:],
+            "-S",
+            *("-chardev", f"socket,id=monitor0,fd={handle},server=on,wait=off"),
+            *("-mon", "chardev=monitor0,mode=control"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=(handle,),
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    relays = asyncio.gather(_relay(process.stdout, console), _listen(process.stderr, said))
+    try:
+        yield process
+    finally:
+        await _end(process)
+        await relays
+
+
+async def _follow(process: asyncio.subprocess.Process, monitor: Monitor, stop: Stop) -> str | None:
+    """Wait for QEMU's end; None if it came by itself, else why QEMU was told to quit."""
+
+    async def tell(command: str) -> None:
+        with contextlib.suppress(QemuError):  # it may just have ended by itself
+            await monitor.execute(command)
+
+    return await stop.escalate(
+        process.wait(),
+        ask=lambda: tell("system_powerdown"),
+        force=lambda: tell("quit"),
+    )
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Let QEMU end, or end it: it is gone when this returns."""
+    for force in (None, process.terminate, process.kill):
+        if process.returncode is not None:
+            return
+        if force is not None:
+            with contextlib.suppress(ProcessLookupError):
+                force()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), QUIT_SECONDS if force else 0.2)
+
+
+async def _relay(stream: asyncio.StreamReader, console: Console) -> None:
+    while chunk := await stream.read(1 << 16):
+        console.show(chunk)
+
+
+async def _listen(stream: asyncio.StreamReader, said: deque[str]) -> None:
+    """Keep QEMU's last words."""
+    while chunk := await stream.read(1 << 16):
+        said.extend(chunk.decode(errors="replace").splitlines())
+
+
+def _explained(error: QemuError, status: int | None, said: deque[str]) -> QemuError:
+    """``error`` with how QEMU ended and its last words."""
+    how = "" if status is None else f" (QEMU ended with status {status})"
+    words = "".join(f"\n  {line}" for line in said)
+    return QemuError(f"{error}{how}{words}")
