@@ -67,6 +67,13 @@ class Systemd:
         """Read the unit files again. Raises ``BusError``."""
         self._call("Reload", "", b"")
 
+    def start(self, unit: str) -> None:
+        """Start a unit, and do not wait for it. Raises ``BusError``."""
+        body = Writer()
+        body.text(unit)
+        body.text("replace")
+        self._call("StartUnit", "ss", body.data)
+
     def close(self) -> None:
         """Hang up."""
         if self._peer is not None:

@@ -75,6 +75,11 @@ class Report:
         """The results with one of these outcomes."""
         return [result for result in self.results if result.outcome in outcomes]
 
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether something could not be read, written or cleaned up; a refusal is final."""
+        return bool(self.of(FAILED))
+
     def add(self, key: str, outcome: str, value: str, why: str = "") -> None:
         """Note what became of a knob."""
         self.results.append(Result(key, outcome, value, why))

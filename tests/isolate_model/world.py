@@ -10,7 +10,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from kvmhooks.errors import KvmhooksError
-from kvmhooks.isolate import hook
+from kvmhooks.isolate import gate, hook
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.isolate.state import State
 from kvmhooks.values import CpuSet
@@ -73,10 +73,11 @@ class World:
 
     def call(self, vm: Vm, operation: str, sub_operation: str) -> Report | None:
         """Run the hook. Raises what it refuses with."""
-        row = hook.OPERATIONS[operation, sub_operation]
-        if not row.method or not (vm.policy or (row.for_others and self.kernel.record)):
+        name = f"{operation} {sub_operation}"
+        is_anybodys = name in gate.ANYBODYS and self.kernel.record is not None
+        if name not in gate.OURS or not (vm.policy or is_anybodys):
             return None
-        return hook.carry_out(Keeper(self.kernel, Record(self.kernel)), row, vm.xml)
+        return hook.carry_out(Keeper(self.kernel, Record(self.kernel)), operation, vm.xml)
 
     def start(self, vm: Vm) -> None:
         """Start a VM; when a hook fails or dies, libvirt gives up and calls `release`."""

@@ -18,12 +18,21 @@ import pytest
 from kvmhooks import isolate
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate import hook
-from kvmhooks.isolate.hook import OPERATIONS
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
 from tests.isolate_model.tree import plant, snapshot
 from tests.isolate_model.world import Vm, World, effective_state, intruders
 
+OPERATIONS = (
+    ("prepare", "begin"),
+    ("start", "begin"),
+    ("started", "begin"),
+    ("stopped", "end"),
+    ("release", "end"),
+    ("reconnect", "begin"),
+    ("migrate", "begin"),
+    ("restore", "begin"),
+)
 A = Vm("a", CpuSet.parse("6-7"), CpuSet.parse("0-1"))
 B = Vm("b", CpuSet.parse("5-6"), CpuSet.parse("0-1"))
 STRANGER = Vm("s", CpuSet.parse("6-7"), CpuSet.parse("0-1"), policy="")
@@ -70,7 +79,12 @@ def test_what_is_imported_for_a_stranger() -> None:
         "print(*sorted(m for m in set(sys.modules) - before if m.startswith('kvmhooks')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert done.stdout.split() == [b"kvmhooks", b"kvmhooks.isolate", b"kvmhooks.isolate.hook"]
+    assert done.stdout.split() == [
+        b"kvmhooks",
+        b"kvmhooks.isolate",
+        b"kvmhooks.isolate.gate",
+        b"kvmhooks.isolate.hook",
+    ]
 
 
 def test_the_kill_switch_stops_everything(root: Path) -> None:

@@ -108,12 +108,10 @@ def test_failure_4_controllers_are_enabled_from_the_top_down() -> None:
 def test_failure_5_a_mask_of_several_cpus_on_isolated_ones() -> None:
     """seapath/ansible#908: all threads would stay on the first CPU, so the pin is refused."""
     vm = guest()
-    vm.xml  # noqa: B018 -- the base of what follows
     xml = vm.xml.replace(b"cpuset='7'", b"cpuset='5,7'")
     world = World(Kernel("partitions", 8, 10))
-    row = hook.OPERATIONS["prepare", "begin"]
     with pytest.raises(IsolationError, match="expected one CPU of its own"):
-        hook.carry_out(Keeper(world.kernel, Record(world.kernel)), row, xml)
+        hook.carry_out(Keeper(world.kernel, Record(world.kernel)), "prepare", xml)
 
 
 def test_failure_6_managed_interrupts_refuse_and_others_wait() -> None:
