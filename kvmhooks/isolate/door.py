@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import stat
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from kvmhooks.isolate import bus
 from kvmhooks.values import CpuSet
+
+if TYPE_CHECKING:
+    from kvmhooks.isolate.bus import Systemd
 
 MAX_READ: Final = 4 << 20
 """More than this is never read from a kernel's file (``/proc/interrupts`` of 8,192 CPUs)."""
@@ -85,6 +86,14 @@ class Door:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def inodes(self, path: str) -> dict[str, int]:
+        """What a directory holds, by name, each with its inode."""
+        try:
+            with os.scandir(self.root + path) as entries:
+                return {one.name: one.inode() for one in entries}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
     def has(self, path: str) -> bool:
         """Whether there is something of this name."""
         try:
@@ -138,6 +147,8 @@ class Door:
 
     def ask(self, path: str, text: str, timeout: float) -> str:
         """Send a text to a stream socket and return all that comes back until it closes."""
+        import socket  # noqa: PLC0415 -- 3 ms that most calls do not need
+
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.settimeout(timeout)
             peer.connect(self.root + path)
@@ -150,17 +161,23 @@ class Door:
                 parts.append(part)
         return b"".join(parts).decode("utf-8", "replace")
 
-    def systemd(self, timeout: float = 5.0) -> bus.Systemd | None:
+    def systemd(self, timeout: float = 5.0) -> Systemd | None:
         """Systemd's manager over the system bus, or None where systemd does not run.
 
         Whether it does is told as by ``sd_booted(3)``.
         """
         if not self.has("run/systemd/system"):
             return None
-        return bus.Systemd(self.root + "run/dbus/system_bus_socket", timeout)
+        from kvmhooks.isolate.bus import Systemd  # noqa: PLC0415 -- many hosts need no bus
+
+        return Systemd(self.root + "run/dbus/system_bus_socket", timeout)
 
     def log(self, line: str, severity: int = 6) -> None:
         """Send a line to the system's log (``/dev/log``); where nobody listens it is lost."""
+        if not self.has("dev/log"):
+            return
+        import socket  # noqa: PLC0415 -- as in ask
+
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
             peer.setblocking(False)
             try:

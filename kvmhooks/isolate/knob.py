@@ -6,6 +6,7 @@ canonical form (a CPU list such as ``0-3``), so that equal means equal for the k
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Final
 
 from kvmhooks.values import CpuSet, union
@@ -27,7 +28,7 @@ TASKS: Final = 3_000
 class View:
     """The host as far as targets depend on it, and the claims that live."""
 
-    __slots__ = ("exclusive", "held", "kernel", "online", "possible")
+    __slots__ = ("_taken", "exclusive", "held", "kernel", "online", "possible")
 
     def __init__(
         self, *, online: CpuSet, possible: CpuSet, held: Sequence[Held], kernel: tuple[int, int]
@@ -36,6 +37,7 @@ class View:
         self.possible = possible
         self.held = held
         self.kernel = kernel
+        self._taken: dict[str, CpuSet] = {}
         self.exclusive = union(one.claim.exclusive for one in held)
         """The CPUs of all claims."""
 
@@ -55,9 +57,11 @@ class View:
 
     def taken(self, setting: str) -> CpuSet:
         """The CPUs of the claims whose ``isolation`` has this setting on."""
-        return union(
-            one.claim.exclusive for one in self.held if one.claim.setting(setting) == "yes"
-        )
+        if setting not in self._taken:
+            self._taken[setting] = union(
+                one.claim.exclusive for one in self.held if one.claim.setting(setting) == "yes"
+            )
+        return self._taken[setting]
 
     def without(self, original: CpuSet, taken: CpuSet) -> CpuSet:
         """The original without what is taken; if nothing remains, all that is not taken."""
@@ -158,14 +162,13 @@ class CpuListKnob(Knob):
         """Whether the file speaks hex masks (``ff,00000003``) instead of lists."""
 
     def read(self, door: Door) -> str:
-        text = door.read(self.path)
-        return str(CpuSet.parse_mask(text) if self.is_mask else CpuSet.parse(text))
+        return _canonical(door.read(self.path), is_mask=self.is_mask)
 
     def write(self, door: Door, value: str) -> None:
         door.write(self.path, CpuSet.parse(value).format_mask() if self.is_mask else value)
 
     def target(self, original: str, view: View) -> str:
-        return str(view.without(CpuSet.parse(original), view.taken(self.setting)))
+        return _without(view, original, self.setting)
 
 
 class WishKnob(Knob):
@@ -197,6 +200,17 @@ class WishKnob(Knob):
     def target(self, original: str, view: View) -> str:
         wish = view.wish(self.setting)
         return self.spelling.get(wish, wish) or original
+
+
+@functools.lru_cache(maxsize=512)
+def _canonical(text: str, *, is_mask: bool) -> str:
+    """A kernel's list or mask as a list: thousands of interrupts share a few masks."""
+    return str(CpuSet.parse_mask(text) if is_mask else CpuSet.parse(text))
+
+
+@functools.lru_cache(maxsize=512)
+def _without(view: View, original: str, setting: str) -> str:
+    return str(view.without(CpuSet.parse(original), view.taken(setting)))
 
 
 def chosen(text: str) -> str:

@@ -202,9 +202,11 @@ class Kernel(Door):
                 found.add(one.removeprefix(f"{path}/").split("/")[0])
         return sorted(found)
 
+    def inodes(self, path: str) -> dict[str, int]:
+        assert path in {"proc/irq", "sys/kernel/irq"}
+        return {str(number): irq.serial for number, irq in self.irqs.items()}
+
     def directories(self, path: str) -> list[str]:
-        if path == "proc/irq":
-            return [str(number) for number in sorted(self.irqs)]
         if path == self.base or path.startswith(f"{self.base}/"):
             inner = path.removeprefix(self.base).strip("/")
             return sorted(self.groups.find(inner).children)

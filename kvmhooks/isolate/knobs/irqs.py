@@ -28,30 +28,30 @@ _SETTING: Final = "isolation.irqs"
 def knobs(door: Door, view: View) -> Iterator[Knob]:
     """The default first, since the originals of new interrupts come from its record."""
     yield CpuListKnob(_DEFAULT, "proc/irq/default_smp_affinity", setting=_SETTING, is_mask=True)
-    numbers = sorted(int(name) for name in door.directories("proc/irq") if name.isdigit())
-    for number in numbers:
-        yield Irq(number, view.exclusive)
+    descriptors = door.inodes("sys/kernel/irq")
+    for number in sorted(int(name) for name in door.inodes("proc/irq") if name.isdigit()):
+        yield Irq(number, view.exclusive, str(descriptors.get(str(number), "")))
 
 
 class Irq(CpuListKnob):
     """One interrupt."""
 
-    __slots__ = ("exclusive", "number")
+    __slots__ = ("descriptor", "exclusive", "number")
 
-    def __init__(self, number: int, exclusive: CpuSet) -> None:
+    def __init__(self, number: int, exclusive: CpuSet, descriptor: str) -> None:
         super().__init__(f"irq/{number}", f"proc/irq/{number}/smp_affinity_list", setting=_SETTING)
         self.number = number
         self.exclusive = exclusive
+        self.descriptor = descriptor
 
-    def identity(self, door: Door) -> str:
-        """The chip, the number within it and who handles it (ABI/testing/sysfs-kernel-irq)."""
-        parts = []
-        for name in ("chip_name", "hwirq", "actions"):
-            try:
-                parts.append(door.read(f"sys/kernel/irq/{self.number}/{name}"))
-            except OSError:  # a kernel without CONFIG_SPARSE_IRQ has none of these files
-                parts.append("")
-        return "/".join(parts)
+    def identity(self, door: Door) -> str:  # noqa: ARG002 -- the base's
+        """The inode of ``/sys/kernel/irq/N``: chip, hwirq and mask live as long as it.
+
+        It is made with the interrupt's descriptor (``irq_sysfs_add()``, kernel/irq/irqdesc.c), and
+        kernfs counts its inodes up, so that a number that is used again has another one
+        (``idr_alloc_cyclic()`` in ``__kernfs_new_node()``, fs/kernfs/dir.c). One listing tells all.
+        """
+        return self.descriptor
 
     def first_original(self, current: str, records: dict[str, Record]) -> str:
         """A new interrupt got the default's mask: what the default was is what it would be."""
