@@ -59,7 +59,7 @@ class CpuSet(AbstractSet[int]):
     def from_mask(cls, mask: int) -> Self:
         """The set whose members are the bits of ``mask``."""
         if mask < 0 or mask.bit_length() > MAX_CPU + 1:
-            raise ValueFormatError(mask, f"a mask of at most {MAX_CPU + 1} bits")
+            raise ValueFormatError(f"{mask:#x}"[:40], f"a mask of at most {MAX_CPU + 1} bits")
         made = cls.__new__(cls)
         made._mask = mask  # noqa: SLF001 -- the class's own slot, on an instance just made
         return made

@@ -47,7 +47,7 @@ def parse(line: bytes) -> dict[str, Any]:
         raise Unreadable("found no line of kvmhooks' guest report")
     try:
         said = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unreadable(f"found a guest report that is no JSON: {error}") from error
     assert isinstance(said, dict)  # MARK begins an object
     return said
@@ -61,7 +61,7 @@ def compare(plan: Plan, said: dict[str, Any]) -> list[Difference]:
             for what, planned, seen in _facts(plan, said)
             if planned != seen
         ] + list(_memory(plan, said))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise Unreadable(f"found a guest report without {error}") from error
 
 

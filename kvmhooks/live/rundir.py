@@ -66,6 +66,7 @@ class RunDir:
     def __init__(self, base: Path, name: str) -> None:
         self.path: Final = base / name
         self._name = name
+        self._lock_name = f".{name}.lock"  # no VM's name begins with a dot
         self._base = base
         self._lock: int | None = None
 
@@ -73,14 +74,18 @@ class RunDir:
         """Make the directory. Raises ``LaunchError`` when such a VM runs already."""
         base = private_directory(self._base)
         try:
-            self._lock = _take_lock(base, f"{self._name}.lock")
+            self._lock = _take_lock(base, self._lock_name)
         finally:
             os.close(base)
         if self._lock is None:
             raise LaunchError(f"name: found {self._name!r}, expected one that does not run already")
         # The lock is ours, so whoever left something here is dead.
-        _remove(self.path)
-        os.close(private_directory(self.path))
+        try:
+            _remove(self.path)
+            os.close(private_directory(self.path))
+        except BaseException:
+            self._unlock()
+            raise
         return self
 
     def __exit__(
@@ -90,15 +95,25 @@ class RunDir:
         traceback: TracebackType | None,
     ) -> None:
         """Remove it with all that is in it."""
-        _remove(self.path)
-        (self._base / f"{self._name}.lock").unlink()
+        try:
+            _remove(self.path)
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        (self._base / self._lock_name).unlink()
         if self._lock is not None:
             os.close(self._lock)
 
 
 def _remove(path: Path) -> None:
-    """Remove the directory and the sockets in it, if it is there."""
-    if path.is_symlink() or path.is_dir():
+    """Remove the directory and the sockets in it, if it is there.
+
+    Raises ``LaunchError`` for a link, or for what no VM leaves behind.
+    """
+    if not (path.is_symlink() or path.is_dir()):
+        return
+    try:
         descriptor = os.open(path, _DIRECTORY)
         try:
             for name in os.listdir(descriptor):  # noqa: PTH208 -- of a descriptor
@@ -106,6 +121,10 @@ def _remove(path: Path) -> None:
         finally:
             os.close(descriptor)
         path.rmdir()
+    except OSError as error:
+        raise LaunchError(
+            f"{path}: {error.strerror}: expected a VM's directory with sockets in it"
+        ) from error
 
 
 def _take_lock(directory: int, name: str) -> int | None:

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from attrs import frozen
 
-MEMORY: Final = "kvm-probe.json"
+MEMORY: Final = ".kvm-probe.json"
+"""No VM's directory: their names begin with a letter or a digit."""
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 

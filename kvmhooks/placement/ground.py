@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from attrs import frozen
@@ -22,11 +22,15 @@ class Field:
     """All its online CPUs."""
     pool: CpuSet
     """CPUs over which shared vCPUs may float: online, balanced by the kernel, nobody's own."""
-    cores: tuple[CpuSet, ...]
-    """Whole cores for dedicated vCPUs, those that share an L3 cache beside each other."""
+    cores: tuple[tuple[CpuSet, ...], ...]
+    """Whole cores for dedicated vCPUs, those that share an L3 cache together."""
     memory_kib: int | None
     pages: Mapping[int, int]
     """Free huge pages: page size in KiB to count."""
+
+    def cores_of(self, threads: int) -> int:
+        """How many of its cores have at least so many threads."""
+        return sum(len(core) >= threads for group in self.cores for core in group)
 
     def __str__(self) -> str:
         return "the host" if self.node is None else f"node {self.node}"
@@ -54,7 +58,7 @@ def survey(host: Host, claims: Sequence[Claim]) -> Ground:
     taken = union(claim.exclusive for claim in claims)
     housekeeping = choose_housekeeping(host, taken)
     fields = tuple(_fields(host, taken=taken, housekeeping=housekeeping))
-    sizes = Counter(len(core) for field in fields for core in field.cores)
+    sizes = Counter(len(core) for field in fields for group in field.cores for core in group)
     threads = max(sizes, key=lambda size: (sizes[size], size), default=1)
     return Ground(fields, housekeeping, taken, threads)
 
@@ -63,7 +67,8 @@ def choose_housekeeping(host: Host, taken: CpuSet) -> CpuSet:
     """The first whole core of each package that has more than one: the host's own.
 
     CPUs that the kernel does not balance (``isolcpus``) are never chosen, nor those that a claim
-    holds. One core at least is the host's, however small it is.
+    holds, also where their siblings are. One core at least is the host's, however small it is,
+    unless there are no other CPUs at all.
     """
     usable = host.online - _isolated(host) - taken
     chosen = CpuSet()
@@ -71,8 +76,8 @@ def choose_housekeeping(host: Host, taken: CpuSet) -> CpuSet:
         cpus = CpuSet(cpu for cpu in host.online if _package(host, cpu) == package)
         core = host.core_of((usable & cpus).first())
         if core != cpus:
-            chosen |= core
-    return chosen or (host.core_of(usable.first()) if usable else chosen)
+            chosen |= core & usable
+    return chosen or (host.core_of(usable.first()) & usable if usable else chosen)
 
 
 def _fields(host: Host, *, taken: CpuSet, housekeeping: CpuSet) -> Iterator[Field]:
@@ -97,9 +102,15 @@ def _fields(host: Host, *, taken: CpuSet, housekeeping: CpuSet) -> Iterator[Fiel
         yield field(None, host.online, memory.total_kib, memory.hugepages)
 
 
-def _whole_cores(host: Host, free: CpuSet) -> list[CpuSet]:
-    cores = {host.core_of(cpu) for cpu in free if host.core_of(cpu) <= free}
-    return sorted(cores, key=lambda core: (host.cpu(core.first()).l3 or 0, core.first()))
+def _whole_cores(host: Host, free: CpuSet) -> Iterator[tuple[CpuSet, ...]]:
+    """The cores that are free with all their threads, a group for each L3 cache."""
+    groups: defaultdict[int | None, set[CpuSet]] = defaultdict(set)
+    for cpu in free:
+        core = host.core_of(cpu)
+        if core <= free:
+            groups[host.cpu(cpu).l3].add(core)
+    ordered = [sorted(group, key=CpuSet.first) for group in groups.values()]
+    yield from (tuple(group) for group in sorted(ordered, key=lambda group: group[0].first()))
 
 
 def _isolated(host: Host) -> CpuSet:

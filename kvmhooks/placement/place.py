@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from attrs import frozen
 
 from kvmhooks.errors import PlanError
 from kvmhooks.placement.ground import Field, Ground
-from kvmhooks.placement.spread import spread
+from kvmhooks.placement.spread import fewest
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
 from kvmhooks.wording import counted
@@ -30,18 +30,16 @@ def place_dedicated(spec: VmSpec, ground: Ground, threads: int) -> Placed:
 
     As few nodes as possible are used, and on a node as few L3 caches. Raises ``PlanError``.
     """
+    if not ground.housekeeping:
+        raise _nothing_to_share(spec)
     guest_cores = spec.cpu.vcpus // threads
     for cells in _cell_counts(spec, guest_cores, len(ground.fields)):
-        cores = {
-            place: sum(len(core) >= threads for core in field.cores)
-            for place, field in enumerate(ground.fields)
-        }
         memory = _cells_by_memory(spec, ground, cells)
         capacity = {
-            place: min(count // (guest_cores // cells), memory.get(place, cells))
-            for place, count in cores.items()
+            place: min(field.cores_of(threads) // (guest_cores // cells), memory.get(place, cells))
+            for place, field in enumerate(ground.fields)
         }
-        chosen = spread(cells, capacity, ground.fields)
+        chosen = _spread(cells, capacity, ground)
         if chosen is not None:
             return _on_cores(ground, chosen, cores_per_cell=guest_cores // cells, threads=threads)
     raise _too_large(spec, ground, guest_cores, threads)
@@ -55,14 +53,12 @@ def place_shared(spec: VmSpec, ground: Ground, threads: int) -> Placed:
     """
     pool = union(field.pool for field in ground.fields)
     if not pool:
-        raise PlanError(
-            "cpu.placement",
-            "shared, but every online CPU is isolated by the kernel or another VM's own",
-            "CPUs to share",
-        )
+        raise _nothing_to_share(spec)
     vcpus = spec.cpu.vcpus
     widest = max(len(field.pool) for field in ground.fields)
     if spec.memory.cells is None and vcpus > widest and len(ground.fields) > 1:
+        if not _holds_memory(spec, ground):
+            raise _too_much_memory(spec, ground, 1)
         return _over_all(spec, pool)
     cells = next(_cell_counts(spec, vcpus // threads, 1))
     memory = _cells_by_memory(spec, ground, cells)
@@ -71,7 +67,7 @@ def place_shared(spec: VmSpec, ground: Ground, threads: int) -> Placed:
             place: min(len(field.pool) * ratio * cells // vcpus, memory.get(place, cells))
             for place, field in enumerate(ground.fields)
         }
-        chosen = spread(cells, capacity, ground.fields)
+        chosen = _spread(cells, capacity, ground)
         if chosen is not None:
             return _floating(spec, chosen, ratio)
     raise _too_much_memory(spec, ground, cells)
@@ -104,13 +100,35 @@ def _cells_by_memory(spec: VmSpec, ground: Ground, cells: int) -> dict[int, int]
     return holds
 
 
+def _holds_memory(spec: VmSpec, ground: Ground) -> bool:
+    """Whether all fields together hold the memory, as far as is known."""
+    mib = spec.memory.size >> 20
+    held = _cells_by_memory(spec, ground, cells=mib)
+    return len(held) < len(ground.fields) or sum(held.values()) >= mib
+
+
+def _spread(cells: int, capacity: Mapping[int, int], ground: Ground) -> list[Field] | None:
+    """The field of each cell, by how many cells each field can take."""
+    taken = fewest(cells, capacity)
+    if taken is None:
+        return None
+    return [ground.fields[place] for place, count in taken.items() for _ in range(count)]
+
+
 def _on_cores(ground: Ground, cells: list[Field], *, cores_per_cell: int, threads: int) -> Placed:
-    left = {field: [core for core in field.cores if len(core) >= threads] for field in cells}
+    left = {
+        field: [[core for core in group if len(core) >= threads] for group in field.cores]
+        for field in cells
+    }
     vcpus: list[CpuSet] = []
     for field in cells:
-        for core in left[field][:cores_per_cell]:
-            vcpus += [CpuSet((cpu,)) for cpu in list(core)[:threads]]
-        del left[field][:cores_per_cell]
+        groups = left[field]
+        taken = fewest(cores_per_cell, {at: len(group) for at, group in enumerate(groups)})
+        assert taken is not None  # the capacity of a field counts the same cores
+        for at, count in taken.items():
+            for core in groups[at][:count]:
+                vcpus += [CpuSet((cpu,)) for cpu in list(core)[:threads]]
+            del groups[at][:count]
     nodes = {field.node for field in cells}
     near = union(field.near for field in ground.fields if field.node in nodes)
     emulator = ground.housekeeping & near or ground.housekeeping
@@ -148,11 +166,17 @@ def _floating(spec: VmSpec, cells: list[Field], ratio: int) -> Placed:
     )
 
 
+def _nothing_to_share(spec: VmSpec) -> PlanError:
+    return PlanError(
+        "cpu.placement",
+        f"{spec.cpu.placement}, but every online CPU is isolated by the kernel or another VM's own",
+        "CPUs to share with the host: for shared vCPUs, or for QEMU's other threads",
+    )
+
+
 def _too_large(spec: VmSpec, ground: Ground, guest_cores: int, threads: int) -> PlanError:
     """Say what binds: the cores, or else the memory."""
-    fitting = {
-        str(field): sum(len(core) >= threads for core in field.cores) for field in ground.fields
-    }
+    fitting = {str(field): field.cores_of(threads) for field in ground.fields}
     if guest_cores > sum(fitting.values()):
         have = ", ".join(f"{count} on {name}" for name, count in fitting.items())
         taken = f", {ground.taken} are other VMs' own" if ground.taken else ""

@@ -10,8 +10,9 @@ from typing import Final, Literal
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
 from kvmhooks.isolate.claim import Claim
+from kvmhooks.placement.cpu_model import choose_cpu
 from kvmhooks.placement.ground import survey
-from kvmhooks.placement.model import Cell, GuestCpu, IothreadPin, Plan, Topology, VcpuPin
+from kvmhooks.placement.model import Cell, IothreadPin, Plan, VcpuPin
 from kvmhooks.placement.place import Placed, place_dedicated, place_shared
 from kvmhooks.placement.topology import choose_threads, choose_topology
 from kvmhooks.spec.model import VmSpec
@@ -37,7 +38,7 @@ def plan(spec: VmSpec, host: Host, claims: Sequence[Claim] = ()) -> Plan:
     placed = place(spec, ground, threads)
     topology = choose_topology(spec.cpu, threads=threads, cells=len(placed.cells))
     accel, why_accel = _accelerator(spec, host)
-    cpu, why_cpu = _guest_cpu(spec, accel, topology)
+    cpu, why_cpu = choose_cpu(spec.cpu, host, accel=accel, threads=topology.threads)
     is_bound = spec.cpu.placement == "dedicated" or bool(spec.memory.hugepages)
     return Plan(
         spec=spec,
@@ -78,20 +79,6 @@ def _accelerator(spec: VmSpec, host: Host) -> tuple[Literal["kvm", "tcg"], tuple
     if is_there:
         return "kvm", ("KVM: /dev/kvm works on this host",)
     return "tcg", ("TCG, QEMU's own emulation: this host has no working /dev/kvm",)
-
-
-def _guest_cpu(spec: VmSpec, accel: str, topology: Topology) -> tuple[GuestCpu, tuple[str, ...]]:
-    """The CPU model; under TCG one that shows SMT.
-
-    TCG has no host CPU to pass through (``-cpu host`` needs an accelerator that has one). Its
-    ``max`` calls itself AMD, and without ``topoext``, which it cannot have, an AMD CPU shows no
-    threads: Linux reads them from leaf 0xB of an Intel CPU only (arch/x86/kernel/cpu/topology.c).
-    """
-    if accel == "kvm" or spec.cpu.model not in {"host", "max"}:
-        return GuestCpu(model=spec.cpu.model, features=spec.cpu.features), ()
-    why = ("CPU model max: TCG has no host model",) if spec.cpu.model == "host" else ()
-    vendor = "GenuineIntel" if topology.threads > 1 else None
-    return GuestCpu(model="max", vendor=vendor, features=spec.cpu.features), why
 
 
 def _iothreads(spec: VmSpec) -> list[int]:

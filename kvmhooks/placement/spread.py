@@ -1,30 +1,26 @@
-"""How many of a VM's equal NUMA cells each node takes: as few nodes as can hold them."""
+"""So many equal things over places that hold some each: as few places as can hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import TypeVar
 
-from kvmhooks.placement.ground import Field
+Place = TypeVar("Place")
 
 
-def spread(cells: int, capacity: Mapping[int, int], fields: Sequence[Field]) -> list[Field] | None:
-    """The field of each of the ``cells``, or None when they do not fit.
+def fewest(wanted: int, capacity: Mapping[Place, int]) -> dict[Place, int] | None:
+    """How many each place takes, or None when all of them together do not hold ``wanted``.
 
-    ``capacity`` says how many cells each field (by its place in ``fields``) can take. The largest
-    are filled first, which takes the fewest nodes; the last one is the smallest that still holds
-    what is left, so that the largest blocks stay free. Equal ones are taken in order.
+    The largest are filled first, which takes the fewest places; the last one is the smallest that
+    holds what is left, so that the largest blocks stay free. Equal ones are taken in order.
     """
-    chosen: list[Field] = []
-    left = dict(capacity)
-    while len(chosen) < cells:
-        missing = cells - len(chosen)
-        enough = [place for place, count in left.items() if count >= missing]
-        if enough:
-            place = min(enough, key=lambda place: (left[place], place))
-        else:
-            place = max(left, key=lambda place: (left[place], -place), default=-1)
-        taken = min(missing, left.pop(place, 0))
-        if not taken:
-            return None
-        chosen += [fields[place]] * taken
-    return chosen
+    left = {place: count for place, count in capacity.items() if count > 0}
+    if sum(left.values()) < wanted:
+        return None
+    taken: dict[Place, int] = {}
+    while wanted:
+        enough = [place for place, count in left.items() if count >= wanted]
+        place = min(enough, key=left.__getitem__) if enough else max(left, key=left.__getitem__)
+        taken[place] = min(wanted, left.pop(place))
+        wanted -= taken[place]
+    return taken

@@ -11,6 +11,7 @@ from kvmhooks.spec.model import (
     Machine,
     Memory,
     Net,
+    Shutdown,
     VmSpec,
 )
 
@@ -24,6 +25,7 @@ __all__ = [
     "Machine",
     "Memory",
     "Net",
+    "Shutdown",
     "VmSpec",
     "load_vm",
     "parse_vm",

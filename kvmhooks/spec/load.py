@@ -23,7 +23,7 @@ def load_vm(path: str | os.PathLike[str]) -> VmSpec:
     Paths in it are relative to its folder. Raises ``SpecError`` with every problem at once, each
     with its place.
     """
-    file = Path(path)
+    file = Path(path).absolute()
     try:
         with file.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
@@ -45,7 +45,7 @@ def parse_vm(text: str, *, folder: Path, source: str = "vm.toml") -> VmSpec:
     """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
         raise _refused(source, "", str(error), "TOML") from error
     try:
         spec = attrs.evolve(structure(document, folder), source=source)

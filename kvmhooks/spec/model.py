@@ -159,6 +159,14 @@ class Guest:
 
 
 @frozen(kw_only=True)
+class Shutdown:
+    """How the VM is ended when it is asked to stop."""
+
+    timeout: int = 10
+    """Seconds that the guest has to power off before QEMU is told to quit."""
+
+
+@frozen(kw_only=True)
 class Isolation:
     """What the VM asks of the host while it runs."""
 
@@ -192,6 +200,8 @@ class VmSpec:
     """Where the guest's console goes."""
     guest: Guest = Guest()
     """What runs inside."""
+    shutdown: Shutdown = Shutdown()
+    """How the VM is ended when it is asked to stop."""
     isolation: Isolation = Isolation()
     """What the VM asks of the host while it runs."""
     source: str = field(default="vm.toml", eq=False, metadata={"key": False})

@@ -125,7 +125,7 @@ def _size(value: Any, _: Any) -> ByteSize:
 def _huge_pages(value: Any, _: Any) -> ByteSize | Literal[False]:
     if value is False:
         return False
-    if value not in {"2MiB", "1GiB"}:
+    if value not in ("2MiB", "1GiB"):  # no set: an array or a table has no hash
         raise Mismatch(value, '"2MiB", "1GiB" or false')
     return ByteSize.parse(value)
 

@@ -8,8 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Final, Literal
 
 from kvmhooks.errors import KvmhooksError, UsageError
 from kvmhooks.version import VERSION
@@ -39,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run kvm-launch and give its exit code. Every failure is one message on stderr."""
     gc.disable()  # what is made until there is a plan stays anyway
     arguments = _parser().parse_args(_with_uri(sys.argv[1:] if argv is None else argv))
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         return _launch(arguments)
     except KvmhooksError as error:
         print(error, file=sys.stderr)
@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing is running, nothing was left behind", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: just end
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,9 +88,12 @@ def _with_uri(argv: Sequence[str]) -> list[str]:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
     if not 0 < seconds < 1e9:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected seconds such as 90")
     return seconds
 
 
@@ -121,10 +126,6 @@ def _print(arguments: argparse.Namespace, spec: VmSpec) -> int:
     sys.stdout.write(printed(plan, arguments.print, as_json=arguments.json))
     sys.stdout.flush()
     return 0
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

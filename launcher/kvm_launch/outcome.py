@@ -26,6 +26,8 @@ class Ended:
     """Whether the guest powered off by itself or as it was asked to."""
     report: bytes | None
     """What the guest said of itself."""
+    words: tuple[str, ...] = ()
+    """QEMU's last words: warnings, as it did not fail."""
 
 
 @frozen
@@ -51,6 +53,7 @@ class Outcome:
         """What ``--json`` prints after the run."""
         return {
             "ending": self.ended.ending,
+            "qemu": list(self.ended.words),
             "threads": [
                 {
                     "role": thread.role,

@@ -45,23 +45,15 @@ def run(arguments: argparse.Namespace, spec: VmSpec) -> int:
 
 def _run(arguments: argparse.Namespace, decided: Plan) -> Ended:
     console = Console((sys.stderr if arguments.json else sys.stdout).buffer)
-    stop = Stop(arguments.timeout)
+    stop = Stop(arguments.timeout, decided.spec.shutdown.timeout)
     if arguments.libvirt is not None:
         from kvm_launch.through_libvirt import follow
 
         return asyncio.run(follow(decided, arguments.libvirt, console=console, stop=stop))
-    with RunDir(base_of(arguments), decided.name) as run_dir:
-        return asyncio.run(_supervised(decided, run_dir, console, stop))
-
-
-async def _supervised(decided: Plan, run_dir: RunDir, console: Console, stop: Stop) -> Ended:
     from kvm_launch.supervise import supervise
 
-    with stop.listening():
-        return await supervise(
-            decided,
-            emulator=emulator.find(decided.spec),
-            run_dir=run_dir,
-            console=console,
-            stop=stop,
+    program = emulator.find(decided.spec)
+    with RunDir(base_of(arguments), decided.name) as run_dir:
+        return asyncio.run(
+            supervise(decided, emulator=program, run_dir=run_dir, console=console, stop=stop)
         )

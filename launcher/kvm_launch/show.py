@@ -27,6 +27,7 @@ def outcome_lines(plan: Plan, outcome: Outcome) -> list[str]:
         lines += [f"guest: {difference}" for difference in outcome.differences]
     elif outcome.seen is not None:
         lines.append(f"guest: it sees what was planned: {_machine(plan)}")
+    lines += [f"QEMU: {word}" for word in outcome.ended.words]
     return [*lines, f"end: {outcome.ended.ending}"]
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
-
-GRACE_SECONDS: Final = 10.0
-"""How long a guest has to power off after it was asked to."""
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """What may ask a VM to stop: SIGINT, SIGTERM, and the end of ``seconds``."""
+    """What may ask a VM to stop: SIGINT, SIGTERM, and the end of ``seconds``.
 
-    def __init__(self, seconds: float | None = None, grace: float = GRACE_SECONDS) -> None:
+    ``grace`` is how long the guest has to power off after it was asked to, in seconds.
+    """
+
+    def __init__(self, seconds: float | None, grace: float) -> None:
         self._seconds = seconds
         self._grace = grace
         self._asked: asyncio.Queue[str] = asyncio.Queue()
@@ -36,36 +36,33 @@ class Stop:
 
     async def escalate(
         self,
-        end: Coroutine[Any, Any, Any],
+        ended: asyncio.Future[None],
         *,
         ask: Callable[[], Awaitable[None]],
         force: Callable[[], Awaitable[None]],
     ) -> str | None:
-        """Wait for the VM's ``end``; None if it was not forced, else why it was.
+        """Wait until the VM has ``ended``; None if it was not forced, else why it was.
 
         The first request is passed on with ``ask``: the power button. The next one, or the end of
         the time that a guest has to power off, is passed on with ``force``.
         """
-        ended = asyncio.ensure_future(end)
-        try:
-            asked = await self._next(ended, self._seconds)
-            if ended.done():
-                return None
-            await ask()
-            await self._next(ended, self._grace)
-            if ended.done():
-                return None
-            await force()
-            await ended
-        finally:
-            ended.cancel()
+        asked = await self._next(ended, self._seconds)
+        if ended.done():
+            return None
+        await ask()
+        await self._next(ended, self._grace)
+        if ended.done():
+            return None
+        await force()
+        await ended
         reason = asked or f"{self._seconds or 0:g} s were over"
         return f"{reason}, and the guest did not power off when it was asked to"
 
-    async def _next(self, ended: asyncio.Future[Any], seconds: float | None) -> str | None:
+    async def _next(self, ended: asyncio.Future[None], seconds: float | None) -> str | None:
         """The next signal's name; None when ``ended`` or the end of the time came before."""
         asked = asyncio.ensure_future(self._asked.get())
-        await asyncio.wait({ended, asked}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {ended, asked}
+        await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if asked.done():
             return asked.result()
         asked.cancel()

@@ -34,36 +34,38 @@ async def supervise(
 
     Raises ``QemuError`` when QEMU does not start, cannot be pinned, or fails; it is gone then.
     """
-    said: deque[str] = deque(maxlen=TAIL_LINES)
+    words: deque[str] = deque(maxlen=TAIL_LINES)
     control = run_dir.path / "qmp.sock"
-    async with _started(plan, emulator, control, said, console) as process:
+    async with _started(plan, emulator, control, words, console) as (process, ended):
         try:
             async with connect(control, seconds=ANSWER_SECONDS) as monitor:
                 threads = await monitor.threads()
                 live_threads.pin(process.pid, plan, threads)
                 pins = tuple(live_threads.read_back(process.pid, plan, threads))
                 live_threads.require_planned(pins)
-                await monitor.execute("cont")
-                forced = await _follow(process, monitor, stop)
+                with stop.listening():
+                    await monitor.execute("cont")
+                    forced = await _follow(ended, monitor, stop)
                 reason = await monitor.shutdown_reason(seconds=QUIT_SECONDS)
         except QemuError as error:
             await _end(process)
-            raise _explained(error, process.returncode, said) from error
+            raise _explained(error, process.returncode, words) from error
     if process.returncode:
-        raise _explained(QemuError("QEMU failed"), process.returncode, said)
+        raise _explained(QemuError("QEMU failed"), process.returncode, words)
     is_clean = reason == "guest-shutdown"
     ending = "the guest powered off" if is_clean else f"QEMU ended: {forced or reason}"
-    return Ended(pins, ending, is_clean, console.report)
+    return Ended(pins, ending, is_clean, console.report, tuple(words))
 
 
 @contextlib.asynccontextmanager
 async def _started(
-    plan: Plan, emulator: Path, control: Path, said: deque[str], console: Console
-) -> AsyncIterator[asyncio.subprocess.Process]:
+    plan: Plan, emulator: Path, control: Path, words: deque[str], console: Console
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.Future[None]]]:
     """QEMU, stopped before its first instruction; ended at the latest when the context is left.
 
     It gets a socket that listens already, so that nobody has to wait for it to appear, and a
-    session of its own, so that the terminal's Ctrl-C reaches us alone.
+    session of its own, so that the terminal's Ctrl-C reaches us alone. The future is done when
+    QEMU has ended and all its output was passed on, or could not be.
     """
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(control))
@@ -81,17 +83,19 @@ async def _started(
             pass_fds=(handle,),
             start_new_session=True,
         )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    relays = asyncio.gather(_relay(process.stdout, console), _listen(process.stderr, said))
+    ended = asyncio.ensure_future(_relay(process, words, console))
     try:
-        yield process
+        yield process, ended
     finally:
-        await _end(process)
-        await relays
+        try:
+            await _end(process)
+        finally:
+            if process.returncode is None:  # a second Ctrl-C: no more patience
+                process.kill()
+        await ended
 
 
-async def _follow(process: asyncio.subprocess.Process, monitor: Monitor, stop: Stop) -> str | None:
+async def _follow(ended: asyncio.Future[None], monitor: Monitor, stop: Stop) -> str | None:
     """Wait for QEMU's end; None if it came by itself, else why QEMU was told to quit."""
 
     async def tell(command: str) -> None:
@@ -99,9 +103,7 @@ async def _follow(process: asyncio.subprocess.Process, monitor: Monitor, stop: S
             await monitor.execute(command)
 
     return await stop.escalate(
-        process.wait(),
-        ask=lambda: tell("system_powerdown"),
-        force=lambda: tell("quit"),
+        ended, ask=lambda: tell("system_powerdown"), force=lambda: tell("quit")
     )
 
 
@@ -117,19 +119,25 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             await asyncio.wait_for(process.wait(), QUIT_SECONDS if force else 0.2)
 
 
-async def _relay(stream: asyncio.StreamReader, console: Console) -> None:
+async def _relay(process: asyncio.subprocess.Process, words: deque[str], console: Console) -> None:
+    """Pass on the guest's console and keep QEMU's last words, to the end of both."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    await asyncio.gather(_pass_on(process.stdout, console), _keep(process.stderr, words))
+    await process.wait()
+
+
+async def _pass_on(stream: asyncio.StreamReader, console: Console) -> None:
     while chunk := await stream.read(1 << 16):
         console.show(chunk)
 
 
-async def _listen(stream: asyncio.StreamReader, said: deque[str]) -> None:
-    """Keep QEMU's last words."""
+async def _keep(stream: asyncio.StreamReader, words: deque[str]) -> None:
     while chunk := await stream.read(1 << 16):
-        said.extend(chunk.decode(errors="replace").splitlines())
+        words.extend(chunk.decode(errors="replace").splitlines())
 
 
-def _explained(error: QemuError, status: int | None, said: deque[str]) -> QemuError:
+def _explained(error: QemuError, status: int | None, words: deque[str]) -> QemuError:
     """``error`` with how QEMU ended and its last words."""
     how = "" if status is None else f" (QEMU ended with status {status})"
-    words = "".join(f"\n  {line}" for line in said)
-    return QemuError(f"{error}{how}{words}")
+    return QemuError("\n  ".join([f"{error}{how}", *words]))

@@ -71,11 +71,15 @@ async def _until_ended(domain: Domain, stop: Stop) -> str | None:
         with contextlib.suppress(QemuError):  # it may just have ended by itself
             await asyncio.to_thread(command)
 
-    return await stop.escalate(
-        _ended(domain),
-        ask=lambda: tell(domain.press_power_button),
-        force=lambda: tell(domain.destroy),
-    )
+    ended = asyncio.ensure_future(_ended(domain))
+    try:
+        return await stop.escalate(
+            ended,
+            ask=lambda: tell(domain.press_power_button),
+            force=lambda: tell(domain.destroy),
+        )
+    finally:
+        ended.cancel()
 
 
 async def _ended(domain: Domain) -> None:

@@ -1,0 +1,14 @@
+"""The command ``kvm-launch``: until it has loaded what it needs, Ctrl-C just ends it.
+
+Python's own way is an exception, which while modules are loaded would be a traceback.
+"""
+
+from __future__ import annotations
+
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from kvm_launch.main import main  # noqa: E402 -- after the line above, that is the point
+
+__all__ = ["main"]

@@ -1,0 +1,76 @@
+"""Which VM is planned for which host, and how the files of the result are named."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from kvmhooks.host import Host, read
+from kvmhooks.placement import Plan, plan
+from kvmhooks.spec import VmSpec, parse_vm
+from tests.fakehost import write_host
+
+HERE: Final = Path(__file__).parent
+FOLDER: Final = Path("/vms")
+"""Where the relative paths of the golden VMs start: the same everywhere."""
+
+HOSTS: Final[dict[str, dict[str, Any]]] = {
+    "laptop": {"cores": 4},
+    "old-kernel": {"cores": 4, "nodes": 0, "kvm": None, "cache_ids": False},
+    "server": {
+        "packages": 2,
+        "cores": 4,
+        "threads": 2,
+        "nodes": 2,
+        "hugepages": {2048: (1024, 1024), 1_048_576: (4, 4)},
+    },
+    "chiplets": {
+        "cores": 8,
+        "threads": 2,
+        "nodes": 2,
+        "l3_cores": 2,
+        "numbering": "adjacent",
+        "isolated": "14-15",
+        "hugepages": {2048: (1024, 768)},
+        "kvm": "amd",
+    },
+}
+"""Described as ``tests.fakehost`` takes it."""
+
+CASES: Final = (
+    ("tiny", "laptop"),
+    ("tiny", "server"),
+    ("report", "laptop"),
+    ("report", "old-kernel"),
+    ("report", "server"),
+    ("dedicated", "server"),
+    ("dedicated", "chiplets"),
+    ("wide", "server"),
+    ("network", "laptop"),
+    ("shape", "server"),
+    ("firmware", "laptop"),
+    ("emulated", "laptop"),
+    ("crowd", "chiplets"),
+    ("disks", "laptop"),
+)
+
+
+@cache
+def golden_vm(name: str) -> VmSpec:
+    """One of the golden VMs."""
+    return parse_vm((HERE / "vms" / f"{name}.toml").read_text(), folder=FOLDER)
+
+
+@cache
+def golden_host(name: str) -> Host:
+    """One of the golden hosts, written as a tree and read back."""
+    with TemporaryDirectory() as folder:
+        return read(write_host(Path(folder), **HOSTS[name]))
+
+
+@cache
+def golden_plan(vm: str, host: str) -> Plan:
+    """The plan of one case."""
+    return plan(golden_vm(vm), golden_host(host))

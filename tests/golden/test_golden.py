@@ -1,0 +1,124 @@
+"""Whole renderings, kept in files: what changes shows in the diff."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import attrs
+import pytest
+
+from kvmhooks.placement import Plan
+from kvmhooks.render import domain_xml, qemu_argv
+from kvmhooks.render.printed import printed
+from kvmhooks.render.shell import command_line
+from kvmhooks.spec import VmSpec
+from kvmhooks.spec.structure import is_key
+from tests.golden.cases import CASES, HERE, HOSTS, golden_plan, golden_vm
+
+VMS = sorted(path.stem for path in (HERE / "vms").iterdir())
+EXPECTED = HERE / "expected"
+FORMS: dict[str, Callable[[Plan], str]] = {
+    "xml": domain_xml,
+    "argv": lambda plan: command_line(qemu_argv(plan)),
+    "plan.json": lambda plan: printed(plan, "plan", as_json=True),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("vm", "host"), CASES)
+def test_the_rendering_is_the_one_on_file(
+    vm: str, host: str, form: str, request: pytest.FixtureRequest
+) -> None:
+    """For each VM and host, the domain XML, QEMU's arguments and the plan are those on file."""
+    file = EXPECTED / f"{vm}@{host}.{form}"
+    text = FORMS[form](golden_plan(vm, host))
+    if request.config.getoption("--regen"):
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+def test_there_is_no_file_without_its_case() -> None:
+    """Every golden file and every golden VM and host belongs to a case."""
+    names = {f"{vm}@{host}.{form}" for vm, host in CASES for form in FORMS}
+    assert {path.name for path in EXPECTED.iterdir()} == names
+    assert sorted({vm for vm, _ in CASES}) == VMS
+    assert {host for _, host in CASES} == set(HOSTS)
+
+
+def test_every_field_of_a_spec_is_exercised() -> None:
+    """Each key that ``vm.toml`` knows has another value than its default in some golden VM."""
+    exercised = {
+        f"{type(table).__name__}.{field.name}"
+        for table in _golden_tables()
+        for field in _keys(type(table))
+        if getattr(table, field.name) != field.default
+    }
+    assert {f"{made.__name__}.{key.name}" for made in _classes(VmSpec) for key in _keys(made)} == (
+        exercised
+    )
+
+
+def test_every_choice_of_a_spec_is_exercised() -> None:
+    """Each value of each key that takes one of a few is in some golden VM."""
+    seen = {
+        (type(table).__name__, field.name, getattr(table, field.name))
+        for table in _golden_tables()
+        for field in _keys(type(table))
+        if get_origin(get_type_hints(type(table))[field.name]) is Literal
+    }
+    assert seen == {
+        (made.__name__, key.name, choice)
+        for made in _classes(VmSpec)
+        for key in _keys(made)
+        for hint in [get_type_hints(made)[key.name]]
+        if get_origin(hint) is Literal
+        for choice in get_args(hint)
+    }
+
+
+def test_what_is_rendered_is_the_same_machine_in_both() -> None:
+    """The XML and the arguments of a case plug the same devices into the same PCI ports."""
+    from lxml import etree
+
+    for vm, host in CASES:
+        plan = golden_plan(vm, host)
+        domain = etree.fromstring(domain_xml(plan))
+        argv = qemu_argv(plan)
+        devices = [json.loads(value) for option, value in pairwise(argv) if option == "-device"]
+        in_argv = sorted(
+            int(device["bus"].removeprefix("pci."))
+            for device in devices
+            if device.get("bus", "").startswith("pci.")
+        )
+        in_xml = sorted(
+            int(address.get("bus", ""), 16)
+            for address in domain.iterfind("devices//address[@type='pci']")
+            if address.get("bus") != "0x00"
+        )
+        assert in_argv == in_xml, (vm, host)
+
+
+def _golden_tables() -> Iterator[Any]:
+    for name in VMS:
+        spec = golden_vm(name)
+        yield spec
+        for key in _keys(VmSpec):
+            value = getattr(spec, key.name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if attrs.has(type(item)):
+                    yield item
+
+
+def _classes(made: Any) -> Iterator[Any]:
+    yield made
+    for hint in get_type_hints(made).values():
+        for inner in (hint, *get_args(hint)):
+            if isinstance(inner, type) and attrs.has(inner):
+                yield from _classes(inner)
+
+
+def _keys(made: Any) -> list[attrs.Attribute[Any]]:
+    return [field for field in attrs.fields(made) if is_key(field)]

@@ -1,0 +1,103 @@
+"""Real components for the integration tests: kvm-launch as a process, and the QEMUs it starts."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parents[2]
+QEMU = Path("/usr/bin/qemu-system-x86_64")
+
+
+class Launcher:
+    """Runs kvm-launch with its run directories below ``base``."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.run_dir = base / "run"
+
+    def command(self, *arguments: object) -> list[str]:
+        """The words of a command line."""
+        program = Path(sys.executable).with_name("kvm-launch")
+        return [str(word) for word in (program, "--run-dir", self.run_dir, *arguments)]
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        """Start it, with pipes to read."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+
+    def run(self, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run it to its end."""
+        with self.start(*arguments) as process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            finally:
+                process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def vm(
+        self, name: str, text: str = "", *, cpu: str = "vcpus = 1", top: str = "", patience: int = 1
+    ) -> Path:
+        """Write the description of a small VM that sits in its firmware.
+
+        It is told to quit ``patience`` seconds after it was asked to power off: a firmware never
+        does.
+        """
+        path = self.base / f"{name}.toml"
+        path.write_text(
+            f'name = "{name}"\n{top}\n[cpu]\n{cpu}\n[memory]\nsize = "64MiB"\n'
+            f"[shutdown]\ntimeout = {patience}\n{text}\n"
+        )
+        return path
+
+    def left_behind(self) -> list[str]:
+        """What is in the run directories beside the remembered verdict on KVM."""
+        if not self.run_dir.exists():
+            return []
+        return [path.name for path in self.run_dir.iterdir() if path.name != ".kvm-probe.json"]
+
+
+def read_until(stream: IO[str], wanted: str, seconds: float = 60) -> str:
+    """What a process prints, up to the line with ``wanted``; fail when that does not come."""
+    said = ""
+    until = time.monotonic() + seconds
+    while wanted not in said:
+        ready, _, _ = select.select([stream], [], [], max(0, until - time.monotonic()))
+        chunk = os.read(stream.fileno(), 1 << 16).decode(errors="replace") if ready else ""
+        assert chunk, f"{wanted!r} did not come: {said}"
+        said += chunk
+    return said
+
+
+def processes_of(name: str) -> list[int]:
+    """The QEMUs that run a VM of this name."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if f"guest={name},debug-threads=on".encode() in words:
+                found.append(int(entry.name))
+    return found
+
+
+def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait until ``condition()`` is true; fail when it is not in time."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come to pass in time"
+        time.sleep(0.02)

@@ -1,0 +1,108 @@
+"""kvm-launch through a real libvirtd."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from lxml import etree
+
+from tests.integration.components import QEMU, ROOT, Launcher, processes_of
+
+QUICKSTART = ROOT / "examples" / "quickstart.toml"
+
+
+def virsh(uri: str, *words: str) -> str:
+    """What virsh says."""
+    command = ["virsh", "--quiet", "--connect", uri, *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_the_same_file_runs_in_libvirt(launcher: Launcher, guest: Path, libvirtd: str) -> None:
+    """The quickstart is defined and started in libvirt, pinned as planned, and ends well."""
+    assert guest.exists()
+    for _ in ("the first time", "with the definition that is there already"):
+        ran = launcher.run(f"--libvirt={libvirtd}", QUICKSTART)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert "it sees what was planned: 2 sockets, 2 cores, 4 threads" in ran.stdout
+        assert "end: the guest powered off" in ran.stdout
+        assert ran.stdout.count("  as planned") == 6
+    assert virsh(libvirtd, "list", "--all", "--name").split() == ["quickstart"]
+    virsh(libvirtd, "undefine", "quickstart")
+    assert processes_of("quickstart") == []
+
+
+def test_pins_in_libvirt_are_those_of_the_plan(launcher: Launcher, libvirtd: str) -> None:
+    """A dedicated vCPU's pin and the emulator's are in the domain, and the time limit ends it."""
+    vm = launcher.vm("inlibvirt", cpu='vcpus = 1\nplacement = "dedicated"\nthreads = 1')
+    ran = launcher.run(f"--libvirt={libvirtd}", "--timeout", "0.5", vm)
+    assert ran.returncode == 3
+    assert "0.5 s were over" in ran.stdout
+    assert ran.stdout.count("  as planned") == 2
+    assert virsh(libvirtd, "vcpupin", "inlibvirt").split()[:2] == ["0", "1"]
+    virsh(libvirtd, "undefine", "inlibvirt")
+
+
+def test_a_domain_of_the_same_name_is_not_overwritten(launcher: Launcher, libvirtd: str) -> None:
+    """Somebody else's domain with the name stays as it is, and the message says how to go on."""
+    other = launcher.base / "other.xml"
+    other.write_text(
+        "<domain type='kvm'><name>taken</name><memory>65536</memory>"
+        "<os><type arch='x86_64'>hvm</type></os></domain>"
+    )
+    virsh(libvirtd, "define", str(other))
+    before = virsh(libvirtd, "dumpxml", "taken")
+    ran = launcher.run(f"--libvirt={libvirtd}", launcher.vm("taken"))
+    assert ran.returncode == 1
+    assert "give it as uuid, or another name" in ran.stderr
+    assert virsh(libvirtd, "dumpxml", "taken") == before
+    virsh(libvirtd, "undefine", "taken")
+
+
+def test_what_libvirt_cannot_start_is_not_left_defined(launcher: Launcher, libvirtd: str) -> None:
+    """A domain whose QEMU dies at its start is undefined again, and QEMU's words are shown."""
+    image = launcher.base / "rom"
+    image.write_bytes(b"no ROM")  # QEMU wants multiples of 64 KiB
+    vm = launcher.vm("dead", top=f'[boot]\nfirmware = "{image}"')
+    ran = launcher.run(f"--libvirt={libvirtd}", vm)
+    assert ran.returncode == 3
+    assert "could not be started" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert "dead" not in virsh(libvirtd, "list", "--all", "--name").split()
+
+
+GOLDEN = sorted((ROOT / "tests" / "golden" / "expected").glob("*.xml"))
+
+
+@pytest.mark.parametrize("xml", GOLDEN, ids=[path.stem for path in GOLDEN])
+def test_libvirt_defines_what_we_render(libvirtd: str, xml: Path, tmp_path: Path) -> None:
+    """A real libvirtd takes every golden XML, validated, and keeps every pin and every address."""
+    ours = etree.parse(xml).getroot()
+    for emulator in ours.iterfind("devices/emulator"):  # libvirt asks it what it can do
+        emulator.text = str(QEMU)
+    domain = tmp_path / "domain.xml"
+    domain.write_bytes(etree.tostring(ours))
+    name = xml.stem.partition("@")[0]
+    virsh(libvirtd, "define", "--validate", str(domain))
+    try:
+        kept = etree.fromstring(virsh(libvirtd, "dumpxml", "--inactive", name).encode())
+    finally:
+        virsh(libvirtd, "undefine", name)
+    for path in (
+        "cputune/*",
+        "numatune/*",
+        "cpu/numa/*",
+        "cpu/topology",
+        "memoryBacking//page",
+        "devices/disk/address",
+        "devices/interface/address",
+    ):
+        assert _attributes(kept, path) == _attributes(ours, path), path
+
+
+def _attributes(domain: etree._Element, path: str) -> list[dict[str, str]]:
+    return [
+        {str(key): str(value) for key, value in each.attrib.items()}
+        for each in domain.iterfind(path)
+    ]

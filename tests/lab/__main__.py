@@ -1,0 +1,92 @@
+"""``python -m tests.lab``: what ``make lab``, ``make lab-shell`` and ``make lab-clean`` run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from . import cache, frozen, lab
+from .errors import LabError
+from .variants import IN_CI, VARIANTS
+
+HERE = Path(__file__).parent
+
+
+def main() -> int:
+    """Parse, call, and say what went wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.lab", description="The lab.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("test", "run the lab's tests (words after -- go to pytest)"),
+        ("build", "build what the tests need"),
+        ("shell", "a shell in a fresh lab"),
+    ):
+        command = commands.add_parser(name, help=text)
+        several = name != "shell"
+        command.add_argument(
+            "--variant",
+            default=",".join(IN_CI) if several else IN_CI[0],
+            help="of " + "; ".join(f"{each.name}: {each.about}" for each in VARIANTS.values()),
+        )
+        command.add_argument("rest", nargs="*")
+    commands.add_parser("clean", help="remove all that was built")
+    arguments = parser.parse_args()
+    try:
+        return _run(arguments)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "clean":
+        return _clean()
+    names = arguments.variant.split(",")
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise LabError(f"no variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
+    if arguments.command == "shell":
+        return _shell(names[0])
+    started = time.monotonic()
+    for name in names:
+        frozen.layers(VARIANTS[name])
+    cache.say(f"{', '.join(names)}: ready after {time.monotonic() - started:.0f} s")
+    if arguments.command == "build":
+        return 0
+    return int(pytest.main([str(HERE), "--lab", arguments.variant, *arguments.rest]))
+
+
+def _shell(name: str) -> int:
+    with lab.running(VARIANTS[name]) as fresh:
+        about = VARIANTS[name].about
+        cache.say(f"{name}: {about}. It ends, and all changes with it, when you leave the shell.")
+        if os.isatty(0):
+            return fresh.agent.interact(["bash", "-l"])
+        result = fresh.run(["bash", "-s"], stdin=sys.stdin.read(), seconds=3600)
+        print(result.stdout, end="")
+        print(result.stderr, end="", file=sys.stderr)
+        return result.exit_code
+
+
+def _clean() -> int:
+    directory = cache.directory()
+    if not directory.exists():
+        return 0
+    if lab.is_any_running():
+        raise LabError(f"labs are running: see {directory / 'run'}")
+    with ExitStack() as stack:  # nobody is to be left with half of what it builds
+        for lock in sorted(directory.glob("*.lock")):
+            stack.enter_context(cache.locked(lock, seconds=0))
+        shutil.rmtree(directory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Fixtures of the lab's tests, collected only with ``--lab VARIANT[,VARIANT…]``."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from . import cache, proof
+from . import lab as labs
+from .variants import VARIANTS, Variant
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from pathlib import Path
+
+    from .lab import Lab
+
+LABS: pytest.StashKey[list[Lab]] = pytest.StashKey()
+"""The labs that a test uses."""
+
+
+class StartLab(Protocol):
+    """Starts one more lab, ended with the test."""
+
+    def __call__(self) -> Lab: ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Without ``--lab`` nothing here is collected."""
+    group = parser.getgroup("lab")
+    group.addoption("--lab", metavar="VARIANTS", help="run the lab's tests on these variants")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker, and have the proof printed at the end."""
+    text = "variants(*names): the variants that the test is for, instead of all with systemd"
+    config.addinivalue_line("markers", text)
+    if config.getoption("--lab", default=None):
+        config.pluginmanager.register(proof.Proof(), "lab-proof")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the lab's tests alone unless they are asked for."""
+    asked = config.getoption("--lab", default=None)
+    return True if not asked and collection_path.name.startswith("test_") else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test on each of the variants that were asked for and that it is for."""
+    if "variant" not in metafunc.fixturenames:
+        return
+    asked = metafunc.config.getoption("--lab").split(",")
+    unknown = sorted(set(asked) - set(VARIANTS))
+    if unknown:
+        raise pytest.UsageError(f"no lab variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
+    marker = metafunc.definition.get_closest_marker("variants")
+    usual = tuple(name for name, variant in VARIANTS.items() if variant.has_systemd)
+    meant = marker.args if marker else usual
+    names = [name for name in asked if name in meant]
+    metafunc.parametrize("variant", names, indirect=True, scope="session")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep console and journal of the labs of a test that failed."""
+    report = yield
+    if report.when != "teardown" and report.failed:
+        folder = cache.directory() / "failures" / re.sub(r"[^\w.-]+", "_", item.name)
+        used: list[Lab] = item.stash.get(LABS, [])
+        for number, lab in enumerate(used):
+            lab.keep(folder / str(number))
+            report.sections.append(("lab", f"console and journal are in {folder / str(number)}"))
+    return report
+
+
+@pytest.fixture(scope="session")
+def variant(request: pytest.FixtureRequest) -> Variant:
+    """The kind of server that the tests run on."""
+    return VARIANTS[request.param]
+
+
+@pytest.fixture
+def start_lab(variant: Variant, request: pytest.FixtureRequest) -> Iterator[StartLab]:
+    """Starts fresh labs, as many as the test wants."""
+    started = request.node.stash.setdefault(LABS, [])
+    with ExitStack() as stack:
+
+        def start() -> Lab:
+            lab = stack.enter_context(labs.running(variant))
+            started.append(lab)
+            return lab
+
+        yield start
+
+
+@pytest.fixture
+def lab(start_lab: StartLab) -> Lab:
+    """A fresh lab."""
+    return start_lab()
+
+
+@pytest.fixture(scope="module")
+def shared_lab(variant: Variant) -> Iterator[Lab]:
+    """One lab for a module whose tests put back what they change, or only look."""
+    with labs.running(variant) as lab:
+        yield lab
+
+
+@pytest.fixture(autouse=True)
+def _remember_shared_lab(request: pytest.FixtureRequest) -> None:
+    if "shared_lab" in request.fixturenames:
+        labs_of_test = request.node.stash.setdefault(LABS, [])
+        labs_of_test.append(request.getfixturevalue("shared_lab"))

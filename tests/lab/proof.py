@@ -1,0 +1,50 @@
+"""The proof: what was tried and how it came out, one sentence a line, the counts at the end."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+
+import pytest
+
+
+@dataclass
+class Proof:
+    """A pytest plugin that remembers each test's sentence and outcome."""
+
+    lines: list[tuple[str, str, str, float]] = field(default_factory=list)
+    """Outcome, sentence, parameters, seconds."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What each test took so far, its labs' restoring included."""
+    sentences: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Take each test's specification; one without is a mistake."""
+        for item in items:
+            function = getattr(item, "function", None)
+            sentence = (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
+            if not sentence:
+                raise pytest.UsageError(f"{item.nodeid} has no docstring that says what it proves")
+            callspec = getattr(item, "callspec", None)
+            self.sentences[item.nodeid] = sentence, callspec.id if callspec else ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note the outcome; a failure before or after the test itself counts as its own."""
+        sentence, parameters = self.sentences[report.nodeid]
+        total = self.seconds.get(report.nodeid, 0) + report.duration
+        self.seconds[report.nodeid] = total
+        if report.when == "call" or report.outcome != "passed":
+            if report.when == "teardown":
+                parameters = f"{parameters}, putting it away"
+            self.lines.append((report.outcome, sentence, parameters, total))
+
+    def pytest_unconfigure(self) -> None:
+        """Print it below all else."""
+        print("\nWhat was proved:")
+        for outcome, sentence, parameters, seconds in self.lines:
+            print(f"  {outcome:7} {sentence} [{parameters}] {seconds:.0f} s")
+        counts = [
+            f"{sum(line[0] == outcome for line in self.lines)} {outcome}"
+            for outcome in ("passed", "failed", "skipped")
+        ]
+        print(f"\n{', '.join(counts)}", flush=True)

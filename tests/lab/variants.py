@@ -1,0 +1,68 @@
+"""The kinds of server there are.
+
+All share one image (it has both kernels and every program): a variant is a kernel, an init, words
+on the kernel's command line, and what is done once before the server is frozen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .debian import BACKPORTS, SUITE
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kind of server."""
+
+    name: str
+    about: str
+    kernel: str = SUITE
+    """The suite that the kernel is from."""
+    init: str = "/sbin/init"
+    append: str = ""
+    """More words for the kernel's command line."""
+    warm: tuple[str, ...] = ()
+    """Commands run, in this order, before the server is frozen."""
+
+    @property
+    def has_systemd(self) -> bool:
+        """Whether systemd is the init."""
+        return self.init == "/sbin/init"
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("default", "kernel 6.1, systemd 252, cgroup v2"),
+        Variant("backports", "kernel 6.12 or newer (remote partitions)", kernel=BACKPORTS),
+        Variant("nosystemd", "cgroup v2, an init of our own", init="/usr/local/sbin/lab-init"),
+        Variant(
+            "v1",
+            "cgroup v1",
+            append="systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1",
+        ),
+        Variant(
+            "isolcpus",
+            "CPUs 6-7 isolated on the kernel's command line",
+            append="isolcpus=managed_irq,domain,6-7 nohz_full=6-7 rcu_nocbs=6-7",
+        ),
+        Variant(
+            "irqbalance",
+            "irqbalance running",
+            warm=("systemctl unmask irqbalance", "systemctl enable --now irqbalance"),
+        ),
+        Variant(
+            "qemu10",
+            "QEMU 10 inside",
+            warm=(
+                # one module left of the old QEMU, and the new one dies when libvirt probes it
+                "rm -r /usr/lib/x86_64-linux-gnu/qemu && cp -a /opt/qemu-10/. /",
+                "systemctl restart libvirtd",
+            ),
+        ),
+    )
+}
+
+IN_CI = ("default", "backports")
+"""The variants that every change is tried on."""

@@ -1,0 +1,78 @@
+"""`make test`: every check, each with a closing line of how many passed and failed.
+
+A check that is one program (ruff, mypy) counts as one; pytest's are its tests. The last line is
+the sum.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree as ET
+
+HERE = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+JUNIT = HERE / "build" / "junit.xml"
+
+
+class Count(NamedTuple):
+    """How many of a check's parts passed, failed and were left out."""
+
+    passed: int
+    failed: int
+    skipped: int = 0
+
+    def __str__(self) -> str:
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        return f"{self.passed} passed, {self.failed} failed{skipped}"
+
+    @property
+    def is_good(self) -> bool:
+        """Whether something was checked and nothing failed."""
+        return self.passed > 0 and self.failed == 0
+
+
+def main() -> int:
+    """Run every check, also after one failed; 0 if none did."""
+    counts = {
+        "ruff": program("ruff", "check", "--quiet"),
+        "format": program("ruff", "format", "--check", "--quiet"),
+        "mypy": program("mypy"),
+        "pytest": tests(),
+    }
+    for name, count in counts.items():
+        print(f"{name}: {count}")
+    total = Count(*(sum(column) for column in zip(*counts.values(), strict=True)))
+    print(total)
+    return 0 if all(count.is_good for count in counts.values()) else 1
+
+
+def program(name: str, *arguments: str) -> Count:
+    """Run one program of the virtual environment."""
+    print(f"== {name} {' '.join(arguments)}", flush=True)
+    status = subprocess.run([BIN / name, *arguments], cwd=HERE, check=False).returncode
+    return Count(int(status == 0), int(status != 0))
+
+
+def tests() -> Count:
+    """Run pytest and count what its JUnit file holds; a run that ended early failed."""
+    JUNIT.parent.mkdir(exist_ok=True)
+    JUNIT.unlink(missing_ok=True)
+    command = [str(BIN / "pytest"), "-q", f"--junitxml={JUNIT}", *sys.argv[1:]]
+    print("== pytest", flush=True)
+    status = subprocess.run(command, cwd=HERE, check=False).returncode
+    if not JUNIT.exists():
+        return Count(0, 1)
+    suites = ET.parse(JUNIT).getroot().findall("testsuite")  # noqa: S314 -- pytest wrote it
+    total, errors, failures, skipped = (
+        sum(int(suite.get(key, "0")) for suite in suites)
+        for key in ("tests", "errors", "failures", "skipped")
+    )
+    failed = max(errors + failures, int(status != 0))
+    return Count(total - errors - failures - skipped, failed, skipped)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

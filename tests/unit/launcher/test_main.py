@@ -1,0 +1,159 @@
+"""kvm-launch as a process: its mistakes, its exit codes, and what it prints without starting."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kvm_launch.main import EXAMPLES, PRINTABLE, _parser, _with_uri
+
+from kvmhooks.render.printed import FORMS
+from kvmhooks.version import VERSION
+from tests.fakehost import write_host
+
+ROOT = Path(__file__).parents[3]
+VM = 'name = "a"\ncpu.vcpus = 2\nmemory.size = "64MiB"\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a VM and a captured host without KVM."""
+    (tmp_path / "vm.toml").write_text(VM)
+    write_host(tmp_path / "host", cores=2, kvm=None)
+    return tmp_path
+
+
+def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run kvm-launch there; its run directory is in the folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "kvm_launch.main", "--run-dir", "run", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/launcher"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+USAGE = [
+    ((), "the following arguments are required: VM.toml"),
+    (("vm.toml", "--print", "json"), "argument --print: invalid choice: 'json'"),
+    (("vm.toml", "--accel", "xen"), "argument --accel: invalid choice: 'xen'"),
+    (("vm.toml", "--timeout", "soon"), "argument --timeout: found 'soon', expected seconds"),
+    (("vm.toml", "--timeout", "0"), "argument --timeout: found '0', expected seconds"),
+    (("vm.toml", "--timeout", "nan"), "argument --timeout: found 'nan', expected seconds"),
+    (("vm.toml", "--dry"), "unrecognized arguments: --dry"),
+    (("vm.toml", "--host", "host"), "--host: another host's plan cannot run here: add --print"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), USAGE, ids=range(len(USAGE)))
+def test_what_is_no_command_is_2(folder: Path, arguments: tuple[str, ...], said: str) -> None:
+    """A command line that does not say what to do is told so, and nothing is made."""
+    run = launch(folder, *arguments)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert said in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name = ", "vm.toml: found Invalid value (at end of document), expected TOML\n"),
+        (
+            VM + "cpu.vcpu = 2",
+            'vm.toml: cpu.vcpu: found an unknown key, expected "vcpus"?\n',
+        ),
+        (
+            VM + 'machine.emulator = "qemu"\nboot.kernel = "k"\n[[disk]]\npath = "a.img"',
+            (
+                "vm.toml: boot.kernel: found no file '{}/k', expected a file that can be read\n"
+                "vm.toml: disk[0].path: found no file '{}/a.img', expected an image to read and "
+                "write\n"
+            ),
+        ),
+        (
+            VM + 'machine.emulator = "qemu"',
+            "vm.toml: machine.emulator: found '{}/qemu', expected a program that can be run\n",
+        ),
+    ],
+    ids=range(4),
+)
+def test_what_is_refused_is_1(folder: Path, text: str, said: str) -> None:
+    """A VM that cannot be is refused with its places; nothing is started, nothing is made."""
+    (folder / "vm.toml").write_text(text)
+    run = launch(folder, "vm.toml")
+    assert (run.returncode, run.stdout, run.stderr) == (1, "", said.format(folder, folder))
+    assert not (folder / "run").exists()
+
+
+def test_what_does_not_fit_is_1(folder: Path) -> None:
+    """More dedicated vCPUs than there are whole free cores are refused with what there is."""
+    (folder / "vm.toml").write_text(VM + 'cpu.placement = "dedicated"')
+    run = launch(folder, "vm.toml", "--print", "plan", "--host", "host")
+    assert (run.returncode, run.stdout, run.stderr) == (
+        1,
+        "",
+        (
+            "cpu.vcpus: found 2 dedicated, which take 2 whole cores of 1 thread, expected at most "
+            "1: whole cores free: 1 on node 0 (CPUs 0 are kept for the host)\n"
+        ),
+    )
+
+
+@pytest.mark.parametrize("what", PRINTABLE)
+def test_what_is_printed_as_json_is_json(folder: Path, what: str) -> None:
+    """Each form is one JSON value with ``--json``, and nothing but it is on standard output."""
+    run = launch(folder, "vm.toml", "--print", what, "--json", "--host", "host")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert json.loads(run.stdout)
+    assert not (folder / "run").exists()
+
+
+def test_a_dry_run_starts_nothing(folder: Path) -> None:
+    """The plan is shown, with its reasons, and no directory is made."""
+    run = launch(folder, "vm.toml", "--dry-run", "--host", "host")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.splitlines() == [
+        "a: 2 vCPUs (2 cores x 1 thread), 64MiB, tcg, CPU max",
+        "thread    cell  planned CPUs",
+        "vCPU 0    0     0-1",
+        "vCPU 1    0     0-1",
+        "emulator        0-1",
+        "cell 0: vCPUs 0-1, 64MiB in pages of 4KiB from node 0 (preferred)",
+        "why: 2 vCPUs float over CPUs 0-1, shared with whatever else runs there",
+        "why: memory in ordinary pages, cell 0 from node 0",
+        "why: TCG, QEMU's own emulation: this host has no working /dev/kvm",
+        "why: CPU model max: TCG has no host model",
+    ]
+    assert not (folder / "run").exists()
+
+
+def test_the_version_is_told(folder: Path) -> None:
+    """``--version`` is one line."""
+    run = launch(folder, "--version")
+    assert (run.returncode, run.stdout) == (0, f"kvm-launch {VERSION}\n")
+
+
+def test_the_help_has_examples() -> None:
+    """``--help`` ends in examples and exit codes, on lines that fit a terminal."""
+    lines = _parser().format_help().splitlines()
+    assert EXAMPLES.splitlines() == lines[-len(EXAMPLES.splitlines()) :]
+    assert max(map(len, lines)) <= 96
+
+
+def test_what_can_be_printed_is_known_to_both() -> None:
+    """The command line offers exactly the forms that there are."""
+    assert set(PRINTABLE) == set(FORMS)
+
+
+def test_libvirt_without_a_uri_is_the_systems() -> None:
+    """A bare ``--libvirt`` takes no word that follows it."""
+    assert _with_uri(["--libvirt", "vm.toml"]) == ["--libvirt=qemu:///system", "vm.toml"]
+    assert _with_uri(["--libvirt=test:///default"]) == ["--libvirt=test:///default"]

@@ -1,0 +1,104 @@
+"""How a run is judged, shown, and turned into an exit code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from kvm_launch.outcome import Ended, Outcome, as_text, judge
+from kvm_launch.show import outcome_lines
+
+from kvmhooks.live.report import MARK, Difference
+from kvmhooks.live.threads import ThreadPin
+from kvmhooks.values import CpuSet
+from tests.golden.cases import golden_plan
+
+PINNED = ThreadPin("vCPU 0", 41, CpuSet((1,)), CpuSet((1,)))
+ASTRAY = ThreadPin("emulator", 40, CpuSet((0,)), CpuSet((0, 1)))
+DIFFERENCE = Difference("vCPUs", "4", "3")
+
+
+def ended(*threads: ThreadPin, is_clean: bool = True, report: bytes | None = None) -> Ended:
+    """A VM that is gone."""
+    return Ended(threads, "the guest powered off", is_clean, report)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        (Outcome(ended(PINNED), (), {}, None), 0),
+        (Outcome(ended(), (), None, None), 0),
+        (Outcome(ended(PINNED, ASTRAY), (), {}, None), 3),
+        (Outcome(ended(PINNED, is_clean=False), (), {}, None), 3),
+        (Outcome(ended(PINNED), (DIFFERENCE,), {}, None), 3),
+        (Outcome(ended(PINNED), (), None, "the guest did not report"), 3),
+    ],
+)
+def test_only_what_is_all_right_is_0(outcome: Outcome, code: int) -> None:
+    """A thread astray, an end that was forced, a difference or no report: each is 3."""
+    assert outcome.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("vm", "report", "trouble"),
+    [
+        ("tiny", None, None),
+        ("tiny", b"anything", None),
+        ("report", None, "the guest did not report what it sees"),
+        ("report", MARK + b"}", "found a guest report that is no JSON"),
+        ("report", MARK + b'"cpus":[]}', "found a guest report without 'nodes'"),
+    ],
+)
+def test_a_report_is_looked_at_where_one_is_due(
+    vm: str, report: bytes | None, trouble: str | None
+) -> None:
+    """A guest that shall report and does not, or not readably, is trouble; another's is ignored."""
+    outcome = judge(golden_plan(vm, "laptop"), ended(report=report))
+    assert outcome.differences == ()
+    assert (outcome.trouble or "").startswith(trouble or "")
+    assert (outcome.trouble is None, outcome.exit_code) == (trouble is None, 3 if trouble else 0)
+
+
+def test_the_outcome_as_json() -> None:
+    """Everything that is known of the run, with sets as lists."""
+    outcome = Outcome(ended(PINNED), (DIFFERENCE,), {"kvmhooks-guest": 1}, None)
+    assert json.loads(as_text(outcome)) == {
+        "ending": "the guest powered off",
+        "qemu": [],
+        "threads": [{"role": "vCPU 0", "thread": 41, "planned": "1", "affinity": "1"}],
+        "guest": {"kvmhooks-guest": 1},
+        "differences": [{"what": "vCPUs", "planned": "4", "seen": "3"}],
+        "trouble": None,
+        "exit_code": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("outcome", "last"),
+    [
+        (Outcome(ended(PINNED, ASTRAY), (), None, None), []),
+        (Outcome(ended(PINNED, ASTRAY), (), None, "no word"), ["guest: no word"]),
+        (
+            Outcome(ended(PINNED, ASTRAY), (DIFFERENCE,), {}, None),
+            ["guest: vCPUs: planned 4, the guest sees 3"],
+        ),
+        (
+            Outcome(ended(PINNED, ASTRAY), (), {}, None),
+            [
+                (
+                    "guest: it sees what was planned: 2 sockets, 2 cores, 4 threads, 2 NUMA nodes, "
+                    "1 disk"
+                )
+            ],
+        ),
+    ],
+)
+def test_the_table_after_a_run(outcome: Outcome, last: list[str]) -> None:
+    """A line for each thread, what the guest saw, and the end."""
+    assert outcome_lines(golden_plan("report", "server"), outcome) == [
+        "thread    planned CPUs  thread id  affinity",
+        "vCPU 0    1             41         1         as planned",
+        "emulator  0             40         0-1       NOT as planned",
+        *last,
+        "end: the guest powered off",
+    ]

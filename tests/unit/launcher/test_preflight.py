@@ -1,0 +1,46 @@
+"""What a VM needs on this host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kvm_launch.preflight import check
+
+from kvmhooks.errors import SpecError
+from kvmhooks.spec import parse_vm
+
+
+def test_everything_that_is_missing_is_told(tmp_path: Path) -> None:
+    """Files that are not there, folders instead of files, and interfaces of the wrong kind."""
+    (tmp_path / "folder").mkdir()
+    text = """
+        name = "web"
+        cpu.vcpus = 1
+        memory.size = "1GiB"
+        boot = {firmware = "rom", kernel = "folder", initrd = "initrd"}
+        disk = [{path = "folder"}, {path = "image", readonly = true}]
+        net = [{type = "bridge", device = "lo"}, {type = "tap", device = "tap-none"}]
+    """
+    spec = parse_vm(text, folder=tmp_path, source="web.toml")
+    with pytest.raises(SpecError) as raised:
+        check(spec)
+    assert [str(problem) for problem in raised.value.problems] == [
+        f"boot.kernel: found a folder '{tmp_path}/folder', expected a file that can be read",
+        f"boot.initrd: found no file '{tmp_path}/initrd', expected a file that can be read",
+        f"boot.firmware: found no file '{tmp_path}/rom', expected a file that can be read",
+        f"disk[0].path: found a folder '{tmp_path}/folder', expected an image to read and write",
+        f"disk[1].path: found no file '{tmp_path}/image', expected an image to read",
+        "net[0].device: found no bridge 'lo', expected a bridge",
+        "net[1].device: found no interface 'tap-none', expected a tap",
+    ]
+
+
+def test_a_vm_that_has_everything_passes(tmp_path: Path) -> None:
+    """Nothing is said of files that are there."""
+    (tmp_path / "image").write_bytes(b"")
+    text = 'name = "web"\ncpu.vcpus = 1\nmemory.size = "1GiB"\ndisk = [{path = "image"}]'
+    check(parse_vm(text, folder=tmp_path))
+    (tmp_path / "image").unlink()
+    with pytest.raises(SpecError):
+        check(parse_vm(text, folder=tmp_path))

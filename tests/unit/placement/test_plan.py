@@ -1,0 +1,181 @@
+"""Whole plans, and what is said when there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvmhooks.errors import PlanError
+from kvmhooks.host import Host
+from kvmhooks.isolate.claim import Claim
+from kvmhooks.placement import Cell, GuestCpu, Plan, Topology, VcpuPin, claim, plan
+from kvmhooks.spec import VmSpec, parse_vm
+from kvmhooks.values import CpuSet
+from tests.golden.cases import golden_host, golden_plan, golden_vm
+
+LEAST = 'name = "a"\n'
+FIRST = "00000000-0000-0000-0000-000000000001"
+
+
+def vm(text: str) -> VmSpec:
+    """A VM of 1 GiB, unless the text says more."""
+    size = "" if "size = " in text else '\nmemory.size = "1GiB"'
+    return parse_vm(LEAST + text + size, folder=Path("/"))
+
+
+def held(cpus: str, uuid: str = FIRST) -> Claim:
+    """The claim of another VM."""
+    return Claim(driver="qemu", uuid=uuid, name="other", exclusive=CpuSet.parse(cpus))
+
+
+def test_a_dedicated_vm_beside_another() -> None:
+    """What another VM holds is left alone; whole cores of one node, siblings as guest threads."""
+    spec = vm('cpu = { vcpus = 4, placement = "dedicated" }\nisolation.exclusive = true')
+    assert plan(spec, golden_host("server"), (held("1,9"),)) == Plan(
+        spec=spec,
+        uuid="42a3f8ba-418c-53f3-a15d-2f033c4a2b9a",
+        accel="kvm",
+        cpu=GuestCpu(model="host"),
+        topology=Topology(cores=2, threads=2),
+        vcpus=tuple(VcpuPin(at, CpuSet((cpu,))) for at, cpu in enumerate((2, 10, 3, 11))),
+        emulator=CpuSet.parse("0,8"),
+        iothreads=(),
+        cells=(Cell(0, 0, CpuSet.parse("0-3"), 1 << 20, 4),),
+        memory_mode="strict",
+        macs=(),
+        exclusive=CpuSet.parse("2-3,10-11"),
+        housekeeping=CpuSet.parse("0,4,8,12"),
+        score={"nodes": 1, "l3": 1, "cores": 2},
+        why=(
+            "4 vCPUs on 2 whole cores of node 0: one node is enough",
+            "kept for the host, a core of each package: CPUs 0,4,8,12",
+            "QEMU's other threads: CPUs 0,8",
+            "memory in ordinary pages, cell 0 from node 0",
+            "KVM: /dev/kvm works on this host",
+        ),
+        warnings=(),
+    )
+
+
+def test_housekeeping_leaves_a_held_sibling_alone() -> None:
+    """Where another VM holds a thread of a core, the other thread alone may be the host's."""
+    spec = vm('cpu = { vcpus = 2, placement = "dedicated" }')
+    decided = plan(spec, golden_host("chiplets"), (held("0"),))
+    assert (str(decided.housekeeping), str(decided.emulator)) == ("1", "1")
+
+
+def test_a_vms_own_claim_does_not_hinder_it() -> None:
+    """A VM that is planned again, while its claim stands, gets the same plan."""
+    decided = golden_plan("dedicated", "server")
+    assert plan(decided.spec, golden_host("server"), (claim(decided),)) == decided
+
+
+def test_the_claim_of_a_plan() -> None:
+    """It holds the CPUs, the pages of each node, and whether it is strict."""
+    assert claim(golden_plan("wide", "server")) == Claim(
+        driver="kvm-launch",
+        uuid=golden_plan("wide", "server").uuid,
+        name="wide",
+        exclusive=CpuSet.parse("1-2,5-6,9-10,13-14"),
+        hugepages=((0, 1_048_576, 2), (1, 1_048_576, 2)),
+    )
+    assert claim(golden_plan("crowd", "chiplets")).hugepages == ((-1, 2048, 512),)
+
+
+REFUSALS = [
+    (
+        'cpu = { vcpus = 16, placement = "dedicated" }',
+        "server",
+        (),
+        (
+            "cpu.vcpus: found 16 dedicated, which take 8 whole cores of 2 threads, expected at "
+            "most 12: whole cores free: 3 on node 0, 3 on node 1 (CPUs 0,4,8,12 are kept "
+            "for the host)"
+        ),
+    ),
+    (
+        'cpu = { vcpus = 4, placement = "dedicated", threads = 1 }',
+        "laptop",
+        (held("1"),),
+        (
+            "cpu.vcpus: found 4 dedicated, which take 4 whole cores of 1 thread, expected at most "
+            "2: whole cores free: 2 on node 0 (CPUs 0 are kept for the host, 1 are other VMs' own)"
+        ),
+    ),
+    (
+        'cpu = { vcpus = 10, placement = "dedicated" }',
+        "server",
+        (),
+        (
+            "memory.cells: found none, expected equal cells that the nodes can hold: 5 whole cores "
+            "are asked for, free are 3 on node 0, 3 on node 1"
+        ),
+    ),
+    (
+        'cpu = { vcpus = 4, placement = "dedicated" }\nmemory.cells = 4',
+        "server",
+        (),
+        "memory.cells: found 4, expected a divisor of the 2 cores",
+    ),
+    (
+        'cpu.vcpus = 1\nmemory.size = "16GiB"',
+        "laptop",
+        (),
+        "memory.size: found 16GiB, expected no more than there is: 4096MiB on node 0",
+    ),
+    (
+        'cpu.vcpus = 2\nmemory.size = "4GiB"\nmemory.hugepages = "2MiB"',
+        "server",
+        (),
+        (
+            "memory.hugepages: found 2048 pages of 2MiB, expected no more than are free: 1024 on "
+            "node 0, 1024 on node 1"
+        ),
+    ),
+    (
+        'cpu.vcpus = 1\nmachine.accel = "kvm"',
+        "old-kernel",
+        (),
+        'machine.accel: found "kvm", expected a host whose /dev/kvm works, or "tcg"',
+    ),
+    (
+        'cpu = { vcpus = 2, placement = "dedicated" }',
+        "chiplets",
+        (held("0-13"),),
+        (
+            "cpu.placement: found dedicated, but every online CPU is isolated by the kernel or "
+            "another VM's own, expected CPUs to share with the host: for shared vCPUs, or "
+            "for QEMU's other "
+            "threads"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "host", "claims", "said"), REFUSALS, ids=range(len(REFUSALS)))
+def test_what_does_not_fit_names_what_binds(
+    text: str, host: str, claims: tuple[Claim, ...], said: str
+) -> None:
+    """The message has the key that binds, what was asked for and what there is."""
+    with pytest.raises(PlanError) as raised:
+        plan(vm(text), golden_host(host), claims)
+    assert str(raised.value) == said
+
+
+def test_a_host_without_cpus_is_refused() -> None:
+    """Nothing is planned for a host of which nothing is known."""
+    with pytest.raises(PlanError, match="host: found no online CPU"):
+        plan(golden_vm("tiny"), Host())
+
+
+def test_derived_addresses_are_warned_of() -> None:
+    """An address that another host would derive as well is told, unless the VM has a UUID."""
+    spec = vm("cpu.vcpus = 1\n[[net]]\ntype = 'tap'\ndevice = 'tap0'\n[memory]\nsize = '1GiB'")
+    assert plan(spec, golden_host("laptop")).warnings == (
+        (
+            "net[0].mac: derived from the VM's name: on another host a VM of the same name has the "
+            "same; give mac, or uuid"
+        ),
+    )
+    assert golden_plan("network", "laptop").warnings == ()
