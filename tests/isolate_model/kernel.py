@@ -42,7 +42,7 @@ class Irq:
 
     def __init__(self, mask: CpuSet, *, managed: bool, pending: bool, serial: int) -> None:
         self.mask = mask
-        self.effective = mask
+        self.effective = CpuSet({max(mask) - serial % 2})
         self.is_managed = managed
         self.is_pending = pending
         """Whether a change waits for the next interrupt (IO-APIC)."""
@@ -375,7 +375,7 @@ class Kernel(Door):
                 "effective_affinity_list": str(irq.effective),
                 "chip_name": "IR-PCI-MSI",
                 "hwirq": str(irq.serial),
-                "actions": f"device-{number}",
+                "actions": "" if int(number) % 13 == 12 else f"device-{number}",
             }
         )
         if name not in texts:
@@ -396,8 +396,8 @@ class Kernel(Door):
         if not mask & self.online:
             raise OSError(errno.EINVAL, "no online CPU", number)
         irq.mask = mask
-        if not irq.is_pending:
-            irq.effective = mask
+        if not irq.is_pending and not irq.effective <= mask:
+            irq.effective = CpuSet({mask.first()})
 
     @contextmanager
     def _tasks_follow(self) -> Iterator[None]:

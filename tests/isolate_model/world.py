@@ -178,6 +178,7 @@ def effective_state(kernel: Kernel) -> dict[str, str]:
     found = {"irq/default": str(kernel.default)}
     for number, irq in kernel.irqs.items():
         found[f"irq/{number}"] = str(irq.mask)
+        found[f"irq/{number}/effective"] = str(irq.effective)
     for path, mask in kernel.masks.items():
         found[path] = str(mask)
     for tid, task in kernel.tasks.items():
@@ -214,7 +215,7 @@ def _users(kernel: Kernel, vm: Vm) -> Iterator[tuple[str, CpuSet]]:
         if vm.pid not in {tid, task.leader} and not task.flags & 0x0400_0000:
             yield f"{task.name} {tid}", task.mask
     for number, irq in kernel.irqs.items():
-        if not _is_insisted(irq):
+        if not _is_insisted(irq) and number % 13 != 12:
             yield f"interrupt {number}", irq.effective
     yield from kernel.masks.items()
 

@@ -24,7 +24,7 @@ def discover(
         return ()
     return chain(
         irqbalance.knobs(door),
-        irqs.knobs(door, view),
+        irqs.knobs(door, view, records),
         masks.knobs(door, view, records),
         wishes.knobs(door, view, records),
         cpusets.knobs(door, view, groups, records),

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.state import Held, Record
 
 _UNITS: Final = (".slice", ".scope", ".service")
+_TASKLESS: Final = (".mount", ".swap")
+"""Units of systemd whose groups hold no task: they need no narrowing."""
+
 _DROP_INS: Final = ("run/systemd/system.control", "run/systemd/transient")
 """Where systemd puts a runtime property, of a unit with a file and of a transient one
 (``unit_drop_in_dir()``, src/core/unit.c); the latter goes with its unit."""
@@ -76,6 +79,8 @@ def _unified(door: Door, view: View, groups: Groups, takers: list[Held]) -> Iter
             yield _Controller(groups.base, path, taken)
         for name in door.directories(f"{groups.base}/{path}".rstrip("/")):
             child = f"{path}/{name}".lstrip("/")
+            if has_systemd and name.endswith(_TASKLESS):
+                continue
             if child in groups.scopes:
                 own = groups.scopes[child].claim.exclusive
                 forbidden = union(

@@ -96,8 +96,9 @@ def test_what_an_administrator_changed_meanwhile_stays(kernel: Kernel) -> None:
     world.reconcile()
     assert list(intruders(kernel, world)) == []
     world.stop(guest)
-    kernel.irqs[1].mask = CpuSet.parse("2,6") if str(kernel.irqs[1].mask) == "2,6" else CpuSet()
-    assert effective_state(kernel) == expected
+    after = effective_state(kernel)
+    del after["irq/1/effective"], expected["irq/1/effective"]  # where theirs goes, it chooses
+    assert after == expected
 
 
 def test_an_interrupt_that_appears_meanwhile_gets_what_the_default_was(kernel: Kernel) -> None:
