@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kvmhooks.errors import ValueFormatError
-from kvmhooks.isolate.knob import ORDINARY, Knob, WishKnob, chosen
+from kvmhooks.isolate.knob import ORDINARY, Knob, WishKnob
 from kvmhooks.values import CpuSet
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _disks(door: Door, view: View, records: Mapping[str, Record]) -> Iterator[Kn
             )  # fmt: skip
             yield _Depth(
                 f"disk/{name}/requests", f"{queue}/nr_requests", setting="storage.requests",
-                disk=names[name],
+                disk=names[name], follows=bool(view.wish("storage.scheduler")),
             )  # fmt: skip
 
 
@@ -180,13 +180,14 @@ class _DiskKnob(WishKnob):
 class _Depth(_DiskKnob):
     """The depth of the queue: a change of the scheduler sets it to that scheduler's default."""
 
-    __slots__ = ()
+    __slots__ = ("follows",)
 
     is_volatile = True
 
-    def __init__(self, key: str, path: str, *, setting: str, disk: str) -> None:
+    def __init__(self, key: str, path: str, *, setting: str, disk: str, follows: bool) -> None:
         super().__init__(key, path, setting=setting, disk=disk, order=ORDINARY + 1)
+        self.follows = follows
+        """Whether we have set the scheduler, so that the kernel has set this."""
 
     def is_forced(self, current: str, door: Door) -> bool:  # noqa: ARG002 -- the base's
-        scheduler = chosen(door.read(self.path.replace("nr_requests", "scheduler")))
-        return scheduler != ""
+        return self.follows
