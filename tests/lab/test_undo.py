@@ -1,7 +1,8 @@
 """After the last guest the whole host is as it was, on a real kernel.
 
-The first guest of a boot has systemd enable the cpuset controller, with or without us, so the state
-to compare with is that after a guest without our metadata.
+The first guest that owns CPUs has systemd enable the cpuset controller, and systemd keeps it: groups
+have files of CPU sets from then on, with all CPUs in them. The state to compare with is that after
+such a guest.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CANARIES = "for cpus in 2 3 6 7; do systemd-run -q taskset -c $cpus sleep 3000; 
 @pytest.fixture
 def warm(lab: Lab) -> Lab:
     """A lab on which a guest has run, and whose owner has then pinned tasks."""
-    isolated.start(lab, "first", A, policy="")
+    isolated.start(lab, "first", A)
     isolated.stop(lab, "first")
     lab.output(CANARIES)
     time.sleep(2)
