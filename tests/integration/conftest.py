@@ -75,8 +75,9 @@ def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
         try:
             socket = base / "run" / "libvirt-sock"
-            eventually(socket.exists, seconds=30)
+            eventually(lambda: socket.exists() or process.poll() is not None, seconds=120)
+            assert process.poll() is None, (base / "libvirtd.log").read_text()
             yield f"qemu:///system?socket={socket}"
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(timeout=20)
+            process.wait(timeout=60)

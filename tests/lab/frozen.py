@@ -122,6 +122,6 @@ def _install(agent: Agent, archive: bytes) -> None:
     agent.run(f"python3 -m compileall -q /{project.SITE}", seconds=WARM_SECONDS).checked()
     for program in ("kvmhooks", "kvm-launch"):
         agent.run([program, "--version"], seconds=WARM_SECONDS).checked()
-    verbs = agent.run("kvmhooks --help").checked().stdout.split()
-    if "hooks" in verbs:
+    told = agent.run("kvmhooks --help").checked().stdout.splitlines()
+    if any(line.split()[:1] == ["hooks"] for line in told):
         agent.run("kvmhooks hooks install", seconds=WARM_SECONDS).checked()

@@ -7,8 +7,8 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
-from kvm_launch.console import Console
 
+from kvm_launch.console import Console
 from kvmhooks.live.report import MARK, MAX_BYTES
 
 REPORT = MARK + b'"cpus":[]}'

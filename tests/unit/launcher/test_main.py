@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from kvm_launch.main import EXAMPLES, PRINTABLE, _parser, _with_uri
 
+from kvm_launch.main import EXAMPLES, PRINTABLE, _parser, _with_uri
 from kvmhooks.render.printed import FORMS
 from kvmhooks.version import VERSION
 from tests.fakehost import write_host

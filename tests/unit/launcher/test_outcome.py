@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from kvm_launch.outcome import Ended, Outcome, as_text, judge
 from kvm_launch.show import outcome_lines
-
 from kvmhooks.live.report import MARK, Difference
 from kvmhooks.live.threads import ThreadPin
 from kvmhooks.values import CpuSet

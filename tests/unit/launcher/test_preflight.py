@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kvm_launch.preflight import check
 
+from kvm_launch.preflight import check
 from kvmhooks.errors import SpecError
 from kvmhooks.spec import parse_vm
 

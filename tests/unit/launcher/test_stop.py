@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+
 from kvm_launch.stop import Stop
 
 
