@@ -1,8 +1,8 @@
 """After the last guest the whole host is as it was, on a real kernel.
 
-The first guest that owns CPUs has systemd enable the cpuset controller, and systemd keeps it: groups
-have files of CPU sets from then on, with all CPUs in them. The state to compare with is that after
-such a guest.
+The first guest that owns CPUs has systemd enable the cpuset controller, and systemd keeps it:
+groups have files of CPU sets from then on, with all CPUs in them. The state to compare with is that
+after such a guest.
 """
 
 from __future__ import annotations
