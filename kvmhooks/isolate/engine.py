@@ -157,7 +157,11 @@ def observe(
 
 def _rebase(knob: Knob, record: Record, current: str, door: Door) -> None:
     """Take over what someone else wrote: it is the original from now on."""
-    if record.knows(current) or knob.is_forced(current, door):
+    if record.knows(current):
+        if current != record.original:
+            record.ours = current  # a write was interrupted after it was made
+        return
+    if knob.is_forced(current, door):
         return
     record.original = current
     record.ours = record.intent = None
