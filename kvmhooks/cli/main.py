@@ -14,8 +14,14 @@ VERBS = {
     "argv": ("kvmhooks.cli.printed", "print QEMU's arguments for a vm.toml"),
     "claim": ("kvmhooks.cli.printed", "print what a vm.toml's VM asks of the host"),
     "host": ("kvmhooks.cli.host", "show this machine or a captured one, as text, JSON or SVG"),
+    "hooks": ("kvmhooks.cli.hooks", "install, remove or examine the libvirt hook"),
+    "isolate": ("kvmhooks.cli.isolate", "write an isolation policy into a libvirt domain"),
     "plan": ("kvmhooks.cli.printed", "show where a vm.toml's VM would live on a host, and why"),
+    "reconcile": ("kvmhooks.cli.isolation", "give back what VMs that are gone still hold"),
     "schema": ("kvmhooks.cli.schema", "print the JSON Schema of vm.toml"),
+    "simulate": ("kvmhooks.cli.simulate", "list every write that a start and a stop would make"),
+    "status": ("kvmhooks.cli.isolation", "show what VMs hold of this host, and the originals"),
+    "undo": ("kvmhooks.cli.isolation", "give back what a running VM holds"),
     "xml": ("kvmhooks.cli.printed", "print the libvirt domain XML for a vm.toml"),
 }
 """Verb: the module that carries it out, and what it does."""
@@ -52,7 +58,7 @@ def _run(verb: str, *words: str) -> int:
 
 def _usage() -> str:
     lines = ["usage: kvmhooks VERB [options]", "", "verbs (kvmhooks VERB --help tells more):"]
-    lines += [f"  {verb:<8} {does}" for verb, (_, does) in VERBS.items()]
+    lines += [f"  {verb:<9} {does}" for verb, (_, does) in VERBS.items()]
     lines += ["", "kvm-launch VM.toml boots a VM."]
     return "\n".join(lines) + "\n"
 

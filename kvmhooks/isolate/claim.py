@@ -11,6 +11,7 @@ import re
 from typing import Any, Final, Self
 
 from kvmhooks.errors import IsolationError
+from kvmhooks.isolate import policy
 from kvmhooks.values import CpuSet
 
 FORMAT: Final = 1
@@ -112,6 +113,10 @@ class Claim:
     def key(self) -> str:
         """What tells this claim from others, and is safe as a file's name."""
         return f"{self.driver}-{self.uuid}"
+
+    def setting(self, name: str) -> str:
+        """What the policy says of ``name``; empty where the host stays as it is."""
+        return policy.value_of(self.settings, name)
 
     def to_json(self) -> dict[str, Any]:
         """The claim as JSON types, with the format's version."""

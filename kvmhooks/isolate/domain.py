@@ -64,6 +64,15 @@ def read_claim(xml_text: str | bytes, driver: str = "qemu") -> Claim | None:
         raise IsolationError(f"domain {name}: {error}") from error
 
 
+def read_key(xml_text: str | bytes, driver: str = "qemu") -> str:
+    """The key of the claim that a domain may hold, whatever its policy says by now.
+
+    Raises ``IsolationError`` for XML that is no domain.
+    """
+    data = xml_text.encode() if isinstance(xml_text, str) else xml_text
+    return f"{driver}-{_parse(data).findtext('uuid', '').strip().lower()}"
+
+
 class _Builder(ET.TreeBuilder):
     """Builds a tree of bounded depth and refuses document types, before any entity is read."""
 

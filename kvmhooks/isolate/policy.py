@@ -40,6 +40,7 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "isolation.tasks": Setting(*_YES_NO, default="yes"),
     "isolation.workqueues": Setting(*_YES_NO, default="yes"),
     "isolation.network": Setting(*_YES_NO, default="yes"),
+    "isolation.watchdog": Setting(*_YES_NO, default="no"),
     "power.governor": Setting(_WORD, 'a cpufreq governor such as "performance"'),
     "power.epp": Setting(_WORD, 'an energy preference such as "performance" or "128"'),
     "power.latency": Setting(r"\d{1,9}|n/a", 'microseconds, or "n/a" for no wake-up delay at all'),

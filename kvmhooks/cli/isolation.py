@@ -1,0 +1,134 @@
+"""``kvmhooks status|reconcile|undo``: what is held of this host, and giving it back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kvmhooks.errors import InputError, RestoreError, ValueFormatError
+
+if TYPE_CHECKING:
+    from kvmhooks.isolate.engine import Report
+    from kvmhooks.isolate.keeper import Keeper
+    from kvmhooks.isolate.state import State
+
+
+def main(verb: str, argv: Sequence[str]) -> int:
+    """Carry out one of the three verbs; 4 when the host is not restored completely."""
+    from kvmhooks.isolate.door import Door
+    from kvmhooks.isolate.keeper import Keeper
+    from kvmhooks.isolate.store import Store
+
+    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    if verb == "undo":
+        which = parser.add_mutually_exclusive_group(required=True)
+        which.add_argument("name", metavar="NAME", nargs="?", help="a VM's name or UUID")
+        which.add_argument("--all", action="store_true", help="every VM")
+    parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+    keeper = Keeper(Door(arguments.root), Store(arguments.root))
+    if verb == "status":
+        said = held_things(keeper.look())
+        print(json.dumps(said, indent=2) if arguments.json else _told(said), end="\n")
+        return 0
+    if verb == "undo":
+        key = None if arguments.all else _key_of(keeper, arguments.name)
+        report = keeper.undo(key)
+    else:
+        report = keeper.reconcile()
+    print(json.dumps(_results(report), indent=2) if arguments.json else str(report))
+    _check(report, keeper)
+    return 0
+
+
+def held_things(state: State) -> dict[str, Any]:
+    """The live claims, and every knob that is not at its original, with who holds it."""
+    knobs = [
+        {
+            "knob": key,
+            "original": record.original,
+            "held": record.ours if record.intent is None else record.intent,
+            "settled": record.intent is None,
+            "by": _holders(state, record.original),
+        }
+        for key, record in state.records.items()
+        if record.ours is not None or record.intent is not None
+    ]
+    claims = [
+        {
+            "name": one.claim.name,
+            "uuid": one.claim.uuid,
+            "driver": one.claim.driver,
+            "state": one.state,
+            "exclusive": str(one.claim.exclusive),
+            "pid": one.holder.pid,
+            "huge_pages": one.pages,
+            "fallback": one.fallback,
+        }
+        for one in state.held.values()
+    ]
+    owed = {key: pool["owed"] for key, pool in state.pools.items()}
+    return {"claims": claims, "knobs": knobs, "huge_pages_owed": owed}
+
+
+def _holders(state: State, original: str) -> list[str]:
+    """The VMs whose CPUs were taken out of a mask; all of them for what is no mask."""
+    from kvmhooks.values import CpuSet
+
+    try:
+        cpus = CpuSet.parse(original)
+    except ValueFormatError:
+        cpus = CpuSet()
+    return [
+        one.claim.name
+        for one in state.held.values()
+        if not cpus or not cpus.isdisjoint(one.claim.exclusive)
+    ]
+
+
+def _told(said: dict[str, Any]) -> str:
+    if not any(said.values()):
+        return "nothing is held"
+    lines = []
+    for claim in said["claims"]:
+        cpus = claim["exclusive"] or "no CPUs alone"
+        lines.append(f"{claim['name']}: {cpus}, {claim['state']}, process {claim['pid']}")
+    for knob in said["knobs"]:
+        by = ", ".join(knob["by"]) or "nobody any more: run `kvmhooks reconcile`"
+        lines.append(
+            f"  {knob['knob']}: {knob['original'] or 'all'} -> {knob['held'] or 'all'} ({by})"
+        )
+    for key, count in said["huge_pages_owed"].items():
+        lines.append(f"  huge pages {key}: {count} to give back")
+    return "\n".join(lines)
+
+
+def _key_of(keeper: Keeper, name: str) -> str:
+    """The key of the claim with this name or UUID. Raises ``InputError`` without one."""
+    held = keeper.look().held
+    found = [key for key, one in held.items() if name in {one.claim.name, one.claim.uuid}]
+    if len(found) != 1:
+        names = ", ".join(one.claim.name for one in held.values()) or "none"
+        raise InputError(f"found {len(found)} claims of {name!r}, expected one of: {names}")
+    return found[0]
+
+
+def _results(report: Report) -> dict[str, Any]:
+    return {
+        "results": [result._asdict() for result in report.results],
+        "untouched": report.untouched,
+    }
+
+
+def _check(report: Report, keeper: Keeper) -> None:
+    """Raise ``RestoreError`` when something is left that no claim holds."""
+    from kvmhooks.isolate.engine import FAILED, REFUSAL
+
+    state = keeper.look()
+    left = [one for one in report.of(FAILED, REFUSAL) if one.key in state.records]
+    if left and not state.held:
+        said = "; ".join(f"{one.key}: {one.why}" for one in left)
+        raise RestoreError(f"not restored: {said}")

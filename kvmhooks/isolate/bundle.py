@@ -1,0 +1,149 @@
+"""The hook as one self-contained file: no virtual environment can keep a VM from starting.
+
+The file is a Python script: the text of ``gate.py``, which decides whether a call is any of our
+business, and in comment lines everything else: the loader, the modules' texts, and the modules
+compiled for the interpreter that will run them (the texts serve once that is upgraded). Comments
+cost next to nothing to skip; they are unpacked only for a guest that is ours.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import zlib
+from pathlib import Path
+from typing import Final
+
+from kvmhooks.errors import IsolationError
+from kvmhooks.version import VERSION
+
+NOT_BUNDLED: Final = {"kvmhooks.isolate.bundle", "kvmhooks.isolate.installation"}
+
+HEADER: Final = "# kvmhooks {version}: the libvirt hook. Made by `kvmhooks hooks install`.\n"
+
+_START: Final = """
+import sys
+
+chained = {chained!r}
+options = sys.argv[1:2] and sys.argv[1].startswith("--")
+xml = None if options else sys.stdin.buffer.read(MAX_STDIN)
+if options or chained or concerns(sys.argv[1:], xml):
+    from binascii import a2b_base64
+    from zlib import decompress
+
+    with open(__file__, "rb") as file:
+        *_, loader, text, code = file.read().splitlines()
+    exec(decompress(a2b_base64(loader[2:])))
+"""
+"""The end of the script proper."""
+
+_LOADER: Final = """
+import marshal
+from _frozen_importlib import spec_from_loader
+from _frozen_importlib_external import MAGIC_NUMBER
+
+class Bundled:
+    def __init__(self):
+        magic, packed = code[2:].split()
+        if magic.decode() == MAGIC_NUMBER.hex():
+            self.modules = marshal.loads(decompress(a2b_base64(packed)))
+        else:
+            import json
+            self.modules = json.loads(decompress(a2b_base64(text[2:])))
+
+    def find_spec(self, name, path=None, target=None):
+        if name in self.modules:
+            return spec_from_loader(name, self, is_package=self.modules[name][0])
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        said = self.modules[module.__name__][1]
+        if isinstance(said, str):
+            said = compile(said, f"<{module.__name__}>", "exec", dont_inherit=True)
+        exec(said, module.__dict__)
+
+sys.meta_path.insert(0, Bundled())
+from kvmhooks.isolate.hook import command
+sys.exit(command(sys.argv[1:], xml, chained))
+"""
+"""Finds the modules in the file's last lines and hands the call on."""
+
+_COMPILER: Final = """
+import json, marshal, sys, zlib
+from importlib.util import MAGIC_NUMBER
+modules = json.load(sys.stdin)
+found = {n: (p, compile(t, f"<{n}>", "exec", dont_inherit=True)) for n, (p, t) in modules.items()}
+print(MAGIC_NUMBER.hex(), zlib.compress(marshal.dumps(found), 9).hex())
+"""
+
+
+def build(interpreter: str = "/usr/bin/python3", chained: str = "") -> str:
+    """The file's text, for an interpreter that is asked to compile it.
+
+    Raises ``IsolationError`` when there is no such interpreter or it is too old.
+    """
+    modules = texts()
+    try:
+        done = subprocess.run(
+            [interpreter, "-I", "-S", "-c", _COMPILER],
+            input=json.dumps(modules),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except FileNotFoundError as error:
+        raise IsolationError(f"{interpreter}: no such interpreter; name one that is") from error
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise IsolationError(
+            f"{interpreter}: found {last}, expected Python 3.11 or later"
+        ) from error
+    magic, code = done.stdout.split()
+    gate = (Path(__file__).parent / "gate.py").read_text()
+    lines = (
+        _packed(_LOADER.encode()),
+        _packed(json.dumps(modules).encode()),
+        f"{magic} {base64.b64encode(bytes.fromhex(code)).decode()}",
+    )
+    return "".join(
+        (
+            f"#!{interpreter} -IS\n",
+            HEADER.format(version=VERSION),
+            gate,
+            _START.replace("{chained!r}", repr(chained)),
+            *(f"# {line}\n" for line in lines),
+        )
+    )
+
+
+def _packed(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data, 9)).decode()
+
+
+def texts() -> dict[str, tuple[bool, str]]:
+    """(whether it is a package, its text) of every module that the hook may need.
+
+    ``kvmhooks`` itself is empty here: its public names need what the hook must not depend on.
+    """
+    package = Path(__file__).parent.parent
+    found: dict[str, tuple[bool, str]] = {"kvmhooks": (True, "")}
+    paths = [package / f"{name}.py" for name in ("errors", "values", "version")]
+    for path in [*paths, *sorted((package / "isolate").rglob("*.py"))]:
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        name = ".".join(parts[:-1] if is_package else parts)
+        if name not in NOT_BUNDLED:
+            found[name] = (is_package, path.read_text())
+    return found
+
+
+def version_of(text: str) -> str | None:
+    """The version that made a file, or None for a file that is none of ours."""
+    start, _, end = HEADER.partition("{version}")
+    lines = text.splitlines(keepends=True)[:2]
+    if len(lines) < 2 or not lines[1].startswith(start) or not lines[1].endswith(end):
+        return None
+    return lines[1].removeprefix(start).removesuffix(end)

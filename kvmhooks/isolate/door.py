@@ -1,0 +1,203 @@
+"""The one door through which isolation reads and changes a host.
+
+Everything is below a root directory. With another root than ``/`` nothing outside of it is read
+or changed: a task's affinity is then the line of its captured ``status`` file, so that the same
+code runs on a fake tree. A test may put a model of the kernel's rules in the place of this class.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, Final
+
+from kvmhooks.values import CpuSet
+
+if TYPE_CHECKING:
+    from kvmhooks.isolate.bus import Systemd
+
+MAX_READ: Final = 4 << 20
+"""More than this is never read from a kernel's file (``/proc/interrupts`` of 8,192 CPUs)."""
+
+_AFFINITY: Final = "Cpus_allowed_list:\t"
+
+
+class Door:
+    """A host below ``root``: files, tasks, the system bus, the clock. Paths have no leading slash.
+
+    Every method raises ``OSError`` with the kernel's own errno.
+    """
+
+    def __init__(self, root: str = "/") -> None:
+        self.root = os.path.join(root, "")  # noqa: PTH118 -- pathlib costs the hook 5 ms
+        self.deadline: float | None = None
+        """When, on the clock of ``now``, nothing more may be begun."""
+
+    @property
+    def is_real(self) -> bool:
+        """Whether this is the machine itself, and no tree of files."""
+        return self.root == "/"
+
+    def read(self, path: str) -> str:
+        """The text of a file, without the white space around it."""
+        descriptor = os.open(self.root + path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            data = os.read(descriptor, 65_536)
+            if len(data) >= 4_096:  # a sysfs file is at most a page; procfs goes on
+                parts = [data]
+                while parts[-1] and sum(map(len, parts)) < MAX_READ:
+                    parts.append(os.read(descriptor, 65_536))
+                data = b"".join(parts)
+        finally:
+            os.close(descriptor)
+        return data.decode("utf-8", "surrogateescape").strip()
+
+    def write(self, path: str, text: str) -> None:
+        """Write a whole text with one system call, as sysfs needs it.
+
+        Raises ``OSError``; a short write is ``ENOSPC``'s kin and raises, too.
+        """
+        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self.root + path, flags)
+        data = (text + "\n").encode()
+        try:
+            if not self.is_real:  # a plain file would keep its tail; still one system call
+                data = data.ljust(os.fstat(descriptor).st_size, b"\n")
+            written = os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
+        if written != len(data):
+            raise OSError(errno.EIO, f"short write: {written} of {len(data)} bytes", path)
+
+    def names(self, path: str) -> list[str]:
+        """What a directory holds, sorted; nothing when there is no such directory."""
+        try:
+            return sorted(os.listdir(self.root + path))  # noqa: PTH208 -- as in __init__
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def directories(self, path: str) -> list[str]:
+        """The directories directly below one, sorted; links are none."""
+        try:
+            with os.scandir(self.root + path) as entries:
+                return sorted(one.name for one in entries if one.is_dir(follow_symlinks=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def inodes(self, path: str) -> dict[str, int]:
+        """What a directory holds, by name, each with its inode."""
+        try:
+            with os.scandir(self.root + path) as entries:
+                return {one.name: one.inode() for one in entries}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
+    def has(self, path: str) -> bool:
+        """Whether there is something of this name."""
+        try:
+            os.stat(self.root + path)  # noqa: PTH116 -- as in __init__
+        except OSError:
+            return False
+        return True
+
+    def unlink(self, path: str) -> None:
+        """Remove a file, or a link itself."""
+        os.unlink(self.root + path)  # noqa: PTH108 -- as in __init__
+
+    def remove_empty(self, path: str) -> None:
+        """Remove a directory if there is nothing in it."""
+        try:
+            os.rmdir(self.root + path)  # noqa: PTH106 -- as in __init__
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
+                raise
+
+    def block_device(self, device: str) -> str:
+        """The kernel's name of a disk (``sdb``) from any of its paths; empty when there is none."""
+        path = os.path.realpath(self.root + device.lstrip("/"))
+        name = path.rsplit("/", 1)[-1]
+        return name if name and self.has(f"sys/class/block/{name}/queue") else ""
+
+    def affinity(self, tid: int) -> CpuSet:
+        """The CPUs on which a task may run (``sched_getaffinity(2)``)."""
+        if self.is_real:
+            return CpuSet(os.sched_getaffinity(tid))
+        for line in self.read(f"proc/{tid}/status").splitlines():
+            if line.startswith(_AFFINITY):
+                return CpuSet.parse(line.removeprefix(_AFFINITY))
+        raise ProcessLookupError(errno.ESRCH, "no such task", str(tid))
+
+    def set_affinity(self, tid: int, cpus: CpuSet) -> None:
+        """Let a task run on ``cpus`` only (``sched_setaffinity(2)``)."""
+        if self.is_real:
+            os.sched_setaffinity(tid, cpus)
+            return
+        lines = self.read(f"proc/{tid}/status").splitlines()
+        kept = [line for line in lines if not line.startswith(_AFFINITY)]
+        self.write(f"proc/{tid}/status", "\n".join([*kept, f"{_AFFINITY}{cpus}"]))
+
+    def is_socket(self, path: str) -> bool:
+        """Whether a file is a socket."""
+        try:
+            return stat.S_ISSOCK(os.lstat(self.root + path).st_mode)
+        except OSError:
+            return False
+
+    def ask(self, path: str, text: str, timeout: float) -> str:
+        """Send a text to a stream socket and return all that comes back until it closes."""
+        import socket  # noqa: PLC0415 -- 3 ms that most calls do not need
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+            peer.settimeout(timeout)
+            peer.connect(self.root + path)
+            peer.sendall(text.encode())
+            parts: list[bytes] = []
+            while sum(map(len, parts)) < MAX_READ:
+                part = peer.recv(65_536)
+                if not part:
+                    break
+                parts.append(part)
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def systemd(self, timeout: float = 5.0) -> Systemd | None:
+        """Systemd's manager over the system bus, or None where systemd does not run.
+
+        Whether it does is told as by ``sd_booted(3)``.
+        """
+        if not self.has("run/systemd/system"):
+            return None
+        from kvmhooks.isolate.bus import Systemd  # noqa: PLC0415 -- many hosts need no bus
+
+        return Systemd(self.root + "run/dbus/system_bus_socket", timeout)
+
+    def log(self, line: str, severity: int = 6) -> None:
+        """Send a line to the system's log (``/dev/log``); where nobody listens it is lost."""
+        if not self.has("dev/log"):
+            return
+        import socket  # noqa: PLC0415 -- as in ask
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+            peer.setblocking(False)
+            try:
+                peer.connect(self.root + "dev/log")
+                peer.send(f"<{24 + severity}>kvmhooks[{os.getpid()}]: {line}".encode())
+            except OSError:  # no log daemon is no reason to keep a VM from starting
+                return
+
+    def now(self) -> float:
+        """Seconds on a clock that only goes forward."""
+        return time.monotonic()
+
+    def is_late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and self.now() >= self.deadline
+
+    def parent(self) -> int:
+        """The process that runs us."""
+        return os.getppid()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)

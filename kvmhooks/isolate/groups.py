@@ -1,0 +1,128 @@
+"""Where the host's tasks are: control groups with CPU sets, and which of them are VMs.
+
+cgroup v2: Documentation/admin-guide/cgroup-v2.rst («Cpuset»); v1:
+Documentation/admin-guide/cgroup-v1/cpusets.rst. libvirt's layout below the VM's scope is
+``libvirt/{emulator,vcpuN,iothreadN}`` on v2 and without ``libvirt/`` on v1
+(https://libvirt.org/cgroups.html).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from kvmhooks.errors import ValueFormatError
+from kvmhooks.isolate.state import RUNNING
+from kvmhooks.values import CpuSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kvmhooks.isolate.door import Door
+    from kvmhooks.isolate.state import Held
+
+UNIFIED: Final = "sys/fs/cgroup"
+LEGACY: Final = "sys/fs/cgroup/cpuset"
+
+PARTITIONS_SINCE: Final = (6, 7)
+"""The first kernel with ``cpuset.cpus.exclusive`` and remote partitions."""
+
+MACHINES: Final = ("machine.slice", "machine")
+"""Where libvirt puts VMs, with machined and without."""
+
+_INNER: Final = re.compile(r"(/libvirt)?(/(emulator|vcpu\d+|iothread\d+))?$", re.ASCII)
+_SAFE_NAME: Final = re.compile(r"[^\x00/]{1,200}")
+
+
+class Groups:
+    """The groups of one host as they are now."""
+
+    __slots__ = ("base", "effective_file", "is_unified", "scopes")
+
+    def __init__(
+        self, *, base: str, is_unified: bool, scopes: dict[str, Held] | None = None
+    ) -> None:
+        self.base = base
+        """The hierarchy that has the CPU sets, below the root; empty where there is none."""
+        self.is_unified = is_unified
+        self.effective_file = "cpuset.cpus.effective" if is_unified else "cpuset.effective_cpus"
+        self.scopes = {} if scopes is None else scopes
+        """The claims' own VMs by their group (``machine.slice/machine-….scope``)."""
+
+    @classmethod
+    def find(cls, door: Door, held: Iterable[Held]) -> Groups:
+        """The hierarchy with the CPU sets, and the groups of those that hold claims."""
+        if door.has(f"{LEGACY}/cpuset.cpus"):
+            found = cls(base=LEGACY, is_unified=False)
+        elif door.has(f"{UNIFIED}/cgroup.controllers"):
+            has_cpuset = "cpuset" in door.read(f"{UNIFIED}/cgroup.controllers").split()
+            found = cls(base=UNIFIED if has_cpuset else "", is_unified=True)
+        else:
+            found = cls(base="", is_unified=False)
+        for one in held:
+            pid = pid_of(door, one)
+            path = found.of_process(door, pid) if pid else None
+            if path is not None:
+                scope = _INNER.sub("", path)
+                if scope:
+                    found.scopes[scope] = one
+        return found
+
+    def of_process(self, door: Door, pid: int) -> str | None:
+        """A process's group, without a leading slash; None when it is gone."""
+        try:
+            lines = door.read(f"proc/{pid}/cgroup").splitlines()
+        except OSError:
+            return None
+        for line in lines:
+            _, controllers, path = line.split(":", 2)
+            if controllers == "" if self.is_unified else "cpuset" in controllers.split(","):
+                return path.strip("/")
+        return None
+
+    def ancestors(self) -> set[str]:
+        """The groups that have a VM below them."""
+        above = set(MACHINES)
+        for scope in self.scopes:
+            parts = scope.split("/")
+            above.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
+        return above
+
+    def effective(self, door: Door, path: str) -> CpuSet | None:
+        """What a group's tasks may use: its own effective set, or that of the next one above."""
+        while True:
+            try:
+                text = door.read(f"{self.base}/{path}/{self.effective_file}".replace("//", "/"))
+                return CpuSet.parse(text)
+            except (OSError, ValueFormatError):
+                if not path:
+                    return None
+                path = path.rpartition("/")[0]
+
+    def is_machine(self, path: str) -> bool:
+        """Whether a group is a VM's or a container's, whose manager pins its tasks."""
+        return path.split("/", 1)[0] in MACHINES or any(
+            path == scope or path.startswith(f"{scope}/") for scope in self.scopes
+        )
+
+
+def pid_of(door: Door, one: Held) -> int:
+    """QEMU's pid: on record while it runs, else from the file that libvirt has it write; or 0.
+
+    The file is there before libvirt makes the VM's group (``qemuProcessLaunch()``), so that a
+    group of a VM that is just being started is never taken for somebody else's.
+    """
+    if one.state == RUNNING:
+        return one.holder.pid
+    return libvirt_pid(door, one.claim.name)
+
+
+def libvirt_pid(door: Door, name: str) -> int:
+    """What stands in ``/run/libvirt/qemu/NAME.pid``, or 0."""
+    if _SAFE_NAME.fullmatch(name) is None:
+        return 0
+    try:
+        text = door.read(f"run/libvirt/qemu/{name}.pid")
+    except OSError:
+        return 0
+    return int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else 0

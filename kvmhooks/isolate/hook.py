@@ -1,0 +1,189 @@
+"""What libvirt runs: ``qemu GUEST OPERATION SUB-OPERATION EXTRA``, with the domain's XML on stdin.
+
+https://libvirt.org/hooks.html. libvirt holds the VM while this runs, shows stderr only when the
+exit code is not 0, and takes stdout as new XML in two operations. A guest that is none of ours must
+cost no more than the start of the interpreter: nothing but ``gate`` is imported before that is
+known, ``typing`` included.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from kvmhooks.isolate import gate
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import IO
+
+    from kvmhooks.isolate.engine import Report
+    from kvmhooks.isolate.keeper import Keeper
+
+MAY_FAIL = {"prepare", "start", "started"}
+"""The operations whose exit code may be another than 0: at `reconnect` it would kill the guest."""
+
+
+def main(argv: list[str], stdin: IO[bytes], stdout: IO[str], root: str = "/") -> int:
+    """Run one hook call; ``argv`` is GUEST OPERATION SUB-OPERATION EXTRA. Return the exit code.
+
+    ``stdout`` is for the two operations that filter XML; nothing is written to it today: an empty
+    answer keeps the XML as it is.
+    """
+    del stdout
+    return answer(argv, stdin.read(gate.MAX_STDIN), root)
+
+
+def answer(argv: list[str], xml: bytes, root: str) -> int:
+    """Do what a call asks for, if it is any of our business, and log what came of it in one line.
+
+    Return the exit code.
+    """
+    if not gate.concerns(argv, xml, root):
+        return 0
+    from kvmhooks.errors import KvmhooksError  # noqa: PLC0415 -- see the module's docstring
+    from kvmhooks.isolate.door import Door  # noqa: PLC0415
+    from kvmhooks.isolate.keeper import Keeper  # noqa: PLC0415
+    from kvmhooks.isolate.store import Store  # noqa: PLC0415
+
+    door, store = Door(root), Store(root)
+    keeper = Keeper(door, store)
+    begun = door.now()
+    operation = argv[1]
+    what = f"{printable(argv[0])}: {operation}"
+    try:
+        check_place(root)
+        report = carry_out(keeper, operation, xml)
+    except (KvmhooksError, OSError, ValueError) as error:
+        door.log(f"{what}: {type(error).__name__}: {error}", severity=3)
+        if operation == "release":
+            retry(keeper)
+        if operation not in MAY_FAIL:
+            return 0
+        sys.stderr.write(f"kvmhooks: {' '.join(str(error).split())}\n")
+        return 1
+    finally:
+        store.close()
+    if report is not None:
+        door.log(f"{what}: {(door.now() - begun) * 1000:.0f} ms: {report}")
+        if operation == "release" and report.is_incomplete:
+            retry(keeper)
+    return 0
+
+
+def carry_out(keeper: Keeper, operation: str, xml: bytes) -> Report | None:
+    """Call the keeper; None when the guest makes no claim and nothing was to be done.
+
+    Raises ``KvmhooksError`` or ``OSError``.
+    """
+    from kvmhooks.errors import IsolationError  # noqa: PLC0415 -- see the module's docstring
+    from kvmhooks.isolate.domain import read_claim, read_key  # noqa: PLC0415
+
+    if operation == "release":
+        return keeper.release(read_key(xml))
+    try:
+        claim = read_claim(xml)
+    except IsolationError:
+        if operation in {"prepare", "start"}:
+            raise
+        claim = None  # what was refused at its start holds nothing; the others are looked after
+    if operation == "started":
+        return keeper.started(claim)
+    if operation == "reconnect":
+        return keeper.reconnect(claim)
+    if claim is None:
+        return None
+    return keeper.prepare(claim) if operation == "prepare" else keeper.start(claim)
+
+
+def retry(keeper: Keeper) -> None:
+    """Have systemd run `reconcile` until it succeeds; without it the next hook call does."""
+    from kvmhooks.errors import IsolationError  # noqa: PLC0415 -- see the module's docstring
+
+    systemd = keeper.door.systemd()
+    if systemd is None:
+        return
+    try:
+        with systemd:
+            systemd.start("kvmhooks-reconcile.service")
+    except IsolationError as error:
+        keeper.door.log(f"reconcile was not scheduled: {error}", severity=4)
+
+
+def reconcile(root: str) -> int:
+    """Put right what an earlier call has left; 4 when something still is. For the systemd unit."""
+    from kvmhooks.errors import KvmhooksError  # noqa: PLC0415 -- see the module's docstring
+    from kvmhooks.isolate.door import Door  # noqa: PLC0415
+    from kvmhooks.isolate.keeper import Keeper  # noqa: PLC0415
+    from kvmhooks.isolate.store import Store  # noqa: PLC0415
+
+    door = Door(root)
+    if gate.exists(root, "etc/kvmhooks/disabled"):
+        return 0
+    try:
+        report = Keeper(door, Store(root)).reconcile()
+    except (KvmhooksError, OSError, ValueError) as error:
+        sys.stderr.write(f"kvmhooks: {error}\n")
+        return 4
+    door.log(f"reconcile: {report}")
+    return 4 if report.is_incomplete else 0
+
+
+def check_place(root: str) -> None:
+    """Refuse where nothing can be isolated.
+
+    Raises ``IsolationError`` in a container: /sys that cannot be written, or processes that are not
+    the kernel's own (pid 2 is kthreadd only in the first pid namespace).
+    """
+    from kvmhooks.errors import IsolationError  # noqa: PLC0415 -- see the module's docstring
+
+    if root != "/":
+        return
+    if os.statvfs("/sys").f_flag & os.ST_RDONLY:
+        raise IsolationError("/sys is read-only here: run libvirt outside of the container")
+    try:
+        with open("/proc/2/comm", "rb") as file:  # noqa: PTH123 -- pathlib costs 5 ms
+            name = file.read().strip()
+    except FileNotFoundError:
+        name = b""
+    if name != b"kthreadd":
+        raise IsolationError("this is not the host's pid namespace: run libvirt outside of it")
+
+
+def printable(text: str) -> str:
+    """A guest's name for a log line: no line break, no more than 80 characters."""
+    return "".join(char if char.isprintable() else "?" for char in text[:80])
+
+
+def command(arguments: list[str], xml: bytes | None = None, chained: str = "") -> int:
+    """``[--root DIR] GUEST OPERATION SUB-OPERATION EXTRA``, or ``[--root DIR] --reconcile``.
+
+    The option is for tests. ``xml`` is stdin's text where it was read already; ``chained`` the
+    script that was in our place before: it gets the same call once ours is done, in this very
+    process, and its output and exit code are the answer.
+    """
+    root = "/"
+    if arguments[:1] == ["--root"] and len(arguments) > 1:
+        root, arguments = arguments[1], arguments[2:]
+    if arguments == ["--reconcile"]:
+        return reconcile(root)
+    if xml is None:
+        xml = sys.stdin.buffer.read(gate.MAX_STDIN)
+    code = answer(arguments, xml, root)
+    if code == 0 and chained and os.access(chained, os.X_OK):
+        hand_on(chained, arguments, xml)
+    return code
+
+
+def hand_on(chained: str, arguments: list[str], xml: bytes) -> None:
+    """Become another hook script, with the same arguments and the XML on stdin."""
+    copy = os.memfd_create("xml", 0)
+    while xml:
+        xml = xml[os.write(copy, xml) :]
+    os.lseek(copy, 0, os.SEEK_SET)
+    os.dup2(copy, 0)
+    os.execv(chained, [chained, *arguments])  # noqa: S606 -- no shell on purpose
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))

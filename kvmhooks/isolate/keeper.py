@@ -1,0 +1,264 @@
+"""The keeper of a host: takes a VM's claim, carries it out, and takes it back.
+
+The hook, ``kvm-launch`` and the verbs all come through here. Every entry holds the one lock, drops
+the claims of VMs that are gone, finishes what was interrupted, and leaves the host as the claims
+that live want it.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from kvmhooks.errors import IsolationError
+from kvmhooks.isolate import pool
+from kvmhooks.isolate.engine import FAILED, REFUSAL, Report, converge
+from kvmhooks.isolate.groups import Groups, libvirt_pid
+from kvmhooks.isolate.knob import View
+from kvmhooks.isolate.knobs import discover
+from kvmhooks.isolate.state import PENDING, RUNNING, Held, Process, State, boot_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvmhooks.isolate.claim import Claim
+    from kvmhooks.isolate.door import Door
+    from kvmhooks.isolate.store import Store
+
+BUDGET: Final = 10.0
+"""Seconds for one entry: libvirt holds the VM's lock while its hook runs."""
+
+BUDGET_WITH_PAGES: Final = 30.0
+
+LOCK_SHARE: Final = 0.8
+"""How much of the budget may be spent waiting for the lock."""
+
+DAEMONS: Final = ("libvirtd", "virtqemud")
+
+
+class Keeper:
+    """One host's claims. Every method raises ``IsolationError`` when the claim is refused."""
+
+    def __init__(self, door: Door, store: Store, budget: float = BUDGET) -> None:
+        self.door = door
+        self.store = store
+        self.budget = budget
+
+    def prepare(self, claim: Claim, holder: Process | None = None) -> Report:
+        """Take a claim, before the VM exists: refuse an overlap, and get its huge pages.
+
+        ``holder`` is the process whose end ends the claim while it is pending; the daemon that
+        runs us without it.
+        """
+        with self._entry(BUDGET_WITH_PAGES if claim.hugepages else self.budget) as state:
+            report = self._recover(state)
+            state.held.pop(claim.key, None)  # the same VM again: its last start never ended
+            self._check(claim, state)
+            held = Held(
+                claim,
+                holder=self._daemon() if holder is None else holder,
+                since=1 + max((one.since for one in state.held.values()), default=0),
+            )
+            state.held[claim.key] = held
+            try:
+                if claim.hugepages:
+                    pool.take(self.door, self.store, state, held)
+            except BaseException:
+                del state.held[claim.key]
+                self._save(state)
+                raise
+            self._save(state)
+        return report
+
+    def start(self, claim: Claim) -> Report:
+        """Isolate the VM's CPUs from the host: no QEMU exists yet."""
+        with self._entry() as state:
+            if claim.key not in state.held:
+                raise IsolationError(
+                    f"{claim.name}: no claim was taken at `prepare`; is the hook installed for "
+                    "both? see `kvmhooks hooks status`"
+                )
+            self._drop_dead(state, but=claim.key)
+            report = self._converge(state)
+            if claim.strict:
+                self._refuse_incomplete(state, claim, report)
+        return report
+
+    def started(self, claim: Claim | None, pid: int = 0) -> Report:
+        """Isolate the VM's own groups: its threads exist. Without a claim: keep it off the others'.
+
+        A VM whose partitions the kernel refuses is isolated by narrowing everything else.
+        """
+        with self._entry() as state:
+            held = None if claim is None else state.held.get(claim.key)
+            if held is not None:
+                self._adopt(held, pid)
+            self._drop_dead(state, but=held.claim.key if held else "")
+            report = self._converge(state)
+            if held is not None and self._was_refused(held, report):
+                held.fallback = True
+                report = self._converge(state)
+            if held is not None and held.claim.strict:
+                self._refuse_incomplete(state, held.claim, report)
+        return report
+
+    def reconnect(self, claim: Claim | None) -> Report:
+        """Take up the claim of a VM that runs already: libvirtd was restarted."""
+        with self._entry() as state:
+            if claim is not None:
+                held = state.held.get(claim.key)
+                if held is None:
+                    self._check(claim, state)
+                    since = 1 + max((one.since for one in state.held.values()), default=0)
+                    held = Held(claim, holder=self._daemon(), since=since)
+                    state.held[claim.key] = held
+                self._adopt(held, 0)
+            self._drop_dead(state, but="" if claim is None else claim.key)
+            return self._converge(state)
+
+    def release(self, key: str) -> Report:
+        """Drop a claim and give everything back that no other claim needs."""
+        with self._entry() as state:
+            held = state.held.pop(key, None)
+            if held is not None and held.pages:
+                pool.give_back(self.door, self.store, state, held)
+            self._drop_dead(state)
+            return self._converge(state)
+
+    def reconcile(self) -> Report:
+        """Drop the claims of VMs that are gone, and finish whatever was interrupted."""
+        with self._entry() as state:
+            return self._recover(state, is_thorough=True)
+
+    def undo(self, key: str | None) -> Report:
+        """Drop one claim, or all, though the VMs still run."""
+        with self._entry() as state:
+            for one in [key] if key is not None else list(state.held):
+                held = state.held.pop(one, None)
+                if held is not None and held.pages:
+                    pool.give_back(self.door, self.store, state, held)
+            return self._converge(state)
+
+    def look(self) -> State:
+        """What is on record, without the lock and without a change: the state is one file."""
+        text = self.store.load()
+        boot = boot_id(self.door)
+        return State(boot) if text is None else State.from_text(text, boot)
+
+    @contextmanager
+    def _entry(self, budget: float | None = None) -> Iterator[State]:
+        """Hold the lock within the budget, with what is on record."""
+        budget = self.budget if budget is None else budget
+        self.door.deadline = self.door.now() + budget
+        with self.store.lock(self.door, budget * LOCK_SHARE):
+            yield self.look()
+
+    def _recover(self, state: State, *, is_thorough: bool = False) -> Report:
+        """Leave what was interrupted behind; without an interruption, the host is not looked at."""
+        is_changed = self._drop_dead(state)
+        is_open = any(record.intent is not None for record in state.records.values())
+        is_left = bool(state.records) and not state.held
+        if is_thorough or is_changed or is_open or is_left or state.pools:
+            return self._converge(state)
+        return Report()
+
+    def _converge(self, state: State) -> Report:
+        if state.pools:
+            pool.settle(self.door, self.store, state)
+        view = View.read(self.door, state.held.values())
+        groups = Groups.find(self.door, view.held)
+        knobs = discover(self.door, view, groups, state.records)
+        return converge(self.door, self.store, state, knobs, view)
+
+    def _save(self, state: State) -> None:
+        if state.is_empty:
+            self.store.clear()
+        else:
+            self.store.save(state.to_text())
+
+    def _check(self, claim: Claim, state: State) -> None:
+        """Nobody else has the CPUs, they exist, and something is left for the host."""
+        for one in state.held.values():
+            both = one.claim.exclusive & claim.exclusive
+            if both and one.claim.key != claim.key:
+                raise IsolationError(
+                    f"{claim.name}: CPUs {both} are {one.claim.name}'s alone "
+                    f"({one.claim.uuid}): stop it, or pin {claim.name} elsewhere "
+                    f"(`kvmhooks tune {claim.name}`)"
+                )
+        view = View.read(self.door, [*state.held.values()])
+        absent = claim.exclusive - view.online
+        if absent:
+            raise IsolationError(f"{claim.name}: CPUs {absent} are not online on this host")
+        if claim.exclusive and not view.online - view.exclusive - claim.exclusive:
+            raise IsolationError(
+                f"{claim.name}: CPUs {claim.exclusive} are all that is left of {view.online}: the "
+                "host itself needs at least one"
+            )
+
+    def _drop_dead(self, state: State, but: str = "") -> bool:
+        """Drop the claims whose VM is gone, and tell whether there were any."""
+        dead = [key for key, one in state.held.items() if key != but and not self._is_live(one)]
+        for key in dead:
+            held = state.held.pop(key)
+            for pages, share in held.pages.items():
+                state.pools.setdefault(pages, {"owed": 0})["owed"] += share
+        return bool(dead)
+
+    def _is_live(self, held: Held) -> bool:
+        """A running VM lives as long as QEMU; a pending one as long as its daemon or its QEMU."""
+        if held.holder.is_alive(self.door):
+            return True
+        if held.state == RUNNING:
+            return False
+        pid = libvirt_pid(self.door, held.claim.name)
+        return bool(pid) and Process.find(self.door, pid) is not None
+
+    def _adopt(self, held: Held, pid: int) -> None:
+        """From now on the claim lives as long as QEMU does."""
+        process = Process.find(self.door, pid or libvirt_pid(self.door, held.claim.name))
+        if process is not None:
+            held.holder, held.state = process, RUNNING
+
+    def _daemon(self) -> Process:
+        """The daemon that runs us: our parent, or above it where a script calls the hook."""
+        pid = parent = self.door.parent()
+        for _ in range(4):
+            try:
+                text = self.door.read(f"proc/{pid}/stat")
+            except OSError:
+                break
+            name, fields = text[text.find("(") + 1 : text.rfind(")")], text[text.rfind(")") :]
+            if name in DAEMONS:
+                parent = pid
+                break
+            pid = int(fields.split()[2])
+        return Process.find(self.door, parent) or Process(parent, 0)
+
+    @staticmethod
+    def _was_refused(held: Held, report: Report) -> bool:
+        """Whether the kernel refused a partition of this VM, or left it invalid."""
+        if held.fallback or not held.claim.exclusive:
+            return False
+        return any(
+            result.key.startswith(("partition/", "exclusive/"))
+            for result in report.of(REFUSAL, FAILED)
+        )
+
+    def _refuse_incomplete(self, state: State, claim: Claim, report: Report) -> None:
+        """Give the claim back when a part of it could not be met; managed interrupts aside.
+
+        Those the kernel itself places, and it refuses every write (EIO or EPERM).
+        """
+        unmet = [one for one in report.of(REFUSAL, FAILED) if not one.key.startswith("irq/")]
+        if not unmet:
+            return
+        held = state.held.pop(claim.key)
+        if held.pages:
+            pool.give_back(self.door, self.store, state, held)
+        self._converge(state)
+        said = "; ".join(f"{one.key}: {one.why}" for one in unmet[:3])
+        raise IsolationError(f"{claim.name}: strict, and {len(unmet)} could not be met: {said}")
+
+
+__all__ = ["BUDGET", "PENDING", "Keeper"]

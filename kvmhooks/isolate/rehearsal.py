@@ -1,0 +1,143 @@
+"""A start and a stop gone through without touching anything: every write, in order.
+
+The engine itself runs, behind a door whose writes stay in memory. What only the kernel knows is not
+foreseen: which interrupts it manages, and the groups that a VM will have.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvmhooks.isolate.bus import Systemd
+from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.keeper import Keeper
+from kvmhooks.isolate.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvmhooks.isolate.claim import Claim
+    from kvmhooks.values import CpuSet
+
+
+class Write(NamedTuple):
+    """One write that would be made."""
+
+    phase: str
+    """``prepare``, ``start``, ``started`` or ``release``."""
+    path: str
+    """A file, or what else is set (``affinity of task 12``, ``systemd: user.slice``)."""
+    value: str
+
+
+def rehearse(claim: Claim, root: str = "/") -> list[Write]:
+    """Every write that a start and a stop of this VM would make now.
+
+    Raises ``IsolationError`` when the start would be refused.
+    """
+    door = _Rehearsal(root)
+    keeper = Keeper(door, _Memory(root))
+    for door.phase in ("prepare", "start", "started", "release"):
+        if door.phase == "prepare":
+            keeper.prepare(claim)
+        elif door.phase == "start":
+            keeper.start(claim)
+        elif door.phase == "started":
+            keeper.started(claim)
+        else:
+            keeper.release(claim.key)
+    return door.writes
+
+
+class _Rehearsal(Door):
+    """Reads the host, and remembers what would have been written over it."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.phase = ""
+        self.writes: list[Write] = []
+        self.units: dict[str, CpuSet] = {}
+        self._files: dict[str, str] = {}
+        self._tasks: dict[int, CpuSet] = {}
+
+    def read(self, path: str) -> str:
+        parts = path.rsplit("/", 2)
+        if parts[-1] == "cpuset.cpus" and parts[-2] in self.units:
+            return str(self.units[parts[-2]])
+        return self._files[path] if path in self._files else super().read(path)
+
+    def write(self, path: str, text: str) -> None:
+        super().read(path)
+        self.note(f"/{path}", text)
+        if path.endswith("cgroup.subtree_control"):
+            present = set(self.read(path).split())
+            present = present | {"cpuset"} if text == "+cpuset" else present - {"cpuset"}
+            text = " ".join(sorted(present))
+        self._files[path] = text
+
+    def unlink(self, path: str) -> None:
+        self.note(f"/{path}", "(removed)")
+
+    def remove_empty(self, path: str) -> None:
+        """Nothing is removed."""
+
+    def affinity(self, tid: int) -> CpuSet:
+        return self._tasks[tid] if tid in self._tasks else super().affinity(tid)
+
+    def set_affinity(self, tid: int, cpus: CpuSet) -> None:
+        self.note(f"affinity of task {tid}", str(cpus))
+        self._tasks[tid] = cpus
+
+    def ask(self, path: str, text: str, timeout: float) -> str:
+        if text.startswith("settings "):
+            self.note(f"/{path}", text)
+            return ""
+        return super().ask(path, text, timeout)
+
+    def systemd(self, timeout: float = 5.0) -> Systemd | None:
+        return _RehearsedSystemd(self) if super().systemd(timeout) is not None else None
+
+    def log(self, line: str, severity: int = 6) -> None:
+        """Nothing happened that a log should tell."""
+
+    def note(self, path: str, value: str) -> None:
+        """Remember a write."""
+        self.writes.append(Write(self.phase, path, value))
+
+
+class _RehearsedSystemd(Systemd):
+    """systemd, told nothing."""
+
+    def __init__(self, door: _Rehearsal) -> None:
+        super().__init__("", 0)
+        self._door = door
+
+    def set_cpus(self, unit: str, cpus: CpuSet) -> None:
+        self._door.note(f"systemd: {unit} AllowedCPUs", str(cpus))
+        self._door.units[unit] = cpus
+
+    def reload(self) -> None:
+        self._door.note("systemd", "daemon-reload")
+
+
+class _Memory(Store):
+    """What is on record, and what would be."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self._text = super().load()
+
+    def load(self) -> str | None:
+        return self._text
+
+    def save(self, text: str) -> None:
+        self._text = text
+
+    def clear(self) -> None:
+        self._text = None
+
+    @contextmanager
+    def lock(self, door: Door, timeout: float) -> Iterator[None]:
+        del door, timeout
+        yield

@@ -1,0 +1,247 @@
+"""What is on record: the claims that are held, and for each knob its original.
+
+One JSON text, replaced in one step, so that a claim and the originals that it made us record are
+never apart. Its format has a version: the package may be upgraded while VMs run.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from kvmhooks.errors import IsolationError
+from kvmhooks.isolate.claim import Claim
+from kvmhooks.version import VERSION
+
+if TYPE_CHECKING:
+    from kvmhooks.isolate.door import Door
+
+FORMAT: Final = 1
+
+PENDING: Final = "pending"
+RUNNING: Final = "running"
+
+
+class Record:
+    """What is known of one knob that we hold or may hold."""
+
+    __slots__ = ("identity", "intent", "note", "original", "ours")
+
+    def __init__(
+        self,
+        original: str,
+        *,
+        ours: str | None = None,
+        intent: str | None = None,
+        identity: str = "",
+        note: str = "",
+    ) -> None:
+        self.original = original
+        """What stood there when it was first seen, or what someone else wrote since."""
+        self.ours = ours
+        """What was read back after our last write."""
+        self.intent = intent
+        """What writes that may have been interrupted wanted; None when none is under way.
+
+        Several values (the steps on the way of a cpuset) are parted by ``|``.
+        """
+        self.identity = identity
+        """What tells this IRQ or task from a later one with the same number."""
+        self.note = note
+        """The knob's own remark."""
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_json() == other.to_json() if isinstance(other, Record) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __repr__(self) -> str:
+        return f"Record({self.to_json()!r})"
+
+    def intend(self, value: str) -> None:
+        """Note that a write of ``value`` is about to be made."""
+        if self.intent is None:
+            self.intent = value
+        elif value not in self.intent.split("|"):
+            self.intent += f"|{value}"
+
+    def made(self, current: str) -> bool:
+        """Whether a value is one that we wrote, or may have written."""
+        return current == self.ours or (
+            self.intent is not None and current in self.intent.split("|")
+        )
+
+    def knows(self, current: str) -> bool:
+        """Whether a value is the original or one of ours."""
+        return current == self.original or self.made(current)
+
+    def to_json(self) -> list[str | None]:
+        """The fields in order."""
+        return [self.original, self.ours, self.intent, self.identity, self.note]
+
+    @classmethod
+    def from_json(cls, said: Any) -> Record:
+        """Read back what ``to_json`` wrote. Raises ``ValueError`` and its kin."""
+        original, ours, intent, identity, note = said
+        texts = (original, identity, note, "" if ours is None else ours,
+                 "" if intent is None else intent)  # fmt: skip
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"a record holds texts: {said!r}")
+        return cls(original, ours=ours, intent=intent, identity=identity, note=note)
+
+
+class Process:
+    """A process that cannot be mistaken for a later one with the same number."""
+
+    __slots__ = ("pid", "start")
+
+    def __init__(self, pid: int, start: int) -> None:
+        self.pid = pid
+        self.start = start
+
+    @classmethod
+    def find(cls, door: Door, pid: int) -> Process | None:
+        """The process ``pid`` as it is now, or None."""
+        start = start_time(door, pid)
+        return None if start is None else cls(pid, start)
+
+    def is_alive(self, door: Door) -> bool:
+        """Whether this very process still exists and is no zombie."""
+        return start_time(door, self.pid) == self.start
+
+
+def start_time(door: Door, pid: int) -> int | None:
+    """When a process started, in ticks since boot (proc_pid_stat(5)); None for none or a zombie."""
+    try:
+        text = door.read(f"proc/{pid}/stat")
+    except OSError:
+        return None
+    fields = text[text.rfind(")") + 1 :].split()
+    return int(fields[19]) if len(fields) > 19 and fields[0] not in "ZX" else None
+
+
+class Held:
+    """A claim that is held, and by which process."""
+
+    __slots__ = ("claim", "fallback", "holder", "pages", "since", "state", "warnings")
+
+    def __init__(
+        self,
+        claim: Claim,
+        *,
+        holder: Process,
+        state: str = PENDING,
+        since: int = 0,
+        fallback: bool = False,
+        pages: dict[str, int] | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        self.claim = claim
+        self.holder = holder
+        """The daemon while the claim is pending, QEMU once it runs."""
+        self.state = state
+        self.since = since
+        """Counts up: who came first has the say over what can have one value only."""
+        self.fallback = fallback
+        """Whether the kernel refused this VM's isolated partitions."""
+        self.pages = {} if pages is None else pages
+        """Huge pages that were added to the pool for it, by ``node/size in KiB``."""
+        self.warnings = warnings
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types."""
+        return {
+            "claim": self.claim.to_json(),
+            "state": self.state,
+            "holder": [self.holder.pid, self.holder.start],
+            "since": self.since,
+            "fallback": self.fallback,
+            "pages": self.pages,
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_json(cls, said: Any) -> Held:
+        """Read back what ``to_json`` wrote. Raises ``ValueError`` and its kin."""
+        pid, start = said["holder"]
+        return cls(
+            Claim.from_json(said["claim"]),
+            holder=Process(int(pid), int(start)),
+            state=str(said["state"]),
+            since=int(said["since"]),
+            fallback=said["fallback"] is True,
+            pages={str(key): int(count) for key, count in said["pages"].items()},
+            warnings=tuple(map(str, said["warnings"])),
+        )
+
+
+class State:
+    """All that is on record about this boot of the host."""
+
+    __slots__ = ("boot", "held", "pools", "records")
+
+    def __init__(self, boot: str) -> None:
+        self.boot = boot
+        self.held: dict[str, Held] = {}
+        """By the claim's key, in the order in which they came."""
+        self.records: dict[str, Record] = {}
+        """By the knob's key."""
+        self.pools: dict[str, dict[str, int]] = {}
+        """Huge-page pools with a change under way or a share to give back later."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is held and nothing remains to be restored."""
+        return not (self.held or self.records or self.pools)
+
+    def to_text(self) -> str:
+        """The JSON text."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "boot": self.boot,
+                "held": {key: held.to_json() for key, held in self.held.items()},
+                "records": {key: record.to_json() for key, record in self.records.items()},
+                "pools": self.pools,
+            },
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_text(cls, text: str, boot: str) -> State:
+        """Read back what ``to_text`` wrote; of another boot, nothing is left.
+
+        Raises ``IsolationError`` for another format or a text that is none of ours.
+        """
+        try:
+            said = json.loads(text)
+            if said["format"] != FORMAT:
+                raise IsolationError(
+                    f"/run/kvmhooks: found format {said['format']!r} of kvmhooks "
+                    f"{said.get('version')!r}, expected {FORMAT}: run that version's "
+                    "`kvmhooks undo --all`, or stop its VMs first"
+                )
+            state = cls(boot)
+            if said["boot"] != boot:
+                return state
+            for key, one in said["held"].items():
+                state.held[key] = Held.from_json(one)
+            for key, one in said["records"].items():
+                state.records[key] = Record.from_json(one)
+            for key, one in said["pools"].items():
+                state.pools[key] = {str(name): int(count) for name, count in one.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise IsolationError(
+                f"/run/kvmhooks/state.json: {type(error).__name__}: {error}: it is not as we wrote "
+                "it; the host keeps what is set until the next boot"
+            ) from error
+        return state
+
+
+def boot_id(door: Door) -> str:
+    """What tells this boot from others (random(4), ``/proc/sys/kernel/random/boot_id``)."""
+    try:
+        return door.read("proc/sys/kernel/random/boot_id")
+    except OSError:
+        return ""

@@ -1,0 +1,158 @@
+"""The directory under ``/run`` that holds what is on record: root's own, and no link followed.
+
+``/run`` is empty after a boot (file-hierarchy(7)), so what is here is never older than the kernel
+that it is about; the boot's id is kept all the same, for containers and odd set-ups.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from kvmhooks.errors import IsolationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvmhooks.isolate.door import Door
+
+PATH: Final = ("run", "kvmhooks")
+"""The directory, one step at a time."""
+
+STATE: Final = "state.json"
+_LOCK: Final = "lock"
+_NEW: Final = ".new"
+_POLL: Final = 0.005
+
+
+class Store:
+    """The directory below ``root``; made when something is first saved."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._directory: int | None = None
+
+    def load(self) -> str | None:
+        """The state that was last saved, or None. Raises ``IsolationError``."""
+        directory = self._open(create=False)
+        if directory is None:
+            return None
+        try:
+            descriptor = os.open(
+                STATE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
+            )
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise IsolationError(f"/run/kvmhooks/{STATE}: {error.strerror}") from error
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                raise IsolationError(
+                    f"/run/kvmhooks/{STATE}: found another user's file, expected our own"
+                )
+            return file.read().decode()
+
+    def save(self, text: str) -> None:
+        """Replace the state in one step: a reader sees the old one or the new one."""
+        directory = self._open(create=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(STATE + _NEW, flags, 0o600, dir_fd=directory)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text.encode())
+        os.rename(STATE + _NEW, STATE, src_dir_fd=directory, dst_dir_fd=directory)
+
+    def clear(self) -> None:
+        """Forget the state: nothing is held any more."""
+        directory = self._open(create=False)
+        if directory is not None:
+            try:
+                os.unlink(STATE, dir_fd=directory)
+            except FileNotFoundError:
+                return
+
+    @contextmanager
+    def lock(self, door: Door, timeout: float) -> Iterator[None]:
+        """Hold the one lock, waiting at most ``timeout`` seconds for it.
+
+        The kernel drops a ``flock(2)`` when its holder dies, however that happens. Raises
+        ``IsolationError`` when another holds it for longer.
+        """
+        directory = self._open(create=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(_LOCK, flags, 0o600, dir_fd=directory)
+        try:
+            until = door.now() + timeout
+            while not _try_lock(descriptor):
+                if door.now() >= until:
+                    raise IsolationError(
+                        f"/run/kvmhooks/{_LOCK}: another hook has held it for {timeout:.0f} s; "
+                        "`kvmhooks status` shows what is held"
+                    )
+                door.sleep(_POLL)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        if self._directory is not None:
+            os.close(self._directory)
+            self._directory = None
+
+    def _open(self, *, create: bool) -> int | None:
+        """The directory's descriptor; None when it is not there and shall not be made."""
+        if self._directory is not None:
+            return self._directory
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in PATH:
+                if create:
+                    _make(name, descriptor)
+                below = os.open(name, flags, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = below
+            _check_own(os.fstat(descriptor))
+        except FileNotFoundError:
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            os.close(descriptor)
+            raise IsolationError(
+                f"/run/kvmhooks: {error.strerror}: expected root's own directory, and no link"
+            ) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._directory = descriptor
+        return descriptor
+
+
+def _make(name: str, parent: int) -> None:
+    try:
+        os.mkdir(name, 0o700 if name == PATH[-1] else 0o755, dir_fd=parent)
+    except FileExistsError:
+        return
+
+
+def _check_own(status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise IsolationError(
+            f"/run/kvmhooks: found owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}, "
+            f"expected owner {os.geteuid()}, mode 700"
+        )
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in {errno.EAGAIN, errno.EACCES}:
+            return False
+        raise
+    return True

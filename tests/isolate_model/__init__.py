@@ -1,0 +1,1 @@
+"""A model of the kernel's rules for what isolation sets, in memory."""

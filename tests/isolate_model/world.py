@@ -1,0 +1,224 @@
+"""libvirt and an administrator on the model of a host: VMs that start, stop, crash, and hooks.
+
+``Killed`` is how a hook dies: no code of its own has any effect after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from typing import TYPE_CHECKING
+
+from kvmhooks.errors import KvmhooksError
+from kvmhooks.isolate import gate, hook
+from kvmhooks.isolate.keeper import Keeper
+from kvmhooks.isolate.state import State
+from kvmhooks.values import CpuSet
+from tests.isolate_model.kernel import Irq, Kernel, Record, drop_in, nothing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvmhooks.isolate.engine import Report
+
+METADATA = '<metadata><kvmhooks:vm xmlns:kvmhooks="urn:kvmhooks:1">{}</kvmhooks:vm></metadata>'
+ISOLATION = '<kvmhooks:isolation exclusive="yes"/>'
+
+
+class Killed(BaseException):
+    """The hook was killed."""
+
+
+class Vm:
+    """A guest as libvirt sees it."""
+
+    def __init__(self, name: str, cpus: CpuSet, emulator: CpuSet, policy: str = ISOLATION) -> None:
+        self.name = name
+        self.uuid = str(uuid.uuid5(uuid.NAMESPACE_DNS, name))
+        self.cpus = cpus
+        self.emulator = emulator
+        self.policy = policy
+        self.pid = 0
+        self.serial = 0
+
+    @property
+    def key(self) -> str:
+        """Its claim's key."""
+        return f"qemu-{self.uuid}"
+
+    @property
+    def scope(self) -> str:
+        """Its group."""
+        return f"machine.slice/machine-qemu\\x2d{self.serial}\\x2d{self.name}.scope"
+
+    @property
+    def xml(self) -> bytes:
+        """What libvirt hands to the hook."""
+        pins = "".join(f"<vcpupin vcpu='{at}' cpuset='{cpu}'/>" for at, cpu in enumerate(self.cpus))
+        metadata = METADATA.format(self.policy) if self.policy else ""
+        tune = f"<cputune>{pins}<emulatorpin cpuset='{self.emulator}'/></cputune>"
+        return (
+            f"<domain type='kvm'><name>{self.name}</name><uuid>{self.uuid}</uuid>{metadata}"
+            f"<vcpu>{len(self.cpus)}</vcpu>{tune}</domain>"
+        ).encode()
+
+
+class World:
+    """A host with libvirtd; the hook runs as libvirt would run it."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.serial = 0
+        self.vms: dict[str, Vm] = {}
+
+    def call(self, vm: Vm, operation: str, sub_operation: str) -> Report | None:
+        """Run the hook. Raises what it refuses with."""
+        name = f"{operation} {sub_operation}"
+        is_anybodys = name in gate.ANYBODYS and self.kernel.record is not None
+        if name not in gate.OURS or not (vm.policy or is_anybodys):
+            return None
+        return hook.carry_out(Keeper(self.kernel, Record(self.kernel)), operation, vm.xml)
+
+    def start(self, vm: Vm) -> None:
+        """Start a VM; when a hook fails or dies, libvirt gives up and calls `release`."""
+        self.serial += 1
+        vm.serial = self.serial
+        try:
+            self.call(vm, "prepare", "begin")
+            self.call(vm, "start", "begin")
+            self._launch(vm)
+            self.call(vm, "started", "begin")
+        except BaseException:
+            self._end(vm)
+            self._call_dying(vm)
+            raise
+        self.vms[vm.name] = vm
+
+    def stop(self, vm: Vm) -> None:
+        """Shut a VM down, or notice that it has crashed."""
+        del self.vms[vm.name]
+        self._end(vm)
+        self.call(vm, "stopped", "end")
+        self.call(vm, "release", "end")
+
+    def crash(self, vm: Vm) -> None:
+        """QEMU dies and libvirtd does not see it (it is down, or busy)."""
+        del self.vms[vm.name]
+        self._end(vm)
+
+    def restart_libvirtd(self) -> None:
+        """A new daemon finds the VMs again."""
+        old = self.kernel.tasks[self.kernel.libvirtd]
+        group = old.group.path
+        self.kernel.end(self.kernel.libvirtd)
+        self.kernel.libvirtd = self.kernel.spawn("libvirtd", group=group)
+        for vm in self.vms.values():
+            self.call(vm, "reconnect", "begin")
+
+    def reconcile(self) -> Report:
+        """``kvmhooks reconcile``."""
+        return Keeper(self.kernel, Record(self.kernel)).reconcile()
+
+    @property
+    def state(self) -> State:
+        """What is on record."""
+        return Keeper(self.kernel, Record(self.kernel)).look()
+
+    def _launch(self, vm: Vm) -> None:
+        """QEMU starts, and libvirt makes its groups, CPU sets and pins; EINVAL would be ours."""
+        kernel = self.kernel
+        kernel.groups.make(vm.scope)
+        vm.pid = kernel.spawn("qemu-kvm", group=vm.scope, parent=kernel.libvirtd)
+        kernel.files[f"run/libvirt/qemu/{vm.name}.pid"] = str(vm.pid)
+        inner = vm.scope if kernel.flavour == "legacy" else f"{vm.scope}/libvirt"
+        group = kernel.groups.make(inner)
+        while group is not None and kernel.flavour != "legacy":
+            group.has_controller = True
+            group = group.parent  # type: ignore[assignment]
+        self._place(vm, vm.pid, f"{inner}/emulator", vm.emulator)
+        for at, cpu in enumerate(vm.cpus):
+            tid = kernel.spawn(f"CPU {at}/KVM", group=vm.scope, leader=vm.pid)
+            self._place(vm, tid, f"{inner}/vcpu{at}", CpuSet({cpu}))
+
+    def _place(self, vm: Vm, tid: int, path: str, cpus: CpuSet) -> None:
+        kernel = self.kernel
+        group = kernel.groups.make(path)
+        task = kernel.tasks[tid]
+        task.group.tasks.discard(tid)
+        task.group = group
+        group.tasks.add(tid)
+        kernel.put(f"{kernel.base}/{path}/cpuset.cpus", str(cpus))
+        kernel.pin(tid, cpus)
+        assert kernel.affinity(tid) <= cpus, f"{vm.name}: libvirt cannot pin to {cpus}"
+
+    def _end(self, vm: Vm) -> None:
+        kernel = self.kernel
+        if vm.pid:
+            kernel.end(vm.pid)
+            vm.pid = 0
+        kernel.files.pop(f"run/libvirt/qemu/{vm.name}.pid", None)
+        kernel.files.pop(drop_in(vm.scope.rpartition("/")[2]), None)
+        with contextlib.suppress(FileNotFoundError), kernel._tasks_follow():
+            kernel.groups.remove(vm.scope)
+
+    def _call_dying(self, vm: Vm) -> None:
+        """What libvirt calls after a failed start; a hook that fails here changes nothing."""
+        step, self.kernel.step = self.kernel.step, nothing
+        try:
+            self.call(vm, "stopped", "end")
+            self.call(vm, "release", "end")
+        except KvmhooksError:
+            pass
+        finally:
+            self.kernel.step = step
+
+
+def effective_state(kernel: Kernel) -> dict[str, str]:
+    """What everything and everyone may use: equal before and after, or something was left."""
+    found = {"irq/default": str(kernel.default)}
+    for number, irq in kernel.irqs.items():
+        found[f"irq/{number}"] = str(irq.mask)
+        found[f"irq/{number}/effective"] = str(irq.effective)
+    for path, mask in kernel.masks.items():
+        found[path] = str(mask)
+    for tid, task in kernel.tasks.items():
+        found[f"task/{tid}"] = str(task.mask)
+    for group in kernel.groups.root.walk():
+        if not group.path.startswith("machine"):
+            found[f"effective/{group.path}"] = str(kernel.groups.effective(group))
+    kept = {one: text for one, text in kernel.files.items() if not one.startswith("run/libvirt")}
+    return found | kept
+
+
+def requested_state(kernel: Kernel) -> dict[str, str]:
+    """What stands in the groups' files; the possible mask is as good as none."""
+    found = {}
+    for group in kernel.groups.root.walk():
+        cpus = "" if group.cpus == kernel.online else str(group.cpus)
+        if not group.path.startswith("machine.slice/"):
+            found[group.path] = f"{cpus} {group.exclusive} {group.partition}"
+    return found
+
+
+def intruders(kernel: Kernel, world: World) -> Iterator[str]:
+    """Whatever may run on a live VM's own CPUs, but what the kernel insists on."""
+    for vm in world.vms.values():
+        if vm.policy:
+            for what, cpus in _users(kernel, vm):
+                if not cpus.isdisjoint(vm.cpus):
+                    yield f"{what} on {cpus & vm.cpus} of {vm.name}"
+
+
+def _users(kernel: Kernel, vm: Vm) -> Iterator[tuple[str, CpuSet]]:
+    """Everything but the VM itself, and where it may run."""
+    for tid, task in sorted(kernel.tasks.items()):
+        if vm.pid not in {tid, task.leader} and not task.flags & 0x0400_0000:
+            yield f"{task.name} {tid}", task.mask
+    for number, irq in kernel.irqs.items():
+        if not _is_insisted(irq) and number % 13 != 12:
+            yield f"interrupt {number}", irq.effective
+    yield from kernel.masks.items()
+
+
+def _is_insisted(irq: Irq) -> bool:
+    return irq.is_managed or irq.is_pending

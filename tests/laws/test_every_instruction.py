@@ -1,0 +1,135 @@
+"""The hook dies before and after each of its writes, and the next entry puts it right.
+
+At each write the process forks: the child is the world in which the hook died there. It runs what
+comes next (libvirt's `release`, or `reconcile` after libvirtd died as well), checks that every VM
+that lives is alone on its CPUs, stops them, and compares the host with what it was.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvmhooks.values import CpuSet
+from tests.isolate_model.kernel import Kernel, nothing
+from tests.isolate_model.world import (
+    Vm,
+    World,
+    effective_state,
+    intruders,
+    requested_state,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FLAVOURS = ("partitions", "systemd", "plain", "legacy")
+
+
+class Deaths:
+    """Forks at every write, and counts."""
+
+    def __init__(self, kernel: Kernel, aftermath: Callable[[], None], every: int) -> None:
+        self.kernel = kernel
+        self.aftermath = aftermath
+        self.every = every
+        self.count = 0
+        self.seen = 0
+        self.failed: list[str] = []
+
+    def __call__(self, what: str) -> None:
+        """Let the hook die here, in a child; the parent goes on."""
+        self.seen += 1
+        if self.seen % self.every:
+            return
+        self.count += 1
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            self._die(writer)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as file:
+            said = file.read().decode()
+        os.waitpid(child, 0)
+        if said != "fine":
+            self.failed.append(f"died before write {self.seen} ({what}):\n{said}")
+
+    def _die(self, writer: int) -> None:
+        self.kernel.step = nothing
+        said = "fine"
+        try:
+            self.aftermath()
+        except BaseException:  # noqa: BLE001 -- whatever it is, the parent reports it
+            said = traceback.format_exc(limit=-3)
+        os.write(writer, said.encode()[-60_000:])
+        os._exit(0)
+
+
+def die_everywhere(flavour: str, others: int, irqs: int, every: int = 1) -> int:
+    """Start and stop a VM beside ``others``; return at how many writes its hooks died."""
+    kernel = Kernel(flavour, 16, irqs)
+    home = kernel.tasks[kernel.libvirtd].group.path
+    for mask in ("1", "5-6", "15", "2,14"):
+        kernel.pin(kernel.spawn("canary", group=home), CpuSet.parse(mask))
+    world = World(kernel)
+    before, asked = effective_state(kernel), requested_state(kernel)
+    for at in range(others):
+        cpus = CpuSet(range(4 + 3 * at, 7 + 3 * at))
+        world.start(Vm(f"other{at}", cpus, CpuSet({0, 1})))
+    guest = Vm("guest", CpuSet({13, 14, 15}), CpuSet({0, 2}))
+
+    def check() -> None:
+        assert list(intruders(kernel, world)) == []
+        for vm in list(world.vms.values()):
+            world.stop(vm)
+        assert effective_state(kernel) == before
+        assert requested_state(kernel) == asked
+        assert kernel.record is None
+
+    def after_start() -> None:
+        world.vms.pop("guest", None)
+        world._end(guest)
+        world.call(guest, "release", "end")
+        check()
+
+    def after_start_without_libvirtd() -> None:
+        world.vms.pop("guest", None)
+        world._end(guest)
+        kernel.end(kernel.libvirtd)
+        world.reconcile()
+        before.pop(f"task/{kernel.libvirtd}")
+        check()
+
+    def after_stop() -> None:
+        world.vms.pop("guest", None)
+        world.reconcile()
+        check()
+
+    count = 0
+    for aftermath in (after_start, after_start_without_libvirtd):
+        kernel.step = deaths = Deaths(kernel, aftermath, every)
+        world.start(guest)
+        deaths("the end")
+        assert not deaths.failed, deaths.failed[0]
+        kernel.step = deaths2 = Deaths(kernel, after_stop, every)
+        world.stop(guest)
+        deaths2("the end")
+        assert not deaths2.failed, deaths2.failed[0]
+        count += deaths.count + deaths2.count
+    return count
+
+
+@pytest.mark.parametrize("others", [0, 2])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_hook_may_die_at_any_write(flavour: str, others: int) -> None:
+    """With one and with three VMs alive, at start and at stop, on each kind of host."""
+    assert die_everywhere(flavour, others, irqs=12) > 100
+
+
+def test_the_hook_may_die_at_any_of_two_thousand_writes() -> None:
+    """The same with more interrupts, on all kinds of host together."""
+    counts = [die_everywhere(flavour, others, irqs=40) for flavour in FLAVOURS for others in (0, 2)]
+    assert sum(counts) >= 2_000

@@ -1,0 +1,216 @@
+"""Whatever happens in whatever order, the host ends as it was found.
+
+Hypothesis starts and stops up to four VMs on a model of a host, kills hooks at any of their writes,
+makes writes fail, lets QEMU die unseen, restarts libvirtd, and changes masks as an administrator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from kvmhooks.errors import KvmhooksError
+from kvmhooks.values import CpuSet
+from tests.isolate_model.kernel import Kernel, nothing
+from tests.isolate_model.world import (
+    ISOLATION,
+    Killed,
+    Vm,
+    World,
+    effective_state,
+    intruders,
+    requested_state,
+)
+
+NAMES = ("a", "b", "c", "d")
+RICH = (
+    ISOLATION + '<kvmhooks:memory numa_balancing="0" thp="never"/>'
+    '<kvmhooks:power governor="performance"/>'
+)
+ERRORS = (errno.EIO, errno.EPERM, errno.EINVAL, errno.ENOSPC)
+
+
+class Isolation(RuleBasedStateMachine):
+    """The rules; ``flavour``, ``cpus`` and ``irqs`` are those of the host."""
+
+    flavour = "systemd"
+    cpus = 16
+    irqs = 24
+
+    @initialize()
+    def boot(self) -> None:
+        self.kernel = Kernel(self.flavour, self.cpus, self.irqs)
+        self.home = self.kernel.tasks[self.kernel.libvirtd].group.path
+        third = self.cpus // 3
+        for mask in ({1}, {third, third + 1}, {self.cpus - 1}, {2, self.cpus - 2}):
+            self.kernel.pin(self.kernel.spawn("canary", group=self.home), CpuSet(mask))
+        self.world = World(self.kernel)
+        self.expected = effective_state(self.kernel)
+        self.asked = requested_state(self.kernel)
+
+    def _vm(self, name: str, *, has_policy: bool) -> Vm:
+        width = self.cpus // 5
+        first = self.cpus - width * (NAMES.index(name) + 1)
+        policy = (RICH if name in "ab" else ISOLATION) if has_policy else ""
+        return Vm(name, CpuSet(range(first, first + width)), CpuSet({0, 1}), policy)
+
+    @rule(name=st.sampled_from(NAMES), has_policy=st.booleans(), at=st.integers(0, 90))
+    def start(self, name: str, *, has_policy: bool, at: int) -> None:
+        """Start a VM; its hooks die at a write, when there are so many."""
+        if name not in self.world.vms:
+            with self._killing(at), contextlib.suppress(Killed):
+                self.world.start(self._vm(name, has_policy=has_policy))
+
+    @rule(name=st.sampled_from(NAMES), number=st.sampled_from(ERRORS), at=st.integers(0, 60))
+    def start_with_failure(self, name: str, number: int, at: int) -> None:
+        """One write of the hooks fails; the VM may start or not."""
+        if name in self.world.vms:
+            return
+        kept = {key: one for key, one in self.expected.items() if not key.endswith("/effective")}
+        self.expected = kept  # a mask that is right at the second attempt may be taken elsewhere
+        with self._failing(at, number), contextlib.suppress(KvmhooksError, OSError):
+            self.world.start(self._vm(name, has_policy=True))
+
+    @precondition(lambda self: self.world.vms)
+    @rule(data=st.data(), at=st.integers(0, 90))
+    def stop(self, data: Any, at: int) -> None:
+        """Stop a VM; the hook dies at a write, when there are so many."""
+        name = data.draw(st.sampled_from(sorted(self.world.vms)))
+        with self._killing(at), contextlib.suppress(Killed):
+            self.world.stop(self.world.vms[name])
+
+    @precondition(lambda self: self.world.vms)
+    @rule(data=st.data())
+    def crash(self, data: Any) -> None:
+        """QEMU is killed and nobody tells us."""
+        name = data.draw(st.sampled_from(sorted(self.world.vms)))
+        self.world.crash(self.world.vms[name])
+
+    @rule()
+    def restart_libvirtd(self) -> None:
+        """A new daemon reconnects to its VMs."""
+        self.expected.pop(f"task/{self.kernel.libvirtd}", None)
+        self.world.restart_libvirtd()
+        mask = str(self.kernel.online)
+        self.expected[f"task/{self.kernel.libvirtd}"] = mask
+
+    @rule(number=st.integers(0, 23), first=st.integers(0, 3))
+    def administrator_sets_an_interrupt(self, number: int, first: int) -> None:
+        """Their value stays, but for the CPUs that a VM owns while it does."""
+        if self.kernel.irqs[number].is_managed:
+            return
+        mask = CpuSet({first, first + 1})
+        self.kernel.put(f"proc/irq/{number}/smp_affinity_list", str(mask))
+        self.expected[f"irq/{number}"] = str(mask)
+        self.expected.pop(f"irq/{number}/effective", None)  # the kernel chooses anew
+
+    @rule(value=st.sampled_from(["0", "1", "2"]))
+    def administrator_sets_numa_balancing(self, value: str) -> None:
+        """A value that is neither ours nor the original becomes the original."""
+        path = "proc/sys/kernel/numa_balancing"
+        if value != "0":
+            self.kernel.put(path, value)
+            self.expected[path] = value
+
+    @rule()
+    def a_driver_requests_an_interrupt(self) -> None:
+        """It gets the default mask, narrowed or not."""
+        if len(self.kernel.irqs) < 2 * self.irqs:
+            self.expected[f"irq/{self.kernel.add_irq()}"] = str(self.kernel.online)
+
+    @rule()
+    def reconcile(self) -> None:
+        """Everything is finished, and while a VM lives nothing else may use its CPUs."""
+        self.world.reconcile()
+        assert list(intruders(self.kernel, self.world)) == []
+
+    @invariant()
+    def originals_are_on_record(self) -> None:
+        """Nothing differs from what is expected unless its knob is on record."""
+        if not self.world.state.records and not self.world.vms:
+            now = effective_state(self.kernel)
+            assert {key: now.get(key) for key in self.expected} == self.expected
+
+    def teardown(self) -> None:
+        """All stop; one `reconcile` later the host is as it was, and nothing is on record."""
+        if not hasattr(self, "world"):
+            return
+        for vm in list(self.world.vms.values()):
+            self.world.stop(vm)
+        self.world.reconcile()
+        now = effective_state(self.kernel)
+        assert {key: now.get(key) for key in self.expected} == self.expected
+        made = {key for key in now if key not in self.expected}
+        assert all(key.startswith(("task/", "irq/")) for key in made)
+        assert requested_state(self.kernel) == self.asked
+        assert self.kernel.record is None
+
+    @contextlib.contextmanager
+    def _killing(self, at: int) -> Any:
+        """Let the hook die at its write number ``at``."""
+        yield from self._stepping(at, Killed(), is_final=True)
+
+    @contextlib.contextmanager
+    def _failing(self, at: int, number: int) -> Any:
+        """Let write number ``at`` fail."""
+        yield from self._stepping(at, OSError(number, "injected"), is_final=False)
+
+    def _stepping(self, at: int, error: BaseException, *, is_final: bool) -> Any:
+        left = at
+
+        def step(what: str) -> None:
+            nonlocal left
+            del what
+            left -= 1
+            if left == 0 or (is_final and left < 0 < at):
+                raise error
+
+        self.kernel.step = step
+        try:
+            yield
+        finally:
+            self.kernel.step = nothing
+
+
+@pytest.mark.parametrize("flavour", ["partitions", "systemd", "plain", "legacy"])
+def test_the_host_ends_as_it_was_found(flavour: str) -> None:
+    """Start, stop, crash, kill, restart, change and failure in any order, on four kinds of host."""
+    machine = type(f"On{flavour.title()}", (Isolation,), {"flavour": flavour})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=80,
+            stateful_step_count=15,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flavour", ["partitions", "systemd", "plain", "legacy"])
+def test_a_large_host_ends_as_it_was_found(flavour: str) -> None:
+    """The same with 256 CPUs and 600 interrupts."""
+    large = {"flavour": flavour, "cpus": 256, "irqs": 600}
+    run_state_machine_as_test(
+        type(f"Large{flavour.title()}", (Isolation,), large),
+        settings=settings(
+            max_examples=100,
+            stateful_step_count=20,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,312 @@
+"""Ten failures of others, each impossible here: one test a failure, named after it (peers.md)."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvmhooks.errors import IsolationError
+from kvmhooks.isolate import hook
+from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.engine import APPLIED, REFUSAL
+from kvmhooks.isolate.keeper import Keeper
+from kvmhooks.isolate.store import Store
+from kvmhooks.values import CpuSet
+from tests.isolate_model.kernel import Kernel, Pool, Record
+from tests.isolate_model.tree import plant, snapshot
+from tests.isolate_model.world import ISOLATION, Vm, World, effective_state, intruders
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGES = "sys/devices/system/node/node0/hugepages/hugepages-2048kB"
+ADMIN = "etc/systemd/system.control/system.slice.d/50-AllowedCPUs.conf"
+
+
+def guest(name: str = "a", cpus: str = "6-7", policy: str = ISOLATION) -> Vm:
+    return Vm(name, CpuSet.parse(cpus), CpuSet.parse("0-1"), policy)
+
+
+def test_failure_1_an_empty_allowed_cpus_does_not_widen_the_set() -> None:
+    """systemd#43846: the full mask is written, then our drop-in goes, and only ours."""
+    kernel = Kernel("systemd", 8, 10)
+    kernel.files[ADMIN] = "[Slice]\nAllowedCPUs=0-7\n"
+    world = World(kernel)
+    vm = guest()
+    world.start(vm)
+    assert kernel.read("sys/fs/cgroup/system.slice/cpuset.cpus") == "0-5"
+    world.stop(vm)
+    assert kernel.read("sys/fs/cgroup/system.slice/cpuset.cpus") == "0-7"
+    assert [one for one in kernel.files if one.startswith("run/systemd")] == []
+    assert kernel.files[ADMIN] == "[Slice]\nAllowedCPUs=0-7\n"
+    kernel.reload_systemd()
+    assert str(kernel.groups.effective(kernel.groups.find("system.slice"))) == "0-7"
+
+
+def test_failure_1_an_administrators_runtime_property_is_given_back() -> None:
+    """Their drop-in is the very file that ours would be in: it stays, with their value."""
+    kernel = Kernel("systemd", 8, 10)
+    kernel.set_unit("user.slice", CpuSet.parse("4-7"))
+    world = World(kernel)
+    vm = guest()
+    world.start(vm)
+    assert kernel.read("sys/fs/cgroup/user.slice/cpuset.cpus") == "4-5"
+    world.stop(vm)
+    kernel.reload_systemd()
+    assert kernel.read("sys/fs/cgroup/user.slice/cpuset.cpus") == "4-7"
+
+
+@pytest.mark.parametrize("flavour", ["systemd", "partitions"])
+def test_failure_2_a_daemon_reload_changes_nothing(flavour: str) -> None:
+    """systemd#40438: it owns the value that it would write."""
+    kernel = Kernel(flavour, 8, 10)
+    world = World(kernel)
+    world.start(guest())
+    kernel.reload_systemd()
+    assert list(intruders(kernel, world)) == []
+
+
+@pytest.mark.parametrize("flavour", ["systemd", "plain"])
+def test_failure_3_enabling_the_controller_resets_affinities(flavour: str) -> None:
+    """systemd#23748: every pinned task gets its own mask back, at once and at the end."""
+    kernel = Kernel(flavour, 8, 10)
+    home = "system.slice/cron.service"
+    pids = [kernel.spawn("canary", group=home) for _ in range(3)]
+    for pid, cpus in zip(pids, ("2", "2-3", "5-6"), strict=True):
+        kernel.pin(pid, CpuSet.parse(cpus))
+    world = World(kernel)
+    vm = guest()
+    world.start(vm)
+    assert [str(kernel.affinity(pid)) for pid in pids] == ["2", "2-3", "5"]
+    world.stop(vm)
+    assert [str(kernel.affinity(pid)) for pid in pids] == ["2", "2-3", "5-6"]
+
+
+def test_failure_4_controllers_are_enabled_from_the_top_down() -> None:
+    """vfio-isolate#8: a VM two groups deep, beside which another one must be narrowed."""
+    kernel = Kernel("plain", 8, 10)
+    kernel.groups.make("machine.slice/tenant/other.scope")
+    kernel.spawn("other", group="machine.slice/tenant/other.scope")
+    world = World(kernel)
+    before = effective_state(kernel)
+    vm = guest()
+    world.start(vm)
+    assert list(intruders(kernel, world)) == []
+    world.stop(vm)
+    assert effective_state(kernel) == before
+
+
+def test_failure_5_a_mask_of_several_cpus_on_isolated_ones() -> None:
+    """seapath/ansible#908: all threads would stay on the first CPU, so the pin is refused."""
+    vm = guest()
+    xml = vm.xml.replace(b"cpuset='7'", b"cpuset='5,7'")
+    world = World(Kernel("partitions", 8, 10))
+    with pytest.raises(IsolationError, match="expected one CPU of its own"):
+        hook.carry_out(Keeper(world.kernel, Record(world.kernel)), "prepare", xml)
+
+
+def test_failure_6_managed_interrupts_refuse_and_others_wait() -> None:
+    """seastar#703, tuned#364: reported as refused or pending; the VM starts."""
+    kernel = Kernel("systemd", 8, 30)
+    world = World(kernel)
+    vm = guest()
+    world.call(vm, "prepare", "begin")
+    report = world.call(vm, "start", "begin")
+    assert report is not None
+    refused = {one.key: one.why for one in report.of(REFUSAL)}
+    managed = {f"irq/{number}" for number, irq in kernel.irqs.items() if irq.is_managed}
+    assert refused == dict.fromkeys(managed, "EIO")
+    waiting = {one.key for one in report.of(APPLIED) if one.why.startswith("pending")}
+    assert waiting == {"irq/5", "irq/16", "irq/27"} - managed
+
+
+class Irqbalance:
+    """The daemon's socket: it takes up a change at its next scan."""
+
+    def __init__(self, path: str, banned: CpuSet) -> None:
+        self.banned = self.next = banned
+        self.requests: list[str] = []
+        self._peer = socket.socket(socket.AF_UNIX)
+        self._peer.bind(path)
+        self._peer.listen(8)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def scan(self) -> None:
+        self.banned = self.next
+
+    def close(self) -> None:
+        self._peer.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+        self._peer.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                peer, _ = self._peer.accept()
+            except OSError:
+                return
+            with peer:
+                request = peer.recv(500).decode()
+                if request == "setup":
+                    peer.sendall(f"SLEEP 10 BANNED {self.banned.format_mask(256)}".encode())
+                    continue
+                self.requests.append(request)
+                said = request.removeprefix("settings cpus ")
+                self.next = CpuSet() if said == "NULL" else CpuSet.parse(said)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """A short path: a socket's has at most 107 characters."""
+    short = Path(f"/tmp/kvmhooks-{os.getpid()}")
+    short.symlink_to(tmp_path)
+    (tmp_path / "run/irqbalance").mkdir(parents=True)
+    yield short
+    short.unlink()
+
+
+def test_failure_7_bans_of_others_survive(root: Path) -> None:
+    """openshift NTO#396, cri-o#6145: merged with what was banned, whole lists, and given back."""
+    kernel = Kernel("plain", 8, 4)
+    plant(kernel, root)
+    daemon = Irqbalance(f"{root}/run/irqbalance/irqbalance7.sock", CpuSet({0}))
+    for operation in ("prepare", "start"):
+        assert run(root, guest(), operation, "begin") == 0
+    daemon.scan()
+    assert str(daemon.banned) == "0,6-7"
+    assert run(root, guest(), "release", "end") == 0
+    daemon.scan()
+    assert str(daemon.banned) == "0"
+    daemon.close()
+    assert daemon.requests == ["settings cpus 0,6-7", "settings cpus 0"]
+
+
+def test_failure_7_a_restarted_irqbalance_is_told_again(root: Path) -> None:
+    """It has forgotten our bans, and another one's start tells it."""
+    plant(Kernel("plain", 8, 4), root)
+    first = Irqbalance(f"{root}/run/irqbalance/irqbalance7.sock", CpuSet())
+    for operation in ("prepare", "start"):
+        run(root, guest(), operation, "begin")
+    first.close()
+    (root / "run/irqbalance/irqbalance7.sock").unlink()
+    second = Irqbalance(f"{root}/run/irqbalance/irqbalance8.sock", CpuSet())
+    run(root, guest(), "reconnect", "begin")
+    second.scan()
+    assert str(second.banned) == "6-7"
+    run(root, guest(), "release", "end")
+    second.scan()
+    assert str(second.banned) == ""
+    second.close()
+
+
+def run(root: Path, vm: Vm, operation: str, sub_operation: str) -> int:
+    arguments = [vm.name, operation, sub_operation, "-"]
+    return hook.main(arguments, io.BytesIO(vm.xml), io.StringIO(), str(root))
+
+
+def test_failure_8_no_child_keeps_the_hooks_pipes(tmp_path: Path) -> None:
+    """virt-manager#299: the pipes are closed as soon as the hook has ended."""
+    plant(Kernel("plain", 8, 4), tmp_path)
+    for operation in ("prepare", "start", "started"):
+        done = subprocess.run(
+            [sys.executable, "-m", "kvmhooks.isolate.hook", "--root", str(tmp_path), "a",
+             operation, "begin", "-"],
+            input=guest().xml, capture_output=True, timeout=10, check=True,
+        )  # fmt: skip
+        assert (done.stdout, done.stderr) == (b"", b"")
+
+
+def test_failure_8_a_wait_is_bounded(tmp_path: Path) -> None:
+    """vfio-isolate#6: another hook that holds the lock for ever does not hold us for as long."""
+    plant(Kernel("plain", 8, 4), tmp_path)
+    store = Store(str(tmp_path))
+    door = Door(str(tmp_path))
+    other = Keeper(Door(str(tmp_path)), Store(str(tmp_path)), budget=0.2)
+    begun = time.monotonic()
+    with store.lock(door, 1), pytest.raises(IsolationError, match="another hook has held it"):
+        other.reconcile()
+    assert time.monotonic() - begun < 1
+
+
+def with_pages(count: int) -> Vm:
+    """A VM on 2 MiB pages of node 0."""
+
+    class Paged(Vm):
+        @property
+        def xml(self) -> bytes:
+            pages = (
+                f"<memory unit='MiB'>{2 * count}</memory><memoryBacking><hugepages>"
+                "<page size='2' unit='M'/></hugepages></memoryBacking>"
+                "<numatune><memory nodeset='0'/></numatune>"
+            )
+            return super().xml.replace(b"</domain>", pages.encode() + b"</domain>")
+
+    return Paged("a", CpuSet.parse("6-7"), CpuSet.parse("0-1"))
+
+
+def test_failure_9_pages_are_had_by_compaction_or_not_at_all() -> None:
+    """gpu-passthrough-tutorial#11: compact, ask again, and never keep a part."""
+    kernel = Kernel("plain", 8, 4)
+    kernel.files["sys/devices/system/node/node0/compact"] = ""
+    kernel.pools[PAGES] = Pool(total=10, used=8, limit=40, compacted=90)
+    world = World(kernel)
+    vm = with_pages(64)
+    world.start(vm)
+    assert kernel.pools[PAGES].total == 8 + 64
+    world.stop(vm)
+    assert kernel.pools[PAGES].total == 10
+    with pytest.raises(IsolationError, match="18 of 100 pages of 2048 KiB are missing on node 0"):
+        world.start(with_pages(100))
+    assert kernel.pools[PAGES].total == 10
+    assert kernel.record is None
+
+
+def test_failure_9_only_our_share_is_given_back_and_only_what_is_free() -> None:
+    """ipaqmaster/vfio writes 0, whoever owned the pages; a used page would become surplus."""
+    kernel = Kernel("plain", 8, 4)
+    kernel.pools[PAGES] = Pool(total=4, used=4, limit=90, compacted=90)
+    world = World(kernel)
+    vm = with_pages(16)
+    world.start(vm)
+    kernel.pools[PAGES].used = 4 + 16
+    kernel.pools[PAGES].total += 5  # an administrator adds some
+    kernel.pools[PAGES].used -= 10  # not all of QEMU's pages are free yet when it ends
+    world.stop(vm)
+    assert kernel.pools[PAGES].total == 4 + 16 + 5 - 15
+    kernel.pools[PAGES].used = 4
+    world.reconcile()
+    assert kernel.pools[PAGES].total == 4 + 5
+    assert kernel.record is None
+
+
+@pytest.mark.parametrize("cpus", ["5", "3,5,7", "1-7"])
+def test_failure_10_any_number_of_cpus_and_any_parity(cpus: str) -> None:
+    """kubevirt#10593: what the VM owns is what its pins say, odd or even, siblings or not."""
+    kernel = Kernel("systemd", 8, 20)
+    before = effective_state(kernel)
+    world = World(kernel)
+    vm = Vm("a", CpuSet.parse(cpus), CpuSet.parse("0"))
+    world.start(vm)
+    assert list(intruders(kernel, world)) == []
+    world.stop(vm)
+    assert effective_state(kernel) == before
+
+
+def test_the_tree_is_as_it_was_after_a_life(tmp_path: Path) -> None:
+    """The same code on plain files, as `--root` runs it."""
+    plant(Kernel("plain", 8, 20), tmp_path)
+    before = snapshot(tmp_path)
+    for operation, sub in (("prepare", "begin"), ("start", "begin"), ("started", "begin"),
+                           ("stopped", "end"), ("release", "end")):  # fmt: skip
+        assert run(tmp_path, guest(), operation, sub) == 0
+    assert snapshot(tmp_path) == before
