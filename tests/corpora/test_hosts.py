@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,25 +42,12 @@ def compared(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
         print("", *lines, sep="\n")
 
 
-@pytest.fixture
-def unpacked() -> Iterator[Path]:
-    """A directory in memory, where there is one: the trees have thousands of small files."""
-    shared = Path("/dev/shm")
-    inside = shared if os.access(shared, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="kvmhooks-", dir=inside) as directory:
-        yield Path(directory)
-
-
 @pytest.mark.parametrize("path", TRUTHS, ids=lambda path: path.name.removesuffix(".truth.json"))
-def test_a_captured_host_is_what_its_references_say(
-    path: Path, unpacked: Path, compared: Counter[str]
-) -> None:
+def test_a_captured_host_is_what_its_references_say(path: Path, compared: Counter[str]) -> None:
     """CPUs, packages, cores, siblings, caches, nodes, memory, distances and kinds."""
     name = path.name.removesuffix(".truth.json")
-    with tarfile.open(path.with_name(f"{name}.root.tar.xz")) as archive:
-        archive.extractall(unpacked, filter=_as_it_is)  # noqa: S202 -- the filter checks
     truth = json.loads(path.read_text())
-    host = read(unpacked / "root")
+    host = read(path.with_name(f"{name}.root.tar.xz"))
     facts: Facts = {}
     for reference, compare in (
         ("hwloc", compare_hwloc),
@@ -295,10 +280,3 @@ def _partition(groups: dict[int, Any]) -> list[list[int]]:
     for cpu, group in groups.items():
         members.setdefault(group, []).append(cpu)
     return sorted(sorted(cpus) for cpus in members.values())
-
-
-def _as_it_is(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-    """Unpack files, directories and links; the links lead where they led on the machine."""
-    del path
-    safe = not member.name.startswith("/") and ".." not in Path(member.name).parts
-    return member if safe and (member.isfile() or member.isdir() or member.issym()) else None
