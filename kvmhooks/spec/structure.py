@@ -6,6 +6,7 @@ must look like. Nothing is coerced: ``vcpus = "4"`` is a mistake, not 4.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -176,18 +177,23 @@ def _array(made: Any, converter: Converter) -> Hook:
 
 
 def _table(made: Any, converter: Converter) -> Hook:
-    keyless = {each.name: override(omit=True) for each in attrs.fields(made) if not is_key(each)}
-    walk = make_dict_structure_fn(
-        made,
-        converter,
-        _cattrs_forbid_extra_keys=True,
-        **keyless,  # type: ignore[arg-type]
-    )
+    @functools.cache
+    def walk() -> Hook:
+        """Made when the first such table is met: cattrs compiles it, and most files have few."""
+        keyless = {
+            each.name: override(omit=True) for each in attrs.fields(made) if not is_key(each)
+        }
+        return make_dict_structure_fn(
+            made,
+            converter,
+            _cattrs_forbid_extra_keys=True,
+            **keyless,  # type: ignore[arg-type]
+        )
 
     def structure_table(value: Any, _: Any) -> Any:
         if not isinstance(value, dict):
             raise Mismatch(value, "a table")
-        return walk(value, made)
+        return walk()(value, made)
 
     return structure_table
 

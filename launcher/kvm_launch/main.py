@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import signal
 import sys
@@ -37,7 +36,6 @@ SYSTEM: Final = "qemu:///system"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run kvm-launch and give its exit code. Every failure is one message on stderr."""
-    gc.disable()  # what is made until there is a plan stays anyway
     arguments = _parser().parse_args(_with_uri(sys.argv[1:] if argv is None else argv))
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
