@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
-from kvmhooks.errors import KvmhooksError
+from kvmhooks.exits import exit_code_of
 from kvmhooks.version import VERSION
 
 VERBS = {
@@ -38,22 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = repr(words[0]) if words else "nothing"
         print(f"found {found}, expected a verb\n{_usage()}", end="", file=sys.stderr)
         return 2
-    return _run(*words)
-
-
-def _run(verb: str, *words: str) -> int:
-    try:
-        return int(importlib.import_module(VERBS[verb][0]).main(verb, words))
-    except KvmhooksError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has gone. What is still in the buffer must not fail once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
+    verb, *rest = words
+    module = importlib.import_module(VERBS[verb][0])
+    return exit_code_of(lambda: int(module.main(verb, rest)), interrupted="interrupted")
 
 
 def _usage() -> str:

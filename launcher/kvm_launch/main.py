@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from kvmhooks.errors import KvmhooksError, UsageError
+from kvmhooks.errors import UsageError
+from kvmhooks.exits import exit_code_of
 from kvmhooks.version import VERSION
 
 if TYPE_CHECKING:
@@ -38,21 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run kvm-launch and give its exit code. Every failure is one message on stderr."""
     arguments = _parser().parse_args(_with_uri(sys.argv[1:] if argv is None else argv))
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return _launch(arguments)
-    except KvmhooksError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has gone. What is still in the buffer must not fail once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing is running, nothing was left behind", file=sys.stderr)
-        return 1
+        return exit_code_of(
+            lambda: _interruptible(arguments),
+            interrupted="interrupted: nothing is running, nothing was left behind",
+        )
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: just end
+
+
+def _interruptible(arguments: argparse.Namespace) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    return _launch(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ BELOW = {
     "errors": set(),
     "version": set(),
     "wording": set(),
+    "exits": {"errors"},
     "values": {"errors"},
     "isolate": {"errors", "values", "version"},
     "host": {"errors", "values", "version", "wording"},
@@ -30,7 +31,7 @@ BELOW["cli"] = EVERYTHING - {"cli"}
 BELOW["kvm_launch"] = EVERYTHING - {"cli"}
 BELOW["hooks"] = {"isolate"}
 
-STANDARD_ONLY = {"errors", "version", "wording", "values", "isolate", "hooks"}
+STANDARD_ONLY = {"errors", "version", "wording", "exits", "values", "isolate", "hooks"}
 """Rooms that import nothing but the standard library and what ``BELOW`` says."""
 
 
