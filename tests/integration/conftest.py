@@ -16,7 +16,7 @@ from tests.integration.components import QEMU, ROOT, Launcher, eventually
 LIBVIRTD = """
 set -e
 for pair in /run/libvirt:run /var/lib/libvirt:lib /var/cache/libvirt:cache /var/log/libvirt:log \\
-    /etc/libvirt:etc
+    /etc/libvirt:etc /run/lock:lock
 do
     mkdir -p "${pair%%:*}"
     mount --bind "$1/${pair##*:}" "${pair%%:*}"
@@ -61,7 +61,7 @@ def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if shutil.which("libvirtd") is None:
         pytest.skip("there is no libvirtd here: apt install libvirt-daemon-system")
     base = tmp_path_factory.mktemp("libvirt")
-    for name in ("run", "lib", "cache", "log"):
+    for name in ("run", "lib", "cache", "log", "lock"):
         (base / name).mkdir()
     shutil.copytree("/etc/libvirt", base / "etc", symlinks=True)
     shutil.rmtree(base / "etc" / "qemu" / "networks" / "autostart", ignore_errors=True)
