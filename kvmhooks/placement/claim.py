@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from kvmhooks.isolate.claim import Claim
+from kvmhooks.isolate.pages import ANY_NODE
 from kvmhooks.placement.model import Plan
-
-ANY_NODE = -1
-"""How a claim says that pages may lie on any node."""
 
 
 def claim(plan: Plan, *, driver: str = "kvm-launch") -> Claim:

@@ -7,6 +7,7 @@ Python keeps no docstrings of fields.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import types
 from pathlib import Path
@@ -42,6 +43,7 @@ def schema() -> dict[str, Any]:
     return {"$schema": DIALECT, "title": "A VM of kvmhooks", **_table(VmSpec)}
 
 
+@functools.cache
 def descriptions() -> dict[tuple[str, str], str]:
     """(class, field): what stands after the field in the source."""
     tree = ast.parse(inspect.getsource(model))

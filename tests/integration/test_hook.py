@@ -126,6 +126,7 @@ def test_a_vm_that_is_killed_gives_its_cpu_back(host: Host) -> None:
     """`kill -9` of QEMU: libvirt notices, and calls `release`."""
     host.define("owner", cpu=1, other=0)
     host.virsh("start", "owner")
+    assert host.held == ["owner"]
     pid = int((host.base / "run/qemu/owner.pid").read_text())
     os.kill(pid, signal.SIGKILL)
     eventually(host.is_restored, 30)
