@@ -316,7 +316,8 @@ class Kernel(Door):
         group = next((one for one in self.groups.root.walk() if one.name == unit), None)
         if group is None or group.parent is None:
             raise BusError(f"systemd: Unit {unit} not loaded.")
-        self.files[drop_in(unit)] = f"# By systemd.\n[{section}]\nAllowedCPUs={cpus}\n"
+        text = f"# By systemd.\n[{section}]\nAllowedCPUs=\nAllowedCPUs={cpus}\n"
+        self.files[drop_in(unit)] = text
         above: list[Group] = []
         parent: Group | None = group.parent
         while parent is not None:
