@@ -17,6 +17,7 @@ VERBS = {
         "list what can be passed through, and what speaks against it",
     ),
     "host": ("kvmhooks.cli.host", "show this machine or a captured one, as text, JSON or SVG"),
+    "import": ("kvmhooks.cli.importing", "make the vm.toml of a libvirt domain XML"),
     "hooks": ("kvmhooks.cli.hooks", "install, remove or examine the libvirt hook"),
     "isolate": ("kvmhooks.cli.isolate", "write an isolation policy into a libvirt domain"),
     "plan": ("kvmhooks.cli.printed", "show where a vm.toml's VM would live on a host, and why"),
