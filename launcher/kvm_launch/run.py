@@ -7,9 +7,12 @@ import asyncio
 import gc
 import sys
 
+import attrs
+
 from kvm_launch import preflight
 from kvm_launch.console import Console
 from kvm_launch.hold import Hold, keeper_of, live_claims
+from kvm_launch.life import Life, State
 from kvm_launch.outcome import Outcome, as_text, judge
 from kvm_launch.planning import base_of, read_host
 from kvm_launch.show import not_restored, outcome_lines
@@ -61,10 +64,14 @@ def _run(arguments: argparse.Namespace, spec: VmSpec, host: Host, hold: Hold) ->
     console, stop = _ends(arguments, spec)
     say = sys.stderr if arguments.json else sys.stdout
     program = emulator.find(spec)
+    life = Life(lambda step: print(f"state: {step}", file=say, flush=True))
     try:
         with RunDir(base_of(arguments), spec.name) as run_dir, hold:
             decided = hold.plan(spec, host)
             print(picture(decided), end="", file=say, flush=True)
+            life.enter(State.PLANNED)
+            if hold.claim is not None:
+                life.enter(State.CLAIMED, f"CPUs {hold.claim.exclusive}")
             if hold.omitted:
                 print(f"warning: isolation.exclusive: {hold.omitted}: threads are pinned, and the "
                       "host stays as it is", file=say)  # fmt: skip
@@ -77,14 +84,18 @@ def _run(arguments: argparse.Namespace, spec: VmSpec, host: Host, hold: Hold) ->
                     console=console,
                     stop=stop,
                     hold=hold,
+                    life=life,
                 )
             )
     except BaseException as error:
+        life.enter(State.ENDED, (str(error) or "interrupted").partition("\n")[0])
         if hold.left:
             said = [str(error) or "interrupted", *not_restored(hold.left)]
             raise RestoreError("\n".join(said)) from error
         raise
-    return _told(arguments, decided, judge(decided, ended, hold.isolated))
+    life.enter(State.ENDED, ended.ending)
+    outcome = attrs.evolve(judge(decided, ended, hold.isolated), steps=tuple(life.steps))
+    return _told(arguments, decided, outcome)
 
 
 def _ends(arguments: argparse.Namespace, spec: VmSpec) -> tuple[Console, Stop]:

@@ -15,8 +15,10 @@ from typing import Final
 from kvm_launch import child
 from kvm_launch.console import Console
 from kvm_launch.hold import Hold
+from kvm_launch.life import Life, State
 from kvm_launch.outcome import Ended
 from kvm_launch.stop import Stop
+from kvm_launch.watch import Watch
 from kvmhooks.errors import QemuError
 from kvmhooks.live import threads as live_threads
 from kvmhooks.live.qmp import Monitor, connect
@@ -32,7 +34,14 @@ TAIL_LINES: Final = 10
 
 
 async def supervise(
-    plan: Plan, *, emulator: Path, run_dir: RunDir, console: Console, stop: Stop, hold: Hold
+    plan: Plan,
+    *,
+    emulator: Path,
+    run_dir: RunDir,
+    console: Console,
+    stop: Stop,
+    hold: Hold,
+    life: Life,
 ) -> Ended:
     """Run the VM of ``plan`` to its end.
 
@@ -41,25 +50,26 @@ async def supervise(
     """
     words: deque[str] = deque(maxlen=TAIL_LINES)
     control = run_dir.path / "qmp.sock"
+    watch = Watch(life)
+    life.enter(State.STARTING)
     async with _started(plan, emulator, run_dir, hold, words, console) as (process, ended):
         try:
             async with connect(control, seconds=ANSWER_SECONDS) as monitor:
                 threads = await monitor.threads()
+                life.enter(State.PAUSED, f"process {process.pid}, before the first instruction")
                 hold.isolate(process.pid, threads)
                 live_threads.pin(process.pid, plan, threads)
                 pins = tuple(live_threads.read_back(process.pid, plan, threads))
                 live_threads.require_planned(pins)
                 with stop.listening():
                     await monitor.execute("cont")
-                    forced = await _follow(ended, monitor, stop)
-                reason = await monitor.shutdown_reason(seconds=QUIT_SECONDS)
+                    forced = await _follow(plan, process, ended, monitor, stop, watch)
         except QemuError as error:
             await _end(process)
             raise _explained(error, process.returncode, words) from error
-    if process.returncode:
-        raise _explained(QemuError("QEMU failed"), process.returncode, words)
-    is_clean = reason == "guest-shutdown"
-    ending = "the guest powered off" if is_clean else f"QEMU ended: {forced or reason}"
+    if process.returncode and forced is None:
+        raise _explained(QemuError(watch.failure), process.returncode, words)
+    ending, is_clean = watch.ending(forced)
     return Ended(pins, ending, is_clean, console.report, tuple(words))
 
 
@@ -121,16 +131,41 @@ async def _started(
             await ended
 
 
-async def _follow(ended: asyncio.Future[None], monitor: Monitor, stop: Stop) -> str | None:
+async def _follow(
+    plan: Plan,
+    process: asyncio.subprocess.Process,
+    ended: asyncio.Future[None],
+    monitor: Monitor,
+    stop: Stop,
+    watch: Watch,
+) -> str | None:
     """Wait for QEMU's end; None if it came by itself, else why QEMU was told to quit."""
 
     async def tell(command: str) -> None:
-        with contextlib.suppress(QemuError):  # it may just have ended by itself
-            await monitor.execute(command)
+        with contextlib.suppress(QemuError):  # it may just have ended by itself, or hang
+            await monitor.execute(command, seconds=QUIT_SECONDS)
 
-    return await stop.escalate(
-        ended, ask=lambda: tell("system_powerdown"), force=lambda: tell("quit")
-    )
+    async def ask() -> None:
+        watch.asked()
+        await tell("system_powerdown")
+
+    async def quit_or_die() -> None:
+        await tell("quit")
+        await _end(process)
+
+    async def guard() -> None:
+        await watch.feel_pulse(monitor, plan.spec.run.hang_timeout)
+        process.kill()
+
+    tasks = [asyncio.ensure_future(one) for one in (watch.follow(monitor), guard())]
+    try:
+        return await stop.escalate(ended, ask=ask, force=quit_or_die)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for event in await monitor.last_events(seconds=QUIT_SECONDS):
+            watch.handle(event)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
