@@ -12,9 +12,10 @@ import attrs
 from kvm_launch import preflight
 from kvm_launch.console import Console
 from kvm_launch.hold import Hold, keeper_of, live_claims
-from kvm_launch.life import Life, State
+from kvm_launch.life import State
 from kvm_launch.outcome import Outcome, as_text, judge
 from kvm_launch.planning import base_of, read_host
+from kvm_launch.record import Account
 from kvm_launch.show import not_restored, outcome_lines
 from kvm_launch.stop import Stop
 from kvmhooks.errors import RestoreError
@@ -64,29 +65,31 @@ def _run(arguments: argparse.Namespace, spec: VmSpec, host: Host, hold: Hold) ->
     console, stop = _ends(arguments, spec)
     say = sys.stderr if arguments.json else sys.stdout
     program = emulator.find(spec)
-    life = Life(lambda step: print(f"state: {step}", file=say, flush=True))
+    account = Account(spec, say)
+    life = account.life
     try:
         with RunDir(base_of(arguments), spec.name) as run_dir, hold:
             decided = hold.plan(spec, host)
             print(picture(decided), end="", file=say, flush=True)
-            life.enter(State.PLANNED)
-            if hold.claim is not None:
-                life.enter(State.CLAIMED, f"CPUs {hold.claim.exclusive}")
-            if hold.omitted:
-                print(f"warning: isolation.exclusive: {hold.omitted}: threads are pinned, and the "
-                      "host stays as it is", file=say)  # fmt: skip
-            gc.enable()
-            ended = asyncio.run(
-                supervise(
-                    decided,
-                    emulator=program,
-                    run_dir=run_dir,
-                    console=console,
-                    stop=stop,
-                    hold=hold,
-                    life=life,
+            with account.kept(run_dir, decided):
+                life.enter(State.PLANNED)
+                if hold.claim is not None:
+                    life.enter(State.CLAIMED, f"CPUs {hold.claim.exclusive}")
+                if hold.omitted:
+                    print(f"warning: isolation.exclusive: {hold.omitted}: threads are pinned, and "
+                          "the host stays as it is", file=say)  # fmt: skip
+                gc.enable()
+                ended = asyncio.run(
+                    supervise(
+                        decided,
+                        emulator=program,
+                        run_dir=run_dir,
+                        console=console,
+                        stop=stop,
+                        hold=hold,
+                        account=account,
+                    )
                 )
-            )
     except BaseException as error:
         life.enter(State.ENDED, (str(error) or "interrupted").partition("\n")[0])
         if hold.left:
