@@ -32,6 +32,8 @@ ROMS: Final = {
     "panics": "ba 05 05 b0 01 ee" + _HALT,  # pvpanic, port 0x505: docs/specs/pvpanic.rst
     "starves its watchdog": "ba 43 04 b0 0f ee" + _HALT,  # ib700, port 0x443: after 0 seconds
     "sits": _HALT,
+    "echoes": "b0 4b ba f8 03 ee  ba fd 03 ec a8 01 74 f8  ba f8 03 ec ee  eb f1",
+    # says K on the serial port (16550, port 0x3f8), then whatever it hears
 }
 
 
