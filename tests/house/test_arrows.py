@@ -19,6 +19,7 @@ BELOW = {
     "values": {"errors"},
     "isolate": {"errors", "values", "version"},
     "host": {"errors", "values", "version", "wording"},
+    "devices": {"errors", "values", "wording", "host"},
     "spec": {"errors", "values"},
     "placement": {"errors", "values", "wording", "isolate", "host", "spec"},
     "render": {"errors", "values", "wording", "isolate", "host", "spec", "placement"},
