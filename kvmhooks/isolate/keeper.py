@@ -171,8 +171,8 @@ class Keeper:
         While other VMs live, what the kernel refuses is refused to them.
         """
         state = self.look()
-        outcomes = (FAILED,) if state.held else (FAILED, REFUSAL)
-        return [one for one in report.of(*outcomes) if one.key in state.records]
+        refused = [] if state.held else report.of(REFUSAL)
+        return [*report.of(FAILED), *(one for one in refused if one.key in state.records)]
 
     def look(self) -> State:
         """What is on record, without the lock and without a change: the state is one file."""
