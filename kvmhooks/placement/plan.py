@@ -14,8 +14,10 @@ from kvmhooks.host.model import Host
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.placement.cpu_model import choose_cpu
 from kvmhooks.placement.ground import survey
+from kvmhooks.placement.hardware import choose_hardware
 from kvmhooks.placement.model import ORDINARY_PAGE_KIB, Cell, IothreadPin, Plan, VcpuPin
 from kvmhooks.placement.place import Placed, pages_of, place_dedicated, place_shared
+from kvmhooks.placement.target import OLDEST, Target
 from kvmhooks.placement.topology import choose_threads, choose_topology
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
@@ -24,8 +26,12 @@ NAMESPACE: Final = uuid.UUID("7e0d6d9e-7f5b-5f0a-9b53-6b766d686f6f")
 """The name space of UUIDs that are derived from a VM's name (RFC 9562, version 5)."""
 
 
-def plan(spec: VmSpec, host: Host, claims: Sequence[Claim] = ()) -> Plan:
+def plan(
+    spec: VmSpec, host: Host, claims: Sequence[Claim] = (), *, target: Target = OLDEST
+) -> Plan:
     """Decide where the VM of ``spec`` lives on ``host`` beside the VMs that made ``claims``.
+
+    ``target`` says which QEMU and libvirt will run it: only what they have is used.
 
     It reads nothing but its arguments. Raises ``PlanError`` when the VM does not fit; the message
     names what binds.
@@ -40,6 +46,15 @@ def plan(spec: VmSpec, host: Host, claims: Sequence[Claim] = ()) -> Plan:
     topology = choose_topology(spec.cpu, threads=threads, cells=len(placed.cells))
     accel, why_accel = _accelerator(spec, host)
     cpu, why_cpu = choose_cpu(spec.cpu, host, accel=accel, threads=topology.threads)
+    hardware, why_hardware = choose_hardware(
+        spec,
+        host,
+        target,
+        accel=accel,
+        model=cpu.model,
+        identity=identity,
+        iothreads=tuple(disk.iothread for disk in spec.disk),
+    )
     is_bound = spec.cpu.placement == "dedicated" or bool(spec.memory.hugepages)
     return Plan(
         spec=spec,
@@ -55,12 +70,13 @@ def plan(spec: VmSpec, host: Host, claims: Sequence[Claim] = ()) -> Plan:
         disk_iothreads=tuple(disk.iothread for disk in spec.disk),
         dedicated=CpuSet(range(spec.cpu.vcpus) if spec.cpu.placement == "dedicated" else ()),
         vhost=placed.emulator,
+        hardware=hardware,
         macs=tuple(net.mac or derived_mac(identity, index) for index, net in enumerate(spec.net)),
         exclusive=union(placed.vcpus) if spec.isolation.exclusive else CpuSet(),
         housekeeping=ground.housekeeping,
         score=_score(host, placed),
-        why=(*placed.why, *_why_memory(spec, placed), *why_accel, *why_cpu),
-        warnings=(*placed.warnings, *_address_warnings(spec)),
+        why=(*placed.why, *_why_memory(spec, placed), *why_accel, *why_cpu, *why_hardware),
+        warnings=(*placed.warnings, *_address_warnings(spec), *hardware.left_out),
     )
 
 
@@ -107,7 +123,9 @@ def _accelerator(spec: VmSpec, host: Host) -> tuple[Literal["kvm", "tcg"], tuple
 
 
 def _iothreads(spec: VmSpec) -> list[int]:
-    return sorted({disk.iothread for disk in spec.disk if disk.iothread is not None})
+    named = {iothread for disk in spec.disk for iothread in disk.served_by}
+    named |= {each.iothread for each in spec.nvme if each.iothread is not None}
+    return sorted(named)
 
 
 def _cells(spec: VmSpec, placed: Placed) -> list[Cell]:
