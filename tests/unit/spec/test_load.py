@@ -388,7 +388,7 @@ FULL: dict[str, Any] = {
     "guest": {"report": True},
     "shutdown": {"timeout": 30},
     "isolation": {"exclusive": True, "strict": True},
-    "run": {"hang_timeout": 60},
+    "run": {"hang_timeout": 60, "restart": "on-failure", "restart_delay": 5},
 }
 ODD: tuple[Any, ...] = ("", "-", 0, 1, 1 << 40, 1.5, float("inf"), True, False, [], ["x"], [[]], {})
 
