@@ -46,6 +46,11 @@ def read_claim(xml_text: str | bytes, driver: str = "qemu") -> Claim | None:
     settings = check(policy)
     is_exclusive = settings.pop("isolation.exclusive", "no") == "yes"
     is_strict = settings.pop("isolation.strict", "no") == "yes"
+    if "threads.vcpus" in settings and not is_exclusive:
+        raise IsolationError(
+            f"domain {name}: threads.vcpus: found {settings['threads.vcpus']!r} without exclusive "
+            "CPUs: whatever shares a CPU with such a vCPU would starve: set isolation.exclusive"
+        )
     kept = tuple(sorted(settings.items()))
     has_pages = value_of(kept, "memory.hugepages") == "allocate"
     has_storage = any(setting.startswith("storage.") for setting in settings)

@@ -268,7 +268,7 @@ def _judge(one: Seen, now: str, why: str, report: Report, door: Door) -> None:
         report.add(key, outcome, now, one.knob.remark(door, now))
     elif one.knob.is_slow and not why:
         report.add(key, APPLIED, one.goal, "told; it takes effect within its own interval")
-    elif not why or why in _REFUSED_NAMES:
+    elif not why or why in _REFUSED_NAMES or why == one.knob.refusal:
         report.add(key, REFUSAL, now, why or f"it became {now!r} instead of {one.goal!r}")
     else:
         report.add(key, FAILED, now, why)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from kvmhooks.isolate.knobs import cpusets, irqbalance, irqs, masks, tasks, wishes
+from kvmhooks.isolate.knobs import cpusets, irqbalance, irqs, masks, tasks, threads, wishes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,4 +29,5 @@ def discover(
         wishes.knobs(door, view, records),
         cpusets.knobs(door, view, groups, records),
         tasks.knobs(door, view, groups, records),
+        threads.knobs(door, view, groups, records),
     )
