@@ -27,6 +27,7 @@ class Claim:
     """
 
     __slots__ = (
+        "devices",
         "disks",
         "driver",
         "exclusive",
@@ -55,6 +56,9 @@ class Claim:
     disks: tuple[str, ...]
     """The block devices that ``storage`` settings are for; empty without such settings."""
 
+    devices: tuple[str, ...]
+    """PCI addresses of the devices that it is given, whose interrupts go to its CPUs."""
+
     def __init__(  # noqa: PLR0913 -- the fields of the value
         self,
         *,
@@ -66,6 +70,7 @@ class Claim:
         strict: bool = False,
         settings: tuple[tuple[str, str], ...] = (),
         disks: tuple[str, ...] = (),
+        devices: tuple[str, ...] = (),
     ) -> None:
         """Take the fields. Raises ``IsolationError`` for a UUID that is none."""
         if not _UUID.fullmatch(uuid):
@@ -78,6 +83,7 @@ class Claim:
         self.strict = strict
         self.settings = settings
         self.disks = disks
+        self.devices = devices
 
     @classmethod
     def from_json(cls, said: object) -> Self:
@@ -105,6 +111,7 @@ class Claim:
                 strict=said["strict"] is True,
                 settings=tuple(sorted((str(k), str(v)) for k, v in said["settings"].items())),
                 disks=tuple(str(disk) for disk in said["disks"]),
+                devices=tuple(str(device) for device in said.get("devices", ())),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IsolationError(f"claim: {type(error).__name__}: {error}") from error
@@ -117,6 +124,14 @@ class Claim:
     def setting(self, name: str) -> str:
         """What the policy says of ``name``; empty where the host stays as it is."""
         return policy.value_of(self.settings, name)
+
+    def on(self, exclusive: CpuSet) -> Claim:
+        """The same claim on other CPUs."""
+        return Claim(
+            driver=self.driver, uuid=self.uuid, name=self.name, exclusive=exclusive,
+            hugepages=self.hugepages, strict=self.strict, settings=self.settings,
+            disks=self.disks, devices=self.devices,
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """The claim as JSON types, with the format's version."""
@@ -133,6 +148,7 @@ class Claim:
             "strict": self.strict,
             "settings": dict(self.settings),
             "disks": list(self.disks),
+            "devices": list(self.devices),
         }
 
     def __eq__(self, other: object) -> bool:

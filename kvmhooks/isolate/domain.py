@@ -64,6 +64,7 @@ def read_claim(xml_text: str | bytes, driver: str = "qemu") -> Claim | None:
             strict=is_strict,
             settings=kept,
             disks=_disks_of(domain) if has_storage else (),
+            devices=_devices_of(domain) if is_exclusive else (),
         )
     except ValueFormatError as error:
         raise IsolationError(f"domain {name}: {error}") from error
@@ -232,6 +233,19 @@ def _disks_of(domain: ET.Element) -> tuple[str, ...]:
     return tuple(
         source.get("dev", "") for source in sources if source is not None and source.get("dev")
     )
+
+
+def _devices_of(domain: ET.Element) -> tuple[str, ...]:
+    """The PCI addresses of what the VM is given: ``<hostdev>``, also as a network interface."""
+    found = []
+    for path in ("devices/hostdev[@type='pci']", "devices/interface[@type='hostdev']"):
+        for address in domain.iterfind(f"{path}/source/address"):
+            parts = (address.get(name, "0") for name in ("domain", "bus", "slot", "function"))
+            try:
+                found.append("{:04x}:{:02x}:{:02x}.{:x}".format(*(int(part, 0) for part in parts)))
+            except ValueError:  # libvirt itself refuses it
+                continue
+    return tuple(found)
 
 
 def _number(text: str, what: str) -> int:

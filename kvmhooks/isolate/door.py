@@ -213,6 +213,30 @@ class Door:
 
         return Systemd(self.root + "run/dbus/system_bus_socket", timeout)
 
+    def detach(self, words: list[str]) -> None:
+        """Run a program that is nobody's child and has nothing of ours; it is not waited for.
+
+        libvirt waits for the last descriptor of its hook's pipes to be closed.
+        """
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+            return
+        try:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+            os.chdir("/")
+            null = os.open(os.devnull, os.O_RDWR)
+            for descriptor in range(3):
+                os.dup2(null, descriptor)
+            os.closerange(3, 1 << 16)
+            os.execve(words[0], words, {})  # noqa: S606 -- no shell on purpose
+        except OSError as error:
+            self.log(f"{words[0]}: {error.strerror}", severity=4)
+        finally:
+            os._exit(127)
+
     def log(self, line: str, severity: int = 6) -> None:
         """Send a line to the system's log (``/dev/log``); where nobody listens it is lost."""
         if not self.has("dev/log"):

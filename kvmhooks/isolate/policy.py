@@ -41,6 +41,9 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "isolation.tasks": Setting(*_YES_NO, default="yes"),
     "isolation.workqueues": Setting(*_YES_NO, default="yes"),
     "isolation.network": Setting(*_YES_NO, default="yes"),
+    "isolation.vfio": Setting(
+        "spread|one|housekeeping", '"spread", "one" or "housekeeping"', default="spread"
+    ),
     "isolation.watchdog": Setting(*_YES_NO, default="no"),
     "power.governor": Setting(_WORD, 'a cpufreq governor such as "performance"'),
     "power.epp": Setting(_WORD, 'an energy preference such as "performance" or "128"'),

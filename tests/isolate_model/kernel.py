@@ -48,6 +48,8 @@ class Irq:
         self.is_pending = pending
         """Whether a change waits for the next interrupt (IO-APIC)."""
         self.serial = serial
+        self.action: str | None = None
+        """The driver's name for it; None for one like any other."""
 
 
 class Task:
@@ -409,7 +411,7 @@ class Kernel(Door):
                 "effective_affinity_list": str(irq.effective),
                 "chip_name": "IR-PCI-MSI",
                 "hwirq": str(irq.serial),
-                "actions": "" if int(number) % 13 == 12 else f"device-{number}",
+                "actions": irq.action or ("" if int(number) % 13 == 12 else f"device-{number}"),
             }
         )
         if name not in texts:

@@ -39,6 +39,8 @@ class Vm:
         self.cpus = cpus
         self.emulator = emulator
         self.policy = policy
+        self.devices = ""
+        """The ``<devices>`` of its XML."""
         self.pid = 0
         self.serial = 0
 
@@ -60,7 +62,7 @@ class Vm:
         tune = f"<cputune>{pins}<emulatorpin cpuset='{self.emulator}'/></cputune>"
         return (
             f"<domain type='kvm'><name>{self.name}</name><uuid>{self.uuid}</uuid>{metadata}"
-            f"<vcpu>{len(self.cpus)}</vcpu>{tune}</domain>"
+            f"<vcpu>{len(self.cpus)}</vcpu>{tune}{self.devices}</domain>"
         ).encode()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvmhooks.errors import ValueFormatError
 from kvmhooks.isolate.knob import CpuListKnob, Knob
+from kvmhooks.isolate.knobs import vectors
 from kvmhooks.values import CpuSet
 
 if TYPE_CHECKING:
@@ -34,9 +35,12 @@ def knobs(door: Door, view: View, records: Mapping[str, Record]) -> Iterator[Kno
     default = records.get(_DEFAULT)
     yield CpuListKnob(_DEFAULT, "proc/irq/default_smp_affinity", setting=_SETTING, is_mask=True)
     descriptors = door.inodes("sys/kernel/irq")
-    for number in sorted(int(name) for name in door.inodes("proc/irq") if name.isdigit()):
+    numbers = sorted(int(name) for name in door.inodes("proc/irq") if name.isdigit())
+    goals = vectors.goals(door, view, numbers)
+    for number in numbers:
         record = records.get(f"irq/{number}")
         irq = Irq(number, view.exclusive, str(descriptors.get(str(number), "")), record)
+        irq.goal = goals.get(number)
         if record is not None or _is_requested(door, number) or irq.carries(door, default):
             yield irq
 
@@ -52,7 +56,10 @@ def _is_requested(door: Door, number: int) -> bool:
 class Irq(CpuListKnob):
     """One interrupt."""
 
-    __slots__ = ("descriptor", "exclusive", "number", "record")
+    __slots__ = ("descriptor", "exclusive", "goal", "number", "record")
+
+    goal: CpuSet | None
+    """Where it belongs as a vector of a VM's device; None for the host's own."""
 
     def __init__(
         self, number: int, exclusive: CpuSet, descriptor: str, record: Record | None
@@ -62,6 +69,10 @@ class Irq(CpuListKnob):
         self.exclusive = exclusive
         self.descriptor = descriptor
         self.record = record
+        self.goal = None
+
+    def target(self, original: str, view: View) -> str:
+        return super().target(original, view) if self.goal is None else str(self.goal)
 
     def identity(self, door: Door) -> str:  # noqa: ARG002 -- the base's
         """The inode of ``/sys/kernel/irq/N``: chip, hwirq and mask live as long as it.
@@ -112,6 +123,6 @@ class Irq(CpuListKnob):
             effective = CpuSet.parse(door.read(f"proc/irq/{self.number}/effective_affinity_list"))
         except (OSError, ValueFormatError):
             return ""
-        if effective.isdisjoint(self.exclusive):
+        if effective.isdisjoint(self.exclusive if self.goal is None else effective - self.goal):
             return ""
         return f"pending until its next interrupt: still on {effective}"
