@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Final
 from kvmhooks.errors import KvmhooksError
 from kvmhooks.isolate import gate
 from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.engine import APPLIED, FAILED, REFUSAL, Report
 from kvmhooks.isolate.events import DEVICE, ENDED, Events
 from kvmhooks.isolate.groups import Groups
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.isolate.knobs import vectors
 from kvmhooks.isolate.pins import stale
+from kvmhooks.isolate.report import APPLIED, FAILED, REFUSAL, Report
 from kvmhooks.isolate.state import Held, Process
 from kvmhooks.isolate.store import Store
 from kvmhooks.isolate.threads import VHOST, threads_of

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,8 +40,10 @@ _CALLS: Final = {
 }  # fmt: skip
 """The numbers of ``sched_setattr`` and ``sched_getattr`` by machine (each one's syscall table)."""
 
-_ATTR: Final = struct.Struct("<IIQiIQQQII")
+_ATTR: Final = "<IIQiIQQQII"
 """``struct sched_attr`` with clamps: size, policy, flags, nice, priority, three times, min, max."""
+
+_SIZE: Final = 56
 
 _KEEP_ALL: Final = 0x08 | 0x10
 _CLAMPS: Final = 0x20 | 0x40
@@ -58,7 +59,9 @@ def read(tid: int, what: str) -> str:
         number = os.sched_getscheduler(tid) & ~os.SCHED_RESET_ON_FORK
         return f"{_NAMES.get(number, number)}:{os.sched_getparam(tid).sched_priority}"
     if what == UCLAMP:
-        *_, least, most = _ATTR.unpack(_get_attr(tid))
+        import struct  # noqa: PLC0415 -- see the module's docstring
+
+        *_, least, most = struct.unpack(_ATTR, _get_attr(tid))
         return f"{least}:{most}"
     return str(_get_cookie(tid))
 
@@ -74,8 +77,11 @@ def write(tid: int, what: str, value: str) -> None:
         number = _CLASSES[name] | (os.SCHED_RESET_ON_FORK if name in {"fifo", "rr"} else 0)
         os.sched_setscheduler(tid, number, os.sched_param(int(priority)))
     elif what == UCLAMP:
+        import struct  # noqa: PLC0415 -- see the module's docstring
+
         least, _, most = value.partition(":")
-        attr = _ATTR.pack(_ATTR.size, 0, _KEEP_ALL | _CLAMPS, 0, 0, 0, 0, 0, int(least), int(most))
+        flags = _KEEP_ALL | _CLAMPS
+        attr = struct.pack(_ATTR, _SIZE, 0, flags, 0, 0, 0, 0, 0, int(least), int(most))
         _call(_numbers()[0], tid, attr, 0)
     elif value == NEW:
         _prctl(_CREATE, tid, _THREAD_GROUP)
@@ -86,8 +92,8 @@ def write(tid: int, what: str, value: str) -> None:
 def _get_attr(tid: int) -> bytes:
     import ctypes  # noqa: PLC0415 -- see the module's docstring
 
-    attr = ctypes.create_string_buffer(_ATTR.size)
-    _call(_numbers()[1], tid, attr, _ATTR.size, 0)
+    attr = ctypes.create_string_buffer(_SIZE)
+    _call(_numbers()[1], tid, attr, _SIZE, 0)
     return attr.raw
 
 

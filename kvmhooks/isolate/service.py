@@ -8,13 +8,14 @@ the hook's: libvirt waits until the last descriptor of its pipes is closed.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Final
 
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.state import RUNNING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Final
 
     from kvmhooks.isolate.keeper import Keeper
     from kvmhooks.isolate.state import Held

@@ -117,7 +117,18 @@ def _classes(
             why = f"vCPU {thread.number} runs on {cpus}, its own CPUs are {one.claim.exclusive}"
         elif not cpus.isdisjoint(elsewhere):
             why = f"vCPU {thread.number} shares CPUs {cpus & elsewhere} with QEMU's other threads"
-        yield _Class(pid, thread.tid, one.claim.setting("threads.vcpus"), why)
+        wish = one.claim.setting("threads.vcpus")
+        if why and _has(door, thread.tid, wish):
+            yield _Class(pid, thread.tid, "", "")  # it goes back, and the next time it is refused
+        else:
+            yield _Class(pid, thread.tid, wish, why)
+
+
+def _has(door: Door, tid: int, wish: str) -> bool:
+    try:
+        return door.scheduling(tid, scheduling.SCHEDULER) == wish
+    except OSError:  # it ended
+        return False
 
 
 def _affinities(door: Door, threads: Iterable[Thread]) -> Iterator[CpuSet]:
@@ -180,15 +191,6 @@ class _Class(_Scheduling):
         if self.refusal and value == self.wish:
             raise IsolationError(self.refusal)
         super().write(door, value)
-
-    def steps(self, current: str, target: str) -> list[tuple[int, str]]:
-        """A thread that shares its CPU by now goes back to what it was: one that must not have it
-        asks for it, and is told why it does not get it.
-        """
-        steps = super().steps(current, target)
-        if self.refusal and current == self.wish and self.wish:
-            return [(self.order, scheduling.DEFAULTS[self.what])]
-        return steps
 
 
 class _Clamp(_Scheduling):

@@ -27,19 +27,19 @@ _GUEST_VAPIC: Final = 7
 """The bit of the AMD IOMMU's extended features (AMD IOMMU specification, MMIO 0030h: GASup)."""
 
 
-def goals(door: Door, view: View, numbers: Iterable[int]) -> dict[int, CpuSet]:
-    """Where the vectors of the VMs' devices belong, by number; the others are not in it."""
+def goals(door: Door, view: View, names: Iterable[str]) -> dict[str, CpuSet]:
+    """Where the vectors of the VMs' devices belong, by name; the others are not in it."""
     owners = {address: one for one in view.held for address in one.claim.devices}
-    found: dict[int, CpuSet] = {}
-    for number in numbers if owners else ():
+    found: dict[str, CpuSet] = {}
+    for name in names if owners else ():
         try:
-            vector, address = parse(door.read(f"sys/kernel/irq/{number}/actions"))
+            vector, address = parse(door.read(f"sys/kernel/irq/{name}/actions"))
         except OSError:  # it was freed, or nothing tells what it is
             continue
         if address in owners:
             cpus = place(owners[address], vector)
             if cpus:
-                found[number] = cpus
+                found[name] = cpus
     return found
 
 

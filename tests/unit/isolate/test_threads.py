@@ -14,9 +14,9 @@ from kvmhooks.errors import IsolationError
 from kvmhooks.isolate import scheduling
 from kvmhooks.isolate.domain import read_claim
 from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.engine import APPLIED, REFUSAL
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.isolate.rehearsal import rehearse
+from kvmhooks.isolate.report import APPLIED, REFUSAL
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import KERNEL_THREAD, Kernel, Record
 from tests.isolate_model.tree import plant, snapshot
