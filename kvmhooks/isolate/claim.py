@@ -28,6 +28,7 @@ class Claim:
     """
 
     __slots__ = (
+        "caches",
         "devices",
         "disks",
         "driver",
@@ -56,6 +57,8 @@ class Claim:
     """(name, value), in order: what differs from the defaults of ``kvmhooks.isolate.policy``."""
     disks: tuple[str, ...]
     """The block devices that ``storage`` settings are for; empty without such settings."""
+    caches: tuple[tuple[int, str, int, int], ...]
+    """(level, type, cache's id, KiB) of each part of a cache that libvirt gives it."""
 
     devices: tuple[str, ...]
     """PCI addresses of the devices that it is given, whose interrupts go to its CPUs."""
@@ -71,6 +74,7 @@ class Claim:
         strict: bool = False,
         settings: tuple[tuple[str, str], ...] = (),
         disks: tuple[str, ...] = (),
+        caches: tuple[tuple[int, str, int, int], ...] = (),
         devices: tuple[str, ...] = (),
     ) -> None:
         """Take the fields. Raises ``IsolationError`` for a UUID that is none."""
@@ -86,6 +90,7 @@ class Claim:
         self.strict = strict
         self.settings = settings
         self.disks = disks
+        self.caches = caches
         self.devices = devices
 
     @classmethod
@@ -114,6 +119,10 @@ class Claim:
                 strict=said["strict"] is True,
                 settings=tuple(sorted((str(k), str(v)) for k, v in said["settings"].items())),
                 disks=tuple(str(disk) for disk in said["disks"]),
+                caches=tuple(
+                    (int(level), str(kind), int(cache), int(kib))
+                    for level, kind, cache, kib in said.get("caches", ())
+                ),
                 devices=tuple(str(device) for device in said.get("devices", ())),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -133,7 +142,7 @@ class Claim:
         return Claim(
             driver=self.driver, uuid=self.uuid, name=self.name, exclusive=exclusive,
             hugepages=self.hugepages, strict=self.strict, settings=self.settings,
-            disks=self.disks, devices=self.devices,
+            disks=self.disks, caches=self.caches, devices=self.devices,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
@@ -151,6 +160,7 @@ class Claim:
             "strict": self.strict,
             "settings": dict(self.settings),
             "disks": list(self.disks),
+            "caches": [list(cache) for cache in self.caches],
             "devices": list(self.devices),
         }
 

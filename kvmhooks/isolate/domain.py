@@ -59,6 +59,7 @@ def read_claim(xml_text: str | bytes, driver: str = "qemu") -> Claim | None:
             strict=is_strict,
             settings=kept,
             disks=_disks_of(domain) if has_storage else (),
+            caches=_caches_of(domain),
             devices=_devices_of(domain) if is_exclusive else (),
         )
     except ValueFormatError as error:
@@ -212,6 +213,19 @@ def _devices_of(domain: Element) -> tuple[str, ...]:
             except ValueError:  # libvirt itself refuses it
                 continue
     return tuple(found)
+
+
+def _caches_of(domain: Element) -> tuple[tuple[int, str, int, int], ...]:
+    """The parts of caches that libvirt gives it (``<cachetune>``), in order."""
+    return tuple(
+        (
+            _number(cache.get("level"), "domain XML: cache level"),
+            cache.get("type") if cache.get("type") in {"code", "data"} else "both",
+            _number(cache.get("id"), "domain XML: cache id"),
+            pages.kib(cache.get("size"), cache.get("unit", "B"), "cache"),
+        )
+        for cache in domain.findall("cputune/cachetune/cache")
+    )
 
 
 def _number(text: str, what: str) -> int:
