@@ -24,12 +24,19 @@ from kvmhooks.isolate.store import Store
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel, Pool, Record
 from tests.isolate_model.tree import plant, snapshot
-from tests.isolate_model.world import ISOLATION, Vm, World, effective_state, intruders
+from tests.isolate_model.world import (
+    ISOLATION,
+    PAGES,
+    PagedVm,
+    Vm,
+    World,
+    effective_state,
+    intruders,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PAGES = "sys/devices/system/node/node0/hugepages/hugepages-2048kB"
 ADMIN = "etc/systemd/system.control/system.slice.d/50-AllowedCPUs.conf"
 
 
@@ -264,18 +271,7 @@ def test_failure_8_a_wait_is_bounded(tmp_path: Path) -> None:
 
 def with_pages(count: int) -> Vm:
     """A VM on 2 MiB pages of node 0."""
-
-    class Paged(Vm):
-        @property
-        def xml(self) -> bytes:
-            pages = (
-                f"<memory unit='MiB'>{2 * count}</memory><memoryBacking><hugepages>"
-                "<page size='2' unit='M'/></hugepages></memoryBacking>"
-                "<numatune><memory nodeset='0'/></numatune>"
-            )
-            return super().xml.replace(b"</domain>", pages.encode() + b"</domain>")
-
-    return Paged("a", CpuSet.parse("6-7"), CpuSet.parse("0-1"))
+    return PagedVm("a", CpuSet.parse("6-7"), CpuSet.parse("0-1"), pages=count)
 
 
 def test_failure_9_pages_are_had_by_compaction_or_not_at_all() -> None:
