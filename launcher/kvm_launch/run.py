@@ -14,6 +14,7 @@ from kvm_launch.outcome import Outcome, as_text, judge
 from kvm_launch.planning import base_of, read_host
 from kvm_launch.show import outcome_lines
 from kvm_launch.stop import Stop
+from kvm_launch.user import user_of
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
 from kvmhooks.live import accel, emulator
@@ -32,9 +33,12 @@ def run(arguments: argparse.Namespace, spec: VmSpec, door: Door | None = None) -
     keeper = keeper_of(Door() if door is None else door)
     claims: list[Claim] = []
     if arguments.host is None:
-        preflight.check(spec)
+        # libvirt gives its user the files that a VM needs.
+        user = user_of(spec) if arguments.libvirt is None else None
+        preflight.check(spec, user)
         choice = accel.choose(spec, host, emulator.find(spec), base_of(arguments))
         spec = choice.spec
+        preflight.check_accel(spec, user)
         print(choice.why, file=say)
         claims = live_claims(keeper)
     if not arguments.dry_run and arguments.libvirt is None:

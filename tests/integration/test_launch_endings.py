@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.components import QEMU, Launcher, eventually, processes_of
 from tests.integration.roms import write_rom
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 START = ["planned", "starting", "paused", "running"]
 END = ["shutting down", "ended"]
@@ -138,3 +137,25 @@ def test_a_qemu_that_crashed_is_started_again(launcher: Launcher) -> None:
     assert err.startswith("QEMU failed (QEMU ended with status -9)\n")
     assert "end: QEMU ended: SIGTERM, and the guest did not power off" in out
     assert (processes_of("tiny"), launcher.left_behind()) == ([], [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_qemu_runs_as_another_user_who_can_gain_nothing(launcher: Launcher) -> None:
+    """No capability, no group of ours, no_new_privs; and it still dies with kvm-launch."""
+    spec = launcher.vm("tiny", top="[machine]\naccel = 'tcg'\nuser = 'nobody'")
+    process = launcher.start(spec)
+    assert process.stdout is not None
+    while "state: running" not in process.stdout.readline():
+        pass
+    (qemu,) = processes_of("tiny")
+    lines = Path(f"/proc/{qemu}/status").read_text().splitlines()
+    status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    nobody = pwd.getpwnam("nobody")
+    assert status["Uid"] == [str(nobody.pw_uid)] * 4
+    assert status["Gid"] == [str(nobody.pw_gid)] * 4
+    assert "0" not in status["Groups"]
+    assert (status["CapEff"], status["CapPrm"]) == (["0" * 16], ["0" * 16])
+    assert status["NoNewPrivs"] == ["1"]
+    process.kill()
+    process.communicate()
+    eventually(lambda: not processes_of("tiny"))
