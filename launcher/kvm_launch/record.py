@@ -12,6 +12,7 @@ from typing import Any, Final, Self, TextIO
 from attrs import asdict, evolve, frozen
 
 from kvm_launch.life import Life, State, Step
+from kvm_launch.notify import ServiceManager
 from kvmhooks.errors import LaunchError
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.state import start_time
@@ -24,6 +25,9 @@ MONITOR: Final = "control.sock"
 """The second monitor, for ``kvm-launch qmp``."""
 
 CONSOLE: Final = "console.sock"
+
+MARGIN_SECONDS: Final = 60
+"""What QEMU's end and the host's restoration may take beyond the guest's own time."""
 
 
 @frozen(kw_only=True)
@@ -68,6 +72,8 @@ class Account:
         self.life: Final = Life(self._tell)
         self._say = say
         self._run_dir: RunDir | None = None
+        self._manager = ServiceManager()
+        self._patience = spec.shutdown.timeout + MARGIN_SECONDS
         self._record = Record(
             name=spec.name,
             source=spec.source,
@@ -87,6 +93,14 @@ class Account:
     def _tell(self, step: Step) -> None:
         print(f"state: {step}", file=self._say, flush=True)
         self._keep(self._record.after(step))
+        status = f"{step}".replace("\n", " ")
+        if step.state is State.RUNNING:
+            self._manager.tell(READY=1, STATUS=status)
+        elif step.state is State.SHUTTING_DOWN:
+            microseconds = self._patience * 1_000_000
+            self._manager.tell(STATUS=status, EXTEND_TIMEOUT_USEC=microseconds)
+        else:
+            self._manager.tell(STATUS=status)
 
     def planned(self, plan: Plan) -> None:
         """It is decided where it lives."""

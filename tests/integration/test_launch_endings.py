@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +161,28 @@ def test_qemu_runs_as_another_user_who_can_gain_nothing(launcher: Launcher) -> N
     process.kill()
     process.communicate()
     eventually(lambda: not processes_of("tiny"))
+
+
+def test_a_service_manager_is_told(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ready when the guest runs, each state, how long the end may take; QEMU knows nothing."""
+    path = launcher.base / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(30)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        process = launcher.start(vm(launcher, "sits"))
+        said = [manager.recv(4096).decode()]
+        while "READY=1" not in said[-1]:
+            said.append(manager.recv(4096).decode())
+        (qemu,) = processes_of("tiny")
+        assert b"NOTIFY_SOCKET" not in Path(f"/proc/{qemu}/environ").read_bytes()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=40)
+        manager.settimeout(0.1)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                said.append(manager.recv(4096).decode())
+    assert [one.splitlines()[0] for one in said[:2]] == ["STATUS=planned", "STATUS=starting"]
+    assert said[3] == "READY=1\nSTATUS=running"
+    assert said[4] == "STATUS=shutting down: asked to power off\nEXTEND_TIMEOUT_USEC=61000000"
+    assert said[-1].startswith("STATUS=ended: QEMU ended: SIGTERM")
