@@ -7,6 +7,7 @@ import asyncio
 import gc
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -35,7 +36,12 @@ class Launch:
     """Runs one VM: each time it starts it is planned anew, and claims anew."""
 
     def __init__(
-        self, arguments: argparse.Namespace, spec: VmSpec, host: Host, keeper: Keeper
+        self,
+        arguments: argparse.Namespace,
+        spec: VmSpec,
+        host: Host,
+        keeper: Keeper,
+        ready: Callable[[], None] | None = None,
     ) -> None:
         self._arguments = arguments
         self._spec = spec
@@ -43,7 +49,7 @@ class Launch:
         self._keeper = keeper
         self._say = sys.stderr if arguments.json else sys.stdout
         self._program: Path = emulator.find(spec)
-        self._account = Account(spec, self._say)
+        self._account = Account(spec, self._say, ready)
 
     def run(self) -> tuple[Plan, Outcome]:
         """Run it to its last end. Raises ``KvmhooksError`` when that was no outcome of its own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -25,6 +25,7 @@ examples:
   kvm-launch --print argv --host tree vm.toml
                                            QEMU's arguments on another, captured host
   kvm-launch --libvirt vm.toml             define and start it in libvirt instead
+  kvm-launch --detach vm.toml              leave it in the background once it runs
   kvm-launch ps                            the VMs that run
   kvm-launch status|stop|console NAME      one of them: Ctrl-] leaves its console
   kvm-launch qmp NAME query-status         ask its QEMU something
@@ -62,7 +63,13 @@ def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
 def _interruptible(arguments: argparse.Namespace, door: Door | None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    return _launch(arguments, door)
+    if not arguments.detach:
+        return _launch(arguments, door)
+    if arguments.libvirt or arguments.json or arguments.print or arguments.dry_run:
+        raise UsageError("--detach: found --libvirt, --json, --print or --dry-run beside it")
+    from kvm_launch.detach import detached
+
+    return detached(lambda ready: _launch(arguments, door, ready))
 
 
 def _verb(verb: str, words: Sequence[str]) -> int:
@@ -90,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON; a guest's console goes to stderr")
     add("--timeout", metavar="SECONDS", type=_seconds, help="stop the VM after this time")
     add("--run-dir", metavar="DIR", type=Path, help="where the VM's sockets are")
+    add("--detach", action="store_true", help="leave it in the background once it runs")
     add("--version", action="version", version=f"kvm-launch {VERSION}")
     return parser
 
@@ -114,7 +122,9 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _launch(arguments: argparse.Namespace, door: Door | None) -> int:
+def _launch(
+    arguments: argparse.Namespace, door: Door | None, ready: Callable[[], None] | None = None
+) -> int:
     if arguments.host is not None and not (arguments.print or arguments.dry_run):
         raise UsageError("--host: another host's plan cannot run here: add --print or --dry-run")
     from kvmhooks.spec import load_vm
@@ -124,7 +134,7 @@ def _launch(arguments: argparse.Namespace, door: Door | None) -> int:
         return _print(arguments, spec)
     from kvm_launch.run import run
 
-    return run(arguments, spec, door)
+    return run(arguments, spec, door, ready)
 
 
 def _with_accel(spec: VmSpec, accel: Literal["auto", "kvm", "tcg"] | None) -> VmSpec:

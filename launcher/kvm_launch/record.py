@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self, TextIO
@@ -65,12 +65,17 @@ class Record:
 
 
 class Account:
-    """Tells each step of a VM's life as it is reached: to a person, and in the run directory."""
+    """Tells each step of a VM's life as it is reached: to a person, and in the run directory.
 
-    def __init__(self, spec: VmSpec, say: TextIO) -> None:
+    With ``ready``, which is called when the guest runs, nobody sees what is said from there on: it
+    goes to the system's log.
+    """
+
+    def __init__(self, spec: VmSpec, say: TextIO, ready: Callable[[], None] | None = None) -> None:
         pid = os.getpid()
         self.life: Final = Life(self._tell)
         self._say = say
+        self._ready = ready
         self._run_dir: RunDir | None = None
         self._manager = ServiceManager()
         self._patience = spec.shutdown.timeout + MARGIN_SECONDS
@@ -94,6 +99,10 @@ class Account:
         print(f"state: {step}", file=self._say, flush=True)
         self._keep(self._record.after(step))
         status = f"{step}".replace("\n", " ")
+        if self._ready is not None:
+            Door().log(f"{self._record.name}: {status}")
+        if step.state is State.RUNNING and self._ready is not None:
+            self._ready()
         if step.state is State.RUNNING:
             self._manager.tell(READY=1, STATUS=status)
         elif step.state is State.SHUTTING_DOWN:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import gc
 import sys
+from collections.abc import Callable
 
 from kvm_launch import preflight
 from kvm_launch.console import Console
@@ -23,10 +24,16 @@ from kvmhooks.render.picture import picture
 from kvmhooks.spec import VmSpec
 
 
-def run(arguments: argparse.Namespace, spec: VmSpec, door: Door | None = None) -> int:
+def run(
+    arguments: argparse.Namespace,
+    spec: VmSpec,
+    door: Door | None = None,
+    ready: Callable[[], None] | None = None,
+) -> int:
     """Run the VM, or with ``--dry-run`` only show what would be; give the exit code.
 
-    ``door`` is the host whose CPUs are isolated: this machine without it.
+    ``door`` is the host whose CPUs are isolated: this machine without it. ``ready`` is called when
+    the guest runs.
     """
     host = read_host(arguments)
     say = sys.stderr if arguments.json else sys.stdout
@@ -44,7 +51,7 @@ def run(arguments: argparse.Namespace, spec: VmSpec, door: Door | None = None) -
     if not arguments.dry_run and arguments.libvirt is None:
         from kvm_launch.launch import Launch
 
-        decided, outcome = Launch(arguments, spec, host, keeper).run()
+        decided, outcome = Launch(arguments, spec, host, keeper, ready).run()
         return _told(arguments, decided, outcome)
     decided = plan(spec, host, claims)
     print(picture(decided), end="", file=say, flush=True)

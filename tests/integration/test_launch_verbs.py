@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -141,3 +142,21 @@ def _until(read: Callable[[], bytes], wanted: bytes) -> bytes:
     while wanted not in said and time.monotonic() < until:
         said += read()
     return said
+
+
+def test_a_detached_vm_outlives_its_terminal(launcher: Launcher) -> None:
+    """The command ends when the guest runs, and nothing holds its output; errors come before."""
+    spec = launcher.vm("away", top="machine.accel = 'tcg'")
+    ran = launcher.run("--detach", spec, timeout=30)  # it waits for the end of both pipes
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "state: running"
+    assert shown(launcher) == {"away": "running"}
+    (qemu,) = processes_of("away")
+    supervisor = int(Path(f"/proc/{qemu}/stat").read_text().split()[3])
+    assert os.getsid(supervisor) == supervisor
+    again = launcher.run("--detach", spec)
+    said = "name: found 'away', expected one that does not run already\n"
+    assert (again.returncode, again.stderr) == (1, said)
+    assert verb(launcher, "stop", "--now", "away").returncode == 0
+    assert (processes_of("away"), launcher.left_behind()) == ([], [])
+    assert launcher.run("--detach", "--json", spec).returncode == 2
