@@ -12,6 +12,7 @@ from pathlib import Path
 
 import attrs
 
+from kvm_launch import images, seed
 from kvm_launch.console import Console
 from kvm_launch.hold import Hold
 from kvm_launch.life import State
@@ -22,6 +23,7 @@ from kvm_launch.restart import wait_of
 from kvm_launch.show import not_restored, outcome_lines
 from kvm_launch.stop import Stop
 from kvm_launch.supervise import supervise
+from kvm_launch.user import user_of
 from kvmhooks.errors import QemuError, RestoreError
 from kvmhooks.host import Host
 from kvmhooks.isolate.keeper import Keeper
@@ -125,7 +127,7 @@ class Launch:
         return decided, attrs.evolve(outcome, steps=tuple(life.steps[first:])), None
 
     def _begin(self, decided: Plan, hold: Hold) -> None:
-        """Tell what was decided and claimed."""
+        """Tell what was decided and claimed, and make what the VM needs."""
         print(picture(decided), end="", file=self._say, flush=True)
         self._account.planned(decided)
         if hold.claim is not None:
@@ -133,6 +135,10 @@ class Launch:
         if hold.omitted:
             print(f"warning: isolation.exclusive: {hold.omitted}: threads are pinned, and the host "
                   "stays as it is", file=self._say)  # fmt: skip
+        user = user_of(self._spec)
+        for path in images.make(self._spec, user):
+            print(f"image: {path} was made", file=self._say)
+        seed.make(self._spec, decided.uuid, user)
         gc.enable()
 
     def _tell(

@@ -45,6 +45,12 @@ def _owners(spec: VmSpec, user: User | None) -> Iterator[Problem]:
             yield Problem(f"net[{index}].device", repr(str(net.device)), expected)
 
 
+def _coming(spec: VmSpec) -> set[Path]:
+    """What is made for the VM before it starts."""
+    seed = set() if spec.cloud_init is None else {spec.cloud_init.seed}
+    return {image.path for image in spec.image} | seed
+
+
 def _files(spec: VmSpec) -> Iterator[Problem]:
     boot = spec.boot
     named = {"boot.kernel": boot.kernel, "boot.initrd": boot.initrd}
@@ -53,7 +59,10 @@ def _files(spec: VmSpec) -> Iterator[Problem]:
     for at, path in named.items():
         if path is not None:
             yield from _file(at, path, os.R_OK, "a file that can be read")
+    coming = _coming(spec)
     for index, disk in enumerate(spec.disk):
+        if disk.path in coming and not disk.path.exists():
+            continue
         if disk.readonly:
             yield from _file(f"disk[{index}].path", disk.path, os.R_OK, "an image to read")
         else:

@@ -8,7 +8,7 @@ import gc
 import sys
 from collections.abc import Callable
 
-from kvm_launch import preflight
+from kvm_launch import images, preflight, seed
 from kvm_launch.console import Console
 from kvm_launch.hold import keeper_of, live_claims
 from kvm_launch.outcome import Outcome, as_text, judge
@@ -43,6 +43,8 @@ def run(
         # libvirt gives its user the files that a VM needs.
         user = user_of(spec) if arguments.libvirt is None else None
         preflight.check(spec, user)
+        images.check(spec)
+        seed.check(spec)
         choice = accel.choose(spec, host, emulator.find(spec), base_of(arguments))
         spec = choice.spec
         preflight.check_accel(spec, user)
@@ -60,6 +62,8 @@ def run(
     gc.enable()
     from kvm_launch.through_libvirt import follow
 
+    images.make(spec, None)
+    seed.make(spec, decided.uuid, None)
     console = Console((sys.stderr if arguments.json else sys.stdout).buffer)
     stop = Stop(arguments.timeout, spec.shutdown.timeout)
     ended = asyncio.run(follow(decided, arguments.libvirt, console=console, stop=stop))
