@@ -17,7 +17,7 @@ from kvm_launch.cgroup import Tree, group_of
 from kvm_launch.outcome import Isolated
 from kvmhooks.errors import IsolationError, KvmhooksError
 from kvmhooks.host import Host
-from kvmhooks.isolate import gate, hook
+from kvmhooks.isolate import gate, hook, service
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.keeper import Keeper
@@ -132,6 +132,11 @@ class Hold:
                 lambda: {tid: groups.get(tid, EMULATOR) for tid in names(f"proc/{pid}/task")},
             )
             self._report = self._keeper.started(self.claim, pid)
+
+    def follow(self) -> None:
+        """Have what changes while the VM runs seen to: the same small process as libvirt's VMs."""
+        if self.claim is not None:
+            service.ensure(self._keeper, self.claim.key)
 
     @property
     def isolated(self) -> Isolated | None:

@@ -75,6 +75,7 @@ async def supervise(
                 live_threads.require_planned(pins)
                 with stop.listening():
                     await monitor.execute("cont")
+                    await asyncio.to_thread(hold.follow)
                     forced = await _follow(plan, process, ended, monitor, stop, watch)
         except QemuError as error:
             await _end(process)

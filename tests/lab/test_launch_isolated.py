@@ -162,12 +162,15 @@ def test_a_launched_vm_has_its_cpus_alone_and_leaves_nothing(warm: Lab) -> None:
     partitions = warm.output("cd /sys/fs/cgroup; cat machine*/*/libvirt/vcpu*/cpuset.cpus.partition"
                              " 2> /dev/null | sort -u; true")  # fmt: skip
     during = vm.intruders()
+    (claim,) = json.loads(warm.output("kvmhooks status --json"))["claims"]
+    follower = warm.output(f"tr '\\0' ' ' < /proc/{claim['follower']}/cmdline")
     vm.stop()
     settle(warm, "own", code=0)
     told = json.loads(warm.output("cat /root/own.json"))
     left = left_behind(warm, before)
     print(f"{warm.variant.name}: {during}, {group}, partitions {partitions!r}, {told['isolation']}")
     assert group.endswith("/emulator")
+    assert f"--follow {claim['driver']}-{claim['uuid']}" in follower
     assert (during, left) == ({"user": 0, "device interrupts": 0}, [])
 
 
