@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
@@ -65,14 +65,15 @@ class Hold:
             with _uninterrupted():
                 self._give_back(self.claim)
 
-    def plan(self, spec: VmSpec, host: Host) -> Plan:
+    def plan(self, spec: VmSpec, host: Host, others: Sequence[Claim] = ()) -> Plan:
         """Plan around the VMs that live, and take what the plan claims.
 
+        ``others`` are VMs that claim nothing, as claims on the CPUs of their dedicated vCPUs.
         Raises ``PlanError``, or ``IsolationError`` for what is refused; nothing was changed then.
         """
         for _ in range(ATTEMPTS - 1):
             claims = live_claims(self._keeper)
-            decided = plan(spec, host, claims)
+            decided = plan(spec, host, (*claims, *others))
             try:
                 self.take(decided)
             except IsolationError:
@@ -80,7 +81,7 @@ class Hold:
                     raise  # nobody came in between
             else:
                 return decided
-        decided = plan(spec, host, live_claims(self._keeper))
+        decided = plan(spec, host, (*live_claims(self._keeper), *others))
         self.take(decided)
         return decided
 

@@ -18,7 +18,7 @@ from kvm_launch.hold import Hold
 from kvm_launch.life import State
 from kvm_launch.outcome import Outcome, judge
 from kvm_launch.planning import base_of
-from kvm_launch.record import Account
+from kvm_launch.record import Account, pinned
 from kvm_launch.restart import wait_of
 from kvm_launch.show import not_restored, outcome_lines
 from kvm_launch.stop import Stop
@@ -28,7 +28,7 @@ from kvmhooks.errors import QemuError, RestoreError
 from kvmhooks.host import Host
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.live import emulator
-from kvmhooks.live.rundir import RunDir
+from kvmhooks.live.rundir import RunDir, planning
 from kvmhooks.placement import Plan
 from kvmhooks.render.picture import picture
 from kvmhooks.spec import VmSpec
@@ -100,7 +100,7 @@ class Launch:
         decided = None
         try:
             with hold:
-                decided = hold.plan(self._spec, self._host)
+                decided = self._decide(hold)
                 self._begin(decided, hold)
                 ended = asyncio.run(
                     supervise(
@@ -126,10 +126,17 @@ class Launch:
         outcome = judge(decided, ended, hold.isolated)
         return decided, attrs.evolve(outcome, steps=tuple(life.steps[first:])), None
 
+    def _decide(self, hold: Hold) -> Plan:
+        """Plan around the VMs that run, and tell the next one what this one has taken."""
+        base = base_of(self._arguments)
+        with planning(base):
+            decided = hold.plan(self._spec, self._host, list(pinned(base)))
+            self._account.planned(decided)
+        return decided
+
     def _begin(self, decided: Plan, hold: Hold) -> None:
         """Tell what was decided and claimed, and make what the VM needs."""
         print(picture(decided), end="", file=self._say, flush=True)
-        self._account.planned(decided)
         if hold.claim is not None:
             self._account.life.enter(State.CLAIMED, f"CPUs {hold.claim.exclusive}")
         if hold.omitted:

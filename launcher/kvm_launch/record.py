@@ -14,11 +14,13 @@ from attrs import asdict, evolve, frozen
 from kvm_launch.life import Life, State, Step
 from kvm_launch.notify import ServiceManager
 from kvmhooks.errors import LaunchError
+from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.state import start_time
 from kvmhooks.live.rundir import RunDir
 from kvmhooks.placement import Plan
 from kvmhooks.spec import VmSpec
+from kvmhooks.values import CpuSet, union
 
 NAME: Final = "status.json"
 MONITOR: Final = "control.sock"
@@ -49,6 +51,9 @@ class Record:
     """Where its threads may run."""
     exclusive: str = ""
     """Which of those are its own."""
+    dedicated: str = ""
+    """On which of those no other VM's vCPU is put."""
+    uuid: str = ""
 
     def after(self, step: Step) -> Self:
         """The record after a step of the VM's life."""
@@ -113,7 +118,13 @@ class Account:
 
     def planned(self, plan: Plan) -> None:
         """It is decided where it lives."""
-        self._record = evolve(self._record, cpus=str(plan.cpus), exclusive=str(plan.exclusive))
+        self._record = evolve(
+            self._record,
+            cpus=str(plan.cpus),
+            exclusive=str(plan.exclusive),
+            dedicated=str(dedicated_cpus(plan)),
+            uuid=plan.uuid,
+        )
         self.life.enter(State.PLANNED)
 
     def started(self, qemu: int) -> None:
@@ -136,6 +147,25 @@ def running(base: Path) -> Iterator[Record]:
         record = _read(base / name)
         if record is not None and record.is_followed:
             yield record
+
+
+def pinned(base: Path) -> Iterator[Claim]:
+    """The VMs that run with dedicated vCPUs, as claims on their CPUs."""
+    for record in running(base):
+        if record.dedicated:
+            yield Claim(
+                driver="kvm-launch",
+                uuid=record.uuid,
+                name=record.name,
+                exclusive=CpuSet.parse(record.dedicated),
+            )
+
+
+def dedicated_cpus(plan: Plan) -> CpuSet:
+    """The CPUs of vCPUs that have one each."""
+    if plan.spec.cpu.placement == "shared":
+        return CpuSet()
+    return union(pin.cpus for pin in plan.vcpus if len(pin.cpus) == 1)
 
 
 def find(base: Path, name: str) -> Record:
