@@ -213,7 +213,9 @@ async def _follow(
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for failed in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(failed, Exception):  # to be cancelled is none
+                raise failed
         for event in await monitor.last_events(seconds=QUIT_SECONDS):
             watch.handle(event)
 
