@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from kvmhooks.errors import InputError, RestoreError, ValueFormatError
 
 if TYPE_CHECKING:
-    from kvmhooks.isolate.engine import Report
     from kvmhooks.isolate.keeper import Keeper
+    from kvmhooks.isolate.report import Report
     from kvmhooks.isolate.state import State
 
 
@@ -118,17 +118,14 @@ def _key_of(keeper: Keeper, name: str) -> str:
 
 def _results(report: Report) -> dict[str, Any]:
     return {
-        "results": [result._asdict() for result in report.results],
+        "results": [result.to_json() for result in report.results],
         "untouched": report.untouched,
     }
 
 
 def _check(report: Report, keeper: Keeper) -> None:
     """Raise ``RestoreError`` when something is left that no claim holds."""
-    from kvmhooks.isolate.engine import FAILED, REFUSAL
-
-    state = keeper.look()
-    left = [one for one in report.of(FAILED, REFUSAL) if one.key in state.records]
-    if left and not state.held:
+    left = keeper.left_over(report)
+    if left:
         said = "; ".join(f"{one.key}: {one.why}" for one in left)
         raise RestoreError(f"not restored: {said}")

@@ -12,7 +12,12 @@ from kvmhooks.version import VERSION
 VERBS = {
     "argv": ("kvmhooks.cli.printed", "print QEMU's arguments for a vm.toml"),
     "claim": ("kvmhooks.cli.printed", "print what a vm.toml's VM asks of the host"),
+    "devices": (
+        "kvmhooks.cli.devices",
+        "list what can be passed through, and what speaks against it",
+    ),
     "host": ("kvmhooks.cli.host", "show this machine or a captured one, as text, JSON or SVG"),
+    "import": ("kvmhooks.cli.importing", "make the vm.toml of a libvirt domain XML"),
     "hooks": ("kvmhooks.cli.hooks", "install, remove or examine the libvirt hook"),
     "isolate": ("kvmhooks.cli.isolate", "write an isolation policy into a libvirt domain"),
     "plan": ("kvmhooks.cli.printed", "show where a vm.toml's VM would live on a host, and why"),
@@ -20,6 +25,7 @@ VERBS = {
     "schema": ("kvmhooks.cli.schema", "print the JSON Schema of vm.toml"),
     "simulate": ("kvmhooks.cli.simulate", "list every write that a start and a stop would make"),
     "status": ("kvmhooks.cli.isolation", "show what VMs hold of this host, and the originals"),
+    "tune": ("kvmhooks.cli.tune", "make a libvirt domain better, and lose nothing of it"),
     "undo": ("kvmhooks.cli.isolation", "give back what a running VM holds"),
     "xml": ("kvmhooks.cli.printed", "print the libvirt domain XML for a vm.toml"),
 }

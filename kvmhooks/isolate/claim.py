@@ -7,17 +7,18 @@ equal.
 
 from __future__ import annotations
 
-import re
-from typing import Any, Final, Self
-
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate import policy
 from kvmhooks.values import CpuSet
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, Self
+
 FORMAT: Final = 1
 """The version of the JSON form. A package may be upgraded while VMs run."""
 
-_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_UUID_WIDTHS: Final = [8, 4, 4, 4, 12]
 
 
 class Claim:
@@ -27,6 +28,7 @@ class Claim:
     """
 
     __slots__ = (
+        "caches",
         "disks",
         "driver",
         "exclusive",
@@ -54,6 +56,8 @@ class Claim:
     """(name, value), in order: what differs from the defaults of ``kvmhooks.isolate.policy``."""
     disks: tuple[str, ...]
     """The block devices that ``storage`` settings are for; empty without such settings."""
+    caches: tuple[tuple[int, str, int, int], ...]
+    """(level, type, cache's id, KiB) of each part of a cache that libvirt gives it."""
 
     def __init__(  # noqa: PLR0913 -- the fields of the value
         self,
@@ -66,9 +70,12 @@ class Claim:
         strict: bool = False,
         settings: tuple[tuple[str, str], ...] = (),
         disks: tuple[str, ...] = (),
+        caches: tuple[tuple[int, str, int, int], ...] = (),
     ) -> None:
         """Take the fields. Raises ``IsolationError`` for a UUID that is none."""
-        if not _UUID.fullmatch(uuid):
+        groups = uuid.split("-")
+        has_shape = [len(group) for group in groups] == _UUID_WIDTHS
+        if not has_shape or "".join(groups).strip("0123456789abcdef"):
             raise IsolationError(f"claim: uuid: found {uuid[:40]!r}, expected a lower-case UUID")
         self.driver = driver
         self.uuid = uuid
@@ -78,6 +85,7 @@ class Claim:
         self.strict = strict
         self.settings = settings
         self.disks = disks
+        self.caches = caches
 
     @classmethod
     def from_json(cls, said: object) -> Self:
@@ -105,6 +113,10 @@ class Claim:
                 strict=said["strict"] is True,
                 settings=tuple(sorted((str(k), str(v)) for k, v in said["settings"].items())),
                 disks=tuple(str(disk) for disk in said["disks"]),
+                caches=tuple(
+                    (int(level), str(kind), int(cache), int(kib))
+                    for level, kind, cache, kib in said.get("caches", ())
+                ),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IsolationError(f"claim: {type(error).__name__}: {error}") from error
@@ -133,6 +145,7 @@ class Claim:
             "strict": self.strict,
             "settings": dict(self.settings),
             "disks": list(self.disks),
+            "caches": [list(cache) for cache in self.caches],
         }
 
     def __eq__(self, other: object) -> bool:

@@ -7,19 +7,17 @@ that live want it.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
-
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate import pool
-from kvmhooks.isolate.engine import FAILED, REFUSAL, Report, converge
-from kvmhooks.isolate.groups import Groups, libvirt_pid
+from kvmhooks.isolate.groups import LIBVIRT, Groups, libvirt_pid, sweep
 from kvmhooks.isolate.knob import View
-from kvmhooks.isolate.knobs import discover
+from kvmhooks.isolate.report import FAILED, REFUSAL, Report, Result
 from kvmhooks.isolate.state import PENDING, RUNNING, Held, Process, State, boot_id
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
+    from typing import Final
 
     from kvmhooks.isolate.claim import Claim
     from kvmhooks.isolate.door import Door
@@ -48,11 +46,16 @@ class Keeper:
         """Take a claim, before the VM exists: refuse an overlap, and get its huge pages.
 
         ``holder`` is the process whose end ends the claim while it is pending; the daemon that
-        runs us without it.
+        runs us without it. Of a daemon's VM one start ends before the next begins; a claim that
+        another live process holds is somebody's who does not know of us.
         """
         with self._entry(BUDGET_WITH_PAGES if claim.hugepages else self.budget) as state:
             report = self._recover(state)
-            state.held.pop(claim.key, None)  # the same VM again: its last start never ended
+            before = state.held.pop(claim.key, None)  # the same VM again: its start never ended
+            if before is not None and holder is not None:
+                raise IsolationError(
+                    f"{claim.name}: it runs already: process {before.holder.pid} holds its claim"
+                )
             self._check(claim, state)
             held = Held(
                 claim,
@@ -83,6 +86,20 @@ class Keeper:
             if claim.strict:
                 self._refuse_incomplete(state, claim, report)
         return report
+
+    def adopt(self, claim: Claim, pid: int, enter: Callable[[], None]) -> None:
+        """From now on the claim lives as long as the process ``pid``, which will be QEMU.
+
+        ``enter`` puts it into its groups. No other entry sees a group that is not known to be the
+        VM's yet: it would be narrowed as everything else is.
+        """
+        with self._entry() as state:
+            held = state.held.get(claim.key)
+            if held is None:
+                raise IsolationError(f"{claim.name}: its claim was dropped meanwhile")
+            enter()
+            self._adopt(held, pid)
+            self._save(state)
 
     def started(self, claim: Claim | None, pid: int = 0) -> Report:
         """Isolate the VM's own groups: its threads exist. Without a claim: keep it off the others'.
@@ -116,9 +133,14 @@ class Keeper:
             self._drop_dead(state, but="" if claim is None else claim.key)
             return self._converge(state)
 
-    def release(self, key: str) -> Report:
-        """Drop a claim and give everything back that no other claim needs."""
+    def release(self, key: str, leave: Callable[[], None] | None = None) -> Report:
+        """Drop a claim and give everything back that no other claim needs.
+
+        ``leave`` removes the groups of a VM that has ended, before: see ``adopt``.
+        """
         with self._entry() as state:
+            if leave is not None:
+                leave()
             held = state.held.pop(key, None)
             if held is not None and held.pages:
                 pool.give_back(self.door, self.store, state, held)
@@ -139,19 +161,28 @@ class Keeper:
                     pool.give_back(self.door, self.store, state, held)
             return self._converge(state)
 
+    def claims(self) -> list[Claim]:
+        """The claims of VMs that live, without the lock and without a change."""
+        return [one.claim for one in self.look().held.values() if self._is_live(one)]
+
+    def left_over(self, report: Report) -> list[Result]:
+        """What should be as it was before and is not, after a claim was given back.
+
+        While other VMs live, what the kernel refuses is refused to them.
+        """
+        state = self.look()
+        refused = [] if state.held else report.of(REFUSAL)
+        return [*report.of(FAILED), *(one for one in refused if one.key in state.records)]
+
     def look(self) -> State:
         """What is on record, without the lock and without a change: the state is one file."""
         text = self.store.load()
         boot = boot_id(self.door)
         return State(boot) if text is None else State.from_text(text, boot)
 
-    @contextmanager
-    def _entry(self, budget: float | None = None) -> Iterator[State]:
+    def _entry(self, budget: float | None = None) -> _Entry:
         """Hold the lock within the budget, with what is on record."""
-        budget = self.budget if budget is None else budget
-        self.door.deadline = self.door.now() + budget
-        with self.store.lock(self.door, budget * LOCK_SHARE):
-            yield self.look()
+        return _Entry(self, self.budget if budget is None else budget)
 
     def _recover(self, state: State, *, is_thorough: bool = False) -> Report:
         """Leave what was interrupted behind; without an interruption, the host is not looked at."""
@@ -163,6 +194,10 @@ class Keeper:
         return Report()
 
     def _converge(self, state: State) -> Report:
+        # Most of a `prepare` needs none of it, and libvirt waits.
+        from kvmhooks.isolate.engine import converge  # noqa: PLC0415
+        from kvmhooks.isolate.knobs import discover  # noqa: PLC0415
+
         if state.pools:
             pool.settle(self.door, self.store, state)
         view = View.read(self.door, state.held.values())
@@ -203,6 +238,8 @@ class Keeper:
             held = state.held.pop(key)
             for pages, share in held.pages.items():
                 state.pools.setdefault(pages, {"owed": 0})["owed"] += share
+            if held.claim.driver != LIBVIRT:
+                sweep(self.door)
         return bool(dead)
 
     def _is_live(self, held: Held) -> bool:
@@ -211,12 +248,12 @@ class Keeper:
             return True
         if held.state == RUNNING:
             return False
-        pid = libvirt_pid(self.door, held.claim.name)
+        pid = libvirt_pid(self.door, held.claim)
         return bool(pid) and Process.find(self.door, pid) is not None
 
     def _adopt(self, held: Held, pid: int) -> None:
         """From now on the claim lives as long as QEMU does."""
-        process = Process.find(self.door, pid or libvirt_pid(self.door, held.claim.name))
+        process = Process.find(self.door, pid or libvirt_pid(self.door, held.claim))
         if process is not None:
             held.holder, held.state = process, RUNNING
 
@@ -259,6 +296,28 @@ class Keeper:
         self._converge(state)
         said = "; ".join(f"{one.key}: {one.why}" for one in unmet[:3])
         raise IsolationError(f"{claim.name}: strict, and {len(unmet)} could not be met: {said}")
+
+
+class _Entry:
+    """The lock, held within a budget of time, and what is on record."""
+
+    def __init__(self, keeper: Keeper, budget: float) -> None:
+        self._keeper = keeper
+        self._lock = keeper.store.lock(keeper.door, budget * LOCK_SHARE)
+        self._budget = budget
+
+    def __enter__(self) -> State:
+        door = self._keeper.door
+        door.deadline = door.now() + self._budget
+        self._lock.__enter__()
+        try:
+            return self._keeper.look()
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.__exit__(None, None, None)
 
 
 __all__ = ["BUDGET", "PENDING", "Keeper"]

@@ -1,42 +1,59 @@
 """irqbalance: told over its socket which CPUs to leave alone.
 
-The daemon listens on ``/run/irqbalance/irqbalancePID.sock`` and takes one request a connection:
-``setup`` answers with its interval and the hex mask of banned CPUs, ``settings cpus LIST`` bans a
-list (``NULL``: none of ours), which it takes up at its next scan (``sock_handle()``, irqbalance.c,
-and ``setup_banned_cpus()``, cputree.c, of irqbalance 1.9). Where it does not run, there is
-nothing to tell. A ban is merged with what others have banned, and a restart forgets it: the next
-entry bans again.
+The daemon listens on ``/run/irqbalance/irqbalancePID.sock`` and takes one request a connection
+(``sock_handle()``, irqbalance.c, and ``setup_banned_cpus()``, cputree.c, of irqbalance 1.9):
+``setup`` answers with its interval, the banned interrupts (``IRQ N``) and the hex mask of banned
+CPUs; ``settings cpus LIST`` bans CPUs (``NULL``: none of ours) and ``settings ban irqs N N``
+interrupts (``NONE``), which it takes up at its next scan. Where it does not run, there is nothing
+to tell. A ban is merged with what others have banned, and a restart forgets it: the next entry bans
+again.
 """
 
 from __future__ import annotations
-
-import re
-from typing import TYPE_CHECKING, Final
 
 from kvmhooks.errors import ValueFormatError
 from kvmhooks.isolate.knob import FIRST, Knob
 from kvmhooks.values import CpuSet
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Final
 
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.knob import View
 
 _DIRECTORY: Final = "run/irqbalance"
-_SOCKET: Final = re.compile(r"irqbalance\d+\.sock", re.ASCII)
-_BANNED: Final = re.compile(r"BANNED ([0-9a-fA-F,]+)")
 _TIMEOUT: Final = 2.0
 
 _MAX_REQUEST: Final = 499
 """The daemon reads a request into 500 bytes."""
 
+_VFIO: Final = "sys/bus/pci/drivers/vfio-pci"
 
-def knobs(door: Door) -> Iterator[Knob]:
-    """One for a daemon that runs."""
+
+def knobs(door: Door, view: View) -> Iterator[Knob]:
+    """Two for a daemon that runs: its banned CPUs, and interrupts."""
     for name in door.names(_DIRECTORY):
-        if _SOCKET.fullmatch(name) and door.is_socket(f"{_DIRECTORY}/{name}"):
+        pid = name.removeprefix("irqbalance").removesuffix(".sock")
+        is_its = pid.isascii() and pid.isdigit() and name == f"irqbalance{pid}.sock"
+        if is_its and door.is_socket(f"{_DIRECTORY}/{name}"):
             yield _Bans(f"{_DIRECTORY}/{name}")
+            yield _BannedIrqs(f"{_DIRECTORY}/{name}", passed_through(door, view))
+
+
+def passed_through(door: Door, view: View) -> CpuSet:
+    """The interrupts of devices that VMs have (ABI/testing/sysfs-bus-pci, ``msi_irqs``).
+
+    Who isolates a VM puts them where its vCPUs run, and the daemon would move them away.
+    """
+    found: set[int] = set()
+    if view.taken("isolation.irqs"):
+        for device in door.names(_VFIO):
+            if ":" in device:
+                irqs = door.names(f"{_VFIO}/{device}/msi_irqs")
+                found |= {int(irq) for irq in irqs if irq.isdigit()}
+    return CpuSet(found)
 
 
 class _Bans(Knob):
@@ -56,16 +73,47 @@ class _Bans(Knob):
 
     def read(self, door: Door) -> str:
         said = door.ask(self.path, "setup", _TIMEOUT)
-        found = _BANNED.search(said)
-        if found is None:
+        words = said.partition("BANNED ")[2].split()
+        if not words:
             raise ValueFormatError(said[:80], "irqbalance's BANNED mask")
-        return str(CpuSet.parse_mask(found[1]))
+        return str(CpuSet.parse_mask(words[0]))
 
     def write(self, door: Door, value: str) -> None:
-        request = f"settings cpus {value or 'NULL'}"
-        if len(request) > _MAX_REQUEST:
-            raise ValueFormatError(request[:80], f"at most {_MAX_REQUEST} bytes for irqbalance")
-        door.ask(self.path, request, _TIMEOUT)
+        _tell(door, self.path, f"settings cpus {value or 'NULL'}")
 
     def target(self, original: str, view: View) -> str:
         return str(CpuSet.parse(original) | view.taken("isolation.irqs"))
+
+
+class _BannedIrqs(Knob):
+    """The banned interrupts; their numbers are written like a CPU list."""
+
+    __slots__ = ("irqs", "path")
+
+    is_slow = True
+
+    def __init__(self, path: str, irqs: CpuSet) -> None:
+        super().__init__("irqbalance/irqs", FIRST)
+        self.path = path
+        self.irqs = irqs
+
+    def identity(self, door: Door) -> str:  # noqa: ARG002 -- the base's
+        """As for the CPUs."""
+        return self.path
+
+    def read(self, door: Door) -> str:
+        words = door.ask(self.path, "setup", _TIMEOUT).split()
+        return str(CpuSet(int(words[at + 1]) for at, word in enumerate(words) if word == "IRQ"))
+
+    def write(self, door: Door, value: str) -> None:
+        irqs = " ".join(map(str, CpuSet.parse(value))) or "NONE"
+        _tell(door, self.path, f"settings ban irqs {irqs}")
+
+    def target(self, original: str, view: View) -> str:  # noqa: ARG002 -- the base's
+        return str(CpuSet.parse(original) | self.irqs)
+
+
+def _tell(door: Door, path: str, request: str) -> None:
+    if len(request) > _MAX_REQUEST:
+        raise ValueFormatError(request[:80], f"at most {_MAX_REQUEST} bytes for irqbalance")
+    door.ask(path, request, _TIMEOUT)

@@ -1,0 +1,39 @@
+"""The documents that verbs are given: a file, or the standard input for ``-``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from kvmhooks.errors import InputError
+from kvmhooks.isolate.claim import Claim
+
+
+def read_document(name: str, limit: int = 4 << 20) -> bytes:
+    """What stands in the file ``name``, or comes on the standard input for ``-``.
+
+    Not more than ``limit`` bytes and one, so that who parses it can tell that it is too large.
+    Raises ``InputError``.
+    """
+    try:
+        if name == "-":
+            return sys.stdin.buffer.read(limit + 1)
+        with Path(name).open("rb") as file:
+            return file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"{name}: {error.strerror}") from error
+
+
+def read_claims(name: str) -> tuple[Claim, ...]:
+    """The claims in a JSON file: a list of what ``kvmhooks claim`` prints.
+
+    Raises ``InputError``, and ``IsolationError`` for one that is no claim.
+    """
+    try:
+        said = json.loads(read_document(name))
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error
+    if not isinstance(said, list):
+        raise InputError(f"{name}: found no list, expected a JSON list of claims")
+    return tuple(Claim.from_json(one) for one in said)
