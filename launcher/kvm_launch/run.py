@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace, spec: VmSpec, door: Door | None = None) -
 
     ``door`` is the host whose CPUs are isolated: this machine without it.
     """
-    host = read_host(arguments)
+    host = read_host(arguments, spec)
     say = sys.stderr if arguments.json else sys.stdout
     keeper = keeper_of(Door() if door is None else door)
     claims: list[Claim] = []
