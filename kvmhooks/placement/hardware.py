@@ -5,6 +5,7 @@ other words.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Literal
 
 from attrs import frozen
@@ -19,6 +20,7 @@ from kvmhooks.placement.security import LaunchSecurity, choose_security
 from kvmhooks.placement.storage import DiskPath, ScsiController, choose_disks
 from kvmhooks.placement.target import (
     MICROVM,
+    MODEL_VERSIONS,
     PANIC_PCI,
     PIPEWIRE,
     READONLY_VIRTIOFS,
@@ -107,8 +109,11 @@ def derived_cid(identity: str) -> int:
 
 def _require(spec: VmSpec, wishes: Wishes) -> None:
     """Refuse what cannot be left out without another VM coming of it."""
+    model = spec.cpu.model
+    has_version = re.fullmatch(r".+-v[0-9]+", model) is not None
     readonly = any(shared.readonly for shared in spec.filesystem)
     asked: tuple[tuple[bool, Gate, str, str], ...] = (
+        (has_version, MODEL_VERSIONS, "cpu.model", f'"{model}"'),
         (spec.machine.type == "microvm", MICROVM, "machine.type", '"microvm"'),
         (spec.panic.model == "pci", PANIC_PCI, "panic.model", '"pci"'),
         (spec.sound.model == "virtio", SOUND_VIRTIO, "sound.model", '"virtio"'),

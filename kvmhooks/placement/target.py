@@ -76,6 +76,7 @@ SCSI_IOTHREADS: Final = Gate(
     "iothread-vq-mapping of virtio-scsi", (10, 0), (11, 2), "virtio-scsi-pci.iothread-vq-mapping"
 )
 EMULATED_NVME: Final = Gate("an emulated NVMe disk", OLDEST_QEMU, (11, 5))
+MODEL_VERSIONS: Final = Gate("a CPU model with its version", OLDEST_QEMU, (10, 10))
 PANIC_PCI: Final = Gate("pvpanic-pci", OLDEST_QEMU, (9, 1))
 WATCHDOG_ITCO: Final = Gate("a working iTCO watchdog", OLDEST_QEMU, (9, 1))
 SOUND_VIRTIO: Final = Gate("virtio-sound", (8, 2), (10, 4), "virtio-sound-pci")
