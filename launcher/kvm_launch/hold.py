@@ -25,7 +25,8 @@ from kvmhooks.isolate.report import FAILED, REFUSAL, Report
 from kvmhooks.isolate.state import Process
 from kvmhooks.isolate.store import Store
 from kvmhooks.live.threads import EMULATOR, planned_cpus
-from kvmhooks.placement import Plan, claim, plan
+from kvmhooks.placement import Plan, Target, claim, plan
+from kvmhooks.placement.target import OLDEST
 from kvmhooks.spec import VmSpec
 from kvmhooks.values import CpuSet
 
@@ -65,14 +66,14 @@ class Hold:
             with _uninterrupted():
                 self._give_back(self.claim)
 
-    def plan(self, spec: VmSpec, host: Host) -> Plan:
-        """Plan around the VMs that live, and take what the plan claims.
+    def plan(self, spec: VmSpec, host: Host, target: Target = OLDEST) -> Plan:
+        """Plan for a target around the VMs that live, and take what the plan claims.
 
         Raises ``PlanError``, or ``IsolationError`` for what is refused; nothing was changed then.
         """
         for _ in range(ATTEMPTS - 1):
             claims = live_claims(self._keeper)
-            decided = plan(spec, host, claims)
+            decided = plan(spec, host, claims, target=target)
             try:
                 self.take(decided)
             except IsolationError:
@@ -80,7 +81,7 @@ class Hold:
                     raise  # nobody came in between
             else:
                 return decided
-        decided = plan(spec, host, live_claims(self._keeper))
+        decided = plan(spec, host, live_claims(self._keeper), target=target)
         self.take(decided)
         return decided
 

@@ -14,7 +14,7 @@ from kvm_launch.console import Console
 from kvm_launch.hold import Hold, keeper_of, live_claims
 from kvm_launch.life import State
 from kvm_launch.outcome import Outcome, as_text, judge
-from kvm_launch.planning import base_of, read_host
+from kvm_launch.planning import base_of, read_host, target_of
 from kvm_launch.record import Account
 from kvm_launch.show import not_restored, outcome_lines
 from kvm_launch.stop import Stop
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace, spec: VmSpec, door: Door | None = None) -
         claims = live_claims(keeper)
     if not arguments.dry_run and arguments.libvirt is None:
         return _run(arguments, spec, host, Hold(keeper))
-    decided = plan(spec, host, claims)
+    decided = plan(spec, host, claims, target=target_of(spec, arguments))
     print(picture(decided), end="", file=say, flush=True)
     if arguments.dry_run:
         return 0
@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace, spec: VmSpec, host: Host, hold: Hold) ->
     life = account.life
     try:
         with RunDir(base_of(arguments), spec.name) as run_dir, hold:
-            decided = hold.plan(spec, host)
+            decided = hold.plan(spec, host, target_of(spec, arguments))
             print(picture(decided), end="", file=say, flush=True)
             with account.kept(run_dir, decided):
                 life.enter(State.PLANNED)
