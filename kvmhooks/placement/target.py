@@ -8,7 +8,7 @@ and of libvirt's formatdomain page.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from attrs import define, field, frozen
@@ -139,7 +139,7 @@ def parse_version(text: str) -> Version:
     return int(major), int(minor)
 
 
-def told_by(types: Collection[str], options: dict[str, Collection[str]]) -> frozenset[str]:
+def told_by(types: Collection[str], options: Mapping[str, Collection[str]]) -> frozenset[str]:
     """What ``Target.told`` says of a QEMU with these types, and options of devices."""
     named = {f"{device}.{option}" for device, has in options.items() for option in has}
     return frozenset({*types, *named})

@@ -34,7 +34,7 @@ def test_letters_are_unique_and_ordered(one: int, other: int) -> None:
 def test_ports_fill_slots_of_eight() -> None:
     """The ninth device is in the second slot; function 0 of each slot announces the others."""
     ports = golden_plan("disks", "laptop").hardware.layout.ports
-    assert ports == tuple(Port(f"disk{at}", at + 1) for at in range(10))
+    assert ports == tuple(Port(f"disk{at}", at + 1, at) for at in range(10))
     told = [
         (port.bus, port.slot, port.function, port.announces_others, port.number)
         for port in (ports[at] for at in (0, 7, 8, 9))
@@ -126,8 +126,10 @@ def test_the_picture_of_an_exclusive_plan() -> None:
         "cell 0: vCPUs 0-3, 2GiB in pages of 1GiB from node 0 (strict)",
         "cell 1: vCPUs 4-7, 2GiB in pages of 1GiB from node 1 (strict)",
         "exclusive: CPUs 1-2,5-6,9-10,13-14; the host keeps 0,4,8,12",
-        "why: 8 vCPUs on 4 whole cores of node 0 and node 1: no fewer than 2 nodes fit",
-        "why: kept for the host, a core of each package: CPUs 0,4,8,12",
+        "why: 8 vCPUs on 4 whole cores of nodes 0 and 1: no fewer than 2 nodes fit",
+        "why: 2 L3 caches: no fewer would do",
+        "why: 2 guest threads in a core, as siblings of the host",
+        "why: kept for the host: CPUs 0,4,8,12",
         "why: QEMU's other threads: CPUs 0,4,8,12",
         "why: memory in 1GiB pages, cell 0 from node 0, cell 1 from node 1",
         "why: KVM: /dev/kvm works on this host",
