@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Print what ``verb`` names; what is wrong with a captured host goes to stderr."""
-    from kvmhooks.host import PLANNED, read
-    from kvmhooks.placement import plan
+    from kvmhooks.host import read
+    from kvmhooks.placement import parts_of, plan
     from kvmhooks.render.printed import printed
     from kvmhooks.spec import load_vm
 
@@ -30,7 +30,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     spec = load_vm(arguments.vm)
-    host = read(arguments.host, PLANNED)
+    host = read(arguments.host, parts_of(spec))
     for warning in host.warnings:
         print(f"{arguments.host}: {warning}", file=sys.stderr)
     target = _target(arguments, spec, has_libvirt=verb in {"plan", "xml", "claim"})

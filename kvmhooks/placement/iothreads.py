@@ -9,8 +9,8 @@ from attrs import frozen
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.wording import counted
 
-SERVED: Final = frozenset({"virtio-blk", "virtio-scsi"})
-"""The buses whose devices iothreads can serve."""
+SERVED: Final = {"virtio-blk", "virtio-scsi"}
+"""The buses whose devices run on iothreads (the property ``iothread`` in qapi's ``-device``)."""
 
 
 @frozen
@@ -28,12 +28,12 @@ def serve_disks(spec: VmSpec) -> Served:
     There is one for each such disk, but no more than one for two vCPUs, since more would take more
     of the host than the guest can keep busy; ``cpu.iothreads`` says another number.
     """
-    named = {iothread for disk in spec.disk for iothread in disk.served_by}
-    named |= {each.iothread for each in spec.nvme if each.iothread is not None}
+    named = {number for disk in spec.disk for number in disk.served_by}
+    named |= {nvme.iothread for nvme in spec.nvme if nvme.iothread is not None}
     others = [
         index
         for index, disk in enumerate(spec.disk)
-        if not disk.served_by and disk.attached in SERVED
+        if not disk.served_by and disk.attached in SERVED and spec.machine.type != "microvm"
     ]
     asked = spec.cpu.iothreads
     count = min(len(others), max(spec.cpu.vcpus // 2, 1)) if asked is None else asked

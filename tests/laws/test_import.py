@@ -101,7 +101,16 @@ def test_nothing_is_passed_over(document: dict[str, Any], host: Any, data: st.Da
         spec = attrs.evolve(spec, machine=attrs.evolve(spec.machine, accel="tcg"))
     xml = domain_xml(plan(spec, host)).encode()
     source = parse(xml)
-    decided = {"cputune", "numatune", "controller", "address", "boot", "iothreads", "iothreadids"}
+    decided = {
+        "cputune",
+        "numatune",
+        "distances",
+        "controller",
+        "address",
+        "boot",
+        "iothreads",
+        "iothreadids",
+    }
     places = [
         element
         for element in source.root.walk()
