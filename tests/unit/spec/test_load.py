@@ -159,18 +159,18 @@ MISTAKES = [
     (
         LEAST + "colour = 1",
         (
-            "colour: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, usb, "
-            "graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, tuning, "
+            "colour: found an unknown key, expected one of name, uuid, profile, machine, boot, "
+            "cpu, memory, clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, "
+            "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, tuning, "
             "console, guest, shutdown, isolation, run"
         ),
     ),
     (
         LEAST + 'source = "x"',
         (
-            "source: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, usb, "
-            "graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, tuning, "
+            "source: found an unknown key, expected one of name, uuid, profile, machine, boot, "
+            "cpu, memory, clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, "
+            "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, tuning, "
             "console, guest, shutdown, isolation, run"
         ),
     ),
