@@ -71,7 +71,8 @@ class Bundled:
             said = marshal.loads(said)
         exec(said, module.__dict__)
 
-gc.disable()  # one call, and the process ends
+if xml is not None:
+    gc.disable()  # a call of libvirt's: soon the process ends
 sys.meta_path.insert(0, Bundled())
 from kvmhooks.isolate.hook import command
 status = command(sys.argv[1:], xml, chained)
