@@ -35,7 +35,7 @@ def run(
     ``door`` is the host whose CPUs are isolated: this machine without it. ``ready`` is called when
     the guest runs.
     """
-    host = read_host(arguments)
+    host = read_host(arguments, spec)
     say = sys.stderr if arguments.json else sys.stdout
     keeper = keeper_of(Door() if door is None else door)
     claims: list[Claim] = []
