@@ -11,13 +11,14 @@ import os
 MARK = b"urn:kvmhooks:1"
 MAX_STDIN = 64 << 20
 OURS = {"prepare begin", "start begin", "started begin", "release end", "reconnect begin"}
+FILTERS = {"migrate begin", "restore begin"}
 ANYBODYS = {"started begin", "release end", "reconnect begin"}
 
 
 def concerns(argv: list[str], xml: bytes, root: str = "/") -> bool:
     """Whether GUEST OPERATION SUB-OPERATION EXTRA is for us; for others' guests if claims live."""
     operation = " ".join(argv[1:3])
-    if operation not in OURS or (root == "/" and os.geteuid() != 0):
+    if operation not in OURS | FILTERS or (root == "/" and os.geteuid() != 0):
         return False
     if exists(root, "etc/kvmhooks/disabled"):
         return False
