@@ -20,10 +20,9 @@ from kvmhooks.domain.import_cpu import vcpu_pins
 from kvmhooks.domain.importing import import_source
 from kvmhooks.domain.situation import Situation
 from kvmhooks.domain.source import Source, parse
-from kvmhooks.errors import IsolationError, PlanError
+from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
 from kvmhooks.isolate.claim import Claim
-from kvmhooks.isolate.domain import read_claim
 from kvmhooks.placement import Plan, plan
 from kvmhooks.spec.model import Disk, VmSpec
 from kvmhooks.values import CpuSet, union
@@ -66,19 +65,18 @@ class Replanned:
 def misfit(document: bytes, host: Host, claims: Sequence[Claim]) -> str:
     """Why a domain's pins and nodesets are of no use on ``host``; empty when they are.
 
-    Raises ``IsolationError`` for what makes no claim or is no domain.
+    Raises ``InputError`` for what is no domain.
     """
-    claim = read_claim(document)
-    if claim is None:
-        raise IsolationError("the domain asks for no isolation")
     root = parse(document).root
+    own = root.find("uuid")
+    identity = "" if own is None else own.text.strip().lower()
     cpus = union(vcpu_pins(root).values())
     for pin in (*root.all("cputune/emulatorpin"), *root.all("cputune/iothreadpin")):
         cpus |= CpuSet.parse(pin.get("cpuset") or "")
     if not cpus <= host.online:
         return f"CPUs {cpus - host.online} are not online here"
     for other in claims:
-        if other.uuid != claim.uuid and not other.exclusive.isdisjoint(cpus):
+        if other.uuid != identity and not other.exclusive.isdisjoint(cpus):
             return f"CPUs {other.exclusive & cpus} are {other.name}'s alone"
     here = CpuSet(node.id for node in host.nodes or ())
     for found in (*root.all("numatune/memory"), *root.all("numatune/memnode")):

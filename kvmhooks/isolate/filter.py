@@ -33,7 +33,7 @@ def answer(xml: bytes, keeper: Keeper, planner: Sequence[str]) -> bytes:
     door = keeper.door
     name = "?"
     try:
-        claim = read_claim(xml)
+        claim = read_claim(xml, door=door)
         if claim is None or not claim.exclusive or not planner:
             return b""
         name = claim.name
@@ -41,7 +41,7 @@ def answer(xml: bytes, keeper: Keeper, planner: Sequence[str]) -> bytes:
         found = ask([*planner, "replan", "-", *root], xml, LIMIT)
         if not found:
             return b""
-        fresh = read_claim(found)
+        fresh = read_claim(found, door=door)
         if fresh is None or fresh.on(claim.exclusive) != claim:
             raise IsolationError("the helper's answer is another VM, or asks for something else")
         keeper.reserve(fresh, RESERVED)

@@ -105,7 +105,7 @@ def carry_out(keeper: Keeper, operation: str, xml: bytes) -> Report | None:
     if operation == "release":
         return keeper.release(read_key(xml))
     try:
-        claim = read_claim(xml)
+        claim = read_claim(xml, door=keeper.door)
     except IsolationError:
         if operation in {"prepare", "start"}:
             raise
@@ -120,9 +120,7 @@ def carry_out(keeper: Keeper, operation: str, xml: bytes) -> Report | None:
 
 
 def follow_up(keeper: Keeper, xml: bytes, program: Sequence[str]) -> None:
-    """Start the VM's follower."""
-    if gate.MARK not in xml:
-        return
+    """Start the VM's follower, if it holds a claim that needs one."""
     from kvmhooks.errors import IsolationError  # noqa: PLC0415 -- see the module's docstring
     from kvmhooks.isolate.domain import read_key  # noqa: PLC0415
     from kvmhooks.isolate.service import ensure  # noqa: PLC0415
