@@ -24,6 +24,7 @@ VERBS = {
     "plan": ("kvmhooks.cli.printed", "show where a vm.toml's VM would live on a host, and why"),
     "profiles": ("kvmhooks.cli.profiles", "list the profiles, or show what one sets and why"),
     "reconcile": ("kvmhooks.cli.isolation", "give back what VMs that are gone still hold"),
+    "replan": ("kvmhooks.cli.replan", "move a running VM to better CPUs, if there are any"),
     "schema": ("kvmhooks.cli.schema", "print the JSON Schema of vm.toml"),
     "simulate": ("kvmhooks.cli.simulate", "list every write that a start and a stop would make"),
     "status": ("kvmhooks.cli.isolation", "show what VMs hold of this host, and the originals"),

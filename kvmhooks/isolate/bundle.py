@@ -15,6 +15,7 @@ import json
 import lzma
 import subprocess
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ _START: Final = """
 import sys
 
 chained = {chained!r}
+planner = {planner!r}
 options = sys.argv[1:2] and sys.argv[1].startswith("--")
 xml = None if options else sys.stdin.buffer.read(MAX_STDIN)
 if options or chained or concerns(sys.argv[1:], xml):
@@ -75,7 +77,7 @@ if xml is not None:
     gc.disable()  # a call of libvirt's: soon the process ends
 sys.meta_path.insert(0, Bundled())
 from kvmhooks.isolate.hook import command
-status = command(sys.argv[1:], xml, chained)
+status = command(sys.argv[1:], xml, chained, planner)
 sys.stdout.flush()
 os._exit(status)
 """
@@ -94,8 +96,12 @@ print(MAGIC_NUMBER.hex(), marshal.dumps(found).hex())
 """Without docstrings and without the columns that tracebacks underline: less to unpack."""
 
 
-def build(interpreter: str = "/usr/bin/python3", chained: str = "") -> str:
+def build(
+    interpreter: str = "/usr/bin/python3", chained: str = "", planner: Sequence[str] = ()
+) -> str:
     """The file's text, for an interpreter that is asked to compile it.
+
+    ``chained`` is a script to be called after it, ``planner`` the words that run `kvmhooks`.
 
     Raises ``IsolationError`` when there is no such interpreter or it is too old.
     """
@@ -127,7 +133,7 @@ def build(interpreter: str = "/usr/bin/python3", chained: str = "") -> str:
             f"#!{interpreter} -IS\n",
             HEADER.format(version=VERSION),
             gate,
-            _START.replace("{chained!r}", repr(chained)),
+            _START.replace("{chained!r}", repr(chained)).replace("{planner!r}", repr([*planner])),
             *(f"# {line}\n" for line in lines),
         )
     )

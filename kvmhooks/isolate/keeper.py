@@ -80,6 +80,7 @@ class Keeper:
             pool.owe(state, state.held.pop(claim.key))
         self._check(claim, state)
         _check_housekeeping(claim, limits)
+        state.reserved.pop(claim.key, None)
         state.held[claim.key] = Held(
             claim,
             holder=self._daemon() if holder is None else holder,
@@ -219,8 +220,52 @@ class Keeper:
             return self._converge(state)
 
     def claims(self) -> list[Claim]:
-        """The claims of VMs that live, without the lock and without a change."""
-        return [one.claim for one in self.look().held.values() if self._is_live(one)]
+        """The claims of VMs that live or are awaited, without the lock and without a change."""
+        state = self.look()
+        held = [one.claim for one in state.held.values() if self._is_live(one)]
+        return held + [claim for claim, _ in self._awaited(state) if claim.key not in state.held]
+
+    def reserve(self, claim: Claim, seconds: float) -> None:
+        """Keep CPUs for a VM that is about to come; nobody else may claim them until then.
+
+        Raises ``IsolationError`` when another has them or awaits them.
+        """
+        with self._entry() as state:
+            self._check(claim, state)
+            state.reserved[claim.key] = claim, int(self.door.now() + seconds)
+            self._save(state)
+
+    def loosen(self, key: str) -> None:
+        """Isolate a running VM by narrowing everything else, so that its vCPUs can be pinned anew.
+
+        From a partition the kernel lets no thread go.
+        """
+        with self._entry() as state:
+            held = state.held.get(key)
+            if held is not None:
+                held.fallback = True
+                self._converge(state)
+
+    def tighten(self, key: str) -> Report:
+        """Isolate a running VM where its vCPUs are now, by partitions if the kernel has them."""
+        with self._entry() as state:
+            state.reserved.pop(key, None)
+            held = state.held.get(key)
+            if held is None:
+                raise IsolationError("its claim was dropped meanwhile")
+            self._reread(state, held)
+            held.fallback = False
+            report = self._converge(state)
+            if self._was_refused(held, report):
+                held.fallback = True
+                report = self._converge(state)
+            return report
+
+    def _awaited(self, state: State) -> list[tuple[Claim, int]]:
+        """What is reserved and has not expired; the rest is forgotten."""
+        now = self.door.now()
+        state.reserved = {key: one for key, one in state.reserved.items() if now < one[1]}
+        return list(state.reserved.values())
 
     def left_over(self, report: Report) -> list[Result]:
         """What should be as it was before and is not, after a claim was given back.
@@ -250,7 +295,7 @@ class Keeper:
 
     def _recover(self, state: State, *, is_thorough: bool = False) -> Report:
         """Leave what was interrupted behind; without an interruption, the host is not looked at."""
-        is_changed = self._drop_dead(state)
+        is_changed = self._drop_dead(state) or len(state.reserved) != len(self._awaited(state))
         is_open = any(record.intent is not None for record in state.records.values())
         is_left = bool(state.records) and not state.held
         if is_thorough or is_changed or is_open or is_left or state.pools:
@@ -296,6 +341,14 @@ class Keeper:
                     f"{claim.name}: CPUs {both} are {one.claim.name}'s alone "
                     f"({one.claim.uuid}): stop it, or pin {claim.name} elsewhere "
                     f"(`kvmhooks tune {claim.name}`)"
+                )
+        for other, until in self._awaited(state):
+            both = other.exclusive & claim.exclusive
+            if both and other.key != claim.key:
+                left = until - self.door.now()
+                raise IsolationError(
+                    f"{claim.name}: CPUs {both} are kept for {other.name}, which is expected "
+                    f"within {left:.0f} s"
                 )
         view = View.read(self.door, [*state.held.values()])
         absent = claim.exclusive - view.online
