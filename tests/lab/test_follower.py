@@ -79,7 +79,7 @@ def test_threads_and_the_follower_on_a_real_host(lab: Lab, variant: Variant) -> 
         assert status(lab)["claims"][0]["stale"] == ""
         default = lab.output("cat /proc/irq/default_smp_affinity").strip()
         assert int(default.replace(",", ""), 16) == 0b10011111
-        assert isolated.intruders(lab, "own", (5, 6), 5.0)["user"] == 0
+        assert isolated.measure(lab, "own", (5, 6), 5.0).user == {}
     isolated.stop(lab, "own")
     eventually(lambda: lab.run(f"systemctl is-active '{unit}'").exit_code != 0)
     assert status(lab)["claims"] == []
