@@ -158,14 +158,14 @@ MISTAKES = [
         LEAST + "colour = 1",
         (
             "colour: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "disk, net, console, guest, shutdown, isolation"
+            "disk, net, console, guest, shutdown, isolation, run"
         ),
     ),
     (
         LEAST + 'source = "x"',
         (
             "source: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "disk, net, console, guest, shutdown, isolation"
+            "disk, net, console, guest, shutdown, isolation, run"
         ),
     ),
     (LEAST + "disks = []", 'disks: found an unknown key, expected "disk"?'),
@@ -388,6 +388,7 @@ FULL: dict[str, Any] = {
     "guest": {"report": True},
     "shutdown": {"timeout": 30},
     "isolation": {"exclusive": True, "strict": True},
+    "run": {"hang_timeout": 60},
 }
 ODD: tuple[Any, ...] = ("", "-", 0, 1, 1 << 40, 1.5, float("inf"), True, False, [], ["x"], [[]], {})
 
