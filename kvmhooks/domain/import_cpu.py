@@ -44,6 +44,10 @@ def cpu(reading: Reading) -> Tables:
         element = root.find(name)
         if element is not None:
             reading.decide(element, name, "as many as the disks name")
+    pmu = root.find("features/pmu")
+    if pmu is not None and pmu.get("state") in {"on", "off"}:
+        reading.read(pmu, "state")
+        said["pmu"] = pmu.get("state") == "on"
     said |= _model(reading)
     said |= _topology(reading)
     return {"cpu": said}

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import GenericAlias
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import attrs
 from cattrs import BaseValidationError, Converter, ForbiddenExtraKeysError
@@ -20,13 +20,11 @@ from cattrs.errors import AttributeValidationNote, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn, override
 
 from kvmhooks.errors import Problem, ValueFormatError
-from kvmhooks.spec.model import TEXT_FORMS, Firmware, HugePages, VmSpec
-from kvmhooks.values import ByteSize
+from kvmhooks.spec.forms import RANGES, TEXT_FORMS, Firmware, HugePages
+from kvmhooks.spec.model import VmSpec
+from kvmhooks.values import ByteSize, CpuSet, PciAddress
 
 Hook = Callable[[Any, Any], Any]
-
-MAX_COUNT: Final = 65_536
-"""More vCPUs, iothreads or queues than any QEMU has."""
 
 
 class Mismatch(ValueError):
@@ -69,7 +67,9 @@ def show(value: object) -> str:
     return text if len(text) <= 80 else text[:76] + "...'"
 
 
+@functools.lru_cache(maxsize=4)
 def _converter(folder: Path) -> Converter:
+    """What reads a document whose relative paths start at ``folder``."""
     converter = Converter()
 
     def path(value: Any, _: Any) -> Path:
@@ -78,15 +78,20 @@ def _converter(folder: Path) -> Converter:
         return Path(os.path.normpath(folder / value))
 
     def firmware(value: Any, made: Any) -> Path | str:
-        return value if value == "bios" else path(value, made)
+        return value if value in ("bios", "uefi") else path(value, made)
 
-    converter.register_structure_hook(int, _count)
     converter.register_structure_hook(bool, _flag)
     converter.register_structure_hook(str, _text)
     converter.register_structure_hook(ByteSize, _size)
     converter.register_structure_hook(HugePages, _huge_pages)
+    converter.register_structure_hook(CpuSet, _parsed(CpuSet.parse, 'a list such as "0-3,8"'))
+    converter.register_structure_hook(
+        PciAddress, _parsed(PciAddress.parse, 'a PCI address such as "0000:3b:00.0"')
+    )
     converter.register_structure_hook(Path, path)
     converter.register_structure_hook(Firmware, firmware)
+    for number, (least, most) in RANGES.items():
+        converter.register_structure_hook(number, _count(least, most))
     for made, (pattern, expected) in TEXT_FORMS.items():
         converter.register_structure_hook(made, _text_form(pattern, expected))
     converter.register_structure_hook_factory(_is_choice, _choice)
@@ -95,10 +100,27 @@ def _converter(folder: Path) -> Converter:
     return converter
 
 
-def _count(value: Any, _: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
-        raise Mismatch(value, f"a whole number from 1 to {MAX_COUNT}")
-    return value
+def _count(least: int, most: int) -> Hook:
+    def structure_count(value: Any, _: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise Mismatch(value, f"a whole number from {least} to {most}")
+        return value
+
+    return structure_count
+
+
+def _parsed(parse: Callable[[str], Any], expected: str) -> Hook:
+    """What ``parse`` makes of a text; it raises ``ValueFormatError``."""
+
+    def structure_parsed(value: Any, _: Any) -> Any:
+        if not isinstance(value, str):
+            raise Mismatch(value, expected)
+        try:
+            return parse(value)
+        except ValueFormatError as error:
+            raise Mismatch(value, error.expected) from error
+
+    return structure_parsed
 
 
 def _flag(value: Any, _: Any) -> bool:
@@ -123,11 +145,13 @@ def _size(value: Any, _: Any) -> ByteSize:
         raise Mismatch(value, error.expected) from error
 
 
-def _huge_pages(value: Any, _: Any) -> ByteSize | Literal[False]:
+def _huge_pages(value: Any, _: Any) -> ByteSize | Literal[False, "auto"]:
     if value is False:
         return False
+    if value == "auto":
+        return "auto"
     if value not in ("2MiB", "1GiB"):  # no set: an array or a table has no hash
-        raise Mismatch(value, '"2MiB", "1GiB" or false')
+        raise Mismatch(value, '"2MiB", "1GiB", "auto" or false')
     return ByteSize.parse(value)
 
 
@@ -166,7 +190,7 @@ def _array(made: Any, converter: Converter) -> Hook:
     item = get_args(made)[0]
     as_list = GenericAlias(list, (item,))
     walk = converter.get_structure_hook(as_list)
-    kind = "tables ([[...]])" if attrs.has(item) else "texts"
+    kind = "tables ([[...]])" if attrs.has(item) else "numbers" if item is int else "texts"
 
     def structure_array(value: Any, _: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from kvmhooks.host import Host, read
-from kvmhooks.placement import Plan, plan
+from kvmhooks.placement import Plan, Target, plan
 from kvmhooks.spec import VmSpec, parse_vm
 from tests.fakehost import write_host
 
@@ -54,7 +54,32 @@ CASES: Final = (
     ("emulated", "laptop"),
     ("crowd", "chiplets"),
     ("disks", "laptop"),
+    ("processor", "server"),
+    ("processor", "server+new"),
+    ("windows", "laptop"),
+    ("windows", "laptop+new"),
+    ("storage", "laptop"),
+    ("storage", "laptop+new"),
+    ("links", "laptop"),
+    ("growing", "server"),
+    ("filed", "laptop"),
+    ("limits", "laptop"),
+    ("idle", "laptop"),
+    ("modern", "laptop+new"),
+    ("confidential_sev", "chiplets"),
+    ("confidential_sev_es", "chiplets"),
+    ("confidential_sev_snp", "chiplets+new"),
+    ("confidential_tdx", "server+new"),
+    ("micro", "laptop+qemu"),
 )
+"""VM, and the host with what runs it there."""
+
+TARGETS: Final[dict[str, Target]] = {
+    "": Target(),
+    "new": Target(qemu=(10, 1), libvirt=(11, 10), io_uring=True, vhost_net=True),
+    "qemu": Target(libvirt=None),
+}
+"""What runs the VM: the oldest, a new one, kvm-launch alone."""
 
 
 @cache
@@ -73,4 +98,5 @@ def golden_host(name: str) -> Host:
 @cache
 def golden_plan(vm: str, host: str) -> Plan:
     """The plan of one case."""
-    return plan(golden_vm(vm), golden_host(host))
+    place, _, target = host.partition("+")
+    return plan(golden_vm(vm), golden_host(place), target=TARGETS[target])

@@ -71,10 +71,15 @@ def _settled(planned: Plan) -> VmSpec:
             **shape,
             model=CpuModel(planned.cpu.model),
             features=tuple(map(CpuFeature, planned.cpu.features)),
+            pmu=planned.hardware.interface.pmu,
         ),
         memory=attrs.evolve(
             spec.memory,
             cells=None if [cell.node for cell in planned.cells] == [None] else len(planned.cells),
+        ),
+        disk=tuple(
+            attrs.evolve(disk, aio=path.aio)
+            for disk, path in zip(spec.disk, planned.hardware.disks, strict=True)
         ),
         net=tuple(
             attrs.evolve(net, mac=MacAddress(mac))
