@@ -28,6 +28,7 @@ class Claim:
     """
 
     __slots__ = (
+        "caches",
         "disks",
         "driver",
         "exclusive",
@@ -55,6 +56,8 @@ class Claim:
     """(name, value), in order: what differs from the defaults of ``kvmhooks.isolate.policy``."""
     disks: tuple[str, ...]
     """The block devices that ``storage`` settings are for; empty without such settings."""
+    caches: tuple[tuple[int, str, int, int], ...]
+    """(level, type, cache's id, KiB) of each part of a cache that libvirt gives it."""
 
     def __init__(  # noqa: PLR0913 -- the fields of the value
         self,
@@ -67,6 +70,7 @@ class Claim:
         strict: bool = False,
         settings: tuple[tuple[str, str], ...] = (),
         disks: tuple[str, ...] = (),
+        caches: tuple[tuple[int, str, int, int], ...] = (),
     ) -> None:
         """Take the fields. Raises ``IsolationError`` for a UUID that is none."""
         groups = uuid.split("-")
@@ -81,6 +85,7 @@ class Claim:
         self.strict = strict
         self.settings = settings
         self.disks = disks
+        self.caches = caches
 
     @classmethod
     def from_json(cls, said: object) -> Self:
@@ -108,6 +113,10 @@ class Claim:
                 strict=said["strict"] is True,
                 settings=tuple(sorted((str(k), str(v)) for k, v in said["settings"].items())),
                 disks=tuple(str(disk) for disk in said["disks"]),
+                caches=tuple(
+                    (int(level), str(kind), int(cache), int(kib))
+                    for level, kind, cache, kib in said.get("caches", ())
+                ),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IsolationError(f"claim: {type(error).__name__}: {error}") from error
@@ -136,6 +145,7 @@ class Claim:
             "strict": self.strict,
             "settings": dict(self.settings),
             "disks": list(self.disks),
+            "caches": [list(cache) for cache in self.caches],
         }
 
     def __eq__(self, other: object) -> bool:

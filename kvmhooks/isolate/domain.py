@@ -54,6 +54,7 @@ def read_claim(xml_text: str | bytes, driver: str = "qemu") -> Claim | None:
             strict=is_strict,
             settings=kept,
             disks=_disks_of(domain) if has_storage else (),
+            caches=_caches_of(domain),
         )
     except ValueFormatError as error:
         raise IsolationError(f"domain {name}: {error}") from error
@@ -190,6 +191,19 @@ def _disks_of(domain: Element) -> tuple[str, ...]:
     )
     return tuple(
         source.get("dev") for source in sources if source is not None and source.get("dev")
+    )
+
+
+def _caches_of(domain: Element) -> tuple[tuple[int, str, int, int], ...]:
+    """The parts of caches that libvirt gives it (``<cachetune>``), in order."""
+    return tuple(
+        (
+            _number(cache.get("level"), "domain XML: cache level"),
+            cache.get("type") if cache.get("type") in {"code", "data"} else "both",
+            _number(cache.get("id"), "domain XML: cache id"),
+            pages.kib(cache.get("size"), cache.get("unit", "B"), "cache"),
+        )
+        for cache in domain.findall("cputune/cachetune/cache")
     )
 
 

@@ -341,6 +341,10 @@ class Run:
 
     hang_timeout: int = 300
     """Seconds after which a QEMU that does not answer is killed."""
+    restart: Literal["never", "on-failure", "always"] = "never"
+    """Whether a VM that ended by itself is started again: always, or unless it powered off."""
+    restart_delay: int = 1
+    """Seconds before a restart; twice as many after each that came to nothing, 300 at the most."""
 
 
 @frozen(kw_only=True)

@@ -37,6 +37,23 @@ def nothing(what: str) -> None:
     del what
 
 
+def merged(schemata: str, said: str) -> str:
+    """What resctrl's ``schemata`` holds after a write of one cache's mask: runs of ones only."""
+    resource, _, change = said.partition(":")
+    cache, _, mask = change.partition("=")
+    if "0" in f"{int(mask, 16):b}".strip("0") or not int(mask, 16):
+        raise OSError(errno.EINVAL, "ways that are not adjacent", said)
+    lines = []
+    for line in schemata.splitlines():
+        name, _, masks = line.partition(":")
+        words = [
+            change if (name, word.partition("=")[0]) == (resource, cache) else word
+            for word in masks.split(";")
+        ]
+        lines.append(f"{name}:{';'.join(words)}")
+    return "\n".join(lines)
+
+
 class Irq:
     """One interrupt."""
 
@@ -194,11 +211,17 @@ class Kernel(Door):
         elif path.endswith("/compact"):
             for pool in self.pools.values():
                 pool.limit = pool.compacted
-        elif path.endswith("enabled"):
-            words = ("always", "madvise", "never")
-            self.files[path] = " ".join(f"[{one}]" if one == text else one for one in words)
         else:
-            self.files[path] = text
+            self.files[path] = self._kept(path, text)
+
+    def _kept(self, path: str, text: str) -> str:
+        """What a file holds after a write, where that is not the text itself."""
+        if path == "sys/fs/resctrl/schemata":
+            return merged(self.files[path], text)
+        if path.endswith("enabled"):
+            words = ("always", "madvise", "never")
+            return " ".join(f"[{one}]" if one == text else one for one in words)
+        return text
 
     def names(self, path: str) -> list[str]:
         if path == "proc":
