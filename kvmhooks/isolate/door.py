@@ -12,6 +12,7 @@ import os
 import stat
 import time
 
+from kvmhooks.errors import IsolationError
 from kvmhooks.values import CpuSet
 
 TYPE_CHECKING = False
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 MAX_READ: Final = 4 << 20
 """More than this is never read from a kernel's file (``/proc/interrupts`` of 8,192 CPUs)."""
+
+MAX_CONFIGURED: Final = 65_536
+"""No larger file of an administrator is read."""
 
 _TO_HOLD: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _AFFINITY: Final = "Cpus_allowed_list:\t"
@@ -61,6 +65,42 @@ class Door:
         finally:
             os.close(descriptor)
         return data.decode("utf-8", "surrogateescape").strip()
+
+    def administrators(self, path: str) -> str | None:
+        """The text of a file that nobody but the administrator can change; None when there is none.
+
+        Raises ``IsolationError`` for a link, and where another user owns the file or its directory
+        or may write there.
+        """
+        above, _, name = path.rpartition("/")
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            directory = os.open(self.root + above, flags | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise IsolationError(f"/{above}: {error.strerror}: expected a directory") from error
+        try:
+            descriptor = os.open(name, flags, dir_fd=directory)
+        except FileNotFoundError:
+            os.close(directory)
+            return None
+        except OSError as error:
+            os.close(directory)
+            raise IsolationError(f"/{path}: {error.strerror}: expected a file, no link") from error
+        try:
+            _check_administrators(above, os.fstat(directory))
+            _check_administrators(path, os.fstat(descriptor))
+            data = os.read(descriptor, MAX_CONFIGURED)
+        finally:
+            os.close(descriptor)
+            os.close(directory)
+        if len(data) >= MAX_CONFIGURED:
+            raise IsolationError(f"/{path}: found {len(data)} bytes or more, expected fewer")
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise IsolationError(f"/{path}: {error.reason}, expected UTF-8") from error
 
     def hold(self, path: str) -> str:
         """Read a short file that may have to be written, and keep it open until ``let_go``.
@@ -280,3 +320,11 @@ class Door:
     def sleep(self, seconds: float) -> None:
         """Wait."""
         time.sleep(seconds)
+
+
+def _check_administrators(path: str, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise IsolationError(
+            f"/{path}: found owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}, "
+            f"expected owner {os.geteuid()}, and that nobody else may write it"
+        )

@@ -82,7 +82,7 @@ def carry_out(keeper: Keeper, operation: str, xml: bytes) -> Report | None:
     if operation == "release":
         return keeper.release(read_key(xml))
     try:
-        claim = read_claim(xml)
+        claim = read_claim(xml, door=keeper.door)
     except IsolationError:
         if operation in {"prepare", "start"}:
             raise

@@ -71,22 +71,21 @@ SETTINGS: Final[Mapping[str, Setting]] = {
 """Every attribute, as ``element.attribute``."""
 
 
-def check(settings: Mapping[str, str]) -> dict[str, str]:
+def check(settings: Mapping[str, str], place: str = "kvmhooks metadata") -> dict[str, str]:
     """The settings that differ from their defaults, each checked.
 
-    Raises ``IsolationError`` with the first unknown or wrong one.
+    Raises ``IsolationError`` with the first unknown or wrong one, and the place where it stands.
     """
     kept = {}
     for name, value in settings.items():
         known = SETTINGS.get(name)
         if known is None:
             raise IsolationError(
-                f"kvmhooks metadata: {name}: no such setting; did you mean "
-                f"{nearest(name, SETTINGS)}?"
+                f"{place}: {name}: no such setting; did you mean {nearest(name, SETTINGS)}?"
             )
         if not known.allows(value):
             raise IsolationError(
-                f"kvmhooks metadata: {name}: found {value[:40]!r}, expected {known.expected}"
+                f"{place}: {name}: found {value[:40]!r}, expected {known.expected}"
             )
         if value != known.default:
             kept[name] = value

@@ -20,6 +20,11 @@ class Rule(NamedTuple):
 
 
 DEFAULTS: Final[tuple[tuple[str, Any, str], ...]] = (
+    (r"device/scsi-cd \d+/write-cache", True, "hw/block/block.c: as the backend, which has"),
+    (r"machine/hpet", True, "hw/i386/pc.c"),
+    (r"cpu/host-cache-info", False, "target/i386/cpu.c"),
+    (r"cpu/kvm-hint-dedicated", False, "target/i386/cpu.c"),
+    (r"device/ide-cd \d+/write-cache", True, "hw/block/block.c: as the backend, which has"),
     (r"cpu/migratable", True, "target/i386/cpu.c: max and host"),
     (r"overcommit/mem-lock", False, "softmmu/vl.c"),
     (r"overcommit/cpu-pm", False, "softmmu/vl.c"),
@@ -36,21 +41,25 @@ ALLOWED: Final = (
     Rule(
         r"-S|-no-shutdown|mon(/.*)?|msg(/.*)?", "how libvirt controls QEMU; kvm-launch has its own"
     ),
-    Rule(r"unused.*", "libvirt's master key and an audio backend without a device"),
+    Rule(r"unused/throttle-group", "libvirt sets limits over QMP: our filters are looked through"),
+    Rule(r"unused/secret", "the key that libvirt gives secrets to QEMU with"),
+    Rule(r"unused/audiodev", "libvirt has one also where no device makes a sound"),
     Rule(r"machine/type", "libvirt writes the version that q35 stands for"),
-    Rule(r"machine/dump-guest-core", "of the host's core dumps: libvirt leaves the guest out"),
     Rule(r"device/.*/netdev(/.*)?", "the translation makes a tap of every interface"),
     Rule(r"device/.*/chardev(/.*)?", "a pseudo-terminal of libvirt's, or standard output"),
     Rule(r"device/.*/drive/(file/)?auto-read-only", "of the host's file, whose format node says"),
     Rule(r"device/.*/drive/file/read-only", "as above"),
     Rule(r"cpu/monitor", "libvirt's EPYC has no MONITOR, QEMU's has; KVM has none in any case"),
-    Rule(r"boot/strict", "to come: our own firmware tries devices without a number, too"),
-    Rule(
-        r"numa\[\d+\]/memdev/(qom-type|mem-path|hugetlb|hugetlbsize)",
-        "to come: libvirt's huge pages are files of a mount, ours a memfd",
-    ),
-    Rule(r"numa\[\d+\]/memdev/prealloc-context(/.*)?", "to come: threads near the memory"),
     Rule(r"sandbox/(elevateprivileges|spawn)", "QEMU itself starts the bridge helper"),
+    Rule(
+        r"device/virtio-net-pci .*/(mq|vectors|host_mtu|[rt]x_queue_size)",
+        "that tap has one queue and nothing else: test_qemu_word asks QEMU for these",
+    ),
+    Rule(r"device/.*/drive/file/discard", "of the host's file: the format node above it decides"),
+    Rule(r"numa\[\d+\]/memdev/mem-path", "libvirt's own folder below memory_backing_dir"),
+    Rule(r"-runas", "libvirt starts QEMU as that user itself"),
+    Rule(r"vnc/audiodev(/.*)?", "libvirt lets whoever looks at the screen hear the guest"),
+    Rule(r"device/vhost-vsock-pci .*/vhostfd", "libvirt opens it; QEMU does by itself"),
 )
 """The whole list."""
 

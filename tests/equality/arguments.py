@@ -19,8 +19,9 @@ IMPLIED: Final = {
     "m": "size", "numa": "type", "sandbox": "enable", "object": "qom-type", "blockdev": "driver",
     "device": "driver", "netdev": "type", "chardev": "backend", "audiodev": "driver",
     "tpmdev": "type", "fsdev": "fsdriver", "mon": "chardev", "boot": "order", "rtc": "base",
-    "overcommit": "mem-lock", "msg": "timestamp", "fw_cfg": "name", "smbios": "type",
-    "vnc": "vnc", "spice": "port", "global": "driver", "run-with": "user", "add-fd": "fd",
+    "overcommit": "mem-lock", "action": "action", "msg": "timestamp", "fw_cfg": "name",
+    "smbios": "type", "vnc": "vnc", "spice": "port", "global": "driver", "run-with": "user",
+    "add-fd": "fd",
 }  # fmt: skip
 """The key of a first value without one (``QemuOptsList.implied_opt_name``, and the parsers of
 ``-accel``, ``-cpu`` and ``-numa``)."""
@@ -28,7 +29,7 @@ IMPLIED: Final = {
 SINGLE: Final = {
     "-uuid", "-bios", "-kernel", "-initrd", "-append", "-display", "-S", "-daemonize", "-pidfile",
     "-no-user-config", "-nodefaults", "-no-shutdown", "-no-reboot", "-no-acpi", "-no-hpet", "-qmp",
-    "-k", "-watchdog-action", "-runas", "-dtb", "-vga", "-incoming", "-enable-fips", "-action",
+    "-k", "-watchdog-action", "-runas", "-dtb", "-vga", "-incoming", "-enable-fips",
     "-loadvm", "-nographic", "-chroot", "-only-migratable", "-preconfig",
 }  # fmt: skip
 """Options whose value is one text, or that have none."""
@@ -51,6 +52,7 @@ def machine_of(argv: Sequence[str]) -> Machine:
             singles[option] = True if value is None else value
         else:
             options.setdefault(option[1:], []).append(_parsed(option[1:], value or ""))
+    singles = _renamed(singles, options)
     backends = {
         entry[name]: (kind, entry)
         for kind in BACKENDS
@@ -79,9 +81,9 @@ def machine_of(argv: Sequence[str]) -> Machine:
     said["device"] = {_place(device, devices[:at]): device for at, device in enumerate(devices)}
     said["m"] = {key: _bytes(value, unit="m") if key != "slots" else value
                  for key, value in said.get("m", {}).items()}  # fmt: skip
-    said["unused"] = _ordered(
-        _resolved(entry, backends, used)
-        for name, (_, entry) in backends.items()
+    said["unused"] = _by_kind(
+        (kind, _resolved(entry, backends, used))
+        for name, (kind, entry) in backends.items()
         if name not in used and "node-name" not in entry
     )
     return said
@@ -172,6 +174,22 @@ def _cpus(entry: dict[str, Any]) -> dict[str, Any]:
     return said
 
 
+def _renamed(singles: Machine, options: dict[str, list[dict[str, Any]]]) -> Machine:
+    """Older spellings as newer ones (docs/about/removed-features.rst of QEMU)."""
+    machine = options.setdefault("machine", [{}])
+    if singles.pop("-no-hpet", False):
+        machine.append({"hpet": False})
+    for entry in machine:
+        if "kernel_irqchip" in entry:
+            entry["kernel-irqchip"] = entry.pop("kernel_irqchip")
+    if "-watchdog-action" in singles:
+        options.setdefault("action", []).append({"watchdog": singles.pop("-watchdog-action")})
+    for device in options.get("device", ()):
+        if device["driver"] == "virtio-iommu":
+            device["driver"] = "virtio-iommu-pci"
+    return singles
+
+
 def _of_the_cpu(options: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Properties of the CPU that are given by ``-global MODEL-x86_64-cpu.property=value``."""
     return {
@@ -238,6 +256,8 @@ def _resolved(entry: Any, backends: Mapping[str, tuple[str, Any]], used: set[str
     if isinstance(entry, str) and entry in backends:
         used.add(entry)
         kind, backend = backends[entry]
+        if backend.get("driver") == "throttle":  # see ``allowed``: throttle-group
+            return _resolved(backend["file"], backends, used)
         return {"a": kind, **_resolved(backend, backends, used)}
     return entry
 
@@ -251,6 +271,14 @@ def _place(device: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> st
         return f"{driver} {device.get('bus', 'pcie.0')}/{device['addr']}"
     alike = sum(other["driver"] == driver and "addr" not in other for other in others)
     return " ".join([driver, *(where if driver == "pcie-root-port" else []), str(alike)])
+
+
+def _by_kind(entries: Iterator[tuple[str, dict[str, Any]]]) -> dict[str, list[Any]]:
+    """What no device refers to, by what it is."""
+    said: dict[str, list[Any]] = {}
+    for kind, entry in entries:
+        said.setdefault(str(entry.get("qom-type", kind)), []).append(entry)
+    return {kind: _ordered(each) for kind, each in said.items()}
 
 
 def _ordered(entries: Any) -> list[Any]:

@@ -14,13 +14,12 @@ import pytest
 
 from kvmhooks.placement import Plan
 from kvmhooks.render import qemu_argv
-from kvmhooks.render.buses import ports
 from tests.integration.asked import Asked, Emulator, emulators, stopped
 from tests.integration.components import QEMU
 from tests.integration.matrix import planned, vms
 
 POLICIES = {"strict": "bind", "preferred": "preferred"}
-VIRTIO = {"net": 0x1041, "disk": 0x1042, "serial": 0x1043}
+VIRTIO = {"net": 0x1041, "disk": 0x1042, "virtio-serial": 0x1043}
 """Device ids of virtio 1 over PCI: 0x1040 and the type (virtio 1.2, 4.1.2.1)."""
 
 
@@ -81,15 +80,17 @@ def expected(plan: Plan) -> dict[str, Any]:
                 "ro": disk.readonly,
                 "direct": disk.cache == "none",
                 "no-flush": disk.cache == "unsafe",
-                "iothread": disk.iothread and f"/objects/iothread{disk.iothread}",
+                "iothread": f"/objects/iothread{path.iothreads[0]}" if path.iothreads else None,
                 "queues": disk.queues or len(plan.vcpus),
             }
-            for at, disk in enumerate(disks)
+            for at, (disk, path) in enumerate(zip(disks, plan.hardware.disks, strict=True))
         },
-        "ports": {port.bus: (port.slot, port.function) for port in ports(plan)},
+        "ports": {
+            f"pci.{port.index}": (port.slot, port.function) for port in plan.hardware.layout.ports
+        },
         "devices": {
-            port.device: (port.bus, VIRTIO[port.device.rstrip("0123456789")])
-            for port in ports(plan)
+            device: (f"pci.{place.bus}", VIRTIO[device.rstrip("0123456789")])
+            for device, place in plan.hardware.layout.places.items()
         },
         "macs": list(plan.macs),
         "name": plan.name,
@@ -124,11 +125,11 @@ def said(asked: Asked, plan: Plan) -> dict[str, Any]:
             if device["qdev_id"].startswith("pci.")
         },
         "devices": {
-            port.device: (
-                Path(asked.get(f"{peripheral}/{port.device}", "parent_bus")).name,
-                _device_id(asked, port.device),
+            device: (
+                Path(asked.get(f"{peripheral}/{device}", "parent_bus")).name,
+                _device_id(asked, device),
             )
-            for port in ports(plan)
+            for device in plan.hardware.layout.places
         },
         "macs": [asked.get(f"{peripheral}/net{at}", "mac") for at in range(len(plan.spec.net))],
         "name": asked.ask("query-name")["name"],

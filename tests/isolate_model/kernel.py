@@ -176,6 +176,9 @@ class Kernel(Door):
             return self.release
         raise FileNotFoundError(errno.ENOENT, "no such file", path)
 
+    def administrators(self, path: str) -> str | None:
+        return self.files.get(path)
+
     def hold(self, path: str) -> str:
         return self.read(path)
 
