@@ -50,6 +50,11 @@ def read_claim(
         return None
     is_exclusive = settings.pop("isolation.exclusive", "no") == "yes"
     is_strict = settings.pop("isolation.strict", "no") == "yes"
+    if "threads.vcpus" in settings and not is_exclusive:
+        raise IsolationError(
+            f"domain {name}: threads.vcpus: found {settings['threads.vcpus']!r} without exclusive "
+            "CPUs: whatever shares a CPU with such a vCPU would starve: set isolation.exclusive"
+        )
     kept = tuple(sorted(settings.items()))
     has_pages = value_of(kept, "memory.hugepages") == "allocate"
     has_storage = any(setting.startswith("storage.") for setting in settings)
@@ -64,6 +69,7 @@ def read_claim(
             settings=kept,
             disks=_disks_of(domain) if has_storage else (),
             caches=_caches_of(domain),
+            devices=_devices_of(domain) if is_exclusive else (),
         )
     except ValueFormatError as error:
         raise IsolationError(f"domain {name}: {error}") from error
@@ -215,6 +221,21 @@ def _disks_of(domain: Element) -> tuple[str, ...]:
     return tuple(
         source.get("dev") for source in sources if source is not None and source.get("dev")
     )
+
+
+def _devices_of(domain: Element) -> tuple[str, ...]:
+    """The PCI addresses of what the VM is given: ``<hostdev>``, also as a network interface."""
+    found = []
+    given = [one for one in domain.findall("devices/hostdev") if one.get("type") == "pci"]
+    given += [one for one in domain.findall("devices/interface") if one.get("type") == "hostdev"]
+    for device in given:
+        for address in device.findall("source/address"):
+            parts = (address.get(name, "0") for name in ("domain", "bus", "slot", "function"))
+            try:
+                found.append("{:04x}:{:02x}:{:02x}.{:x}".format(*(int(part, 0) for part in parts)))
+            except ValueError:  # libvirt itself refuses it
+                continue
+    return tuple(found)
 
 
 def _caches_of(domain: Element) -> tuple[tuple[int, str, int, int], ...]:

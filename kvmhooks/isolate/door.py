@@ -253,6 +253,40 @@ class Door:
         kept = [line for line in lines if not line.startswith(_AFFINITY)]
         self.write(f"proc/{tid}/status", "\n".join([*kept, f"{_AFFINITY}{cpus}"]))
 
+    def scheduling(self, tid: int, what: str) -> str:
+        """How a thread is scheduled: ``what`` and its values are those of ``scheduling.py``.
+
+        In a tree a line of ``proc/TID/sched`` tells, or it is what untouched threads have.
+        """
+        from kvmhooks.isolate import scheduling  # noqa: PLC0415 -- few VMs ask for it
+
+        if self.is_real:
+            return scheduling.read(tid, what)
+        self.read(f"proc/{tid}/stat")
+        return self._schedule_of(tid).get(what, scheduling.DEFAULTS[what])
+
+    def set_scheduling(self, tid: int, what: str, value: str) -> None:
+        """Schedule a thread otherwise."""
+        from kvmhooks.isolate import scheduling  # noqa: PLC0415 -- as above
+
+        if self.is_real:
+            scheduling.write(tid, what, value)
+            return
+        lines = self._schedule_of(tid) | {what: value}
+        self.replace(f"proc/{tid}/sched", "".join(f"{k} {v}\n" for k, v in lines.items()))
+
+    def _schedule_of(self, tid: int) -> dict[str, str]:
+        try:
+            text = self.read(f"proc/{tid}/sched")
+        except FileNotFoundError:
+            return {}
+        return dict(line.split(" ", 1) for line in text.splitlines())
+
+    def replace(self, path: str, text: str) -> None:
+        """Make a file of a tree, or write it anew; nothing on a machine is made so."""
+        with open(self.root + path, "w", encoding="utf-8") as file:  # noqa: PTH123 -- as in __init__
+            file.write(text)
+
     def is_socket(self, path: str) -> bool:
         """Whether a file is a socket."""
         try:
@@ -286,6 +320,30 @@ class Door:
         from kvmhooks.isolate.bus import Systemd  # noqa: PLC0415 -- many hosts need no bus
 
         return Systemd(self.root + "run/dbus/system_bus_socket", timeout)
+
+    def detach(self, words: list[str]) -> None:
+        """Run a program that is nobody's child and has nothing of ours; it is not waited for.
+
+        libvirt waits for the last descriptor of its hook's pipes to be closed.
+        """
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+            return
+        try:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+            os.chdir("/")
+            null = os.open(os.devnull, os.O_RDWR)
+            for descriptor in range(3):
+                os.dup2(null, descriptor)
+            os.closerange(3, 1 << 16)
+            os.execve(words[0], words, {})  # noqa: S606 -- no shell on purpose
+        except OSError as error:
+            self.log(f"{words[0]}: {error.strerror}", severity=4)
+        finally:
+            os._exit(127)
 
     def log(self, line: str, severity: int = 6) -> None:
         """Send a line to the system's log (``/dev/log``); where nobody listens it is lost."""

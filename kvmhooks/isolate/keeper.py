@@ -110,6 +110,7 @@ class Keeper:
             held = None if claim is None else state.held.get(claim.key)
             if held is not None:
                 self._adopt(held, pid)
+                self._reread(state, held)
             self._drop_dead(state, but=held.claim.key if held else "")
             report = self._converge(state)
             if held is not None and self._was_refused(held, report):
@@ -130,6 +131,7 @@ class Keeper:
                     held = Held(claim, holder=self._daemon(), since=since)
                     state.held[claim.key] = held
                 self._adopt(held, 0)
+                self._reread(state, held)
             self._drop_dead(state, but="" if claim is None else claim.key)
             return self._converge(state)
 
@@ -150,7 +152,26 @@ class Keeper:
     def reconcile(self) -> Report:
         """Drop the claims of VMs that are gone, and finish whatever was interrupted."""
         with self._entry() as state:
+            self._reread(state, *state.held.values())
             return self._recover(state, is_thorough=True)
+
+    def follow(self, key: str, follower: Process) -> Report | None:
+        """What a running VM's follower calls when something is new; None when it has to end.
+
+        Where the vCPUs are by now is what is claimed.
+        """
+        with self._entry() as state:
+            self._drop_dead(state)
+            held = state.held.get(key)
+            if held is None or held.state != RUNNING:
+                return None
+            held.follower = follower
+            self._reread(state, held)
+            report = self._converge(state)
+            if self._was_refused(held, report):
+                held.fallback = True
+                report = self._converge(state)
+            return report
 
     def undo(self, key: str | None) -> Report:
         """Drop one claim, or all, though the VMs still run."""
@@ -263,6 +284,15 @@ class Keeper:
         process = Process.find(self.door, pid or libvirt_pid(self.door, held.claim))
         if process is not None:
             held.holder, held.state = process, RUNNING
+
+    def _reread(self, state: State, *every: Held) -> None:
+        """Bring claims up to date with where their vCPUs are."""
+        from kvmhooks.isolate.pins import reread  # noqa: PLC0415 -- most entries need it not
+
+        for held in every:
+            if held.state == RUNNING and held.claim.exclusive and held.holder.is_alive(self.door):
+                view = View.read(self.door, [one for one in state.held.values() if one is not held])
+                reread(self.door, held, view.exclusive, view.online)
 
     def _daemon(self) -> Process:
         """The daemon that runs us: our parent, or above it where a script calls the hook."""
