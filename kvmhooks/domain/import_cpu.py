@@ -91,7 +91,7 @@ def cpu_set(element: Element, name: str) -> CpuSet:
 
 def number(text: str, at: str) -> int:
     """A count. Raises ``SpecError`` with its place."""
-    if text.strip().isascii() and text.strip().isdigit() and len(text.strip()) < 10:
+    if text.strip().isascii() and text.strip().isdigit() and len(text.strip()) < 16:
         return int(text)
     raise SpecError("domain", (Problem(at, repr(text[:80]), "a whole number"),))
 
