@@ -21,6 +21,8 @@ class Rule(NamedTuple):
 
 DEFAULTS: Final[tuple[tuple[str, Any, str], ...]] = (
     (r"device/scsi-cd \d+/write-cache", True, "hw/block/block.c: as the backend, which has"),
+    (r"numa/dist (\d+) \1", 10, "hw/core/numa.c: to itself"),
+    (r"numa/dist \d+ \d+", 20, "hw/core/numa.c: to others, and libvirt leaves it out"),
     (r"machine/hpet", True, "hw/i386/pc.c"),
     (r"cpu/host-cache-info", False, "target/i386/cpu.c"),
     (r"cpu/kvm-hint-dedicated", False, "target/i386/cpu.c"),
@@ -56,7 +58,7 @@ ALLOWED: Final = (
         "that tap has one queue and nothing else: test_qemu_word asks QEMU for these",
     ),
     Rule(r"device/.*/drive/file/discard", "of the host's file: the format node above it decides"),
-    Rule(r"numa\[\d+\]/memdev/mem-path", "libvirt's own folder below memory_backing_dir"),
+    Rule(r"numa/node [^/]*/memdev/mem-path", "libvirt's own folder below memory_backing_dir"),
     Rule(r"-runas", "libvirt starts QEMU as that user itself"),
     Rule(r"vnc/audiodev(/.*)?", "libvirt lets whoever looks at the screen hear the guest"),
     Rule(r"device/vhost-vsock-pci .*/vhostfd", "libvirt opens it; QEMU does by itself"),

@@ -71,7 +71,12 @@ def machine_of(argv: Sequence[str]) -> Machine:
         if name not in {*BACKENDS, "device", "numa", "smbios", "fw_cfg", "global"}:
             merged = {key: value for entry in entries for key, value in entry.items()}
             said[name] = _resolved(merged, backends, used)
-    said["numa"] = [_resolved(_cpus(entry), backends, used) for entry in options.get("numa", ())]
+    said["numa"] = {
+        _numa(entry): _value(entry["val"])
+        if entry["type"] == "dist"
+        else _resolved(_cpus(entry), backends, used)
+        for entry in options.get("numa", ())
+    }
     said["cpu"] = {**said.get("cpu", {}), **_of_the_cpu(options)}
     for name in ("smbios", "fw_cfg"):
         said[name] = _ordered(options.get(name, ()))
@@ -165,6 +170,12 @@ def _value(value: Any) -> Any:
 def _bytes(value: Any, *, unit: str) -> Any:
     found = _SIZE.fullmatch(str(value))
     return value if found is None else int(found[1]) << _SHIFT[(found[2] or unit).lower()]
+
+
+def _numa(entry: Mapping[str, Any]) -> str:
+    """What tells one ``-numa`` from others."""
+    keys = ("type", "nodeid", "src", "dst", "node-id", "socket-id", "core-id", "thread-id", "level")
+    return " ".join(str(entry[key]) for key in keys if key in entry)
 
 
 def _cpus(entry: dict[str, Any]) -> dict[str, Any]:
