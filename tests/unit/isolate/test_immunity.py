@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, PlanError
 from kvmhooks.isolate import hook
 from kvmhooks.isolate.domain import read_claim
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.isolate.report import APPLIED, REFUSAL
 from kvmhooks.isolate.store import Store
+from kvmhooks.placement import plan
+from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.values import CpuSet
+from tests.golden.cases import golden_host
 from tests.isolate_model.kernel import Kernel, Pool, Record
 from tests.isolate_model.tree import plant, snapshot
 from tests.isolate_model.world import (
@@ -119,6 +122,19 @@ def test_failure_5_a_mask_of_several_cpus_on_isolated_ones() -> None:
     xml = vm.xml.replace(b"cpuset='7'", b"cpuset='5,7'")
     world = World(Kernel("partitions", 8, 10))
     with pytest.raises(IsolationError, match="expected one CPU of its own"):
+        hook.carry_out(Keeper(world.kernel, Record(world.kernel)), "prepare", xml)
+
+
+@pytest.mark.parametrize(
+    "pin", ["<emulatorpin cpuset='0,6'/>", "<iothreadpin iothread='1' cpuset='7'/>"]
+)
+def test_failure_5_a_thread_behind_a_vcpu_never_runs(pin: str) -> None:
+    """seapath/ansible#438, kubevirt#15404: QEMU's other threads have to be elsewhere."""
+    vm = guest()
+    xml = vm.xml.replace(b"<cputune>", f"<iothreads>1</iothreads><cputune>{pin}".encode())
+    xml = xml.replace(b"<emulatorpin cpuset='0-1'/>", b"") if "emulator" in pin else xml
+    world = World(Kernel("partitions", 8, 10))
+    with pytest.raises(IsolationError, match="expected CPUs apart from 6-7"):
         hook.carry_out(Keeper(world.kernel, Record(world.kernel)), "prepare", xml)
 
 
@@ -363,6 +379,24 @@ def test_failure_10_any_number_of_cpus_and_any_parity(cpus: str) -> None:
     assert list(intruders(kernel, world)) == []
     world.stop(vm)
     assert effective_state(kernel) == before
+
+
+@pytest.mark.parametrize(("host", "pins"), [("server", "1,9"), ("chiplets", "2-3")])
+def test_failure_10_guest_siblings_are_host_siblings(host: str, pins: str) -> None:
+    """kubevirt#4687: however the host numbers them, the threads of a core stay together."""
+    made = plan(_dedicated(), golden_host(host))
+    assert (made.topology.cores, made.topology.threads, str(made.exclusive)) == (1, 2, pins)
+
+
+def test_failure_10_no_guest_threads_without_host_threads() -> None:
+    """kubevirt#11749: refused, and what binds is named."""
+    with pytest.raises(PlanError, match="1 whole core of 2 threads, expected at most 0"):
+        plan(_dedicated(), golden_host("laptop"))
+
+
+def _dedicated() -> VmSpec:
+    text = 'name="a"\nmemory.size="1GiB"\nisolation.exclusive=true\n[cpu]\nvcpus=2\nthreads=2\n'
+    return parse_vm(f'{text}placement="dedicated"', folder=Path("/"))
 
 
 def test_the_tree_is_as_it_was_after_a_life(tmp_path: Path) -> None:
