@@ -22,6 +22,7 @@ VERBS = {
     "install-units": ("kvmhooks.cli.units", "install systemd's units for VMs of kvm-launch"),
     "isolate": ("kvmhooks.cli.isolate", "write an isolation policy into a libvirt domain"),
     "plan": ("kvmhooks.cli.printed", "show where a vm.toml's VM would live on a host, and why"),
+    "profiles": ("kvmhooks.cli.profiles", "list the profiles, or show what one sets and why"),
     "reconcile": ("kvmhooks.cli.isolation", "give back what VMs that are gone still hold"),
     "schema": ("kvmhooks.cli.schema", "print the JSON Schema of vm.toml"),
     "simulate": ("kvmhooks.cli.simulate", "list every write that a start and a stop would make"),

@@ -48,6 +48,7 @@ from kvmhooks.spec.forms import (
     VmName,
 )
 from kvmhooks.spec.network import Net
+from kvmhooks.spec.profiles import Applied
 from kvmhooks.spec.security import Security
 from kvmhooks.spec.storage import Disk, Nvme
 from kvmhooks.spec.tuning import Tuning
@@ -55,6 +56,7 @@ from kvmhooks.values import ByteSize, CpuSet
 
 __all__ = [
     "TEXT_FORMS",
+    "Applied",
     "Balloon",
     "Boot",
     "CellId",
@@ -385,6 +387,20 @@ class VmSpec:
     """The VM's name: letters, digits and . _ + -, 63 at most."""
     uuid: Uuid | None = None
     """Its UUID; by default derived from the name."""
+    profile: (
+        Literal[
+            "general",
+            "compute",
+            "database",
+            "web",
+            "realtime",
+            "desktop",
+            "edge",
+            "confidential",
+        ]
+        | None
+    ) = None
+    """What the VM is for: defaults under its own words (`kvmhooks profiles show NAME`)."""
     machine: Machine = Machine()
     """The kind of machine."""
     boot: Boot = Boot()
@@ -451,5 +467,7 @@ class VmSpec:
     """Images that are made before the first start."""
     cloud_init: CloudInit | None = None
     """What cloud-init in the guest is told."""
+    applied: tuple[Applied, ...] = field(default=(), eq=False, metadata={"key": False})
+    """The profile's defaults that can give way; not a key of the file."""
     source: str = field(default="vm.toml", eq=False, metadata={"key": False})
     """The name of the file, for messages; not a key of it."""

@@ -15,6 +15,7 @@ from typing import Final, Self
 
 from kvm_launch.cgroup import Tree, group_of
 from kvm_launch.outcome import Isolated
+from kvm_launch.stop import SIGNALS
 from kvmhooks.errors import IsolationError, KvmhooksError
 from kvmhooks.host import Host
 from kvmhooks.isolate import gate, hook, service
@@ -25,11 +26,10 @@ from kvmhooks.isolate.report import FAILED, REFUSAL, Report
 from kvmhooks.isolate.state import Process
 from kvmhooks.isolate.store import Store
 from kvmhooks.live.threads import EMULATOR, planned_cpus
-from kvmhooks.placement import Plan, claim, plan
+from kvmhooks.placement import Plan, Target, claim, plan
+from kvmhooks.placement.target import OLDEST
 from kvmhooks.spec import VmSpec
 from kvmhooks.values import CpuSet
-
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 ATTEMPTS: Final = 8
 """How often to plan anew when another VM has taken the CPUs between the plan and the claim."""
@@ -65,15 +65,17 @@ class Hold:
             with _uninterrupted():
                 self._give_back(self.claim)
 
-    def plan(self, spec: VmSpec, host: Host, others: Sequence[Claim] = ()) -> Plan:
-        """Plan around the VMs that live, and take what the plan claims.
+    def plan(
+        self, spec: VmSpec, host: Host, others: Sequence[Claim] = (), target: Target = OLDEST
+    ) -> Plan:
+        """Plan for a target around the VMs that live, and take what the plan claims.
 
         ``others`` are VMs that claim nothing, as claims on the CPUs of their dedicated vCPUs.
         Raises ``PlanError``, or ``IsolationError`` for what is refused; nothing was changed then.
         """
         for _ in range(ATTEMPTS - 1):
             claims = live_claims(self._keeper)
-            decided = plan(spec, host, (*claims, *others))
+            decided = plan(spec, host, (*claims, *others), target=target)
             try:
                 self.take(decided)
             except IsolationError:
@@ -81,7 +83,7 @@ class Hold:
                     raise  # nobody came in between
             else:
                 return decided
-        decided = plan(spec, host, (*live_claims(self._keeper), *others))
+        decided = plan(spec, host, (*live_claims(self._keeper), *others), target=target)
         self.take(decided)
         return decided
 

@@ -17,7 +17,7 @@ from kvm_launch.console import Console
 from kvm_launch.hold import Hold
 from kvm_launch.life import State
 from kvm_launch.outcome import Outcome, judge
-from kvm_launch.planning import base_of
+from kvm_launch.planning import base_of, target_of
 from kvm_launch.record import Account, pinned
 from kvm_launch.restart import wait_of
 from kvm_launch.show import not_restored, outcome_lines
@@ -51,6 +51,7 @@ class Launch:
         self._keeper = keeper
         self._say = sys.stderr if arguments.json else sys.stdout
         self._program: Path = emulator.find(spec)
+        self._target = target_of(spec, arguments)
         self._account = Account(spec, self._say, ready)
 
     def run(self) -> tuple[Plan, Outcome]:
@@ -130,7 +131,7 @@ class Launch:
         """Plan around the VMs that run, and tell the next one what this one has taken."""
         base = base_of(self._arguments)
         with planning(base):
-            decided = hold.plan(self._spec, self._host, list(pinned(base)))
+            decided = hold.plan(self._spec, self._host, list(pinned(base)), self._target)
             self._account.planned(decided)
         return decided
 

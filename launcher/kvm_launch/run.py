@@ -12,7 +12,7 @@ from kvm_launch import images, preflight, seed
 from kvm_launch.console import Console
 from kvm_launch.hold import keeper_of, live_claims
 from kvm_launch.outcome import Outcome, as_text, judge
-from kvm_launch.planning import base_of, read_host
+from kvm_launch.planning import base_of, read_host, target_of
 from kvm_launch.show import outcome_lines
 from kvm_launch.stop import Stop
 from kvm_launch.user import user_of
@@ -55,7 +55,7 @@ def run(
 
         decided, outcome = Launch(arguments, spec, host, keeper, ready).run()
         return _told(arguments, decided, outcome)
-    decided = plan(spec, host, claims)
+    decided = plan(spec, host, claims, target=target_of(spec, arguments))
     print(picture(decided), end="", file=say, flush=True)
     if arguments.dry_run:
         return 0
