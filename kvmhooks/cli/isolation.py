@@ -125,10 +125,7 @@ def _results(report: Report) -> dict[str, Any]:
 
 def _check(report: Report, keeper: Keeper) -> None:
     """Raise ``RestoreError`` when something is left that no claim holds."""
-    from kvmhooks.isolate.engine import FAILED, REFUSAL
-
-    state = keeper.look()
-    left = [one for one in report.of(FAILED, REFUSAL) if one.key in state.records]
-    if left and not state.held:
+    left = keeper.left_over(report)
+    if left:
         said = "; ".join(f"{one.key}: {one.why}" for one in left)
         raise RestoreError(f"not restored: {said}")

@@ -12,7 +12,12 @@ from kvmhooks.version import VERSION
 VERBS = {
     "argv": ("kvmhooks.cli.printed", "print QEMU's arguments for a vm.toml"),
     "claim": ("kvmhooks.cli.printed", "print what a vm.toml's VM asks of the host"),
+    "devices": (
+        "kvmhooks.cli.devices",
+        "list what can be passed through, and what speaks against it",
+    ),
     "host": ("kvmhooks.cli.host", "show this machine or a captured one, as text, JSON or SVG"),
+    "import": ("kvmhooks.cli.importing", "make the vm.toml of a libvirt domain XML"),
     "hooks": ("kvmhooks.cli.hooks", "install, remove or examine the libvirt hook"),
     "isolate": ("kvmhooks.cli.isolate", "write an isolation policy into a libvirt domain"),
     "plan": ("kvmhooks.cli.printed", "show where a vm.toml's VM would live on a host, and why"),

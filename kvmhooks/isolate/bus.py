@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from kvmhooks.errors import IsolationError
-from kvmhooks.values import CpuSet
+
+if TYPE_CHECKING:
+    from kvmhooks.values import CpuSet
 
 MAX_MESSAGE: Final = 1 << 20
 """A reply larger than this is refused (the protocol allows 128 MiB)."""
@@ -56,9 +58,7 @@ class Systemd:
         body.text(unit)
         body.uint32(1)  # a D-Bus boolean: runtime, that is below /run
         with body.array(8):
-            body.align(8)
-            body.text("AllowedCPUs")
-            body.signature("ay")
+            body.property("AllowedCPUs", "ay")
             with body.array(1):
                 body.raw(mask)
         self._call("SetUnitProperties", "sba(sv)", body.data)
@@ -73,6 +73,35 @@ class Systemd:
         body.text(unit)
         body.text("replace")
         self._call("StartUnit", "ss", body.data)
+
+    def start_scope(self, unit: str, pid: int, *, parent: str, about: str, before: str) -> None:
+        """Start a transient scope around a process, in the slice ``parent``, its groups left to us.
+
+        systemd moves the process when it comes to it: systemd.scope(5), and «Delegation» in its
+        CGROUP_DELEGATION page. The unit is forgotten with its last process, however that ended
+        (``CollectMode``). At a shutdown it is stopped after the unit ``before``, if there is one
+        (systemd.unit(5): the order of starts, reversed). Raises ``BusError``.
+        """
+        body = Writer()
+        body.text(unit)
+        body.text("fail")
+        with body.array(8):
+            for name, value in (("Description", about), ("Slice", parent),
+                                ("CollectMode", "inactive-or-failed")):  # fmt: skip
+                body.property(name, "s")
+                body.text(value)
+            body.property("Delegate", "b")
+            body.uint32(1)
+            body.property("PIDs", "au")
+            with body.array(4):
+                body.uint32(pid)
+            if before:
+                body.property("Before", "as")
+                with body.array(4):
+                    body.text(before)
+        with body.array(8):  # no auxiliary units
+            pass
+        self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", body.data)
 
     def close(self) -> None:
         """Hang up."""
@@ -181,6 +210,12 @@ class Writer:
     def signature(self, value: str) -> None:
         """A signature."""
         self.data += bytes([len(value)]) + value.encode() + b"\0"
+
+    def property(self, name: str, signature: str) -> None:
+        """The beginning of a ``(sv)``: what follows is the value."""
+        self.align(8)
+        self.text(name)
+        self.signature(signature)
 
     def array(self, width: int) -> _Array:
         """Marshal what follows within ``with`` as an array of elements aligned to ``width``."""

@@ -102,6 +102,13 @@ class Door:
             return False
         return True
 
+    def make_directory(self, path: str) -> None:
+        """Make a directory, or a control group, if it is not there; what is above it must be."""
+        try:
+            os.mkdir(self.root + path, 0o755)  # noqa: PTH102 -- as in __init__
+        except FileExistsError:
+            return
+
     def unlink(self, path: str) -> None:
         """Remove a file, or a link itself."""
         os.unlink(self.root + path)  # noqa: PTH108 -- as in __init__
@@ -189,6 +196,10 @@ class Door:
     def now(self) -> float:
         """Seconds on a clock that only goes forward."""
         return time.monotonic()
+
+    def remaining(self) -> float:
+        """Seconds to the deadline; 0 where it has passed or there is none."""
+        return 0 if self.deadline is None else max(0, self.deadline - self.now())
 
     def is_late(self) -> bool:
         """Whether the deadline has passed."""

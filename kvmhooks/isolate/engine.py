@@ -29,6 +29,9 @@ GONE: Final = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO}
 REFUSED: Final = {errno.EIO, errno.EPERM, errno.EINVAL, errno.EBUSY, errno.EACCES, errno.EOPNOTSUPP}
 """The kernel does not let this be changed; which of them depends on its version and the knob."""
 
+RELOAD: Final = 5.0
+"""Seconds that systemd may take to read its units again, though the budget be spent."""
+
 APPLIED: Final = "applied"
 UNCHANGED: Final = "unchanged"
 REFUSAL: Final = "refused"
@@ -219,29 +222,41 @@ def verify(
 ) -> None:
     """Read back everything that was written or that a write may have changed.
 
-    A knob that is back at its original is cleaned up after, and only then off the record.
+    A knob that is back at its original is cleaned up after, and only then off the record. Tasks
+    come last: when systemd is told, it may drop a controller that nobody needs any more, and older
+    kernels then set every task to its group's CPUs.
     """
-    restored: list[Seen] = []
-    for one in seen:
-        key = one.knob.key
-        record = state.records[key]
-        if record.intent is None and record.ours is None:
-            report.untouched += 1
-            continue
-        try:
-            now = _read_back(door, one, refused)
-        except (OSError, ValueFormatError) as error:
-            if is_gone(error):
-                del state.records[key]
-            else:
-                report.add(key, FAILED, one.current, reason_of(error))
-            continue
-        _judge(one, now, refused.get(key, ""), report, door)
-        if now == one.goal and one.is_restoring:
-            restored.append(one)
-        elif not (one.knob.is_slow and key not in refused and now != one.goal):
-            _note_outcome(one, record, now)
-    _finish(door, state, restored, report)
+    is_settled = True
+    for is_volatile in (False, True):
+        several = [one for one in seen if one.knob.is_volatile is is_volatile]
+        restored = [one for one in several if _is_restored(door, state, one, refused, report)]
+        if is_settled:
+            is_settled = _finish(door, state, restored, report)
+
+
+def _is_restored(
+    door: Door, state: State, one: Seen, refused: dict[str, str], report: Report
+) -> bool:
+    """Whether a knob stands at its original again; what it stands at is put on record."""
+    key = one.knob.key
+    record = state.records[key]
+    if record.intent is None and record.ours is None:
+        report.untouched += 1
+        return False
+    try:
+        now = _read_back(door, one, refused)
+    except (OSError, ValueFormatError) as error:
+        if is_gone(error):
+            del state.records[key]
+        else:
+            report.add(key, FAILED, one.current, reason_of(error))
+        return False
+    _judge(one, now, refused.get(key, ""), report, door)
+    if now == one.goal and one.is_restoring:
+        return True
+    if not (one.knob.is_slow and key not in refused and now != one.goal):
+        _note_outcome(one, record, now)
+    return False
 
 
 def _note_outcome(one: Seen, record: Record, now: str) -> None:
@@ -274,27 +289,33 @@ def _judge(one: Seen, now: str, why: str, report: Report, door: Door) -> None:
         report.add(key, FAILED, now, why)
 
 
-def _finish(door: Door, state: State, restored: list[Seen], report: Report) -> None:
-    """Clean up after what stands at its original again; a record goes last."""
+def _finish(door: Door, state: State, restored: list[Seen], report: Report) -> bool:
+    """Clean up after what stands at its original again; a record goes last.
+
+    Tell whether systemd, where it had to, has taken notice. Where it has not, the records that need
+    it stay, and the next entry tells it again.
+    """
     done: list[Record] = []
-    is_reload_due = False
+    untold: list[Record] = []
     for one in restored:
         record = state.records[one.knob.key]
         try:
-            is_reload_due |= one.knob.finish(door, record)
+            (untold if one.knob.finish(door, record) else done).append(record)
         except (OSError, IsolationError) as error:
             report.add(one.knob.key, FAILED, one.current, reason_of(error))
-        else:
-            done.append(record)
-    systemd = door.systemd() if is_reload_due else None
+    systemd = door.systemd(max(RELOAD, door.remaining())) if untold else None
     if systemd is not None:
         try:
             with systemd:
                 systemd.reload()
         except IsolationError as error:  # the sets are right; only its memory of them is late
             report.add("systemd/reload", FAILED, "", str(error))
+        else:
+            done += untold
+            untold = []
     for record in done:
         record.ours = record.intent = None
+    return not untold
 
 
 def drop_restored(state: State) -> None:

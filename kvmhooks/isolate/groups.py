@@ -8,6 +8,7 @@ Documentation/admin-guide/cgroup-v1/cpusets.rst. libvirt's layout below the VM's
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -18,11 +19,18 @@ from kvmhooks.values import CpuSet
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from kvmhooks.isolate.claim import Claim
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.state import Held
 
 UNIFIED: Final = "sys/fs/cgroup"
 LEGACY: Final = "sys/fs/cgroup/cpuset"
+
+LAUNCHED: Final = "kvm-launch-"
+"""What the names of groups of VMs under kvm-launch begin with."""
+
+LIBVIRT: Final = "qemu"
+"""The driver of claims of VMs under ``qemu:///system``."""
 
 PARTITIONS_SINCE: Final = (6, 7)
 """The first kernel with ``cpuset.cpus.exclusive`` and remote partitions."""
@@ -106,6 +114,45 @@ class Groups:
         )
 
 
+def launched_group(name: str) -> str:
+    """The group of a VM of kvm-launch where systemd makes none for it."""
+    return f"{MACHINES[1]}/{LAUNCHED}{name}"
+
+
+def sweep(door: Door) -> None:
+    """Remove what VMs of kvm-launch whose supervisor was killed have left: groups without a task.
+
+    Those below systemd are gone with their last task. Raises ``OSError``.
+    """
+    found = Groups.find(door, ())
+    above = f"{found.base}/{MACHINES[1]}"
+    if not found.base or not door.has(f"{above}/cgroup.procs"):
+        return
+    for name in door.directories(above):
+        if name.startswith(LAUNCHED):
+            remove_groups(door, f"{above}/{name}")
+    _remove_free(door, above)
+
+
+def remove_groups(door: Door, path: str) -> None:
+    """Remove a group with all below it, the lowest first; what has a task in it stays.
+
+    Raises ``OSError``.
+    """
+    for name in door.directories(path):
+        remove_groups(door, f"{path}/{name}")
+    _remove_free(door, path)
+
+
+def _remove_free(door: Door, path: str) -> None:
+    """Remove a group without tasks and groups below it (EBUSY, ``cgroup_destroy_locked()``)."""
+    try:
+        door.remove_empty(path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+
+
 def pid_of(door: Door, one: Held) -> int:
     """QEMU's pid: on record while it runs, else from the file that libvirt has it write; or 0.
 
@@ -114,15 +161,15 @@ def pid_of(door: Door, one: Held) -> int:
     """
     if one.state == RUNNING:
         return one.holder.pid
-    return libvirt_pid(door, one.claim.name)
+    return libvirt_pid(door, one.claim)
 
 
-def libvirt_pid(door: Door, name: str) -> int:
-    """What stands in ``/run/libvirt/qemu/NAME.pid``, or 0."""
-    if _SAFE_NAME.fullmatch(name) is None:
+def libvirt_pid(door: Door, claim: Claim) -> int:
+    """What stands in ``/run/libvirt/qemu/NAME.pid``, or 0; also for a VM that is not libvirt's."""
+    if claim.driver != LIBVIRT or _SAFE_NAME.fullmatch(claim.name) is None:
         return 0
     try:
-        text = door.read(f"run/libvirt/qemu/{name}.pid")
+        text = door.read(f"run/libvirt/qemu/{claim.name}.pid")
     except OSError:
         return 0
     return int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else 0

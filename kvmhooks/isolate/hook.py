@@ -140,14 +140,14 @@ def check_place(root: str) -> None:
     if root != "/":
         return
     if os.statvfs("/sys").f_flag & os.ST_RDONLY:
-        raise IsolationError("/sys is read-only here: run libvirt outside of the container")
+        raise IsolationError("/sys is read-only here: run VMs outside of the container")
     try:
         with open("/proc/2/comm", "rb") as file:  # noqa: PTH123 -- pathlib costs 5 ms
             name = file.read().strip()
     except FileNotFoundError:
         name = b""
     if name != b"kthreadd":
-        raise IsolationError("this is not the host's pid namespace: run libvirt outside of it")
+        raise IsolationError("this is not the host's pid namespace: run VMs outside of it")
 
 
 def printable(text: str) -> str:

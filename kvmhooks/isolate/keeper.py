@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate import pool
-from kvmhooks.isolate.engine import FAILED, REFUSAL, Report, converge
-from kvmhooks.isolate.groups import Groups, libvirt_pid
+from kvmhooks.isolate.engine import FAILED, REFUSAL, Report, Result, converge
+from kvmhooks.isolate.groups import LIBVIRT, Groups, libvirt_pid, sweep
 from kvmhooks.isolate.knob import View
 from kvmhooks.isolate.knobs import discover
 from kvmhooks.isolate.state import PENDING, RUNNING, Held, Process, State, boot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kvmhooks.isolate.claim import Claim
     from kvmhooks.isolate.door import Door
@@ -48,11 +48,16 @@ class Keeper:
         """Take a claim, before the VM exists: refuse an overlap, and get its huge pages.
 
         ``holder`` is the process whose end ends the claim while it is pending; the daemon that
-        runs us without it.
+        runs us without it. Of a daemon's VM one start ends before the next begins; a claim that
+        another live process holds is somebody's who does not know of us.
         """
         with self._entry(BUDGET_WITH_PAGES if claim.hugepages else self.budget) as state:
             report = self._recover(state)
-            state.held.pop(claim.key, None)  # the same VM again: its last start never ended
+            before = state.held.pop(claim.key, None)  # the same VM again: its start never ended
+            if before is not None and holder is not None:
+                raise IsolationError(
+                    f"{claim.name}: it runs already: process {before.holder.pid} holds its claim"
+                )
             self._check(claim, state)
             held = Held(
                 claim,
@@ -83,6 +88,20 @@ class Keeper:
             if claim.strict:
                 self._refuse_incomplete(state, claim, report)
         return report
+
+    def adopt(self, claim: Claim, pid: int, enter: Callable[[], None]) -> None:
+        """From now on the claim lives as long as the process ``pid``, which will be QEMU.
+
+        ``enter`` puts it into its groups. No other entry sees a group that is not known to be the
+        VM's yet: it would be narrowed as everything else is.
+        """
+        with self._entry() as state:
+            held = state.held.get(claim.key)
+            if held is None:
+                raise IsolationError(f"{claim.name}: its claim was dropped meanwhile")
+            enter()
+            self._adopt(held, pid)
+            self._save(state)
 
     def started(self, claim: Claim | None, pid: int = 0) -> Report:
         """Isolate the VM's own groups: its threads exist. Without a claim: keep it off the others'.
@@ -116,9 +135,14 @@ class Keeper:
             self._drop_dead(state, but="" if claim is None else claim.key)
             return self._converge(state)
 
-    def release(self, key: str) -> Report:
-        """Drop a claim and give everything back that no other claim needs."""
+    def release(self, key: str, leave: Callable[[], None] | None = None) -> Report:
+        """Drop a claim and give everything back that no other claim needs.
+
+        ``leave`` removes the groups of a VM that has ended, before: see ``adopt``.
+        """
         with self._entry() as state:
+            if leave is not None:
+                leave()
             held = state.held.pop(key, None)
             if held is not None and held.pages:
                 pool.give_back(self.door, self.store, state, held)
@@ -138,6 +162,19 @@ class Keeper:
                 if held is not None and held.pages:
                     pool.give_back(self.door, self.store, state, held)
             return self._converge(state)
+
+    def claims(self) -> list[Claim]:
+        """The claims of VMs that live, without the lock and without a change."""
+        return [one.claim for one in self.look().held.values() if self._is_live(one)]
+
+    def left_over(self, report: Report) -> list[Result]:
+        """What should be as it was before and is not, after a claim was given back.
+
+        While other VMs live, what the kernel refuses is refused to them.
+        """
+        state = self.look()
+        outcomes = (FAILED,) if state.held else (FAILED, REFUSAL)
+        return [one for one in report.of(*outcomes) if one.key in state.records]
 
     def look(self) -> State:
         """What is on record, without the lock and without a change: the state is one file."""
@@ -203,6 +240,8 @@ class Keeper:
             held = state.held.pop(key)
             for pages, share in held.pages.items():
                 state.pools.setdefault(pages, {"owed": 0})["owed"] += share
+            if held.claim.driver != LIBVIRT:
+                sweep(self.door)
         return bool(dead)
 
     def _is_live(self, held: Held) -> bool:
@@ -211,12 +250,12 @@ class Keeper:
             return True
         if held.state == RUNNING:
             return False
-        pid = libvirt_pid(self.door, held.claim.name)
+        pid = libvirt_pid(self.door, held.claim)
         return bool(pid) and Process.find(self.door, pid) is not None
 
     def _adopt(self, held: Held, pid: int) -> None:
         """From now on the claim lives as long as QEMU does."""
-        process = Process.find(self.door, pid or libvirt_pid(self.door, held.claim.name))
+        process = Process.find(self.door, pid or libvirt_pid(self.door, held.claim))
         if process is not None:
             held.holder, held.state = process, RUNNING
 

@@ -100,6 +100,12 @@ class RunDir:
         finally:
             self._unlock()
 
+    @property
+    def lock(self) -> int:
+        """The descriptor of the lock; who inherits it holds the lock as long as they live."""
+        assert self._lock is not None, "the directory is not ours yet"
+        return self._lock
+
     def _unlock(self) -> None:
         (self._base / self._lock_name).unlink()
         if self._lock is not None:

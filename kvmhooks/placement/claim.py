@@ -16,10 +16,10 @@ def claim(plan: Plan, *, driver: str = "kvm-launch") -> Claim:
     the driver.
     """
     pages: Counter[tuple[int, int]] = Counter()
-    if plan.spec.memory.hugepages:
-        for cell in plan.cells:
+    for cell in plan.cells:
+        if cell.is_huge:
             node = ANY_NODE if cell.node is None else cell.node
-            pages[node, cell.page_kib] += cell.memory_kib // cell.page_kib
+            pages[node, cell.page_kib] += cell.pages
     return Claim(
         driver=driver,
         uuid=plan.uuid,

@@ -20,9 +20,12 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "vendor": plan.cpu.vendor,
             "features": list(plan.cpu.features),
         },
+        "dedicated": str(plan.dedicated),
         "vcpus": [{"vcpu": pin.vcpu, "cpus": str(pin.cpus)} for pin in plan.vcpus],
         "emulator": str(plan.emulator),
+        "vhost": str(plan.vhost),
         "iothreads": [{"id": pin.id, "cpus": str(pin.cpus)} for pin in plan.iothreads],
+        "disk_iothreads": list(plan.disk_iothreads),
         "cells": [
             {
                 "id": cell.id,
@@ -30,15 +33,34 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "vcpus": str(cell.vcpus),
                 "memory_kib": cell.memory_kib,
                 "page_kib": cell.page_kib,
+                "allocate": cell.allocate,
             }
             for cell in plan.cells
         ],
+        "distances": [list(row) for row in plan.distances],
         "memory_mode": plan.memory_mode,
         "macs": list(plan.macs),
+        "pci": [
+            {"address": str(place.address), "node": place.node, "cell": place.cell}
+            for place in plan.pci
+        ],
+        "caches": [
+            {
+                "cache": share.cache,
+                "type": share.type,
+                "mask": f"{share.mask:x}",
+                "size_kib": share.size_kib,
+            }
+            for share in plan.caches
+        ],
+        "bandwidth": [{"cache": cache, "percent": percent} for cache, percent in plan.bandwidth],
         "exclusive": str(plan.exclusive),
+        "idle": str(plan.idle),
         "housekeeping": str(plan.housekeeping),
         "topology": attrs.asdict(plan.topology),
         "score": dict(plan.score),
+        "optimal": plan.optimal,
+        "gap": dict(plan.gap),
         "why": list(plan.why),
         "warnings": list(plan.warnings),
     }

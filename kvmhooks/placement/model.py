@@ -6,12 +6,14 @@ The renderers take nothing but a plan; it holds the spec for what needed no deci
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
 from kvmhooks.spec.model import VmSpec
-from kvmhooks.values import CpuSet, union
+from kvmhooks.values import CpuSet, PciAddress, union
+
+ORDINARY_PAGE_KIB: Final = 4
 
 
 @frozen
@@ -41,6 +43,44 @@ class Cell:
     memory_kib: int
     page_kib: int
     """The page size that its memory is made of: 4 for ordinary pages."""
+    allocate: int = 0
+    """How many of its huge pages are not there yet and have to be allocated at the start."""
+
+    @property
+    def pages(self) -> int:
+        """How many pages it is made of."""
+        return self.memory_kib // self.page_kib
+
+    @property
+    def is_huge(self) -> bool:
+        """Whether its pages are explicit huge pages."""
+        return self.page_kib > ORDINARY_PAGE_KIB
+
+
+@frozen
+class PciPlace:
+    """Where one passed-through device stands, on the host and in the guest."""
+
+    address: PciAddress
+    node: int | None
+    """The host node that it is attached to; None where the firmware does not say."""
+    cell: int | None
+    """The guest cell on that node, which a ``pxb-pcie`` bus stands for when the guest has several
+    cells; None: no cell is on its node, and it goes on the root bus."""
+
+
+@frozen
+class CacheShare:
+    """The VM's own ways of one L3 cache (a resctrl domain)."""
+
+    cache: int
+    """The id of the cache, the kernel's and resctrl's."""
+    type: Literal["both", "code", "data"]
+    """``code`` and ``data`` where the kernel divides them apart (CDP)."""
+    mask: int
+    """The ways, as bits in a row; libvirt chooses the place itself and takes only the size."""
+    size_kib: int
+    """How much of the cache that is (libvirt's ``<cache size=>``)."""
 
 
 @frozen(kw_only=True)
@@ -90,8 +130,29 @@ class Plan:
     """CPUs that nothing but this VM's vCPUs may use while it runs."""
     housekeeping: CpuSet
     """CPUs that are kept for the host: no dedicated vCPU is put on them."""
+    dedicated: CpuSet = CpuSet()
+    """The vCPUs (their numbers in the guest) that have a host CPU each."""
+    idle: CpuSet = CpuSet()
+    """Host CPUs that nobody may use: what ``smt = "isolate"`` leaves of the VM's cores."""
+    vhost: CpuSet = CpuSet()
+    """The CPUs of the VM's vhost threads."""
+    disk_iothreads: tuple[int | None, ...] = ()
+    """For each ``spec.disk`` the iothread that serves it; None is QEMU's main loop."""
+    distances: tuple[tuple[int, ...], ...] = ()
+    """From each guest cell to each, 10 is local; empty with one cell."""
+    pci: tuple[PciPlace, ...] = ()
+    """A place for each ``spec.pci``."""
+    caches: tuple[CacheShare, ...] = ()
+    """Ways of L3 caches that are this VM's own; empty when none were asked for."""
+    bandwidth: tuple[tuple[int, int], ...] = ()
+    """(L3 cache id, percent): the most memory bandwidth; empty for no limit."""
     score: Mapping[str, int]
-    """What was minimised, the most important first."""
+    """What was minimised, the most important first (``kvmhooks.placement.objective``)."""
+    optimal: bool = True
+    """Whether the score is proven to be the best there is."""
+    gap: Mapping[str, int] = field(factory=dict)
+    """Where it is not: the first number of the score that could be lower, and by how much at most.
+    """
     why: tuple[str, ...]
     """A sentence for each decision."""
     warnings: tuple[str, ...]

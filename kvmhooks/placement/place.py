@@ -10,7 +10,7 @@ from kvmhooks.errors import PlanError
 from kvmhooks.placement.ground import Field, Ground
 from kvmhooks.placement.spread import fewest
 from kvmhooks.spec.model import VmSpec
-from kvmhooks.values import CpuSet, union
+from kvmhooks.values import ByteSize, CpuSet, union
 from kvmhooks.wording import counted
 
 
@@ -81,7 +81,7 @@ def _cell_counts(spec: VmSpec, guest_cores: int, most: int) -> Iterator[int]:
             raise PlanError("memory.cells", str(asked), f"a divisor of the {guest_cores} cores")
         yield asked
         return
-    unit = spec.memory.hugepages or 1 << 20
+    unit = pages_of(spec) or 1 << 20
     for cells in range(1, most + 1):
         if guest_cores % cells == 0 and spec.memory.size % (unit * cells) == 0:
             yield cells
@@ -89,7 +89,7 @@ def _cell_counts(spec: VmSpec, guest_cores: int, most: int) -> Iterator[int]:
 
 def _cells_by_memory(spec: VmSpec, ground: Ground, cells: int) -> dict[int, int]:
     """How many cells the memory of each field holds, where that is known."""
-    pages = spec.memory.hugepages
+    pages = pages_of(spec)
     cell_kib = spec.memory.size // 1024 // cells
     holds = {}
     for place, field in enumerate(ground.fields):
@@ -98,6 +98,13 @@ def _cells_by_memory(spec: VmSpec, ground: Ground, cells: int) -> dict[int, int]
         elif field.memory_kib is not None:
             holds[place] = field.memory_kib // cell_kib
     return holds
+
+
+def pages_of(spec: VmSpec) -> ByteSize | None:
+    """The size of its huge pages, which ``plan`` has refused to choose."""
+    pages = spec.memory.hugepages
+    assert pages != "auto"
+    return pages or None
 
 
 def _holds_memory(spec: VmSpec, ground: Ground) -> bool:
@@ -200,7 +207,7 @@ def _too_large(spec: VmSpec, ground: Ground, guest_cores: int, threads: int) -> 
 
 
 def _too_much_memory(spec: VmSpec, ground: Ground, cells: int) -> PlanError:
-    pages = spec.memory.hugepages
+    pages = pages_of(spec)
     each = f" ({cells} cells)" if cells > 1 else ""
     if pages:
         have = ", ".join(

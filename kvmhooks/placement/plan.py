@@ -7,21 +7,21 @@ import uuid
 from collections.abc import Sequence
 from typing import Final, Literal
 
+import attrs
+
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.placement.cpu_model import choose_cpu
 from kvmhooks.placement.ground import survey
-from kvmhooks.placement.model import Cell, IothreadPin, Plan, VcpuPin
-from kvmhooks.placement.place import Placed, place_dedicated, place_shared
+from kvmhooks.placement.model import ORDINARY_PAGE_KIB, Cell, IothreadPin, Plan, VcpuPin
+from kvmhooks.placement.place import Placed, pages_of, place_dedicated, place_shared
 from kvmhooks.placement.topology import choose_threads, choose_topology
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
 
 NAMESPACE: Final = uuid.UUID("7e0d6d9e-7f5b-5f0a-9b53-6b766d686f6f")
 """The name space of UUIDs that are derived from a VM's name (RFC 9562, version 5)."""
-
-ORDINARY_PAGE_KIB: Final = 4
 
 
 def plan(spec: VmSpec, host: Host, claims: Sequence[Claim] = ()) -> Plan:
@@ -30,6 +30,7 @@ def plan(spec: VmSpec, host: Host, claims: Sequence[Claim] = ()) -> Plan:
     It reads nothing but its arguments. Raises ``PlanError`` when the VM does not fit; the message
     names what binds.
     """
+    _refuse_what_is_to_come(spec)
     identity = spec.uuid or str(uuid.uuid5(NAMESPACE, spec.name))
     claims = [claim for claim in claims if claim.uuid != identity]
     ground = survey(host, claims)
@@ -51,6 +52,9 @@ def plan(spec: VmSpec, host: Host, claims: Sequence[Claim] = ()) -> Plan:
         iothreads=tuple(IothreadPin(number, placed.emulator) for number in _iothreads(spec)),
         cells=tuple(_cells(spec, placed)),
         memory_mode="strict" if is_bound else "preferred",
+        disk_iothreads=tuple(disk.iothread for disk in spec.disk),
+        dedicated=CpuSet(range(spec.cpu.vcpus) if spec.cpu.placement == "dedicated" else ()),
+        vhost=placed.emulator,
         macs=tuple(net.mac or derived_mac(identity, index) for index, net in enumerate(spec.net)),
         exclusive=union(placed.vcpus) if spec.isolation.exclusive else CpuSet(),
         housekeeping=ground.housekeeping,
@@ -67,6 +71,27 @@ def derived_mac(identity: str, index: int) -> str:
     """
     digest = hashlib.sha256(f"{identity}/{index}".encode()).digest()
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
+
+
+TO_COME: Final = {
+    "cpu": ("dedicated", "smt", "kind", "realtime", "ratio", "iothreads"),
+    "memory": ("cell", "allocate", "mode", "nodes"),
+    "isolation": ("cache_ways", "memory_bandwidth"),
+}
+
+
+def _refuse_what_is_to_come(spec: VmSpec) -> None:
+    for table, keys in TO_COME.items():
+        for key in keys:
+            made = getattr(spec, table)
+            if getattr(made, key) != getattr(attrs.fields(type(made)), key).default:
+                raise PlanError(f"{table}.{key}", str(getattr(made, key)), "nothing: not built yet")
+    if spec.cpu.placement == "mixed":
+        raise PlanError("cpu.placement", '"mixed"', "dedicated or shared: not built yet")
+    if spec.pci:
+        raise PlanError("pci", "devices", "none: not built yet")
+    if spec.memory.hugepages == "auto":
+        raise PlanError("memory.hugepages", '"auto"', "a size: not built yet")
 
 
 def _accelerator(spec: VmSpec, host: Host) -> tuple[Literal["kvm", "tcg"], tuple[str, ...]]:
@@ -88,13 +113,14 @@ def _iothreads(spec: VmSpec) -> list[int]:
 def _cells(spec: VmSpec, placed: Placed) -> list[Cell]:
     count = len(placed.cells)
     share = spec.cpu.vcpus // count
+    pages = pages_of(spec)
     return [
         Cell(
             id=index,
             node=field.node,
             vcpus=CpuSet(range(index * share, (index + 1) * share)),
             memory_kib=spec.memory.size // 1024 // count,
-            page_kib=spec.memory.hugepages.in_kib if spec.memory.hugepages else ORDINARY_PAGE_KIB,
+            page_kib=pages.in_kib if pages else ORDINARY_PAGE_KIB,
         )
         for index, field in enumerate(placed.cells)
     ]

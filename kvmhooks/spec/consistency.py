@@ -7,12 +7,16 @@ from collections.abc import Iterator
 
 from kvmhooks.errors import Problem
 from kvmhooks.spec.model import Net, VmSpec
+from kvmhooks.values import CpuSet, union
 
 
 def inconsistencies(spec: VmSpec) -> Iterator[Problem]:
     """Yield what is wrong with a spec whose every value is well-formed."""
     yield from _topology(spec)
+    yield from _placement(spec)
     yield from _memory(spec)
+    yield from _cells(spec)
+    yield from _pci(spec)
     yield from _boot(spec)
     for index, net in enumerate(spec.net):
         yield from _net(net, f"net[{index}]")
@@ -33,8 +37,40 @@ def _topology(spec: VmSpec) -> Iterator[Problem]:
         yield Problem("cpu.vcpus", str(spec.cpu.vcpus), f"{times}{product}: {shape}")
 
 
+def _placement(spec: VmSpec) -> Iterator[Problem]:
+    """Keys that only dedicated, shared or mixed vCPUs have."""
+    cpu = spec.cpu
+    said = f'with cpu.placement = "{cpu.placement}"'
+    if cpu.placement == "mixed" and cpu.dedicated is None:
+        yield Problem("cpu.dedicated", "nothing", "the vCPUs of a mixed VM that have a CPU each")
+    if cpu.dedicated is not None:
+        every = CpuSet(range(cpu.vcpus))
+        if cpu.placement != "mixed":
+            yield Problem("cpu.dedicated", f"{cpu.dedicated} {said}", 'cpu.placement = "mixed"')
+        elif not cpu.dedicated or not cpu.dedicated < every:
+            yield Problem(
+                "cpu.dedicated", repr(str(cpu.dedicated)), f"some of the vCPUs {every}, not all"
+            )
+        elif cpu.threads is not None:
+            yield from _uncut("cpu.dedicated", cpu.dedicated, cpu.threads)
+    if cpu.placement == "shared":
+        for key, default in (("smt", "share"), ("kind", None), ("realtime", False)):
+            if getattr(cpu, key) != default:
+                yield Problem(f"cpu.{key}", said, "dedicated or mixed: shared vCPUs float")
+    if cpu.placement == "dedicated" and cpu.ratio is not None:
+        yield Problem("cpu.ratio", said, "shared or mixed: a dedicated vCPU has a CPU to itself")
+
+
+def _uncut(at: str, vcpus: CpuSet, threads: int) -> Iterator[Problem]:
+    """Tell of guest cores that are partly in ``vcpus``."""
+    cores = {vcpu // threads for vcpu in vcpus}
+    if len(vcpus) != len(cores) * threads:
+        yield Problem(at, repr(str(vcpus)), f"whole guest cores of {threads} threads")
+
+
 def _memory(spec: VmSpec) -> Iterator[Problem]:
-    unit = spec.memory.hugepages or 1 << 20
+    pages = spec.memory.hugepages
+    unit = 1 << 20 if not pages or pages == "auto" else pages
     cells = spec.memory.cells or 1
     if spec.memory.size == 0 or spec.memory.size % (unit * cells):
         each = f" for each of {cells} cells" if cells > 1 else ""
@@ -42,6 +78,45 @@ def _memory(spec: VmSpec) -> Iterator[Problem]:
         yield Problem(
             "memory.size", repr(str(spec.memory.size)), f"whole multiples of {whole}{each}"
         )
+    if spec.memory.nodes is not None and not spec.memory.nodes:
+        yield Problem("memory.nodes", "no node", 'a list of nodes such as "0-1"')
+
+
+def _cells(spec: VmSpec) -> Iterator[Problem]:
+    cells = spec.memory.cell
+    if not cells:
+        return
+    if spec.memory.cells is not None:
+        yield Problem("memory.cells", "memory.cell beside it", "one of the two")
+    pages = spec.memory.hugepages
+    unit = 1 << 20 if not pages or pages == "auto" else pages
+    for index, cell in enumerate(cells):
+        at = f"memory.cell[{index}]"
+        if cell.size == 0 or cell.size % unit:
+            whole = "1MiB" if unit == 1 << 20 else str(pages)
+            yield Problem(f"{at}.size", repr(str(cell.size)), f"whole multiples of {whole}")
+        allowed = spec.memory.nodes
+        if cell.node is not None and allowed is not None and cell.node not in allowed:
+            yield Problem(f"{at}.node", str(cell.node), f"one of memory.nodes, {allowed}")
+        if spec.cpu.threads is not None:
+            yield from _uncut(f"{at}.vcpus", cell.vcpus, spec.cpu.threads)
+    given = sum(cell.size for cell in cells)
+    if given != spec.memory.size:
+        found = f"{spec.memory.size}, but its cells have {given >> 20}MiB"
+        yield Problem("memory.size", found, "the sum of its cells")
+    every = CpuSet(range(spec.cpu.vcpus))
+    there = union(cell.vcpus for cell in cells)
+    if there != every or sum(len(cell.vcpus) for cell in cells) != len(every):
+        found = f"vCPUs {', '.join(str(cell.vcpus) or 'none' for cell in cells)}"
+        yield Problem("memory.cell", found, f"each of the vCPUs {every} in one cell")
+
+
+def _pci(spec: VmSpec) -> Iterator[Problem]:
+    seen = set()
+    for index, device in enumerate(spec.pci):
+        if device.address in seen:
+            yield Problem(f"pci[{index}].address", str(device.address), "each device once")
+        seen.add(device.address)
 
 
 def _boot(spec: VmSpec) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NewType
 
 from attrs import field, frozen
 
-from kvmhooks.values import ByteSize
+from kvmhooks.values import ByteSize, CpuSet, PciAddress
 
 VmName = NewType("VmName", str)
 """A name that is fit to be a file's name and a libvirt domain's."""
@@ -25,6 +25,10 @@ CpuFeature = NewType("CpuFeature", str)
 CpuModel = NewType("CpuModel", str)
 """``host``, ``max`` or one of QEMU's named models (``qemu-system-x86_64 -cpu help``)."""
 MachineType = NewType("MachineType", str)
+Number = NewType("Number", int)
+"""A whole number that may be 0: other counts start at 1."""
+Percentage = NewType("Percentage", int)
+"""From 1 to 100."""
 
 TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
     VmName: (
@@ -43,7 +47,7 @@ TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
 }
 """The texts that have a form: its pattern, and what is said where a text has another."""
 
-HugePages = Literal[False] | ByteSize
+HugePages = Literal[False, "auto"] | ByteSize
 Firmware = Literal["bios"] | Path
 
 
@@ -79,8 +83,26 @@ class Cpu:
 
     vcpus: int
     """How many vCPUs: sockets x dies x cores x threads."""
-    placement: Literal["dedicated", "shared"] = "shared"
-    """dedicated: each vCPU has a host CPU to itself; shared: they float over a pool."""
+    placement: Literal["dedicated", "shared", "mixed"] = "shared"
+    """dedicated: each vCPU has a host CPU to itself; shared: they float over a pool; mixed: those
+    that `dedicated` names have one, the others float."""
+    dedicated: CpuSet | None = None
+    """Of a mixed VM, the vCPUs that have a host CPU each, as a list: "0-1,4"."""
+    smt: Literal["share", "require", "isolate"] = "share"
+    """Of dedicated vCPUs: share: other VMs may use the siblings of their CPUs; require: whole host
+    cores, every thread of them a vCPU; isolate: whole host cores, what the guest does not use of
+    them stays idle."""
+    kind: Literal["performance", "efficiency"] | None = None
+    """Of dedicated vCPUs, the kind of core they need; by default any, performance cores first."""
+    realtime: bool = False
+    """Whether dedicated vCPUs run with real-time priority (SCHED_FIFO), on CPUs that the kernel
+    isolates (isolcpus) if there are any."""
+    ratio: int | None = None
+    """Of shared vCPUs: at most so many on each CPU of the pool, other VMs' counted; by default
+    without limit."""
+    iothreads: Number | None = None
+    """How many iothreads serve the disks that name none: 0 is QEMU's main loop; by default one for
+    each such disk, at most one for two vCPUs."""
     model: CpuModel = CpuModel("host")
     """host, max, or a named model of QEMU. Under tcg host means max."""
     features: tuple[CpuFeature, ...] = ()
@@ -96,15 +118,47 @@ class Cpu:
 
 
 @frozen(kw_only=True)
+class MemoryCell:
+    """One NUMA cell of the guest."""
+
+    vcpus: CpuSet = CpuSet()
+    """Its vCPUs, as a list: "0-3,8"; by default none: a cell of memory only."""
+    size: ByteSize
+    """The memory in it."""
+    node: Number | None = None
+    """The host node that it must be on; by default the planner chooses."""
+
+
+@frozen(kw_only=True)
 class Memory:
     """The guest's memory."""
 
     size: ByteSize
     """The size of all of it: 512MiB, 4GiB."""
     cells: int | None = None
-    """How many guest NUMA cells; by default one for each host node that is used."""
+    """How many guest NUMA cells, all alike; by default one for each host node that is used."""
+    cell: tuple[MemoryCell, ...] = ()
+    """The guest NUMA cells one by one, where they are not alike."""
     hugepages: HugePages = False
-    """The size of the explicit huge pages it is made of (2MiB, 1GiB), or false."""
+    """The size of the explicit huge pages it is made of (2MiB, 1GiB); auto: the largest that fit;
+    or false."""
+    allocate: bool = False
+    """Whether huge pages that are not there yet may be allocated when the VM starts."""
+    mode: Literal["strict", "preferred"] | None = None
+    """How memory is bound to its nodes: strict, or preferred; by default strict for dedicated
+    vCPUs and for huge pages, else preferred."""
+    nodes: CpuSet | None = None
+    """The host nodes that the VM may use, as a list: "0-1"; by default all."""
+
+
+@frozen(kw_only=True)
+class Pci:
+    """A PCI device of the host that is passed through."""
+
+    address: PciAddress
+    """Its address on the host: 0000:3b:00.0."""
+    locality: Literal["required", "preferred", "ignore"] = "preferred"
+    """Whether the VM must be on the device's node, should be, or may be anywhere."""
 
 
 @frozen(kw_only=True)
@@ -174,6 +228,10 @@ class Isolation:
     """Whether its dedicated CPUs are for its vCPUs alone: no task or interrupt of the host."""
     strict: bool = False
     """Whether the VM must not start when any part of this cannot be met."""
+    cache_ways: int | None = None
+    """How many ways of each L3 cache that it runs on are its own (resctrl); by default none."""
+    memory_bandwidth: Percentage | None = None
+    """The most memory bandwidth that it may use, in percent (resctrl); by default no limit."""
 
 
 @frozen(kw_only=True)
@@ -196,6 +254,8 @@ class VmSpec:
     """The disks, in the guest's order."""
     net: tuple[Net, ...] = ()
     """The network interfaces, in the guest's order."""
+    pci: tuple[Pci, ...] = ()
+    """The host's PCI devices that are passed through, in the guest's order."""
     console: Console = Console()
     """Where the guest's console goes."""
     guest: Guest = Guest()

@@ -16,20 +16,30 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import attrs
 
 from kvmhooks.spec import model
-from kvmhooks.spec.model import TEXT_FORMS, HugePages, VmSpec
+from kvmhooks.spec.model import TEXT_FORMS, HugePages, Number, Percentage, VmSpec
 from kvmhooks.spec.structure import MAX_COUNT, is_key
-from kvmhooks.values import ByteSize
+from kvmhooks.values import ByteSize, CpuSet, PciAddress
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
+_ITEM = "(\\^?[0-9]{1,5}|[0-9]{1,5}-[0-9]{1,5}(:[0-9]{1,5}/[0-9]{1,5})?)"
+"""One item of a list of CPUs."""
+
 _SIMPLE: dict[Any, dict[str, Any]] = {
     bool: {"type": "boolean"},
     int: {"type": "integer", "minimum": 1, "maximum": MAX_COUNT},
+    Number: {"type": "integer", "minimum": 0, "maximum": MAX_COUNT},
+    Percentage: {"type": "integer", "minimum": 1, "maximum": 100},
     str: {"type": "string"},
     Path: {"type": "string", "minLength": 1},
     ByteSize: {"type": "string", "pattern": "^[0-9]{1,15} *(KiB|MiB|GiB|TiB)$"},
-    HugePages: {"enum": ["2MiB", "1GiB", False]},
+    HugePages: {"enum": ["2MiB", "1GiB", "auto", False]},
+    CpuSet: {"type": "string", "pattern": "^( *(" + _ITEM + " *(, *" + _ITEM + " *)*)?)$"},
+    PciAddress: {
+        "type": "string",
+        "pattern": "^([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F][.][0-7]$",
+    },
     **{
         made: {"type": "string", "pattern": f"^({pattern})$"}
         for made, (pattern, _) in TEXT_FORMS.items()

@@ -20,8 +20,8 @@ from cattrs.errors import AttributeValidationNote, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn, override
 
 from kvmhooks.errors import Problem, ValueFormatError
-from kvmhooks.spec.model import TEXT_FORMS, Firmware, HugePages, VmSpec
-from kvmhooks.values import ByteSize
+from kvmhooks.spec.model import TEXT_FORMS, Firmware, HugePages, Number, Percentage, VmSpec
+from kvmhooks.values import ByteSize, CpuSet, PciAddress
 
 Hook = Callable[[Any, Any], Any]
 
@@ -80,11 +80,17 @@ def _converter(folder: Path) -> Converter:
     def firmware(value: Any, made: Any) -> Path | str:
         return value if value == "bios" else path(value, made)
 
-    converter.register_structure_hook(int, _count)
+    converter.register_structure_hook(int, _whole_number(1, MAX_COUNT))
+    converter.register_structure_hook(Number, _whole_number(0, MAX_COUNT))
+    converter.register_structure_hook(Percentage, _whole_number(1, 100))
     converter.register_structure_hook(bool, _flag)
     converter.register_structure_hook(str, _text)
     converter.register_structure_hook(ByteSize, _size)
     converter.register_structure_hook(HugePages, _huge_pages)
+    converter.register_structure_hook(CpuSet, _parsed(CpuSet.parse, 'a list such as "0-3,8"'))
+    converter.register_structure_hook(
+        PciAddress, _parsed(PciAddress.parse, 'a PCI address such as "0000:3b:00.0"')
+    )
     converter.register_structure_hook(Path, path)
     converter.register_structure_hook(Firmware, firmware)
     for made, (pattern, expected) in TEXT_FORMS.items():
@@ -95,10 +101,27 @@ def _converter(folder: Path) -> Converter:
     return converter
 
 
-def _count(value: Any, _: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
-        raise Mismatch(value, f"a whole number from 1 to {MAX_COUNT}")
-    return value
+def _whole_number(least: int, most: int) -> Hook:
+    def structure_number(value: Any, _: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise Mismatch(value, f"a whole number from {least} to {most}")
+        return value
+
+    return structure_number
+
+
+def _parsed(parse: Callable[[str], Any], expected: str) -> Hook:
+    """What ``parse`` makes of a text; it raises ``ValueFormatError``."""
+
+    def structure_parsed(value: Any, _: Any) -> Any:
+        if not isinstance(value, str):
+            raise Mismatch(value, expected)
+        try:
+            return parse(value)
+        except ValueFormatError as error:
+            raise Mismatch(value, error.expected) from error
+
+    return structure_parsed
 
 
 def _flag(value: Any, _: Any) -> bool:
@@ -123,11 +146,13 @@ def _size(value: Any, _: Any) -> ByteSize:
         raise Mismatch(value, error.expected) from error
 
 
-def _huge_pages(value: Any, _: Any) -> ByteSize | Literal[False]:
+def _huge_pages(value: Any, _: Any) -> ByteSize | Literal[False, "auto"]:
     if value is False:
         return False
+    if value == "auto":
+        return "auto"
     if value not in ("2MiB", "1GiB"):  # no set: an array or a table has no hash
-        raise Mismatch(value, '"2MiB", "1GiB" or false')
+        raise Mismatch(value, '"2MiB", "1GiB", "auto" or false')
     return ByteSize.parse(value)
 
 

@@ -14,6 +14,7 @@ from kvmhooks.exits import exit_code_of
 from kvmhooks.version import VERSION
 
 if TYPE_CHECKING:
+    from kvmhooks.isolate.door import Door
     from kvmhooks.spec import VmSpec
 
 EXAMPLES: Final = """\
@@ -34,22 +35,25 @@ PRINTABLE: Final = ("argv", "xml", "plan", "claim")
 SYSTEM: Final = "qemu:///system"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run kvm-launch and give its exit code. Every failure is one message on stderr."""
+def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
+    """Run kvm-launch and give its exit code. Every failure is one message on stderr.
+
+    ``door`` is the host whose CPUs are isolated: this machine without it.
+    """
     arguments = _parser().parse_args(_with_uri(sys.argv[1:] if argv is None else argv))
     try:
         return exit_code_of(
-            lambda: _interruptible(arguments),
+            lambda: _interruptible(arguments, door),
             interrupted="interrupted: nothing is running, nothing was left behind",
         )
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: just end
 
 
-def _interruptible(arguments: argparse.Namespace) -> int:
+def _interruptible(arguments: argparse.Namespace, door: Door | None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    return _launch(arguments)
+    return _launch(arguments, door)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +98,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _launch(arguments: argparse.Namespace) -> int:
+def _launch(arguments: argparse.Namespace, door: Door | None) -> int:
     if arguments.host is not None and not (arguments.print or arguments.dry_run):
         raise UsageError("--host: another host's plan cannot run here: add --print or --dry-run")
     from kvmhooks.spec import load_vm
@@ -104,7 +108,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         return _print(arguments, spec)
     from kvm_launch.run import run
 
-    return run(arguments, spec)
+    return run(arguments, spec, door)
 
 
 def _with_accel(spec: VmSpec, accel: Literal["auto", "kvm", "tcg"] | None) -> VmSpec:

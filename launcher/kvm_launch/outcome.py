@@ -8,10 +8,11 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from kvmhooks.errors import QemuError
+from kvmhooks.errors import QemuError, RestoreError
 from kvmhooks.live.report import Difference, Unreadable, compare, parse
 from kvmhooks.live.threads import ThreadPin
 from kvmhooks.placement import Plan
+from kvmhooks.values import CpuSet
 
 
 @frozen
@@ -31,6 +32,17 @@ class Ended:
 
 
 @frozen
+class Isolated:
+    """What the VM held of the host while it ran."""
+
+    exclusive: CpuSet
+    refused: tuple[str, ...] = ()
+    """What the kernel did not let us change: knob and reason."""
+    left: tuple[str, ...] = ()
+    """What could not be given back."""
+
+
+@frozen
 class Outcome:
     """The run, judged against the plan."""
 
@@ -41,10 +53,14 @@ class Outcome:
     """The guest's report."""
     trouble: str | None
     """Why there is nothing to compare, where there should be."""
+    isolated: Isolated | None = None
+    """None for a VM that held nothing."""
 
     @property
     def exit_code(self) -> int:
-        """0 only if the guest powered off and everything was as planned."""
+        """0 only if the guest powered off, everything was as planned, and the host is restored."""
+        if self.isolated is not None and self.isolated.left:
+            return RestoreError.exit_code
         pinned = all(thread.is_as_planned for thread in self.ended.threads)
         is_right = self.ended.is_clean and pinned and not self.differences and not self.trouble
         return 0 if is_right else QemuError.exit_code
@@ -66,21 +82,31 @@ class Outcome:
             "guest": self.seen,
             "differences": [attrs.asdict(difference) for difference in self.differences],
             "trouble": self.trouble,
+            "isolation": self._isolation(),
             "exit_code": self.exit_code,
         }
 
+    def _isolation(self) -> dict[str, Any] | None:
+        if self.isolated is None:
+            return None
+        return {
+            "exclusive": str(self.isolated.exclusive),
+            "refused": list(self.isolated.refused),
+            "not_restored": list(self.isolated.left),
+        }
 
-def judge(plan: Plan, ended: Ended) -> Outcome:
+
+def judge(plan: Plan, ended: Ended, isolated: Isolated | None = None) -> Outcome:
     """Compare what the guest said with the plan, where the spec says that it reports."""
     if not plan.spec.guest.report:
-        return Outcome(ended, (), None, None)
+        return Outcome(ended, (), None, None, isolated)
     if ended.report is None:
-        return Outcome(ended, (), None, "the guest did not report what it sees")
+        return Outcome(ended, (), None, "the guest did not report what it sees", isolated)
     try:
         seen = parse(ended.report)
-        return Outcome(ended, tuple(compare(plan, seen)), seen, None)
+        return Outcome(ended, tuple(compare(plan, seen)), seen, None, isolated)
     except Unreadable as error:
-        return Outcome(ended, (), None, str(error))
+        return Outcome(ended, (), None, str(error), isolated)
 
 
 def as_text(outcome: Outcome) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from kvm_launch.outcome import Outcome
+from collections.abc import Sequence
+from typing import Final
+
+from kvm_launch.outcome import Isolated, Outcome
 from kvmhooks.placement import Plan
 from kvmhooks.render.table import table
 from kvmhooks.wording import counted
+
+REFUSED_SHOWN: Final = 3
 
 
 def outcome_lines(plan: Plan, outcome: Outcome) -> list[str]:
@@ -28,7 +33,27 @@ def outcome_lines(plan: Plan, outcome: Outcome) -> list[str]:
     elif outcome.seen is not None:
         lines.append(f"guest: it sees what was planned: {_machine(plan)}")
     lines += [f"QEMU: {word}" for word in outcome.ended.words]
+    if outcome.isolated is not None:
+        lines += _host_lines(outcome.isolated)
     return [*lines, f"end: {outcome.ended.ending}"]
+
+
+def _host_lines(isolated: Isolated) -> list[str]:
+    """What was the VM's alone, what could not be, and whether the host has it back."""
+    lines = [f"host: CPUs {isolated.exclusive} were this VM's alone"]
+    if isolated.refused:
+        shown = ", ".join(isolated.refused[:REFUSED_SHOWN])
+        more = len(isolated.refused) - REFUSED_SHOWN
+        said = f"{shown} and {more} more" if more > 0 else shown
+        lines.append(f"host: the kernel did not let us change {said}")
+    if not isolated.left:
+        return [*lines, "host: restored"]
+    return [*lines, *not_restored(isolated.left)]
+
+
+def not_restored(left: Sequence[str]) -> list[str]:
+    """What is left of a claim, and what to do."""
+    return [*(f"host: NOT restored: {one}" for one in left), "host: run `kvmhooks reconcile`"]
 
 
 def _machine(plan: Plan) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
+from kvm_launch import child
 from kvm_launch.console import Console
+from kvm_launch.hold import Hold
 from kvm_launch.outcome import Ended
 from kvm_launch.stop import Stop
 from kvmhooks.errors import QemuError
@@ -28,18 +32,20 @@ TAIL_LINES: Final = 10
 
 
 async def supervise(
-    plan: Plan, *, emulator: Path, run_dir: RunDir, console: Console, stop: Stop
+    plan: Plan, *, emulator: Path, run_dir: RunDir, console: Console, stop: Stop, hold: Hold
 ) -> Ended:
     """Run the VM of ``plan`` to its end.
 
-    Raises ``QemuError`` when QEMU does not start, cannot be pinned, or fails; it is gone then.
+    Raises ``QemuError`` when QEMU does not start, cannot be pinned, or fails, ``IsolationError``
+    when its claim on the host, strict, cannot be met; it is gone then.
     """
     words: deque[str] = deque(maxlen=TAIL_LINES)
     control = run_dir.path / "qmp.sock"
-    async with _started(plan, emulator, control, words, console) as (process, ended):
+    async with _started(plan, emulator, run_dir, hold, words, console) as (process, ended):
         try:
             async with connect(control, seconds=ANSWER_SECONDS) as monitor:
                 threads = await monitor.threads()
+                hold.isolate(process.pid, threads)
                 live_threads.pin(process.pid, plan, threads)
                 pins = tuple(live_threads.read_back(process.pid, plan, threads))
                 live_threads.require_planned(pins)
@@ -59,40 +65,60 @@ async def supervise(
 
 @contextlib.asynccontextmanager
 async def _started(
-    plan: Plan, emulator: Path, control: Path, words: deque[str], console: Console
+    plan: Plan,
+    emulator: Path,
+    run_dir: RunDir,
+    hold: Hold,
+    words: deque[str],
+    console: Console,
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.Future[None]]]:
     """QEMU, stopped before its first instruction; ended at the latest when the context is left.
 
-    It gets a socket that listens already, so that nobody has to wait for it to appear, and a
-    session of its own, so that the terminal's Ctrl-C reaches us alone. The future is done when
-    QEMU has ended and all its output was passed on, or could not be.
+    It is in the VM's control groups before it is QEMU at all (``kvm_launch.child``). It gets a
+    socket that listens already, so that nobody has to wait for it to appear, the run directory's
+    lock, so that no other VM of the name starts while it lives, and a session of its own, so that
+    the terminal's Ctrl-C reaches us alone. The future is done when QEMU has ended and all its
+    output was passed on, or could not be.
     """
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(control))
+    ours, gate = os.pipe()
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        open(ours, "rb") as waiting,  # noqa: ASYNC230, PTH123 -- pipes are not waited for here
+        open(gate, "wb", buffering=0) as opening,  # noqa: ASYNC230, PTH123
+    ):
+        listener.bind(str(run_dir.path / "qmp.sock"))
         listener.listen(1)
-        handle = listener.fileno()
+        monitor = listener.fileno()
         process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", child.__file__, str(ours), str(os.getpid())),
             emulator,
             *qemu_argv(plan)[1:],
             "-S",
-            *("-chardev", f"socket,id=monitor0,fd={handle},server=on,wait=off"),
+            *("-chardev", f"socket,id=monitor0,fd={monitor},server=on,wait=off"),
             *("-mon", "chardev=monitor0,mode=control"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            pass_fds=(handle,),
+            pass_fds=(monitor, ours, run_dir.lock),
             start_new_session=True,
         )
-    ended = asyncio.ensure_future(_relay(process, words, console))
-    try:
-        yield process, ended
-    finally:
+        ended = asyncio.ensure_future(_relay(process, words, console))
         try:
-            await _end(process)
+            hold.adopt(process.pid)
+            waiting.close()
+            listener.close()
+            with contextlib.suppress(BrokenPipeError):  # it has ended: its words say why
+                opening.write(b"\1")
+            opening.close()
+            yield process, ended
         finally:
-            if process.returncode is None:  # a second Ctrl-C: no more patience
-                process.kill()
-        await ended
+            opening.close()
+            try:
+                await _end(process)
+            finally:
+                if process.returncode is None:  # a second Ctrl-C: no more patience
+                    process.kill()
+            await ended
 
 
 async def _follow(ended: asyncio.Future[None], monitor: Monitor, stop: Stop) -> str | None:

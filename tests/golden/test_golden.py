@@ -11,6 +11,7 @@ import attrs
 import pytest
 
 from kvmhooks.placement import Plan
+from kvmhooks.placement.plan import TO_COME as REFUSED
 from kvmhooks.render import domain_xml, qemu_argv
 from kvmhooks.render.printed import printed
 from kvmhooks.render.shell import command_line
@@ -48,6 +49,14 @@ def test_there_is_no_file_without_its_case() -> None:
     assert {host for _, host in CASES} == set(HOSTS)
 
 
+TO_COME = {
+    *(f"{table.title()}.{key}" for table, keys in REFUSED.items() for key in keys),
+    *("VmSpec.pci", "Pci.address", "Pci.locality"),
+    *("MemoryCell.vcpus", "MemoryCell.size", "MemoryCell.node"),
+}
+"""Keys that ``plan`` refuses until the planner knows them."""
+
+
 def test_every_field_of_a_spec_is_exercised() -> None:
     """Each key that ``vm.toml`` knows has another value than its default in some golden VM."""
     exercised = {
@@ -56,9 +65,8 @@ def test_every_field_of_a_spec_is_exercised() -> None:
         for field in _keys(type(table))
         if getattr(table, field.name) != field.default
     }
-    assert {f"{made.__name__}.{key.name}" for made in _classes(VmSpec) for key in _keys(made)} == (
-        exercised
-    )
+    known = {f"{made.__name__}.{key.name}" for made in _classes(VmSpec) for key in _keys(made)}
+    assert known - TO_COME == exercised
 
 
 def test_every_choice_of_a_spec_is_exercised() -> None:
@@ -68,6 +76,7 @@ def test_every_choice_of_a_spec_is_exercised() -> None:
         for table in _golden_tables()
         for field in _keys(type(table))
         if get_origin(get_type_hints(type(table))[field.name]) is Literal
+        and f"{type(table).__name__}.{field.name}" not in TO_COME
     }
     assert seen == {
         (made.__name__, key.name, choice)
@@ -76,6 +85,7 @@ def test_every_choice_of_a_spec_is_exercised() -> None:
         for hint in [get_type_hints(made)[key.name]]
         if get_origin(hint) is Literal
         for choice in get_args(hint)
+        if f"{made.__name__}.{key.name}" not in TO_COME and choice != "mixed"
     }
 
 

@@ -19,9 +19,11 @@ BELOW = {
     "values": {"errors"},
     "isolate": {"errors", "values", "version"},
     "host": {"errors", "values", "version", "wording"},
+    "devices": {"errors", "values", "wording", "host"},
     "spec": {"errors", "values"},
     "placement": {"errors", "values", "wording", "isolate", "host", "spec"},
     "render": {"errors", "values", "wording", "isolate", "host", "spec", "placement"},
+    "domain": {"errors", "values", "wording", "isolate", "host", "spec", "placement"},
     "live": {"errors", "values", "wording", "isolate", "host", "spec", "placement", "render"},
 }
 """Room: what it may import of kvmhooks, itself aside."""

@@ -21,16 +21,22 @@ class Launcher:
     def __init__(self, base: Path) -> None:
         self.base = base
         self.run_dir = base / "run"
+        self.program: tuple[object, ...] = (Path(sys.executable).with_name("kvm-launch"),)
+
+    def beside(self, root: Path) -> None:
+        """From now on, isolate on a host that is a tree of files."""
+        self.program = (sys.executable, "-m", "tests.integration.beside", root)
 
     def command(self, *arguments: object) -> list[str]:
         """The words of a command line."""
-        program = Path(sys.executable).with_name("kvm-launch")
-        return [str(word) for word in (program, "--run-dir", self.run_dir, *arguments)]
+        return [str(word) for word in (*self.program, "--run-dir", self.run_dir, *arguments)]
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """Start it, with pipes to read."""
         return subprocess.Popen(
             self.command(*arguments),
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'launcher'}"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -177,7 +177,7 @@ class Kernel(Door):
             inner, _, name = path.removeprefix(f"{self.base}/").rpartition("/")
             with self._tasks_follow():
                 self.groups.write(self.groups.find(inner), name, text)
-            if text == "+cpuset" and not self.keeps_wishes:
+            if text in {"+cpuset", "-cpuset"} and not self.keeps_wishes:
                 self._reset_masks(self.groups.find(inner))
         elif path.endswith("nr_hugepages"):
             self.pools[path.rpartition("/")[0]].resize(int(text))
@@ -316,7 +316,8 @@ class Kernel(Door):
         group = next((one for one in self.groups.root.walk() if one.name == unit), None)
         if group is None or group.parent is None:
             raise BusError(f"systemd: Unit {unit} not loaded.")
-        self.files[drop_in(unit)] = f"# By systemd.\n[{section}]\nAllowedCPUs={cpus}\n"
+        text = f"# By systemd.\n[{section}]\nAllowedCPUs=\nAllowedCPUs={cpus}\n"
+        self.files[drop_in(unit)] = text
         above: list[Group] = []
         parent: Group | None = group.parent
         while parent is not None:
@@ -330,11 +331,21 @@ class Kernel(Door):
         self.put(f"{self.base}/{group.path}/cpuset.cpus", str(cpus))
 
     def reload_systemd(self) -> None:
-        """It applies what its drop-ins say; without one it leaves the set as it is."""
-        for group in list(self.groups.root.walk()):
+        """It applies what its drop-ins say; without one it leaves the set as it is.
+
+        A controller that no unit needs any more is dropped (seen in the lab).
+        """
+        groups = list(self.groups.root.walk())
+        for group in groups:
             text = self.files.get(drop_in(group.name))
             if text is not None:
                 self.set_unit(group.name, CpuSet.parse(text.strip().rpartition("=")[2]))
+        has_users = any(one.path.startswith("machine.slice/") for one in groups)
+        if not has_users and not any(path.endswith("/50-AllowedCPUs.conf") for path in self.files):
+            for group in reversed(groups):
+                if group.has_controller:
+                    path = f"{self.base}/{group.path}/cgroup.subtree_control"
+                    self.put(path.replace("//", "/"), "-cpuset")
 
     @property
     def keeps_wishes(self) -> bool:
@@ -342,7 +353,7 @@ class Kernel(Door):
         return tuple(map(int, self.release.split(".")[:2])) >= (6, 2)
 
     def _reset_masks(self, above: Group) -> None:
-        """Enabling the controller sets every task below to its group's mask (systemd#23748)."""
+        """The controller comes or goes: tasks get their group's mask (systemd#23748)."""
         for group in above.walk():
             for tid in group.tasks if group is not above else ():
                 self.tasks[tid].mask = self.groups.effective(group)

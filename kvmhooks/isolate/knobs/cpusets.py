@@ -233,14 +233,16 @@ class _Unit(_Cpus):
         """Remove our drop-in, and nothing else: the live set has the full mask already.
 
         An empty ``AllowedCPUs=`` would not widen it (systemd#43846), and ``systemctl revert`` would
-        remove the administrator's own drop-ins as well.
+        remove the administrator's own drop-ins as well. systemd has to reload in any case: a hook
+        may have died between the removal and that.
         """
-        found = [] if record.note == "theirs" else self._drop_ins(door)
-        ours = [one for one in found if _is_ours(door.read(f"{one}/{_DROP_IN}"))]
-        for directory in ours:
-            door.unlink(f"{directory}/{_DROP_IN}")
-            door.remove_empty(directory)
-        return bool(ours)
+        if record.note == "theirs":
+            return False
+        for directory in self._drop_ins(door):
+            if _is_ours(door.read(f"{directory}/{_DROP_IN}")):
+                door.unlink(f"{directory}/{_DROP_IN}")
+                door.remove_empty(directory)
+        return True
 
     def _drop_ins(self, door: Door) -> list[str]:
         directories = (f"{above}/{self.unit}.d" for above in _DROP_INS)
@@ -248,9 +250,18 @@ class _Unit(_Cpus):
 
 
 def _is_ours(text: str) -> bool:
-    """Whether a drop-in says nothing but ``AllowedCPUs`` in one section."""
+    """Whether a drop-in says nothing but ``AllowedCPUs`` in one section.
+
+    systemd writes an empty assignment before the value, which resets what other files said
+    (``bus_cgroup_set_cpuset()``, src/core/dbus-cgroup.c).
+    """
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    return len(lines) == 2 and lines[0].startswith("[") and lines[1].startswith("AllowedCPUs=")
+    settings = lines[1:]
+    return (
+        bool(settings)
+        and lines[0].startswith("[")
+        and all(line.startswith("AllowedCPUs=") for line in settings)
+    )
 
 
 class _Controller(Knob):

@@ -31,6 +31,7 @@ def _disk(plan: Plan, index: int, disk: Disk) -> list[str]:
     direct, no_flush, write_cache = _CACHE[disk.cache]
     cache = {"direct": direct, "no-flush": no_flush}
     name = f"disk{index}"
+    iothread = plan.disk_iothreads[index]
     file = {
         "driver": "host_device" if disk.is_block_device else "file",
         "node-name": f"{name}-file",
@@ -54,7 +55,7 @@ def _disk(plan: Plan, index: int, disk: Disk) -> list[str]:
         "bus": port_of(plan, name).bus,
         "addr": "0x0",
         "drive": f"{name}-format",
-        "iothread": None if disk.iothread is None else f"iothread{disk.iothread}",
+        "iothread": None if iothread is None else f"iothread{iothread}",
         "num-queues": disk.queues,
         "write-cache": "on" if write_cache else "off",
         "bootindex": index + 1,

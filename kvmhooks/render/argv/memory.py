@@ -21,7 +21,7 @@ def arguments(plan: Plan) -> list[str]:
 
 def _backend(plan: Plan, cell: Cell) -> dict[str, object]:
     """Explicit huge pages come from a memfd, which needs no mount of hugetlbfs."""
-    is_huge = bool(plan.spec.memory.hugepages)
+    is_huge = cell.is_huge
     node = None if cell.node is None else [cell.node]
     return {
         "qom-type": "memory-backend-memfd" if is_huge else "memory-backend-ram",

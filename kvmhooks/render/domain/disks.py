@@ -20,7 +20,7 @@ def _disk(plan: Plan, index: int, disk: Disk) -> Element:
         "cache": disk.cache,
         "io": "threads",
         "discard": "unmap",
-        "iothread": disk.iothread,
+        "iothread": plan.disk_iothreads[index],
         "queues": disk.queues,
     }
     children = [

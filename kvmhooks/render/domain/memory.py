@@ -14,7 +14,7 @@ def size(plan: Plan) -> list[Element]:
 def elements(plan: Plan) -> list[Element]:
     """``<memoryBacking>`` for explicit huge pages and ``<numatune>`` for bound cells."""
     said = []
-    if plan.spec.memory.hugepages:
+    if plan.cells[0].is_huge:
         page = element("page", {"size": plan.cells[0].page_kib, "unit": "KiB"})
         said.append(element("memoryBacking", children=[element("hugepages", children=[page])]))
     bound = [

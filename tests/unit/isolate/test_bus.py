@@ -52,6 +52,11 @@ def test_a_real_bus_takes_our_messages(path: str, tmp_path: Path) -> None:
             for cpus in ("0-5", "0", "0-255"):
                 with pytest.raises(BusError, match=r"SetUnitProperties: .*ServiceUnknown"):
                     systemd.set_cpus("system.slice", CpuSet.parse(cpus))
+            for before in ("", "web.service"):
+                with pytest.raises(BusError, match=r"StartTransientUnit: .*ServiceUnknown"):
+                    systemd.start_scope(
+                        "machine-a.scope", 7, parent="machine.slice", about="A VM", before=before
+                    )
             with pytest.raises(BusError, match=r"Reload: .*ServiceUnknown"):
                 systemd.reload()
     finally:

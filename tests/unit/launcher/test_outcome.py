@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kvm_launch.outcome import Ended, Outcome, as_text, judge
+from kvm_launch.outcome import Ended, Isolated, Outcome, as_text, judge
 from kvm_launch.show import outcome_lines
 from kvmhooks.live.report import MARK, Difference
 from kvmhooks.live.threads import ThreadPin
@@ -32,10 +32,12 @@ def ended(*threads: ThreadPin, is_clean: bool = True, report: bytes | None = Non
         (Outcome(ended(PINNED, is_clean=False), (), {}, None), 3),
         (Outcome(ended(PINNED), (DIFFERENCE,), {}, None), 3),
         (Outcome(ended(PINNED), (), None, "the guest did not report"), 3),
+        (Outcome(ended(PINNED), (), None, None, Isolated(CpuSet((1,)), refused=("irq/0",))), 0),
+        (Outcome(ended(ASTRAY), (), None, None, Isolated(CpuSet((1,)), left=("irq/1",))), 4),
     ],
 )
 def test_only_what_is_all_right_is_0(outcome: Outcome, code: int) -> None:
-    """A thread astray, an end that was forced, a difference or no report: each is 3."""
+    """A thread astray, an end that was forced, a difference or no report: 3. A host left: 4."""
     assert outcome.exit_code == code
 
 
@@ -61,7 +63,8 @@ def test_a_report_is_looked_at_where_one_is_due(
 
 def test_the_outcome_as_json() -> None:
     """Everything that is known of the run, with sets as lists."""
-    outcome = Outcome(ended(PINNED), (DIFFERENCE,), {"kvmhooks-guest": 1}, None)
+    isolated = Isolated(CpuSet((2, 3)), refused=("irq/0 (EIO)",))
+    outcome = Outcome(ended(PINNED), (DIFFERENCE,), {"kvmhooks-guest": 1}, None, isolated)
     assert json.loads(as_text(outcome)) == {
         "ending": "the guest powered off",
         "qemu": [],
@@ -69,8 +72,29 @@ def test_the_outcome_as_json() -> None:
         "guest": {"kvmhooks-guest": 1},
         "differences": [{"what": "vCPUs", "planned": "4", "seen": "3"}],
         "trouble": None,
+        "isolation": {"exclusive": "2-3", "refused": ["irq/0 (EIO)"], "not_restored": []},
         "exit_code": 3,
     }
+
+
+@pytest.mark.parametrize(
+    ("isolated", "said"),
+    [
+        (Isolated(CpuSet((2, 3))), ["host: restored"]),
+        (
+            Isolated(CpuSet((2, 3)), refused=("a", "b", "c", "d", "e")),
+            ["host: the kernel did not let us change a, b, c and 2 more", "host: restored"],
+        ),
+        (
+            Isolated(CpuSet((2, 3)), left=("irq/1: EIO",)),
+            ["host: NOT restored: irq/1: EIO", "host: run `kvmhooks reconcile`"],
+        ),
+    ],
+)
+def test_what_became_of_the_host(isolated: Isolated, said: list[str]) -> None:
+    """Which CPUs were the VM's alone, what could not be, and whether the host has them back."""
+    lines = outcome_lines(golden_plan("tiny", "laptop"), Outcome(ended(), (), None, None, isolated))
+    assert lines[1:-1] == ["host: CPUs 2-3 were this VM's alone", *said]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ def test_a_dedicated_vm_beside_another() -> None:
         iothreads=(),
         cells=(Cell(0, 0, CpuSet.parse("0-3"), 1 << 20, 4),),
         memory_mode="strict",
+        dedicated=CpuSet.parse("0-3"),
+        vhost=CpuSet.parse("0,8"),
         macs=(),
         exclusive=CpuSet.parse("2-3,10-11"),
         housekeeping=CpuSet.parse("0,4,8,12"),

@@ -158,14 +158,14 @@ MISTAKES = [
         LEAST + "colour = 1",
         (
             "colour: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "disk, net, console, guest, shutdown, isolation"
+            "disk, net, pci, console, guest, shutdown, isolation"
         ),
     ),
     (
         LEAST + 'source = "x"',
         (
             "source: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "disk, net, console, guest, shutdown, isolation"
+            "disk, net, pci, console, guest, shutdown, isolation"
         ),
     ),
     (LEAST + "disks = []", 'disks: found an unknown key, expected "disk"?'),
@@ -215,19 +215,19 @@ MISTAKES = [
     ),
     (
         LEAST + 'memory.hugepages = "1GB"',
-        'memory.hugepages: found \'1GB\', expected "2MiB", "1GiB" or false',
+        'memory.hugepages: found \'1GB\', expected "2MiB", "1GiB", "auto" or false',
     ),
     (
         LEAST + "memory.hugepages = true",
-        'memory.hugepages: found true, expected "2MiB", "1GiB" or false',
+        'memory.hugepages: found true, expected "2MiB", "1GiB", "auto" or false',
     ),
     (
         LEAST + "memory.hugepages = []",
-        'memory.hugepages: found an array, expected "2MiB", "1GiB" or false',
+        'memory.hugepages: found an array, expected "2MiB", "1GiB", "auto" or false',
     ),
     (
         LEAST + "memory.hugepages = {}",
-        'memory.hugepages: found a table, expected "2MiB", "1GiB" or false',
+        'memory.hugepages: found a table, expected "2MiB", "1GiB", "auto" or false',
     ),
     (
         LEAST + 'machine.accel = "xen"',
@@ -365,6 +365,12 @@ FULL: dict[str, Any] = {
     "cpu": {
         "vcpus": 1,
         "placement": "dedicated",
+        "dedicated": "0",
+        "smt": "require",
+        "kind": "performance",
+        "realtime": True,
+        "ratio": 2,
+        "iothreads": 0,
         "model": "max",
         "features": ["+a"],
         "sockets": 1,
@@ -372,7 +378,15 @@ FULL: dict[str, Any] = {
         "cores": 1,
         "threads": 1,
     },
-    "memory": {"size": "1GiB", "cells": 1, "hugepages": "2MiB"},
+    "memory": {
+        "size": "1GiB",
+        "cells": 1,
+        "cell": [{"vcpus": "0", "size": "1GiB", "node": 0}],
+        "hugepages": "2MiB",
+        "allocate": True,
+        "mode": "strict",
+        "nodes": "0-1",
+    },
     "disk": [
         {
             "path": "d",
@@ -384,10 +398,16 @@ FULL: dict[str, Any] = {
         }
     ],
     "net": [{"type": "tap", "device": "t", "mac": "52:54:00:00:00:01"}],
+    "pci": [{"address": "0000:3b:00.0", "locality": "required"}],
     "console": {"type": "none"},
     "guest": {"report": True},
     "shutdown": {"timeout": 30},
-    "isolation": {"exclusive": True, "strict": True},
+    "isolation": {
+        "exclusive": True,
+        "strict": True,
+        "cache_ways": 2,
+        "memory_bandwidth": 50,
+    },
 }
 ODD: tuple[Any, ...] = ("", "-", 0, 1, 1 << 40, 1.5, float("inf"), True, False, [], ["x"], [[]], {})
 

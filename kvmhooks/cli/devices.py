@@ -1,0 +1,79 @@
+"""``kvmhooks devices``: what can be passed through to a VM, and what speaks against it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvmhooks.devices import Judged
+
+_EXAMPLES = """\
+examples:
+  kvmhooks devices                     everything that is no bridge, and the verdict on it
+  kvmhooks devices --free              only what could be given to a VM now
+  kvmhooks devices 0000:65:00.0        one device
+"""
+
+
+def main(verb: str, argv: Sequence[str]) -> int:
+    """Print the devices; 1 when one that was asked for is not there."""
+    from kvmhooks.devices import list_devices
+    from kvmhooks.devices.listing import to_json
+    from kvmhooks.errors import HostError
+    from kvmhooks.values import PciAddress
+
+    arguments = _parse(verb, argv)
+    asked = [PciAddress.parse(text) for text in arguments.address]
+    judged = list_devices(arguments.root)
+    absent = set(asked) - {one.device.address for one in judged}
+    if absent:
+        raise HostError(f"{min(absent)}: no such device on this host, or it is a bridge")
+    shown = [
+        one
+        for one in judged
+        if (not asked or one.device.address in asked)
+        and (one.verdict == "free" or not arguments.free)
+    ]
+    if arguments.json:
+        json.dump(to_json(shown), sys.stdout, indent=1)
+        print()
+    else:
+        print("\n".join(_table(shown)) if shown else "no devices")
+    return 0
+
+
+def _parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"kvmhooks {verb}",
+        description="List what can be passed through to a VM, and what the host would lose.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("address", nargs="*", metavar="ADDRESS", help="only these")
+    parser.add_argument("--free", action="store_true", help="only what nothing speaks against")
+    parser.add_argument("--root", metavar="DIR", default="/", help="a captured host")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args(argv)
+
+
+def _table(judged: Sequence[Judged]) -> Iterator[str]:
+    """A line for each device, below it what speaks against it and what is to be known."""
+    for one in judged:
+        device = one.device
+        ids = f"{(device.vendor or '?')[2:]}:{(device.device or '?')[2:]}"
+        group = "no group" if device.iommu_group is None else f"group {device.iommu_group}"
+        node = "" if device.node is None else f"node {device.node}"
+        names = " ".join((*device.net, *device.block))
+        reset = ",".join(device.reset_methods or ()) or ("reset" if device.can_reset else "")
+        parts = (ids, device.driver or "no driver", group, node, reset, names)
+        yield f"{device.address}  {one.verdict:<8}{'  '.join(filter(None, parts))}"
+        for objection in one.objections:
+            yield f"    refused: {objection}"
+        if one.goes_with:
+            yield f"    goes with {', '.join(map(str, one.goes_with))}"
+        yield from (f"    note: {note}" for note in one.notes)

@@ -1,0 +1,47 @@
+"""``kvmhooks import DOMAIN.xml``: the vm.toml of the VM that a libvirt domain XML describes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+
+from kvmhooks.cli.documents import read_document
+from kvmhooks.errors import InputError
+
+
+def main(verb: str, argv: Sequence[str]) -> int:
+    """Print or write the vm.toml; what it cannot say goes to stderr."""
+    from kvmhooks.domain.importing import read_domain
+
+    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    parser.add_argument("domain", metavar="DOMAIN.xml", help="as `virsh dumpxml` prints; or -")
+    parser.add_argument("-o", "--output", metavar="VM.toml", type=Path, help="a new file to write")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+    made = read_domain(read_document(arguments.domain), arguments.domain)
+    if arguments.output is not None:
+        try:
+            with arguments.output.open("x") as file:
+                file.write(made.toml)
+        except OSError as error:
+            raise InputError(f"{arguments.output}: {error.strerror}") from error
+    if arguments.json:
+        said = {"toml": made.toml, "decided": _json(made.decided)}
+        print(json.dumps({**said, "unexpressed": _json(made.unexpressed)}, indent=2))
+        return 0
+    if arguments.output is None:
+        sys.stdout.write(made.toml)
+    for left in made.unexpressed:
+        print(f"not expressed: {left}", file=sys.stderr)
+    for left in made.decided:
+        print(f"decided anew: {left}", file=sys.stderr)
+    return 0
+
+
+def _json(said: Sequence[attrs.AttrsInstance]) -> list[dict[str, str]]:
+    return [attrs.asdict(left) for left in said]

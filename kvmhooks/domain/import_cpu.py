@@ -1,0 +1,230 @@
+"""The vCPUs, their model and topology, and the memory."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from kvmhooks.domain.reading import Reading, fits
+from kvmhooks.domain.source import Element
+from kvmhooks.errors import Problem, SpecError, ValueFormatError
+from kvmhooks.spec.model import CpuFeature, CpuModel
+from kvmhooks.values import ByteSize, CpuSet, union
+
+Tables = dict[str, Any]
+
+_QEMU: Final = "http://libvirt.org/schemas/domain/qemu/1.0"
+_MODES: Final = {"host-passthrough": "host", "maximum": "max"}
+_UNITS: Final = {
+    "b": 1, "bytes": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4,
+    "k": 1 << 10, "KiB": 1 << 10, "M": 1 << 20, "MiB": 1 << 20,
+    "G": 1 << 30, "GiB": 1 << 30, "T": 1 << 40, "TiB": 1 << 40,
+}  # fmt: skip
+"""libvirt's units of memory (``virScaleInteger()``, src/util/virutil.c)."""
+
+_MIB: Final = 1 << 20
+
+
+def cpu(reading: Reading) -> Tables:
+    """How many vCPUs, where they run, what they are."""
+    root = reading.root
+    count = number(reading.text("vcpu", "placement") or "1", "vcpu")
+    said: Tables = {"vcpus": count}
+    element = root.find("vcpu")
+    if element is not None:
+        reading.decide_attribute(element, "cpuset", "the plan chooses the CPUs")
+        if element.get("current") not in {None, str(count)}:
+            reading.leave_attribute(element, "current", "all vCPUs are there from the start")
+        else:
+            reading.read(element, "current")
+    if is_dedicated(root, count):
+        said["placement"] = "dedicated"
+    _pins(reading)
+    for name in ("iothreads", "iothreadids"):
+        element = root.find(name)
+        if element is not None:
+            reading.decide(element, name, "as many as the disks name")
+    said |= _model(reading)
+    said |= _topology(reading)
+    return {"cpu": said}
+
+
+def is_dedicated(root: Element, vcpus: int) -> bool:
+    """Whether each vCPU is pinned to a CPU of its own, where not the whole emulator runs as well.
+
+    Shared vCPUs, one for each of the few CPUs that there are, share them with the emulator.
+    """
+    pins = vcpu_pins(root)
+    singles = {pins[vcpu] for vcpu in range(vcpus) if len(pins.get(vcpu, ())) == 1}
+    emulator = root.find("cputune/emulatorpin")
+    others = CpuSet() if emulator is None else cpu_set(emulator, "cpuset")
+    return len(singles) == vcpus and not union(singles) <= others
+
+
+def vcpu_pins(root: Element) -> dict[int, CpuSet]:
+    """The CPUs of each vCPU that has a pin. Raises ``SpecError`` for a pin that is none."""
+    return {
+        number(pin.get("vcpu") or "", f"{pin.path}@vcpu"): cpu_set(pin, "cpuset")
+        for pin in root.all("cputune/vcpupin")
+    }
+
+
+def cpu_set(element: Element, name: str) -> CpuSet:
+    """A set of CPUs or nodes. Raises ``SpecError`` with its place."""
+    text = element.get(name) or ""
+    try:
+        return CpuSet.parse(text)
+    except ValueFormatError as error:
+        problem = Problem(f"{element.path}@{name}", repr(text[:80]), error.expected)
+        raise SpecError("domain", (problem,)) from error
+
+
+def number(text: str, at: str) -> int:
+    """A count. Raises ``SpecError`` with its place."""
+    if text.strip().isascii() and text.strip().isdigit() and len(text.strip()) < 10:
+        return int(text)
+    raise SpecError("domain", (Problem(at, repr(text[:80]), "a whole number"),))
+
+
+def _pins(reading: Reading) -> None:
+    cputune = reading.find("cputune")
+    for child in [] if cputune is None else cputune.children:
+        if child.tag in {"vcpupin", "emulatorpin", "iothreadpin"}:
+            reading.decide(child, f"cputune/{child.tag}", "the plan chooses the CPUs")
+
+
+def _model(reading: Reading) -> Tables:
+    element = reading.find("cpu", "mode")
+    if element is None:
+        # QEMU's default of x86 (``pc_machine_class_init()``, hw/i386/pc.c).
+        return {"model": "qemu64"}
+    reading.expect(element, {"check": "none"})
+    mode = element.get("mode", "custom")
+    model = reading.text("cpu/model")
+    said: Tables = {"model": "host"}
+    if mode in _MODES:
+        said["model"] = _MODES[mode]
+    elif mode == "custom" and fits(CpuModel, model):
+        said["model"] = model
+        child = element.find("model")
+        reading.expect(element, {"match": "exact"})
+        if child is not None:
+            reading.expect(child, {"fallback": "forbid"}, child.text.strip())
+    elif mode == "custom" and model is None:
+        said["model"] = "qemu64"
+    else:
+        reading.leave_attribute(element, "mode", f'found {mode!r}: "host" is the nearest')
+    features = [text for child in element.all("feature") if (text := _feature(reading, child))]
+    if features:
+        said["features"] = features
+    _vendor(reading, said["model"])
+    return said
+
+
+def _feature(reading: Reading, element: Element) -> str | None:
+    sign = {"require": "+", "force": "+", "disable": "-"}.get(element.get("policy", ""))
+    name = f"{sign or '+'}{element.get('name')}"
+    if sign is None or not fits(CpuFeature, name):
+        return None  # «optional» and «forbid» ask the host: told as not expressed
+    reading.read(element, "policy", "name")
+    return name
+
+
+def _vendor(reading: Reading, model: str) -> None:
+    """The vendor that kvmhooks gives to TCG's CPU through QEMU's command line."""
+    commandline = reading.root.find(f"{{{_QEMU}}}commandline")
+    if commandline is None:
+        return
+    said = [child.get("value") or "" for child in commandline.children]
+    if said == ["-global", f"{model}-x86_64-cpu.vendor=GenuineIntel"]:
+        reading.decide(commandline, "qemu:commandline", "the vendor follows from the threads")
+    else:
+        reading.leave(commandline, "QEMU's own options are not copied")
+
+
+def _topology(reading: Reading) -> Tables:
+    element = reading.find("cpu/topology", "sockets", "dies", "cores", "threads")
+    if element is None:
+        return {}
+    reading.expect(element, {"clusters": "1"})
+    return {
+        level: number(element.get(level) or "", f"{element.path}@{level}")
+        for level in ("sockets", "dies", "cores", "threads")
+        if element.get(level) is not None
+    }
+
+
+def memory(reading: Reading) -> Tables:
+    """The size, the guest's NUMA cells and the pages."""
+    root = reading.root
+    size = size_of(reading.find("memory", "unit"))
+    current = root.find("currentMemory")
+    if current is not None:
+        if size_of(current) == size:
+            reading.read(current, "unit")
+        else:
+            reading.leave(current, "the guest has all its memory from the start")
+    pages = _pages(reading)
+    cells = list(root.all("cpu/numa/cell"))
+    said: Tables = {}
+    if cells:
+        size = sum(_cell(reading, cell, len(cells)) for cell in cells)
+        reading.find("cpu/numa")
+        if len(cells) > 1 or root.find("numatune") is not None:
+            said["cells"] = len(cells)  # a single one that is bound to no node promises nothing
+    whole = max(pages or 0, _MIB) * (len(cells) or 1)
+    if size % whole or not size:
+        more = (size // whole + 1) * whole
+        reading.leave(root.find("memory") or root, f"found {size} bytes: {ByteSize(more)}")
+        size = more
+    said["size"] = str(ByteSize(size))
+    if pages:
+        said["hugepages"] = str(ByteSize(pages))
+    numatune = root.find("numatune")
+    if numatune is not None:
+        reading.decide(numatune, "numatune", "the plan chooses the nodes")
+    return {"memory": said}
+
+
+def size_of(element: Element | None) -> int:
+    """The bytes that an element with a unit says. Raises ``SpecError`` with its place."""
+    if element is None:
+        return 0
+    return amount(element, element.text.strip(), element.get("unit") or "KiB")
+
+
+def amount(element: Element, text: str, unit: str) -> int:
+    """A number with libvirt's unit, in bytes. Raises ``SpecError`` with its place."""
+    if unit not in _UNITS or not (text.isascii() and text.isdigit() and len(text) < 20):
+        problem = Problem(element.path, repr(f"{text} {unit}"[:80]), "a number with a unit")
+        raise SpecError("domain", (problem,))
+    return int(text) * _UNITS[unit]
+
+
+def _cell(reading: Reading, cell: Element, count: int) -> int:
+    """The bytes of one cell; cells of kvmhooks are equal, in the order of the vCPUs."""
+    reading.read(cell, "id", "cpus", "memory", "unit")
+    size = amount(cell, cell.get("memory") or "", cell.get("unit") or "KiB")
+    first = cell.parent.find("cell") if cell.parent is not None else None
+    assert first is not None  # the cell itself, if no other
+    if size != amount(first, first.get("memory") or "", first.get("unit") or "KiB"):
+        reading.leave_attribute(cell, "memory", f"{count} equal cells are made")
+    if len(cpu_set(cell, "cpus")) != len(cpu_set(first, "cpus")):
+        reading.leave_attribute(cell, "cpus", f"{count} equal cells are made")
+    return size
+
+
+def _pages(reading: Reading) -> int | None:
+    backing = reading.find("memoryBacking")
+    huge = None if backing is None else reading.find("memoryBacking/hugepages")
+    if huge is None:
+        return None
+    pages = list(huge.all("page"))
+    if not pages:
+        return 2 * _MIB  # the kernel's default size on x86, unless its command line says another
+    size = amount(pages[0], pages[0].get("size") or "", pages[0].get("unit") or "KiB")
+    if size not in {2 * _MIB, 1024 * _MIB}:
+        reading.leave(huge, f"found pages of {size} bytes: 2MiB and 1GiB are known")
+        return None
+    if len(pages) == 1:
+        reading.read(pages[0], "size", "unit")
+    return size

@@ -1,0 +1,125 @@
+"""Who the machine is, what kind it is, what it starts, and what every VM of kvmhooks has."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from kvmhooks.domain.reading import Reading, fits
+from kvmhooks.errors import Problem, SpecError
+from kvmhooks.isolate.policy import NAMESPACE
+from kvmhooks.spec.model import MachineType, Uuid, VmName
+
+Tables = dict[str, Any]
+
+_ACCELERATORS: Final = {"kvm": "kvm", "qemu": "tcg"}
+
+
+def identity(reading: Reading) -> Tables:
+    """The name and the UUID; a name that is no file's is made one."""
+    name = reading.text("name") or ""
+    said: Tables = {"name": name}
+    if not fits(VmName, name):
+        said["name"] = re.sub(r"[^A-Za-z0-9_.+-]", "-", name).lstrip("_.+-")[:63] or "vm"
+        element = reading.root.find("name")
+        if element is not None:
+            reading.leave(element, f'kvmhooks\' names have fewer characters: "{said["name"]}"')
+    uuid = (reading.text("uuid") or "").lower()
+    if re.fullmatch("[0-9a-f]{32}", uuid):  # libvirt takes it without hyphens, too
+        uuid = "-".join((uuid[:8], uuid[8:12], uuid[12:16], uuid[16:20], uuid[20:]))
+    if fits(Uuid, uuid):
+        said["uuid"] = uuid
+    return said
+
+
+def machine(reading: Reading) -> Tables:
+    """The accelerator, the machine type and the emulator.
+
+    Raises ``SpecError`` for another architecture or a hypervisor other than QEMU.
+    """
+    root = reading.read(reading.root, "type", "id")
+    kind = root.get("type", "")
+    said: Tables = {}
+    if kind not in _ACCELERATORS:
+        raise SpecError(
+            "domain", (Problem("@type", repr(kind), '"kvm" or "qemu": kvmhooks has QEMU\'s VMs'),)
+        )
+    said["accel"] = _ACCELERATORS[kind]
+    element = reading.find("os/type", "arch", "machine")
+    arch = None if element is None else element.get("arch")
+    if arch not in {None, "x86_64"}:
+        raise SpecError("domain", (Problem("os/type@arch", repr(arch), '"x86_64"'),))
+    if element is not None and element.text.strip() != "hvm":
+        found = repr(element.text.strip())
+        raise SpecError("domain", (Problem("os/type", found, '"hvm"'),))
+    wanted = None if element is None else element.get("machine")
+    if fits(MachineType, wanted):
+        said["type"] = wanted
+    elif element is not None and wanted is not None:
+        reading.leave_attribute(
+            element, "machine", f"found {wanted!r}: kvmhooks has q35, whose devices are elsewhere"
+        )
+    emulator = reading.text("devices/emulator")
+    if emulator:
+        said["emulator"] = emulator
+    return {"machine": said}
+
+
+def boot(reading: Reading) -> Tables:
+    """The ROM image, and a kernel given directly."""
+    reading.find("os")
+    said: Tables = {}
+    loader = reading.root.find("os/loader")
+    if loader is not None and loader.get("type", "rom") == "rom" and loader.text.strip():
+        reading.read(loader, "type", "readonly")
+        said["firmware"] = loader.text.strip()
+    for key in ("kernel", "initrd"):
+        text = reading.text(f"os/{key}")
+        if text:
+            said[key] = text
+    words = reading.root.find("os/cmdline")
+    if words is not None and "kernel" in said and words.text.isprintable():
+        said["cmdline"] = reading.read(words).text
+    for element in reading.root.all("os/boot"):
+        if "kernel" in said:
+            reading.decide(element, "os/boot", "the kernel is given directly")
+        elif element.get("dev") == "hd":
+            reading.decide(element, "os/boot", "disks are tried in their order")
+    return {"boot": said} if said else {}
+
+
+def isolation(reading: Reading) -> Tables:
+    """The policy in kvmhooks' own metadata, and the wish for huge pages of the pool."""
+    if reading.find("metadata") is None:
+        return {}
+    element = reading.find(f"metadata/{{{NAMESPACE}}}vm")
+    if element is None:
+        return {}
+    said: Tables = {}
+    child = element.find(f"{{{NAMESPACE}}}isolation")
+    if child is not None:
+        reading.read(child, "exclusive", "strict")
+        for name in ("exclusive", "strict"):
+            if child.get(name) == "yes":
+                said[name] = True
+    return {"isolation": said} if said else {}
+
+
+def constants(reading: Reading) -> Tables:
+    """What kvmhooks writes in any case and what libvirt writes by itself."""
+    root = reading.root
+    reading.find("features")
+    for path in ("features/acpi", "features/apic", "devices"):
+        reading.find(path)
+    for path, text in (
+        ("on_poweroff", "destroy"),
+        ("on_reboot", "restart"),
+        ("on_crash", "destroy"),
+    ):
+        reading.expect(root.find(path), {}, text)
+    reading.expect(root.find("clock"), {"offset": "utc"})
+    for path in ("resource", "seclabel"):
+        for element in root.all(path):
+            if element.get("type", "dynamic") == "dynamic":
+                reading.decide(element, path, "libvirt's own choice")
+    return {}

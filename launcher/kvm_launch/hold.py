@@ -1,0 +1,211 @@
+"""A VM's claim on the host: taken before its QEMU exists, given back after its end.
+
+Everything goes through ``kvmhooks.isolate``, as libvirt's hook does, so that both know each other's
+VMs. An ordinary user, or a VM that asks for no CPUs of its own, holds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Final, Self
+
+from kvm_launch.cgroup import Tree, group_of
+from kvm_launch.outcome import Isolated
+from kvmhooks.errors import IsolationError, KvmhooksError
+from kvmhooks.host import Host
+from kvmhooks.isolate import gate, hook
+from kvmhooks.isolate.claim import Claim
+from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.engine import FAILED, REFUSAL, Report
+from kvmhooks.isolate.keeper import Keeper
+from kvmhooks.isolate.state import Process
+from kvmhooks.isolate.store import Store
+from kvmhooks.live.threads import EMULATOR, planned_cpus
+from kvmhooks.placement import Plan, claim, plan
+from kvmhooks.spec import VmSpec
+from kvmhooks.values import CpuSet
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+ATTEMPTS: Final = 8
+"""How often to plan anew when another VM has taken the CPUs between the plan and the claim."""
+
+
+class Hold:
+    """What one VM holds of the host, from ``with`` to its end; its QEMU runs and ends within."""
+
+    def __init__(self, keeper: Keeper, supervisor: int | None = None) -> None:
+        self.claim: Claim | None = None
+        """What is held; nothing without one."""
+        self.omitted = ""
+        """Why nothing is held though it was asked for."""
+        self.left: tuple[str, ...] = ()
+        """What could not be given back, once that was tried."""
+        self._keeper = keeper
+        self._supervisor = os.getpid() if supervisor is None else supervisor
+        self._planned: dict[str, CpuSet] = {}
+        self._tree = Tree(keeper.door)
+        self._report = Report()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give everything back; ``left`` tells what could not be."""
+        if self.claim is not None:
+            with _uninterrupted():
+                self._give_back(self.claim)
+
+    def plan(self, spec: VmSpec, host: Host) -> Plan:
+        """Plan around the VMs that live, and take what the plan claims.
+
+        Raises ``PlanError``, or ``IsolationError`` for what is refused; nothing was changed then.
+        """
+        for _ in range(ATTEMPTS - 1):
+            claims = live_claims(self._keeper)
+            decided = plan(spec, host, claims)
+            try:
+                self.take(decided)
+            except IsolationError:
+                if live_claims(self._keeper) == claims:
+                    raise  # nobody came in between
+            else:
+                return decided
+        decided = plan(spec, host, live_claims(self._keeper))
+        self.take(decided)
+        return decided
+
+    def take(self, decided: Plan) -> None:
+        """Take the claim of a plan, and isolate its CPUs from the host.
+
+        Nothing is claimed for a VM that asks for no CPUs of its own, nor where none can be had, but
+        for one that asks strictly. Raises ``IsolationError``; nothing was changed then.
+        """
+        if not decided.exclusive:
+            return
+        self.omitted = unable(self._keeper.door)
+        if self.omitted and decided.spec.isolation.strict:
+            raise IsolationError(f"isolation.strict: {self.omitted}")
+        if self.omitted:
+            return
+        wanted = claim(decided)
+        with _translated(wanted):
+            holder = Process.find(self._keeper.door, self._supervisor)
+            if holder is None:
+                raise IsolationError(f"/proc/{self._supervisor}: found nothing, expected ourselves")
+            self._planned = {group_of(role): cpus for role, cpus in planned_cpus(decided).items()}
+            self._keeper.prepare(wanted, holder)
+            self.claim = wanted
+            self._report = self._keeper.start(wanted)
+
+    def adopt(self, pid: int) -> None:
+        """Put the process that will be QEMU where it belongs; the claim lives as long as it.
+
+        Raises ``IsolationError``.
+        """
+        if self.claim is not None:
+            name = self.claim.name
+            with _translated(self.claim):
+                self._keeper.adopt(self.claim, pid, lambda: self._tree.enter(name, pid))
+
+    def isolate(self, pid: int, threads: Mapping[str, int]) -> None:
+        """Give QEMU's threads, told by their roles, groups of their own, and isolate those.
+
+        Raises ``IsolationError``.
+        """
+        if self.claim is None:
+            return
+        groups = {str(tid): group_of(role) for role, tid in threads.items()}
+        names = self._keeper.door.names
+        with _translated(self.claim):
+            self._tree.place(
+                self._planned,
+                lambda: {tid: groups.get(tid, EMULATOR) for tid in names(f"proc/{pid}/task")},
+            )
+            self._report = self._keeper.started(self.claim, pid)
+
+    @property
+    def isolated(self) -> Isolated | None:
+        """What was held, for the account of the run."""
+        if self.claim is None:
+            return None
+        refused = tuple(f"{one.key} ({one.why})" for one in self._report.of(REFUSAL, FAILED))
+        return Isolated(self.claim.exclusive, refused, self.left)
+
+    def _give_back(self, held: Claim) -> None:
+        """Drop the claim and remove the groups: the one whatever becomes of the other."""
+        groups: list[str] = []
+
+        def leave() -> None:
+            try:
+                self._tree.remove()
+            except OSError as error:
+                groups.append(str(error))
+
+        try:
+            left = self._keeper.left_over(self._keeper.release(held.key, leave))
+            self.left = (*groups, *(f"{one.key}: {one.why}" for one in left))
+        except (KvmhooksError, OSError, ValueError) as error:
+            self.left = (*groups, str(error))
+        if self.left:
+            hook.retry(self._keeper)
+
+
+def unable(door: Door) -> str:
+    """Why no CPU can be isolated here; empty where it can."""
+    if not may_isolate(door):
+        return "only root can isolate CPUs"
+    if gate.exists(door.root, "etc/kvmhooks/disabled"):
+        return "/etc/kvmhooks/disabled exists"
+    try:
+        hook.check_place(door.root)
+    except IsolationError as error:
+        return str(error)
+    return ""
+
+
+def keeper_of(door: Door) -> Keeper:
+    """The keeper of a host."""
+    return Keeper(door, Store(door.root))
+
+
+def live_claims(keeper: Keeper) -> list[Claim]:
+    """The claims of VMs that live: what a plan has to go around.
+
+    Only root can know them. Raises ``IsolationError``.
+    """
+    return keeper.claims() if may_isolate(keeper.door) else []
+
+
+def may_isolate(door: Door) -> bool:
+    """Whether we are root, or the host is a tree of files."""
+    return os.geteuid() == 0 or not door.is_real
+
+
+@contextmanager
+def _translated(claim: Claim) -> Iterator[None]:
+    """What the kernel refuses, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise IsolationError(f"{claim.name}: {error}") from error
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """The VM has ended; who asks for that now has nothing to wait for but some seconds of this."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,137 @@
+"""A domain XML as a vm.toml, and what that cannot say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvmhooks.cli.main import main
+from kvmhooks.domain.importing import read_domain
+from kvmhooks.errors import InputError
+from kvmhooks.spec import load_vm
+
+DESKTOP = """
+<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>my desktop</name>
+  <uuid>C7A5FDBD-EDAF-9455-926A-D65C16DB1809</uuid>
+  <memory unit='GB'>4</memory>
+  <currentMemory unit='KiB'>1048576</currentMemory>
+  <vcpu placement='auto' cpuset='0-3' current='1'>2</vcpu>
+  <os><type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type><boot dev='hd'/><boot dev='cdrom'/></os>
+  <cpu mode='host-model'><feature policy='optional' name='vmx'/></cpu>
+  <clock offset='localtime'/>
+  <devices>
+    <emulator>/usr/bin/kvm</emulator>
+    <disk type='file' device='cdrom'><source file='/a.iso'/><target dev='sda' bus='sata'/></disk>
+    <disk type='block'><source dev='/dev/sdb'/><target dev='vda' bus='virtio'/></disk>
+    <interface type='network'><source network='default'/><model type='virtio'/></interface>
+    <interface type='bridge'><source bridge='br0'/><model type='virtio'/>
+      <mac address='52:54:00:AA:00:01'/><alias name='net1'/>
+      <address type='pci' domain='0x0000' bus='0x00' slot='0x03' function='0x0'/></interface>
+    <graphics type='vnc' passwd='hunter2'/>
+  </devices>
+  <qemu:commandline><qemu:arg value='-secret'/></qemu:commandline>
+</domain>
+"""
+
+TOML = """name = "my-desktop"
+uuid = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
+
+[machine]
+accel = "kvm"
+emulator = "/usr/bin/kvm"
+
+[cpu]
+vcpus = 2
+model = "host"
+
+[memory]
+size = "3815MiB"
+
+[[disk]]
+path = "/dev/sdb"
+cache = "writeback"
+
+[[net]]
+type = "bridge"
+device = "br0"
+mac = "52:54:00:aa:00:01"
+
+[console]
+type = "none"
+"""
+
+UNEXPRESSED = [
+    "name",
+    "os/type@machine",
+    "vcpu@current",
+    "cpu@mode",
+    "qemu:commandline",
+    "currentMemory",
+    "memory",
+    "devices/disk[1]",
+    "devices/interface[1]",
+    "os/boot[2]",
+    "cpu/feature",
+    "clock",
+    "devices/graphics",
+]
+
+
+def test_a_desktop_becomes_a_vm_and_a_list() -> None:
+    """What vm.toml has words for is in it, and every other thing is named, secrets never."""
+    read = read_domain(DESKTOP, "desktop.xml")
+    assert read.toml == TOML
+    assert [left.at for left in read.unexpressed] == UNEXPRESSED
+    assert [left.at for left in read.decided] == [
+        "os/boot",
+        "vcpu@cpuset",
+        "devices/disk[2]/target@dev",
+        "devices/interface/alias",
+        "devices/interface/address",
+    ]
+    assert not {"hunter2", "-secret"} & set(str(read.unexpressed).split("'"))
+
+
+def test_the_verb_writes_a_file_that_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``import -o`` writes what ``load_vm`` reads, says what is missing, overwrites nothing."""
+    domain, vm = tmp_path / "d.xml", tmp_path / "vm.toml"
+    domain.write_text(DESKTOP)
+    assert main(["import", str(domain), "-o", str(vm)]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "not expressed: devices/graphics: <graphics type='vnc'>: vm.toml has no word" in said.err
+    assert load_vm(vm) == read_domain(DESKTOP).spec
+    assert main(["import", str(domain), "-o", str(vm)]) == 1
+    assert capsys.readouterr().err == f"{vm}: File exists\n"
+    assert vm.read_text() == TOML
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("<network/>", "vm.xml: found <network>, expected <domain>"),
+        ("<domain type='xen'/>", '@type: found \'xen\', expected "kvm" or "qemu"'),
+        (
+            "<domain type='kvm'><os><type arch='aarch64'>hvm</type></os></domain>",
+            "os/type@arch: found 'aarch64', expected \"x86_64\"",
+        ),
+        ("<domain type='kvm'><vcpu>two</vcpu></domain>", "vcpu: found 'two', expected a whole"),
+        (
+            "<domain type='kvm'><cputune><vcpupin vcpu='0' cpuset='x'/></cputune></domain>",
+            "cputune/vcpupin@cpuset: found 'x', expected",
+        ),
+        (
+            "<domain type='kvm'><memory unit='pages'>4</memory></domain>",
+            "memory: found '4 pages', expected a number with a unit",
+        ),
+    ],
+)
+def test_what_is_no_vm_of_ours_is_refused(document: str, message: str) -> None:
+    """Other hypervisors, other architectures and numbers that are none: one message each."""
+    with pytest.raises(InputError) as caught:
+        read_domain(document, "vm.xml")
+    assert message in str(caught.value)
