@@ -2,17 +2,33 @@
 
 from kvmhooks.placement.claim import claim
 from kvmhooks.placement.contract import to_json
-from kvmhooks.placement.model import Cell, GuestCpu, IothreadPin, Plan, Topology, VcpuPin
-from kvmhooks.placement.plan import plan
+from kvmhooks.placement.holding import Holding
+from kvmhooks.placement.model import (
+    CacheShare,
+    Cell,
+    GuestCpu,
+    IothreadPin,
+    PciPlace,
+    Plan,
+    Topology,
+    VcpuPin,
+)
+from kvmhooks.placement.plan import parts_of, plan
+from kvmhooks.placement.search import Effort
 
 __all__ = [
+    "CacheShare",
     "Cell",
+    "Effort",
     "GuestCpu",
+    "Holding",
     "IothreadPin",
+    "PciPlace",
     "Plan",
     "Topology",
     "VcpuPin",
     "claim",
+    "parts_of",
     "plan",
     "to_json",
 ]

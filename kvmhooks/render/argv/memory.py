@@ -14,7 +14,7 @@ def arguments(plan: Plan) -> list[str]:
     said = ["-m", f"size={sum(cell.memory_kib for cell in plan.cells)}k"]
     for cell in plan.cells:
         said += option("object", _backend(plan, cell))
-        cpus = "".join(f",cpus={run}" for run in str(cell.vcpus).split(","))
+        cpus = "".join(f",cpus={run}" for run in str(cell.vcpus).split(",") if run)
         said += ["-numa", f"node,nodeid={cell.id}{cpus},memdev=ram-node{cell.id}"]
     return said
 

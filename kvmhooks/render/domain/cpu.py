@@ -48,7 +48,7 @@ def elements(plan: Plan) -> list[Element]:
                     "cell",
                     {
                         "id": cell.id,
-                        "cpus": str(cell.vcpus),
+                        "cpus": str(cell.vcpus) or None,
                         "memory": cell.memory_kib,
                         "unit": "KiB",
                     },
