@@ -13,7 +13,7 @@ from kvmhooks.host.drawing import Mark, draw
 from kvmhooks.host.model import Cache, Host, Node
 from kvmhooks.host.nesting import cache_size
 from kvmhooks.host.picture import WIDTH, size
-from kvmhooks.isolate.claim import Claim
+from kvmhooks.placement.holding import Holding
 from kvmhooks.placement.model import Plan
 from kvmhooks.values import ByteSize, CpuSet, union
 from kvmhooks.wording import counted
@@ -26,8 +26,9 @@ _COLOURS: Final = ("#a6cee3", "#fdbf6f", "#b2df8a", "#cab2d6", "#ffff99", "#fb9a
 _KEYS: Final = {
     "a0": "vCPU 0 of a, alone",
     "a~": "vCPUs of a float here",
-    "a+": "emulator or iothreads of a",
+    "a+": "QEMU's other threads of a",
     "#": "another VM's",
+    "x": "kept idle beside a vCPU",
     "-": "the host's own",
     ".": "free",
 }
@@ -51,12 +52,12 @@ class _Given:
         return {"a0": f"{names}{self.vcpu}"}.get(self.kind, self.kind.replace("a", names))
 
 
-def placed_text(host: Host, plans: Sequence[Plan], claims: Iterable[Claim] = ()) -> str:
+def placed_text(host: Host, plans: Sequence[Plan], others: Iterable[Holding] = ()) -> str:
     """The host's CPUs, a line for each L3 and a bracket for each core, with what is on them.
 
-    ``claims`` are of VMs other than those of ``plans``.
+    ``others`` are the holdings of VMs other than those of ``plans``.
     """
-    given = _given(host, plans, claims)
+    given = _given(host, plans, others)
     names = ", ".join(f"{letters(at)} is {plan.name}" for at, plan in enumerate(plans))
     used = {each.kind for each in given.values()}
     keys = [f"{key} {meaning}" for key, meaning in _KEYS.items() if key in used]
@@ -70,16 +71,16 @@ def placed_text(host: Host, plans: Sequence[Plan], claims: Iterable[Claim] = ())
     return "\n".join(lines) + "\n"
 
 
-def placed_drawing(host: Host, plans: Sequence[Plan], claims: Iterable[Claim] = ()) -> str:
+def placed_drawing(host: Host, plans: Sequence[Plan], others: Iterable[Holding] = ()) -> str:
     """The drawing of the host with the VMs' threads in it, as SVG."""
     marks = {}
-    for cpu, given in _given(host, plans, claims).items():
+    for cpu, given in _given(host, plans, others).items():
         if given.vms:
             names = " ".join(plans[vm].name for vm in given.vms[:3])
             tail = {"a0": f":{given.vcpu}", "a~": "~", "a+": "+"}[given.kind]
             marks[cpu] = Mark(f"{names}{tail}", _COLOURS[given.vms[0] % len(_COLOURS)])
         elif given.kind != ".":
-            marks[cpu] = Mark({"#": "taken", "-": "host"}[given.kind], "#c8c8c8")
+            marks[cpu] = Mark({"#": "taken", "-": "host", "x": "idle"}[given.kind], "#c8c8c8")
     return draw(host, marks)
 
 
@@ -89,34 +90,39 @@ def letters(index: int) -> str:
     return (letters(ahead - 1) if ahead else "") + ascii_lowercase[last]
 
 
-def _given(host: Host, plans: Sequence[Plan], claims: Iterable[Claim]) -> dict[int, _Given]:
+def _given(host: Host, plans: Sequence[Plan], others: Iterable[Holding]) -> dict[int, _Given]:
     """What each online CPU is given to; a vCPU's own CPU before all else."""
-    alone: dict[int, _Given] = {}
+    given: dict[int, _Given] = {}
+    floating, helping = _unpinned(plans)
+    # The weakest first: each of the next takes what it wants.
+    _give(given, "-", union(plan.housekeeping for plan in plans))
+    for kind, vms in (("a+", helping), ("a~", floating)):
+        given |= {cpu: _Given(kind, tuple(those)) for cpu, those in vms.items()}
+    _give(given, "x", union(plan.idle for plan in plans))
+    held = (cpus for one in others for cpus in (one.exclusive, one.dedicated, one.idle))
+    _give(given, "#", union(held))
+    for at, plan in enumerate(plans):
+        for pin in plan.vcpus:
+            if pin.vcpu in plan.dedicated:
+                given[pin.cpus.first()] = _Given("a0", (at,), pin.vcpu)
+    return {cpu: given.get(cpu, _Given(".")) for cpu in host.online}
+
+
+def _give(given: dict[int, _Given], kind: str, cpus: CpuSet) -> None:
+    given |= dict.fromkeys(cpus, _Given(kind))
+
+
+def _unpinned(plans: Sequence[Plan]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    """For each CPU the VMs whose vCPUs float over it, and those that have other threads there."""
     floating: dict[int, list[int]] = {}
     helping: dict[int, list[int]] = {}
     for at, plan in enumerate(plans):
         for pin in plan.vcpus:
-            if len(pin.cpus) == 1:
-                alone[pin.cpus.first()] = _Given("a0", (at,), pin.vcpu)
-            else:
+            if pin.vcpu not in plan.dedicated:
                 _note(floating, pin.cpus, at)
-        for pins in (plan.emulator, *(pin.cpus for pin in plan.iothreads)):
-            _note(helping, pins, at)
-    taken = union(claim.exclusive for claim in claims)
-    housekeeping = union(plan.housekeeping for plan in plans)
-
-    def of(cpu: int) -> _Given:
-        if cpu in alone:
-            return alone[cpu]
-        if cpu in taken:
-            return _Given("#")
-        if cpu in floating:
-            return _Given("a~", tuple(floating[cpu]))
-        if cpu in helping:
-            return _Given("a+", tuple(helping[cpu]))
-        return _Given("-" if cpu in housekeeping else ".")
-
-    return {cpu: of(cpu) for cpu in host.online}
+        for cpus in (plan.emulator, plan.vhost, *(pin.cpus for pin in plan.iothreads)):
+            _note(helping, cpus, at)
+    return floating, helping
 
 
 def _note(noted: dict[int, list[int]], cpus: CpuSet, vm: int) -> None:

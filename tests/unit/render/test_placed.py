@@ -9,32 +9,32 @@ import pytest
 from attrs import evolve
 
 from kvmhooks.host import Host, read
-from kvmhooks.isolate.claim import Claim
 from kvmhooks.placement import Cell, IothreadPin, Plan, VcpuPin, plan
+from kvmhooks.placement.holding import Holding
 from kvmhooks.render.placed import letters, placed_drawing, placed_text
 from kvmhooks.spec.model import VmName
 from kvmhooks.spec.structure import structure
 from kvmhooks.values import CpuSet
 from tests.fakehost import write_host
 
-OTHER = Claim(
-    driver="qemu",
-    uuid="00000000-0000-0000-0000-000000000000",
+OTHER = Holding(
     name="other",
-    exclusive=CpuSet.parse("5,13"),
+    uuid="00000000-0000-0000-0000-000000000000",
+    exclusive=CpuSet([5]),
+    dedicated=CpuSet([13]),
 )
 
 TEXT = """\
 a is db, b is web
-a0 vCPU 0 of a, alone; a~ vCPUs of a float here; a+ emulator or iothreads of a; # another VM's;
-- the host's own; . free
+a0 vCPU 0 of a, alone; a~ vCPUs of a float here; a+ QEMU's other threads of a; # another VM's;
+x kept idle beside a vCPU; - the host's own; . free
 node 0: 4 GiB, 1 GiB free
   memory       a 1GiB (cell 0, 2MiB pages), b 256MiB (cell 0, 4KiB pages)
   L3 16 MiB    [ 0:b~  8:b~] [ 1:a+  9:a+]
   L3 16 MiB    [ 2:a0 10:a1] [ 3:a2]
 node 1: 4 GiB, 1 GiB free
   L3 16 MiB    [ 4:-  12:- ] [ 5:#  13:# ]
-  L3 16 MiB    [ 6:.  14:. ] [ 7:.  15:. ]
+  L3 16 MiB    [ 6:.  14:. ] [ 7:.  15:x ]
 node 4: 4 GiB, 1 GiB free
   memory       a 512MiB (cell 1, 2MiB pages)
   0 CPUs: memory only
@@ -65,8 +65,11 @@ def plans(host: Host) -> list[Plan]:
     db = evolve(
         some,
         vcpus=tuple(VcpuPin(vcpu, CpuSet([cpu])) for vcpu, cpu in enumerate((2, 10, 3))),
+        dedicated=CpuSet(range(3)),
         emulator=CpuSet([1]),
+        vhost=CpuSet(),
         iothreads=(IothreadPin(1, CpuSet([9])),),
+        idle=CpuSet([15]),
         cells=(
             Cell(0, 0, CpuSet(range(3)), 1 << 20, 2048),
             Cell(1, 4, CpuSet(), 1 << 19, 2048),
@@ -78,6 +81,7 @@ def plans(host: Host) -> list[Plan]:
         spec=evolve(some.spec, name=VmName("web")),
         vcpus=(VcpuPin(0, CpuSet.parse("0,8")),),
         emulator=CpuSet.parse("0,8"),
+        vhost=CpuSet(),
         iothreads=(),
         cells=(Cell(0, 0, CpuSet([0]), 1 << 18, 4),),
         housekeeping=db.housekeeping,
@@ -109,9 +113,9 @@ def test_the_drawing_names_the_vm_on_each_thread(host: Host, plans: list[Plan]) 
     assert threads == {
         "0": "web~", "8": "web~", "1": "db+", "9": "db+",
         "2": "db:0", "10": "db:1", "3": "db:2",
-        "4": "host", "12": "host", "5": "taken", "13": "taken",
+        "4": "host", "12": "host", "5": "taken", "13": "taken", "15": "idle",
     }  # fmt: skip
-    assert all(f">{cpu}</text>" in drawn for cpu in (6, 14, 7, 15))
+    assert all(f">{cpu}</text>" in drawn for cpu in (6, 14, 7))
     coloured = re.findall(r'fill="(#\w+)" [^>]*/>\n<text[^>]*>\d+ (web|db)', drawn)
     assert len(coloured) == 7
     assert len(set(coloured)) == len({vm for _, vm in coloured}) == 2
