@@ -14,13 +14,15 @@
     ├── QemuError            QEMU or libvirt failed                      exit 3
     └── RestoreError         the host is not as it was                   exit 4
 
-``exit_code`` is what a command that is ended by the error returns. Only the standard library is
-imported here: the libvirt hook uses these too.
+``exit_code`` is what a command that is ended by the error returns. Nothing is imported here: the
+libvirt hook uses these too.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class KvmhooksError(Exception):
@@ -35,14 +37,23 @@ class UsageError(KvmhooksError):
     exit_code = 2
 
 
-class Problem(NamedTuple):
+class Problem:
     """One thing wrong with what a person wrote: where, what was found, what was expected."""
 
-    at: str
-    """The path of the value, such as ``disk[1].path``; empty for the whole."""
-    found: str
-    """What stands there, as a person would write it (``'1GB'``, ``nothing``, ``12``)."""
-    expected: str
+    __slots__ = ("at", "expected", "found")
+
+    def __init__(self, at: str, found: str, expected: str) -> None:
+        self.at = at
+        """The path of the value, such as ``disk[1].path``; empty for the whole."""
+        self.found = found
+        """What stands there, as a person would write it (``'1GB'``, ``nothing``, ``12``)."""
+        self.expected = expected
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == str(other) if isinstance(other, Problem) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(str(self))
 
     def __str__(self) -> str:
         said = f"found {self.found}, expected {self.expected}"

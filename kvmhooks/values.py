@@ -1,18 +1,21 @@
 """CPU sets, sizes and PCI addresses: parsed once, written one way.
 
-Everything here is immutable, hashable and orderable where an order means something. Only the
-standard library is imported: the libvirt hook uses these too.
+Everything here is immutable, hashable and orderable where an order means something. The libvirt
+hook uses these too, and libvirt waits for it: nothing is imported that ``os`` has not loaded, since
+``re`` and ``typing`` would each take as long as the interpreter itself.
 """
 
 from __future__ import annotations
 
-import functools
-import re
-from collections.abc import Iterable, Iterator
-from collections.abc import Set as AbstractSet
-from typing import Final, Self
+# ``collections.abc`` is this module, but loads ``collections`` with it.
+from _collections_abc import Iterable, Iterator
+from _collections_abc import Set as AbstractSet
 
 from kvmhooks.errors import ValueFormatError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Self
 
 MAX_CPU: Final = 65_535
 """The highest CPU or node number that is parsed.
@@ -21,8 +24,8 @@ The kernel's own limit is 8,192 (``CONFIG_NR_CPUS`` of x86 with ``MAXSMP``, arch
 bound is needed at all because one hostile range (``0-9999999999``) would otherwise fill the memory.
 """
 
-_LIST_ITEM: Final = re.compile(r"(\^?)(\d{1,6})(?:-(\d{1,6})(?::(\d{1,6})/(\d{1,6}))?)?", re.ASCII)
-_HEX_GROUP: Final = re.compile(r"[0-9a-fA-F]{1,8}", re.ASCII)
+_DIGITS: Final = "0123456789"
+_HEX: Final = _DIGITS + "abcdefABCDEF"
 _LIST_EXPECTED: Final = 'a CPU list such as "0-3,8"'
 _MASK_EXPECTED: Final = 'a hex mask in groups of 8 digits such as "ff,00000003"'
 
@@ -76,10 +79,7 @@ class CpuSet(AbstractSet[int]):
         mask = 0
         stripped = text.strip().rstrip("\0").strip()
         for item in stripped.split(",") if stripped else ():
-            found = _LIST_ITEM.fullmatch(item.strip())
-            if found is None:
-                raise ValueFormatError(text, _LIST_EXPECTED)
-            mask = _apply_item(mask, found, text)
+            mask = _apply_item(mask, item.strip(), text)
         return cls.from_mask(mask)
 
     @classmethod
@@ -91,10 +91,10 @@ class CpuSet(AbstractSet[int]):
         ``ValueFormatError``.
         """
         stripped = text.strip().rstrip("\0").strip()
-        if stripped[:2] in {"0x", "0X"} and re.fullmatch(r"[0-9a-fA-F]+", stripped[2:]):
+        if stripped[:2] in {"0x", "0X"} and _is_made_of(_HEX, stripped[2:]):
             return cls.from_mask(int(stripped, 0))
         groups = stripped.split(",")
-        if not all(_HEX_GROUP.fullmatch(group) for group in groups):
+        if not all(_is_made_of(_HEX, group, at_most=8) for group in groups):
             raise ValueFormatError(text, _MASK_EXPECTED)
         mask = 0
         for group in groups:
@@ -186,39 +186,60 @@ class CpuSet(AbstractSet[int]):
 
     def isdisjoint(self, other: Iterable[int]) -> bool:
         """Tell whether no member is in ``other``."""
-        return not self._mask & CpuSet(other).mask
+        mask = other._mask if isinstance(other, CpuSet) else CpuSet(other).mask  # noqa: SLF001 -- own
+        return not self._mask & mask
 
 
 def union(sets: Iterable[CpuSet]) -> CpuSet:
     """All members of all ``sets``."""
-    return CpuSet.from_mask(functools.reduce(lambda mask, cpus: mask | cpus.mask, sets, 0))
+    mask = 0
+    for cpus in sets:
+        mask |= cpus.mask
+    return CpuSet.from_mask(mask)
 
 
 def _mask_of(cpus: AbstractSet[int]) -> int:
     return cpus.mask if isinstance(cpus, CpuSet) else CpuSet(cpus).mask
 
 
-def _apply_item(mask: int, found: re.Match[str], text: str) -> int:
-    """Add one item of a list to ``mask``, or take it away."""
-    without, first, last, used, group = found.groups()
-    low = int(first)
-    high = low if last is None else int(last)
-    if high < low or high > MAX_CPU or (without and last is not None):
+def _apply_item(mask: int, item: str, text: str) -> int:
+    """Add one item of a list (``4``, ``0-3``, ``0-31:2/4``, ``^2``) to a mask, or take it out."""
+    first, dash, rest = item.removeprefix("^").partition("-")
+    last, colon, stride = rest.partition(":")
+    numbers = [first, last] if dash else [first]
+    if not all(_is_made_of(_DIGITS, number, at_most=6) for number in numbers):
         raise ValueFormatError(text, _LIST_EXPECTED)
-    if without:
+    low, high = int(first), int(numbers[-1])
+    is_exclusion = item.startswith("^")
+    if high < low or high > MAX_CPU or (is_exclusion and dash):
+        raise ValueFormatError(text, _LIST_EXPECTED)
+    if is_exclusion:
         return mask & ~(1 << low)
-    if used is None:
+    if not colon:
         return mask | (1 << high + 1) - (1 << low)
-    if not 0 < int(used) <= int(group):
+    return mask | _strided(low, high, stride, text)
+
+
+def _strided(low: int, high: int, stride: str, text: str) -> int:
+    """The first ``used`` of every ``group`` CPUs, for ``used/group``."""
+    words = stride.split("/")
+    if len(words) != 2 or not all(_is_made_of(_DIGITS, word, at_most=6) for word in words):
+        raise ValueFormatError(text, _LIST_EXPECTED)
+    used, group = map(int, words)
+    if not 0 < used <= group:
         raise ValueFormatError(text, 'a stride such as "0-31:2/4": 2 of every 4')
-    for start in range(low, high + 1, int(group)):
-        end = min(start + int(used), high + 1)
-        mask |= (1 << end) - (1 << start)
+    mask = 0
+    for start in range(low, high + 1, group):
+        mask |= (1 << min(start + used, high + 1)) - (1 << start)
     return mask
 
 
+def _is_made_of(characters: str, text: str, at_most: int = 1 << 20) -> bool:
+    """Whether a text is not empty, not too long, and has no other characters."""
+    return 0 < len(text) <= at_most and not text.strip(characters)
+
+
 _UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_SIZE: Final = re.compile(r"(\d{1,15})\s*(KiB|MiB|GiB|TiB)", re.ASCII)
 _DECIMAL: Final = {"k": "KiB", "m": "MiB", "g": "GiB", "t": "TiB"}
 
 
@@ -237,10 +258,10 @@ class ByteSize(int):
         A bare number and decimal units are refused, since QEMU reads ``512`` as MiB, libvirt as
         KiB, and ``GB`` means two things. Raises ``ValueFormatError``.
         """
-        found = _SIZE.fullmatch(text.strip())
-        if found is not None:
-            return cls(int(found[1]) * _UNITS[found[2]])
-        raise ValueFormatError(text, _size_hint(text.strip()))
+        number, unit = _number_and_unit(text)
+        if number and unit in _UNITS:
+            return cls(int(number) * _UNITS[unit])
+        raise ValueFormatError(text, _size_hint(number, unit.lower()))
 
     @classmethod
     def kib(cls, count: int) -> Self:
@@ -262,26 +283,26 @@ class ByteSize(int):
         return f"ByteSize.parse({str(self)!r})"
 
 
-def _size_hint(text: str) -> str:
+def _number_and_unit(text: str) -> tuple[str, str]:
+    """The first digits of a text, at most 15, and what follows."""
+    stripped = text.strip()
+    count = len(stripped) - len(stripped.lstrip(_DIGITS))
+    number = stripped[: min(count, 15)]
+    return number, stripped[len(number) :].strip()
+
+
+def _size_hint(number: str, rest: str) -> str:
     """Name the spellings that a refused size could have meant."""
-    number = re.match(r"\d{1,15}", text, re.ASCII)
-    if number is None:
+    if not number:
         return 'a size such as "512MiB" or "4GiB"'
-    rest = text[number.end() :].strip().lower()
     if not rest:
-        return f'"{number[0]}MiB" or "{number[0]}GiB"; a bare number has no unit'
+        return f'"{number}MiB" or "{number}GiB"; a bare number has no unit'
     unit = _DECIMAL.get(rest[0])
     if unit is not None:
-        return f'"{number[0]}{unit}"'
+        return f'"{number}{unit}"'
     return 'a unit of "KiB", "MiB", "GiB" or "TiB"'
 
 
-_PCI: Final = re.compile(
-    r"(?:([0-9a-fA-F]{4,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])", re.ASCII
-)
-
-
-@functools.total_ordering
 class PciAddress:
     """The address of a PCI function: ``0000:3b:00.1``.
 
@@ -310,10 +331,18 @@ class PciAddress:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read ``DDDD:BB:SS.F``, or ``BB:SS.F`` for domain 0. Raises ``ValueFormatError``."""
-        found = _PCI.fullmatch(text.strip())
-        if found is None or int(found[3], 16) > 31:
+        before, _, function = text.strip().rpartition(".")
+        words = before.split(":")
+        domain, bus, slot = words if len(words) == 3 else ("0000", *words, "", "")[:3]
+        is_well_formed = (
+            len(words) in {2, 3}
+            and all(_is_made_of(_HEX, word, at_most=8) for word in (domain, bus, slot))
+            and (len(domain) >= 4 and len(bus) == len(slot) == 2)
+            and _is_made_of("01234567", function, at_most=1)
+        )
+        if not is_well_formed or int(slot, 16) > 31:
             raise ValueFormatError(text, 'a PCI address such as "0000:3b:00.1"')
-        return cls(int(found[1] or "0", 16), int(found[2], 16), int(found[3], 16), int(found[4]))
+        return cls(int(domain, 16), int(bus, 16), int(slot, 16), int(function))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a PCI address does not change: {name} = {value!r}")
@@ -335,6 +364,15 @@ class PciAddress:
 
     def __lt__(self, other: PciAddress) -> bool:
         return self._key() < other._key()
+
+    def __le__(self, other: PciAddress) -> bool:
+        return self._key() <= other._key()
+
+    def __gt__(self, other: PciAddress) -> bool:
+        return self._key() > other._key()
+
+    def __ge__(self, other: PciAddress) -> bool:
+        return self._key() >= other._key()
 
     def _key(self) -> tuple[int, int, int, int]:
         return self.domain, self.bus, self.slot, self.function

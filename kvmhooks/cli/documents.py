@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 from kvmhooks.errors import InputError
+from kvmhooks.isolate.claim import Claim
 
 
 def read_document(name: str, limit: int = 4 << 20) -> bytes:
@@ -21,3 +23,17 @@ def read_document(name: str, limit: int = 4 << 20) -> bytes:
             return file.read(limit + 1)
     except OSError as error:
         raise InputError(f"{name}: {error.strerror}") from error
+
+
+def read_claims(name: str) -> tuple[Claim, ...]:
+    """The claims in a JSON file: a list of what ``kvmhooks claim`` prints.
+
+    Raises ``InputError``, and ``IsolationError`` for one that is no claim.
+    """
+    try:
+        said = json.loads(read_document(name))
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error
+    if not isinstance(said, list):
+        raise InputError(f"{name}: found no list, expected a JSON list of claims")
+    return tuple(Claim.from_json(one) for one in said)

@@ -24,7 +24,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
         installation.uninstall(arguments.root)
     if arguments.action != "status":
         for command in installation.reload_daemons(arguments.root):
-            print(f"libvirt does not know yet: run `{command}`")
+            print(f"not known yet: run `{command}`")
     found = installation.status(arguments.root)
     if arguments.json:
         print(json.dumps(found._asdict(), indent=2))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from kvmhooks.errors import InputError, RestoreError, ValueFormatError
 
 if TYPE_CHECKING:
-    from kvmhooks.isolate.engine import Report
     from kvmhooks.isolate.keeper import Keeper
+    from kvmhooks.isolate.report import Report
     from kvmhooks.isolate.state import State
 
 
@@ -118,7 +118,7 @@ def _key_of(keeper: Keeper, name: str) -> str:
 
 def _results(report: Report) -> dict[str, Any]:
     return {
-        "results": [result._asdict() for result in report.results],
+        "results": [result.to_json() for result in report.results],
         "untouched": report.untouched,
     }
 

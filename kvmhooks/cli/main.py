@@ -25,6 +25,7 @@ VERBS = {
     "schema": ("kvmhooks.cli.schema", "print the JSON Schema of vm.toml"),
     "simulate": ("kvmhooks.cli.simulate", "list every write that a start and a stop would make"),
     "status": ("kvmhooks.cli.isolation", "show what VMs hold of this host, and the originals"),
+    "tune": ("kvmhooks.cli.tune", "make a libvirt domain better, and lose nothing of it"),
     "undo": ("kvmhooks.cli.isolation", "give back what a running VM holds"),
     "xml": ("kvmhooks.cli.printed", "print the libvirt domain XML for a vm.toml"),
 }

@@ -7,6 +7,7 @@ from typing import Any, Final
 from kvmhooks.domain.reading import Reading, fits
 from kvmhooks.domain.source import Element
 from kvmhooks.errors import Problem, SpecError, ValueFormatError
+from kvmhooks.isolate.policy import NAMESPACE
 from kvmhooks.spec.model import CpuFeature, CpuModel
 from kvmhooks.values import ByteSize, CpuSet, union
 
@@ -36,7 +37,7 @@ def cpu(reading: Reading) -> Tables:
             reading.leave_attribute(element, "current", "all vCPUs are there from the start")
         else:
             reading.read(element, "current")
-    if is_dedicated(root, count):
+    if is_dedicated(root, count) or wants_exclusive(root):
         said["placement"] = "dedicated"
     _pins(reading)
     for name in ("iothreads", "iothreadids"):
@@ -58,6 +59,12 @@ def is_dedicated(root: Element, vcpus: int) -> bool:
     emulator = root.find("cputune/emulatorpin")
     others = CpuSet() if emulator is None else cpu_set(emulator, "cpuset")
     return len(singles) == vcpus and not union(singles) <= others
+
+
+def wants_exclusive(root: Element) -> bool:
+    """Whether kvmhooks' metadata asks for CPUs of the VM's own."""
+    policy = root.find(f"metadata/{{{NAMESPACE}}}vm/{{{NAMESPACE}}}isolation")
+    return policy is not None and policy.get("exclusive") == "yes"
 
 
 def vcpu_pins(root: Element) -> dict[int, CpuSet]:

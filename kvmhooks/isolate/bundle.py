@@ -3,13 +3,16 @@
 The file is a Python script: the text of ``gate.py``, which decides whether a call is any of our
 business, and in comment lines everything else: the loader, the modules' texts, and the modules
 compiled for the interpreter that will run them (the texts serve once that is upgraded). Comments
-cost next to nothing to skip; they are unpacked only for a guest that is ours.
+cost little to skip, so they are packed tightly, and each module is unpacked when it is imported:
+libvirt waits. For the same reason the process ends at once (``os._exit``): to take an interpreter
+apart costs a fifth of its start, and it has nothing left to do.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import lzma
 import subprocess
 import zlib
 from pathlib import Path
@@ -35,11 +38,12 @@ if options or chained or concerns(sys.argv[1:], xml):
     with open(__file__, "rb") as file:
         *_, loader, text, code = file.read().splitlines()
     exec(decompress(a2b_base64(loader[2:])))
+os._exit(0)
 """
 """The end of the script proper."""
 
 _LOADER: Final = """
-import marshal
+import gc, marshal
 from _frozen_importlib import spec_from_loader
 from _frozen_importlib_external import MAGIC_NUMBER
 
@@ -49,8 +53,8 @@ class Bundled:
         if magic.decode() == MAGIC_NUMBER.hex():
             self.modules = marshal.loads(decompress(a2b_base64(packed)))
         else:
-            import json
-            self.modules = json.loads(decompress(a2b_base64(text[2:])))
+            import json, lzma
+            self.modules = json.loads(lzma.decompress(a2b_base64(text[2:])))
 
     def find_spec(self, name, path=None, target=None):
         if name in self.modules:
@@ -63,21 +67,29 @@ class Bundled:
         said = self.modules[module.__name__][1]
         if isinstance(said, str):
             said = compile(said, f"<{module.__name__}>", "exec", dont_inherit=True)
+        else:
+            said = marshal.loads(said)
         exec(said, module.__dict__)
 
+gc.disable()  # one call, and the process ends
 sys.meta_path.insert(0, Bundled())
 from kvmhooks.isolate.hook import command
-sys.exit(command(sys.argv[1:], xml, chained))
+status = command(sys.argv[1:], xml, chained)
+sys.stdout.flush()
+os._exit(status)
 """
 """Finds the modules in the file's last lines and hands the call on."""
 
 _COMPILER: Final = """
 import json, marshal, sys, zlib
 from importlib.util import MAGIC_NUMBER
+def compiled(name, text):
+    return marshal.dumps(compile(text, f"<{name}>", "exec", dont_inherit=True, optimize=2))
 modules = json.load(sys.stdin)
-found = {n: (p, compile(t, f"<{n}>", "exec", dont_inherit=True)) for n, (p, t) in modules.items()}
+found = {name: (is_package, compiled(name, text)) for name, (is_package, text) in modules.items()}
 print(MAGIC_NUMBER.hex(), zlib.compress(marshal.dumps(found), 9).hex())
 """
+"""Without docstrings and without the columns that tracebacks underline: less to unpack."""
 
 
 def build(interpreter: str = "/usr/bin/python3", chained: str = "") -> str:
@@ -88,7 +100,7 @@ def build(interpreter: str = "/usr/bin/python3", chained: str = "") -> str:
     modules = texts()
     try:
         done = subprocess.run(
-            [interpreter, "-I", "-S", "-c", _COMPILER],
+            [interpreter, "-I", "-S", "-X", "no_debug_ranges", "-c", _COMPILER],
             input=json.dumps(modules),
             capture_output=True,
             text=True,
@@ -104,8 +116,8 @@ def build(interpreter: str = "/usr/bin/python3", chained: str = "") -> str:
     magic, code = done.stdout.split()
     gate = (Path(__file__).parent / "gate.py").read_text()
     lines = (
-        _packed(_LOADER.encode()),
-        _packed(json.dumps(modules).encode()),
+        base64.b64encode(zlib.compress(_LOADER.encode(), 9)).decode(),
+        base64.b64encode(lzma.compress(json.dumps(modules).encode())).decode(),
         f"{magic} {base64.b64encode(bytes.fromhex(code)).decode()}",
     )
     return "".join(
@@ -117,10 +129,6 @@ def build(interpreter: str = "/usr/bin/python3", chained: str = "") -> str:
             *(f"# {line}\n" for line in lines),
         )
     )
-
-
-def _packed(data: bytes) -> str:
-    return base64.b64encode(zlib.compress(data, 9)).decode()
 
 
 def texts() -> dict[str, tuple[bool, str]]:

@@ -11,16 +11,20 @@ import errno
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, Final
 
 from kvmhooks.values import CpuSet
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Final
+
     from kvmhooks.isolate.bus import Systemd
 
 MAX_READ: Final = 4 << 20
 """More than this is never read from a kernel's file (``/proc/interrupts`` of 8,192 CPUs)."""
 
+_TO_HOLD: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _AFFINITY: Final = "Cpus_allowed_list:\t"
 
 
@@ -34,6 +38,10 @@ class Door:
         self.root = os.path.join(root, "")  # noqa: PTH118 -- pathlib costs the hook 5 ms
         self.deadline: float | None = None
         """When, on the clock of ``now``, nothing more may be begun."""
+        self._held: dict[str, tuple[int, int]] = {}
+        """Files that are kept open to be written: the descriptor, and how long the text is."""
+        self._written: dict[str, int] = {}
+        """Those that were written, and will be read back."""
 
     @property
     def is_real(self) -> bool:
@@ -54,20 +62,69 @@ class Door:
             os.close(descriptor)
         return data.decode("utf-8", "surrogateescape").strip()
 
+    def hold(self, path: str) -> str:
+        """Read a short file that may have to be written, and keep it open until ``let_go``.
+
+        To write it and to read it back is then one system call each, where a host has thousands of
+        such files. ``pread`` leaves the position where ``write`` needs it: sysctls ignore what is
+        written anywhere but at the start (``sysctl_writes_strict``, admin-guide/sysctl/kernel.rst).
+        """
+        try:
+            descriptor = os.open(self.root + path, _TO_HOLD)
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                self.let_go()
+            elif error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+                raise
+            return self.read(path)
+        data = os.pread(descriptor, 4_096, 0)
+        if path in self._held or len(data) >= 4_096:
+            os.close(descriptor)
+            return self.read(path)
+        self._held[path] = descriptor, len(data)
+        return data.decode("utf-8", "surrogateescape").strip()
+
+    def let_go(self) -> None:
+        """Close the files that ``hold`` has kept open."""
+        for descriptor, _ in self._held.values():
+            os.close(descriptor)
+        for descriptor in self._written.values():
+            os.close(descriptor)
+        self._held.clear()
+        self._written.clear()
+
+    def read_back(self, path: str) -> str:
+        """What a file holds after a write; reading from the start asks the kernel anew.
+
+        ``seq_read_iter()``, fs/seq_file.c, which procfs and sysfs are made with.
+        """
+        descriptor = self._written.pop(path, -1)
+        if descriptor < 0:
+            return self.read(path)
+        try:
+            return os.pread(descriptor, 4_096, 0).decode("utf-8", "surrogateescape").strip()
+        finally:
+            os.close(descriptor)
+
     def write(self, path: str, text: str) -> None:
         """Write a whole text with one system call, as sysfs needs it.
 
         Raises ``OSError``; a short write is ``ENOSPC``'s kin and raises, too.
         """
-        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self.root + path, flags)
         data = (text + "\n").encode()
+        if path in self._held:
+            descriptor, before = self._held.pop(path)
+            self._written[path] = descriptor  # its position is at the end: it is not written again
+        else:
+            descriptor = os.open(self.root + path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            before = 0 if self.is_real else os.fstat(descriptor).st_size
+        if self.root != "/":  # a plain file would keep its tail; still one system call
+            data = data.ljust(before, b"\n")
         try:
-            if not self.is_real:  # a plain file would keep its tail; still one system call
-                data = data.ljust(os.fstat(descriptor).st_size, b"\n")
             written = os.write(descriptor, data)
         finally:
-            os.close(descriptor)
+            if self._written.get(path) != descriptor:
+                os.close(descriptor)
         if written != len(data):
             raise OSError(errno.EIO, f"short write: {written} of {len(data)} bytes", path)
 
@@ -93,6 +150,17 @@ class Door:
                 return {one.name: one.inode() for one in entries}
         except (FileNotFoundError, NotADirectoryError):
             return {}
+
+    def crowded(self, path: str, names: Iterable[str]) -> set[str]:
+        """Which of these directories are known to hold others, from the links to them alone."""
+        found = set()
+        for name in names:
+            try:
+                if os.stat(f"{self.root}{path}/{name}").st_nlink > 2:  # noqa: PTH116 -- as above
+                    found.add(name)
+            except OSError:  # it has gone, or never was
+                continue
+        return found
 
     def has(self, path: str) -> bool:
         """Whether there is something of this name."""

@@ -9,19 +9,27 @@ originals.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kvmhooks.errors import IsolationError, ValueFormatError
 from kvmhooks.isolate.knob import CGROUPS, TASKS
+from kvmhooks.isolate.report import APPLIED, FAILED, REFUSAL, UNCHANGED, Report
 from kvmhooks.isolate.state import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Final
 
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.knob import Knob, View
     from kvmhooks.isolate.state import State
     from kvmhooks.isolate.store import Store
+
+    Seen = tuple[Knob, Record, str, str]
+    """A knob, what is known of it, what stands there now, and what should."""
+
+    Change = tuple[int, Knob, Record, str]
+    """One write that should be made: its order, where, what is known of it, and the value."""
 
 GONE: Final = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO}
 """The thing is not there any more: an IRQ that was freed, a CPU that went offline, a task."""
@@ -32,65 +40,6 @@ REFUSED: Final = {errno.EIO, errno.EPERM, errno.EINVAL, errno.EBUSY, errno.EACCE
 RELOAD: Final = 5.0
 """Seconds that systemd may take to read its units again, though the budget be spent."""
 
-APPLIED: Final = "applied"
-UNCHANGED: Final = "unchanged"
-REFUSAL: Final = "refused"
-FAILED: Final = "failed"
-
-
-class Result(NamedTuple):
-    """What became of one knob: the truth, not the intention."""
-
-    key: str
-    outcome: str
-    value: str
-    why: str = ""
-
-
-class Change(NamedTuple):
-    """One write that should be made."""
-
-    order: int
-    knob: Knob
-    value: str
-
-
-class Seen(NamedTuple):
-    """A knob as it was found, and where it should go."""
-
-    knob: Knob
-    current: str
-    goal: str
-    is_restoring: bool
-    """Whether the goal is that nothing of ours remains."""
-
-
-class Report:
-    """The results of one run; what was not touched at all is only counted."""
-
-    __slots__ = ("results", "untouched")
-
-    def __init__(self) -> None:
-        self.results: list[Result] = []
-        self.untouched = 0
-
-    def of(self, *outcomes: str) -> list[Result]:
-        """The results with one of these outcomes."""
-        return [result for result in self.results if result.outcome in outcomes]
-
-    @property
-    def is_incomplete(self) -> bool:
-        """Whether something could not be read, written or cleaned up; a refusal is final."""
-        return bool(self.of(FAILED))
-
-    def add(self, key: str, outcome: str, value: str, why: str = "") -> None:
-        """Note what became of a knob."""
-        self.results.append(Result(key, outcome, value, why))
-
-    def __str__(self) -> str:
-        counts = (f"{len(self.of(one))} {one}" for one in (APPLIED, UNCHANGED, REFUSAL, FAILED))
-        return f"{', '.join(counts)}, {self.untouched} untouched"
-
 
 def converge(door: Door, store: Store, state: State, knobs: Iterable[Knob], view: View) -> Report:
     """Make the host as the live claims want it, and record every step before it is taken.
@@ -99,14 +48,16 @@ def converge(door: Door, store: Store, state: State, knobs: Iterable[Knob], view
     nothing can be recorded.
     """
     report = Report()
-    seen = observe(door, knobs, state, view, report)
-    wanted = changes(seen)
-    record_intents(state, seen, wanted)
-    store.save(state.to_text())
-    refused = carry_out(door, wanted)
-    verify(door, state, seen, refused, report)
-    if not view.held:
-        drop_restored(state)
+    try:
+        seen = observe(door, knobs, state, view, report)
+        wanted = changes(seen)
+        record_intents(door, state, seen, wanted)
+        store.save(state.to_text())
+        refused = carry_out(door, wanted)
+        verify(door, state, seen, refused, report)
+    finally:
+        door.let_go()
+    drop_restored(state, kept=seen if view.held else ())
     if state.is_empty:
         store.clear()
     else:
@@ -114,15 +65,28 @@ def converge(door: Door, store: Store, state: State, knobs: Iterable[Knob], view
     return report
 
 
-def record_intents(state: State, seen: Iterable[Seen], wanted: Iterable[Change]) -> None:
-    """Note every value that a write is about to leave, in-between ones included."""
+def record_intents(
+    door: Door, state: State, seen: Iterable[Seen], wanted: Iterable[Change]
+) -> None:
+    """Note every value that a write is about to leave, in-between ones included.
+
+    What nothing of ours stands in, nor will, needs no record: its original is what stands there.
+    """
     for record in state.records.values():
-        record.intent = None if record.ours is not None else record.intent
-    for one in seen:
-        if one.knob.is_volatile:
-            state.records[one.knob.key].intend(one.goal)
-    for change in wanted:
-        state.records[change.knob.key].intend(change.value)
+        if record.ours is not None:
+            record.intent = None
+    for knob, record, _, goal in seen:
+        if knob.is_volatile:
+            _intend(door, knob, record, goal)
+    for _, knob, record, value in wanted:
+        _intend(door, knob, record, value)
+    drop_restored(state, kept=seen)
+
+
+def _intend(door: Door, knob: Knob, record: Record, value: str) -> None:
+    if record.ours is None and record.intent is None:  # the original stands there
+        record.note = knob.note(door)
+    record.intend(value)
 
 
 def observe(
@@ -134,26 +98,26 @@ def observe(
     else changed the value, and dropped when the thing is gone.
     """
     seen: list[Seen] = []
-    records: dict[str, Record] = {}
+    before, records = state.records, dict[str, Record]()
     for knob in knobs:
-        record = state.records.get(knob.key)
+        record = before.get(knob.key)
         try:
             identity = knob.identity(door)
-            current = knob.read(door)
+            current = knob.look(door)
         except (OSError, ValueFormatError) as error:
             if record is not None and not is_gone(error):
                 records[knob.key] = record
                 report.add(knob.key, FAILED, "", reason_of(error))
             continue
         if record is None or record.identity != identity:
-            original = knob.first_original(current, state.records)
-            record = Record(original, identity=identity, note=knob.note(door))
-            if original != current:
-                record.ours = current  # it carries the mask of ours that it inherited
-        else:
+            original = knob.first_original(current, before)
+            record = Record(original, identity=identity)
+            if original != current:  # it carries the mask of ours that it inherited
+                record.ours, record.note = current, knob.note(door)
+        elif current not in (record.ours, record.original):
             _rebase(knob, record, current, door)
         records[knob.key] = record
-        seen.append(_aim(knob, record, current, view))
+        seen.append((knob, record, current, knob.target(record.original, view)))
     state.records = records
     return seen
 
@@ -168,23 +132,18 @@ def _rebase(knob: Knob, record: Record, current: str, door: Door) -> None:
         return
     record.original = current
     record.ours = record.intent = None
-    record.note = knob.note(door)
-
-
-def _aim(knob: Knob, record: Record, current: str, view: View) -> Seen:
-    """Where a knob should go."""
-    target = knob.target(record.original, view)
-    return Seen(knob, current, target, is_restoring=target == record.original)
 
 
 def changes(seen: Iterable[Seen]) -> list[Change]:
     """Every write that leads from what was seen to the goals, in order: pure."""
-    found = (
-        Change(order, one.knob, value)
-        for one in seen
-        for order, value in one.knob.steps(one.current, one.goal)
-    )
-    return sorted(found, key=lambda change: change.order)
+    found = [
+        (order, knob, record, value)
+        for knob, record, current, goal in seen
+        if current != goal
+        for order, value in knob.steps(current, goal)
+    ]
+    found.sort(key=lambda change: change[0])
+    return found
 
 
 def carry_out(door: Door, wanted: Iterable[Change]) -> dict[str, str]:
@@ -194,10 +153,12 @@ def carry_out(door: Door, wanted: Iterable[Change]) -> dict[str, str]:
     """
     refused: dict[str, str] = {}
     again: list[Change] = []
+    is_late = False
     for change in wanted:
-        if door.is_late():
-            refused[change.knob.key] = "out of time"
-        elif not _write(door, change, refused) and CGROUPS <= change.order < TASKS:
+        order, knob, _, _ = change
+        if is_late := is_late or door.is_late():
+            refused[knob.key] = "out of time"
+        elif not _write(door, change, refused) and CGROUPS <= order < TASKS:
             again.append(change)
     for change in again:
         _write(door, change, refused)
@@ -206,14 +167,15 @@ def carry_out(door: Door, wanted: Iterable[Change]) -> dict[str, str]:
 
 def _write(door: Door, change: Change, refused: dict[str, str]) -> bool:
     """Make one change, unless what the kernel did meanwhile is the same."""
-    knob = change.knob
+    _, knob, _, value = change
     try:
-        if not knob.is_volatile or knob.read(door) != change.value:
-            knob.write(door, change.value)
+        if not knob.is_volatile or knob.read(door) != value:
+            knob.write(door, value)
     except (OSError, IsolationError, ValueFormatError) as error:
         refused[knob.key] = reason_of(error)
         return False
-    refused.pop(knob.key, None)
+    if refused:
+        refused.pop(knob.key, None)
     return True
 
 
@@ -228,40 +190,48 @@ def verify(
     """
     is_settled = True
     for is_volatile in (False, True):
-        several = [one for one in seen if one.knob.is_volatile is is_volatile]
+        several = [one for one in seen if one[0].is_volatile is is_volatile]
         restored = [one for one in several if _is_restored(door, state, one, refused, report)]
         if is_settled:
-            is_settled = _finish(door, state, restored, report)
+            is_settled = _finish(door, restored, report)
 
 
 def _is_restored(
     door: Door, state: State, one: Seen, refused: dict[str, str], report: Report
 ) -> bool:
     """Whether a knob stands at its original again; what it stands at is put on record."""
-    key = one.knob.key
-    record = state.records[key]
-    if record.intent is None and record.ours is None:
+    knob, record, current, goal = one
+    if record.ours is None and record.intent is None:
         report.untouched += 1
         return False
     try:
-        now = _read_back(door, one, refused)
+        now = current if _is_settled(knob, record) else _read_back(door, one, refused)
     except (OSError, ValueFormatError) as error:
         if is_gone(error):
-            del state.records[key]
+            del state.records[knob.key]
         else:
-            report.add(key, FAILED, one.current, reason_of(error))
+            report.add(knob.key, FAILED, current, reason_of(error))
         return False
-    _judge(one, now, refused.get(key, ""), report, door)
-    if now == one.goal and one.is_restoring:
+    why = refused.get(knob.key, "")
+    _judge(door, one, now, why, report)
+    if now == goal == record.original:
         return True
-    if not (one.knob.is_slow and key not in refused and now != one.goal):
-        _note_outcome(one, record, now)
+    if now == goal:
+        record.ours, record.intent = now, None
+    elif why or not knob.is_slow:
+        _note_failure(one, now)
     return False
 
 
-def _note_outcome(one: Seen, record: Record, now: str) -> None:
-    """Record what a write has left, if it has left anything of ours."""
-    if now == one.goal or now not in {one.current, record.original}:
+def _is_settled(knob: Knob, record: Record) -> bool:
+    """Whether nothing was written there, and no write elsewhere can have changed it."""
+    return record.intent is None and knob.order < CGROUPS and not knob.is_volatile
+
+
+def _note_failure(one: Seen, now: str) -> None:
+    """Record what a write that did not reach its goal has left, if anything of ours."""
+    _, record, current, _ = one
+    if now not in {current, record.original}:
         record.ours, record.intent = now, None
     elif now == record.original:
         record.ours = record.intent = None
@@ -269,27 +239,29 @@ def _note_outcome(one: Seen, record: Record, now: str) -> None:
 
 def _read_back(door: Door, one: Seen, refused: dict[str, str]) -> str:
     """What stands there now; a task that another write has moved is put right first."""
-    now = one.knob.read(door)
-    if one.knob.is_volatile and now != one.goal and one.knob.key not in refused:
-        refused.update(carry_out(door, [Change(one.knob.order, one.knob, one.goal)]))
-        now = one.knob.read(door)
+    knob, record, _, goal = one
+    now = knob.read_back(door)
+    if knob.is_volatile and now != goal and knob.key not in refused:
+        refused.update(carry_out(door, [(knob.order, knob, record, goal)]))
+        now = knob.read(door)
     return now
 
 
-def _judge(one: Seen, now: str, why: str, report: Report, door: Door) -> None:
-    key = one.knob.key
-    if now == one.goal:
-        outcome = UNCHANGED if one.current == now else APPLIED
-        report.add(key, outcome, now, one.knob.remark(door, now))
-    elif one.knob.is_slow and not why:
-        report.add(key, APPLIED, one.goal, "told; it takes effect within its own interval")
+def _judge(door: Door, one: Seen, now: str, why: str, report: Report) -> None:
+    knob, record, current, goal = one
+    if now == goal == current:
+        report.add(knob.key, UNCHANGED, now)
+    elif now == goal:
+        report.add(knob.key, APPLIED, now, knob.remark(door, record))
+    elif knob.is_slow and not why:
+        report.add(knob.key, APPLIED, goal, "told; it takes effect within its own interval")
     elif not why or why in _REFUSED_NAMES:
-        report.add(key, REFUSAL, now, why or f"it became {now!r} instead of {one.goal!r}")
+        report.add(knob.key, REFUSAL, now, why or f"it became {now!r} instead of {goal!r}")
     else:
-        report.add(key, FAILED, now, why)
+        report.add(knob.key, FAILED, now, why)
 
 
-def _finish(door: Door, state: State, restored: list[Seen], report: Report) -> bool:
+def _finish(door: Door, restored: list[Seen], report: Report) -> bool:
     """Clean up after what stands at its original again; a record goes last.
 
     Tell whether systemd, where it had to, has taken notice. Where it has not, the records that need
@@ -297,12 +269,11 @@ def _finish(door: Door, state: State, restored: list[Seen], report: Report) -> b
     """
     done: list[Record] = []
     untold: list[Record] = []
-    for one in restored:
-        record = state.records[one.knob.key]
+    for knob, record, current, _ in restored:
         try:
-            (untold if one.knob.finish(door, record) else done).append(record)
+            (untold if knob.finish(door, record) else done).append(record)
         except (OSError, IsolationError) as error:
-            report.add(one.knob.key, FAILED, one.current, reason_of(error))
+            report.add(knob.key, FAILED, current, reason_of(error))
     systemd = door.systemd(max(RELOAD, door.remaining())) if untold else None
     if systemd is not None:
         try:
@@ -318,12 +289,17 @@ def _finish(door: Door, state: State, restored: list[Seen], report: Report) -> b
     return not untold
 
 
-def drop_restored(state: State) -> None:
-    """Forget what nothing of ours stands in any more."""
+def drop_restored(state: State, kept: Iterable[Seen] = ()) -> None:
+    """Forget what nothing of ours stands in any more.
+
+    But for what another's write may change: older kernels forget a task's mask whenever a group is
+    changed, by systemd too, and then only its record tells what its owner wanted.
+    """
+    volatile = {knob.key for knob, _, _, _ in kept if knob.is_volatile}
     state.records = {
         key: record
         for key, record in state.records.items()
-        if record.ours is not None or record.intent is not None
+        if record.ours is not None or record.intent is not None or key in volatile
     }
 
 

@@ -9,15 +9,15 @@ Documentation/admin-guide/cgroup-v1/cpusets.rst. libvirt's layout below the VM's
 from __future__ import annotations
 
 import errno
-import re
-from typing import TYPE_CHECKING, Final
 
 from kvmhooks.errors import ValueFormatError
 from kvmhooks.isolate.state import RUNNING
 from kvmhooks.values import CpuSet
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Final
 
     from kvmhooks.isolate.claim import Claim
     from kvmhooks.isolate.door import Door
@@ -37,9 +37,6 @@ PARTITIONS_SINCE: Final = (6, 7)
 
 MACHINES: Final = ("machine.slice", "machine")
 """Where libvirt puts VMs, with machined and without."""
-
-_INNER: Final = re.compile(r"(/libvirt)?(/(emulator|vcpu\d+|iothread\d+))?$", re.ASCII)
-_SAFE_NAME: Final = re.compile(r"[^\x00/]{1,200}")
 
 
 class Groups:
@@ -71,7 +68,7 @@ class Groups:
             pid = pid_of(door, one)
             path = found.of_process(door, pid) if pid else None
             if path is not None:
-                scope = _INNER.sub("", path)
+                scope = scope_of(path)
                 if scope:
                     found.scopes[scope] = one
         return found
@@ -112,6 +109,14 @@ class Groups:
         return path.split("/", 1)[0] in MACHINES or any(
             path == scope or path.startswith(f"{scope}/") for scope in self.scopes
         )
+
+
+def scope_of(path: str) -> str:
+    """The VM's own group, from that of one of its threads."""
+    above, _, last = path.rpartition("/")
+    if last == "emulator" or (last.rstrip("0123456789") in {"vcpu", "iothread"}):
+        path = above
+    return path.removesuffix("/libvirt")
 
 
 def launched_group(name: str) -> str:
@@ -166,10 +171,11 @@ def pid_of(door: Door, one: Held) -> int:
 
 def libvirt_pid(door: Door, claim: Claim) -> int:
     """What stands in ``/run/libvirt/qemu/NAME.pid``, or 0; also for a VM that is not libvirt's."""
-    if claim.driver != LIBVIRT or _SAFE_NAME.fullmatch(claim.name) is None:
+    name = claim.name
+    if claim.driver != LIBVIRT or not 0 < len(name) <= 200 or "/" in name or "\0" in name:
         return 0
     try:
-        text = door.read(f"run/libvirt/qemu/{claim.name}.pid")
+        text = door.read(f"run/libvirt/qemu/{name}.pid")
     except OSError:
         return 0
-    return int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else 0
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0

@@ -17,8 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import IO
 
-    from kvmhooks.isolate.engine import Report
     from kvmhooks.isolate.keeper import Keeper
+    from kvmhooks.isolate.report import Report
 
 MAY_FAIL = {"prepare", "start", "started"}
 """The operations whose exit code may be another than 0: at `reconnect` it would kill the guest."""

@@ -25,7 +25,7 @@ DROP_IN: Final = f"{HOOKS}/qemu.d/kvmhooks"
 SINGLE: Final = f"{HOOKS}/qemu"
 BEFORE: Final = f"{HOOKS}/qemu.before-kvmhooks"
 UNIT: Final = "etc/systemd/system/kvmhooks-reconcile.service"
-WANTED: Final = "etc/systemd/system/multi-user.target.wants/kvmhooks-reconcile.service"
+WANTED_BY: Final = ("multi-user.target", "irqbalance.service")
 DROP_INS_SINCE: Final = (6, 5)
 DAEMONS: Final = ("virtqemud", "libvirtd")
 
@@ -33,19 +33,22 @@ _UNIT_TEXT: Final = """\
 # Made by `kvmhooks hooks install`.
 [Unit]
 Description=Give back what stopped VMs have left on this host
-After=local-fs.target
+After=local-fs.target irqbalance.service
 StartLimitIntervalSec=600
 StartLimitBurst=20
 
 [Service]
 Type=oneshot
+ExecStartPre=/usr/bin/sleep 1
 ExecStart={hook} --reconcile
 Restart=on-failure
 RestartSec=15
 
 [Install]
-WantedBy=multi-user.target
+WantedBy={wanted_by}
 """
+"""It also runs whenever irqbalance starts, since a new one knows nothing of our bans (openshift
+NTO#396): once that listens, and before it first places interrupts, after ten seconds."""
 
 
 class Installed(NamedTuple):
@@ -77,11 +80,12 @@ def install(
     if path == top / SINGLE and (top / BEFORE).exists():
         chained = f"/{BEFORE}" if root == "/" else str(top / BEFORE)
     _write(path, build(interpreter, chained), 0o755)
-    _write(top / UNIT, _UNIT_TEXT.format(hook=f"/{path.relative_to(top)}"), 0o644)
-    link = top / WANTED
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(f"/{UNIT}")
+    text = _UNIT_TEXT.format(hook=f"/{path.relative_to(top)}", wanted_by=" ".join(WANTED_BY))
+    _write(top / UNIT, text, 0o644)
+    for link in _links(top):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"/{UNIT}")
     return status(root)
 
 
@@ -94,7 +98,8 @@ def uninstall(root: str = "/") -> None:
             path.unlink()
     if (top / BEFORE).exists() and not (top / SINGLE).exists():
         os.replace(top / BEFORE, top / SINGLE)  # noqa: PTH105 -- as above
-    (top / WANTED).unlink(missing_ok=True)
+    for link in _links(top):
+        link.unlink(missing_ok=True)
     (top / UNIT).unlink(missing_ok=True)
 
 
@@ -116,7 +121,8 @@ def status(root: str = "/") -> Installed:
 
 
 def reload_daemons(root: str = "/") -> list[str]:
-    """Have the running daemons look for hooks again; what remains to be done by hand.
+    """Have systemd read its units again and the running daemons look for hooks; return what remains
+    to be done by hand.
 
     libvirt looks at its start and at SIGHUP; a restart is not needed. Raises nothing: the file is
     in its place either way.
@@ -124,6 +130,12 @@ def reload_daemons(root: str = "/") -> list[str]:
     if root != "/":
         return ["systemctl reload libvirtd"]
     left = []
+    if Path("/run/systemd/system").exists() and os.access("/usr/bin/systemctl", os.X_OK):
+        done = subprocess.run(
+            ["/usr/bin/systemctl", "daemon-reload"], check=False, stdin=subprocess.DEVNULL
+        )
+        if done.returncode != 0:
+            left.append("systemctl daemon-reload")
     for daemon in DAEMONS if os.access("/usr/bin/systemctl", os.X_OK) else ():
         done = subprocess.run(
             ["/usr/bin/systemctl", "is-active", "--quiet", daemon],
@@ -158,6 +170,12 @@ def libvirt_version() -> tuple[int, ...]:
     raise IsolationError(
         "neither virtqemud nor libvirtd is installed: there is nobody to hook into"
     )
+
+
+def _links(top: Path) -> list[Path]:
+    """What has systemd start the unit, as `systemctl enable` would make it."""
+    system = top / "etc/systemd/system"
+    return [system / f"{name}.wants" / Path(UNIT).name for name in WANTED_BY]
 
 
 def _problems(path: Path, version: str, top: Path) -> list[str]:

@@ -7,19 +7,17 @@ that live want it.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
-
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate import pool
-from kvmhooks.isolate.engine import FAILED, REFUSAL, Report, Result, converge
 from kvmhooks.isolate.groups import LIBVIRT, Groups, libvirt_pid, sweep
 from kvmhooks.isolate.knob import View
-from kvmhooks.isolate.knobs import discover
+from kvmhooks.isolate.report import FAILED, REFUSAL, Report, Result
 from kvmhooks.isolate.state import PENDING, RUNNING, Held, Process, State, boot_id
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from typing import Final
 
     from kvmhooks.isolate.claim import Claim
     from kvmhooks.isolate.door import Door
@@ -173,8 +171,8 @@ class Keeper:
         While other VMs live, what the kernel refuses is refused to them.
         """
         state = self.look()
-        outcomes = (FAILED,) if state.held else (FAILED, REFUSAL)
-        return [one for one in report.of(*outcomes) if one.key in state.records]
+        refused = [] if state.held else report.of(REFUSAL)
+        return [*report.of(FAILED), *(one for one in refused if one.key in state.records)]
 
     def look(self) -> State:
         """What is on record, without the lock and without a change: the state is one file."""
@@ -182,13 +180,9 @@ class Keeper:
         boot = boot_id(self.door)
         return State(boot) if text is None else State.from_text(text, boot)
 
-    @contextmanager
-    def _entry(self, budget: float | None = None) -> Iterator[State]:
+    def _entry(self, budget: float | None = None) -> _Entry:
         """Hold the lock within the budget, with what is on record."""
-        budget = self.budget if budget is None else budget
-        self.door.deadline = self.door.now() + budget
-        with self.store.lock(self.door, budget * LOCK_SHARE):
-            yield self.look()
+        return _Entry(self, self.budget if budget is None else budget)
 
     def _recover(self, state: State, *, is_thorough: bool = False) -> Report:
         """Leave what was interrupted behind; without an interruption, the host is not looked at."""
@@ -200,6 +194,10 @@ class Keeper:
         return Report()
 
     def _converge(self, state: State) -> Report:
+        # Most of a `prepare` needs none of it, and libvirt waits.
+        from kvmhooks.isolate.engine import converge  # noqa: PLC0415
+        from kvmhooks.isolate.knobs import discover  # noqa: PLC0415
+
         if state.pools:
             pool.settle(self.door, self.store, state)
         view = View.read(self.door, state.held.values())
@@ -298,6 +296,28 @@ class Keeper:
         self._converge(state)
         said = "; ".join(f"{one.key}: {one.why}" for one in unmet[:3])
         raise IsolationError(f"{claim.name}: strict, and {len(unmet)} could not be met: {said}")
+
+
+class _Entry:
+    """The lock, held within a budget of time, and what is on record."""
+
+    def __init__(self, keeper: Keeper, budget: float) -> None:
+        self._keeper = keeper
+        self._lock = keeper.store.lock(keeper.door, budget * LOCK_SHARE)
+        self._budget = budget
+
+    def __enter__(self) -> State:
+        door = self._keeper.door
+        door.deadline = door.now() + self._budget
+        self._lock.__enter__()
+        try:
+            return self._keeper.look()
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.__exit__(None, None, None)
 
 
 __all__ = ["BUDGET", "PENDING", "Keeper"]

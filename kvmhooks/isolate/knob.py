@@ -6,13 +6,12 @@ canonical form (a CPU list such as ``0-3``), so that equal means equal for the k
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Final
-
 from kvmhooks.values import CpuSet, union
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import Final
 
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.state import Held, Record
@@ -28,7 +27,7 @@ TASKS: Final = 3_000
 class View:
     """The host as far as targets depend on it, and the claims that live."""
 
-    __slots__ = ("_taken", "exclusive", "held", "kernel", "online", "possible")
+    __slots__ = ("_narrowed", "_taken", "exclusive", "held", "kernel", "online", "possible")
 
     def __init__(
         self, *, online: CpuSet, possible: CpuSet, held: Sequence[Held], kernel: tuple[int, int]
@@ -38,6 +37,7 @@ class View:
         self.held = held
         self.kernel = kernel
         self._taken: dict[str, CpuSet] = {}
+        self._narrowed: dict[tuple[str, str], str] = {}
         self.exclusive = union(one.claim.exclusive for one in held)
         """The CPUs of all claims."""
 
@@ -68,6 +68,14 @@ class View:
         if original.isdisjoint(taken):
             return original
         return (original - taken) & self.online or self.online - taken
+
+    def narrowed(self, original: str, setting: str) -> str:
+        """A list without what is taken: thousands of interrupts share a few masks."""
+        found = self._narrowed.get((original, setting))
+        if found is None:
+            found = str(self.without(CpuSet.parse(original), self.taken(setting)))
+            self._narrowed[original, setting] = found
+        return found
 
     def wish(self, setting: str, cpus: CpuSet | None = None) -> str:
         """What the first claim that says anything of ``setting`` says; empty if none does.
@@ -101,6 +109,14 @@ class Knob:
         """What stands there. Raises ``OSError`` or ``ValueFormatError``."""
         raise NotImplementedError
 
+    def look(self, door: Door) -> str:
+        """The same, where a write may follow."""
+        return self.read(door)
+
+    def read_back(self, door: Door) -> str:
+        """The same, after a write."""
+        return self.read(door)
+
     def write(self, door: Door, value: str) -> None:
         """Set it. Raises ``OSError`` or ``IsolationError``."""
         raise NotImplementedError
@@ -129,8 +145,8 @@ class Knob:
         """A remark for the record, made before the first write."""
         return ""
 
-    def remark(self, door: Door, value: str) -> str:  # noqa: ARG002 -- as above
-        """What a person should know though ``value`` stands there."""
+    def remark(self, door: Door, record: Record) -> str:  # noqa: ARG002 -- as above
+        """What a person should know though what was written stands there."""
         return ""
 
     def finish(self, door: Door, record: Record) -> bool:  # noqa: ARG002 -- as above
@@ -164,11 +180,17 @@ class CpuListKnob(Knob):
     def read(self, door: Door) -> str:
         return _canonical(door.read(self.path), is_mask=self.is_mask)
 
+    def look(self, door: Door) -> str:
+        return _canonical(door.hold(self.path), is_mask=self.is_mask)
+
+    def read_back(self, door: Door) -> str:
+        return _canonical(door.read_back(self.path), is_mask=self.is_mask)
+
     def write(self, door: Door, value: str) -> None:
         door.write(self.path, CpuSet.parse(value).format_mask() if self.is_mask else value)
 
     def target(self, original: str, view: View) -> str:
-        return _without(view, original, self.setting)
+        return view.narrowed(original, self.setting)
 
 
 class WishKnob(Knob):
@@ -202,15 +224,28 @@ class WishKnob(Knob):
         return self.spelling.get(wish, wish) or original
 
 
-@functools.lru_cache(maxsize=512)
+_SETS: Final[dict[str, tuple[CpuSet, str]]] = {}
+"""What was parsed before: thousands of interrupts share a few masks."""
+
+
+def parsed(text: str) -> CpuSet:
+    """A kernel's list. Raises ``ValueFormatError``."""
+    return _parsed(text)[0]
+
+
 def _canonical(text: str, *, is_mask: bool) -> str:
-    """A kernel's list or mask as a list: thousands of interrupts share a few masks."""
-    return str(CpuSet.parse_mask(text) if is_mask else CpuSet.parse(text))
+    """A kernel's list or mask as a list."""
+    return str(CpuSet.parse_mask(text)) if is_mask else _parsed(text)[1]
 
 
-@functools.lru_cache(maxsize=512)
-def _without(view: View, original: str, setting: str) -> str:
-    return str(view.without(CpuSet.parse(original), view.taken(setting)))
+def _parsed(text: str) -> tuple[CpuSet, str]:
+    found = _SETS.get(text)
+    if found is None:
+        if len(_SETS) >= 1_024:
+            _SETS.clear()
+        cpus = CpuSet.parse(text)
+        found = _SETS[text] = cpus, str(cpus)
+    return found
 
 
 def chosen(text: str) -> str:

@@ -7,15 +7,14 @@ libvirt's rules: ``<memoryBacking><hugepages><page size unit nodeset>`` names gu
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from typing import TYPE_CHECKING, Final
-
 from kvmhooks.errors import IsolationError
 from kvmhooks.values import CpuSet
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from xml.etree.ElementTree import Element
+    from typing import Final
+
+    from kvmhooks.isolate.markup import Element
 
 ANY_NODE: Final = -1
 """The node of pages that may lie anywhere."""
@@ -37,16 +36,16 @@ def of_domain(domain: Element) -> tuple[tuple[int, int, int], ...]:
     if backing is None:
         return ()
     sizes = [
-        (page.get("nodeset"), _kib(page.get("size", ""), page.get("unit", "KiB"), "page"))
+        (page.get("nodeset"), _kib(page.get("size"), page.get("unit", "KiB"), "page"))
         for page in backing.findall("page")
     ]
-    wanted: Counter[tuple[int, int]] = Counter()
+    wanted: dict[tuple[int, int], int] = {}
     for cell, memory_kib in _cells_of(domain):
         size = _size_for(cell, sizes)
         nodes = tuple(_nodes_for(domain, cell))
         for at, node in enumerate(nodes):
             share = memory_kib * (at + 1) // len(nodes) - memory_kib * at // len(nodes)
-            wanted[node, size] += share
+            wanted[node, size] = wanted.get((node, size), 0) + share
     return tuple(
         (node, size, -(-memory_kib // size) if size else memory_kib)
         for (node, size), memory_kib in sorted(wanted.items())
@@ -61,30 +60,29 @@ def _cells_of(domain: Element) -> list[tuple[int | None, int]]:
     """
     cells: dict[int, int] = {}
     for place, cell in enumerate(domain.findall("cpu/numa/cell")):
-        number = int(cell.get("id", place))
-        cells[number] = _kib(cell.get("memory", ""), cell.get("unit", "KiB"), "cell")
+        number = int(cell.get("id") or place)
+        cells[number] = _kib(cell.get("memory"), cell.get("unit", "KiB"), "cell")
     if not cells:
         memory = domain.find("memory")
         if memory is None:
             return []
-        return [(None, _kib(memory.text or "", memory.get("unit", "KiB"), "memory"))]
-    for device in domain.findall("devices/memory[@model='dimm']"):
+        return [(None, _kib(memory.text, memory.get("unit", "KiB"), "memory"))]
+    for device in domain.findall("devices/memory"):
         size = device.find("target/size")
-        if size is not None:
+        if device.get("model") == "dimm" and size is not None:
             number = int(device.findtext("target/node", "0"))
-            cells[number] = cells.get(number, 0) + _kib(
-                size.text or "", size.get("unit", "KiB"), "memory device"
-            )
+            added = _kib(size.text, size.get("unit", "KiB"), "memory device")
+            cells[number] = cells.get(number, 0) + added
     return [(number, cells[number]) for number in sorted(cells)]
 
 
-def _size_for(cell: int | None, sizes: list[tuple[str | None, int]]) -> int:
+def _size_for(cell: int | None, sizes: list[tuple[str, int]]) -> int:
     """The page size of a guest cell: its own, else the one without a nodeset."""
     for nodeset, size in sizes:
-        if nodeset is not None and (cell or 0) in CpuSet.parse(nodeset):
+        if nodeset and (cell or 0) in CpuSet.parse(nodeset):
             return size
     for nodeset, size in sizes:
-        if nodeset is None:
+        if not nodeset:
             return size
     return DEFAULT_SIZE
 
@@ -93,16 +91,18 @@ def _nodes_for(domain: Element, cell: int | None) -> CpuSet | tuple[int]:
     """The host nodes of a guest cell: its ``<memnode>``, else ``<memory>``, else any."""
     for memnode in domain.findall("numatune/memnode"):
         if cell is not None and memnode.get("cellid") == str(cell):
-            return CpuSet.parse(memnode.get("nodeset", "")) or (ANY_NODE,)
+            return CpuSet.parse(memnode.get("nodeset")) or (ANY_NODE,)
     memory = domain.find("numatune/memory")
     if memory is not None and memory.get("nodeset"):
-        return CpuSet.parse(memory.get("nodeset", ""))
+        return CpuSet.parse(memory.get("nodeset"))
     return (ANY_NODE,)
 
 
 def _kib(text: str, unit: str, what: str) -> int:
-    if re.fullmatch(r"\s*\d{1,18}\s*", text, re.ASCII) is None or unit not in _UNITS:
+    number = text.strip()
+    is_number = number.isascii() and number.isdigit() and len(number) <= 18
+    if not is_number or unit not in _UNITS:
         raise IsolationError(
             f"domain XML: {what}: found {text[:40]!r} {unit[:10]!r}, expected a size"
         )
-    return -(-int(text) * _UNITS[unit] // 1024)
+    return -(-int(number) * _UNITS[unit] // 1024)

@@ -8,26 +8,36 @@ not there keeps the host as it is, or the row's default.
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final, NamedTuple
-
 from kvmhooks.errors import IsolationError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Final
 
 NAMESPACE: Final = "urn:kvmhooks:1"
 
 
-class Setting(NamedTuple):
+class Setting:
     """One attribute of one child of ``<kvmhooks:vm>``."""
 
-    allowed: str
-    """A regular expression that the whole value matches."""
-    expected: str
-    """The same for a person."""
-    default: str = ""
-    """What stands when the attribute is absent; empty: the host stays as it is."""
+    __slots__ = ("allowed", "default", "expected")
+
+    def __init__(self, allowed: str, expected: str, default: str = "") -> None:
+        self.allowed = allowed
+        """A regular expression that the whole value matches."""
+        self.expected = expected
+        """The same for a person."""
+        self.default = default
+        """What stands when the attribute is absent; empty: the host stays as it is."""
+
+    def allows(self, value: str) -> bool:
+        """Whether the value is one that may stand here."""
+        if value.isalnum() and value in self.allowed.split("|"):
+            return True
+        import re  # noqa: PLC0415 -- as long as the interpreter's start, and mostly not needed
+
+        return re.fullmatch(self.allowed, value) is not None
 
 
 _YES_NO: Final = ("yes|no", '"yes" or "no"')
@@ -74,7 +84,7 @@ def check(settings: Mapping[str, str]) -> dict[str, str]:
                 f"kvmhooks metadata: {name}: no such setting; did you mean "
                 f"{nearest(name, SETTINGS)}?"
             )
-        if re.fullmatch(known.allowed, value) is None:
+        if not known.allows(value):
             raise IsolationError(
                 f"kvmhooks metadata: {name}: found {value[:40]!r}, expected {known.expected}"
             )

@@ -8,13 +8,14 @@ back; a pool made smaller than what is in use gets surplus pages, so only free o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.pages import ANY_NODE, DEFAULT_SIZE
 from kvmhooks.isolate.state import PENDING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.state import Held, State
     from kvmhooks.isolate.store import Store

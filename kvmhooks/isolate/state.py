@@ -6,17 +6,18 @@ never apart. Its format has a version: the package may be upgraded while VMs run
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, Final
-
 from kvmhooks.errors import IsolationError
+from kvmhooks.isolate import notation
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.version import VERSION
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from kvmhooks.isolate.door import Door
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 PENDING: Final = "pending"
 RUNNING: Final = "running"
@@ -50,13 +51,8 @@ class Record:
         self.note = note
         """The knob's own remark."""
 
-    def __eq__(self, other: object) -> bool:
-        return self.to_json() == other.to_json() if isinstance(other, Record) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
     def __repr__(self) -> str:
-        return f"Record({self.to_json()!r})"
+        return f"Record({self.to_line('')!r})"
 
     def intend(self, value: str) -> None:
         """Note that a write of ``value`` is about to be made."""
@@ -75,19 +71,30 @@ class Record:
         """Whether a value is the original or one of ours."""
         return current == self.original or self.made(current)
 
-    def to_json(self) -> list[str | None]:
-        """The fields in order."""
-        return [self.original, self.ours, self.intent, self.identity, self.note]
+    def to_line(self, key: str) -> str:
+        """Key and fields in order, parted by blanks: a host has thousands of them."""
+        ours = "-" if self.ours is None else "=" + self.ours
+        intent = "-" if self.intent is None else "=" + self.intent
+        line = f"{key} {self.original} {ours} {intent} {self.identity} {self.note}"
+        if line.count(" ") == 5 and "%" not in line:
+            return line
+        fields = (key, self.original, ours, intent, self.identity, self.note)
+        return " ".join(one.replace("%", "%25").replace(" ", "%20") for one in fields)
 
     @classmethod
-    def from_json(cls, said: Any) -> Record:
-        """Read back what ``to_json`` wrote. Raises ``ValueError`` and its kin."""
-        original, ours, intent, identity, note = said
-        texts = (original, identity, note, "" if ours is None else ours,
-                 "" if intent is None else intent)  # fmt: skip
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"a record holds texts: {said!r}")
-        return cls(original, ours=ours, intent=intent, identity=identity, note=note)
+    def from_line(cls, line: str) -> tuple[str, Record]:
+        """Read back what ``to_line`` wrote. Raises ``ValueError``."""
+        fields = line.split(" ")
+        if "%" in line:
+            fields = [one.replace("%20", " ").replace("%25", "%") for one in fields]
+        key, original, ours, intent, identity, note = fields
+        return key, cls(
+            original,
+            ours=None if ours == "-" else ours[1:],
+            intent=None if intent == "-" else intent[1:],
+            identity=identity,
+            note=note,
+        )
 
 
 class Process:
@@ -196,16 +203,15 @@ class State:
 
     def to_text(self) -> str:
         """The JSON text."""
-        return json.dumps(
+        return notation.to_text(
             {
                 "format": FORMAT,
                 "version": VERSION,
                 "boot": self.boot,
                 "held": {key: held.to_json() for key, held in self.held.items()},
-                "records": {key: record.to_json() for key, record in self.records.items()},
                 "pools": self.pools,
-            },
-            separators=(",", ":"),
+                "records": [record.to_line(key) for key, record in self.records.items()],
+            }
         )
 
     @classmethod
@@ -215,7 +221,7 @@ class State:
         Raises ``IsolationError`` for another format or a text that is none of ours.
         """
         try:
-            said = json.loads(text)
+            said = notation.from_text(text)
             if said["format"] != FORMAT:
                 raise IsolationError(
                     f"/run/kvmhooks: found format {said['format']!r} of kvmhooks "
@@ -227,8 +233,7 @@ class State:
                 return state
             for key, one in said["held"].items():
                 state.held[key] = Held.from_json(one)
-            for key, one in said["records"].items():
-                state.records[key] = Record.from_json(one)
+            state.records = dict(map(Record.from_line, said["records"]))
             for key, one in said["pools"].items():
                 state.pools[key] = {str(name): int(count) for name, count in one.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:

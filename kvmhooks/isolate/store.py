@@ -10,13 +10,13 @@ import errno
 import fcntl
 import os
 import stat
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
 
 from kvmhooks.errors import IsolationError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+    from typing import Final
 
     from kvmhooks.isolate.door import Door
 
@@ -75,28 +75,12 @@ class Store:
             except FileNotFoundError:
                 return
 
-    @contextmanager
-    def lock(self, door: Door, timeout: float) -> Iterator[None]:
+    def lock(self, door: Door, timeout: float) -> AbstractContextManager[object]:
         """Hold the one lock, waiting at most ``timeout`` seconds for it.
 
-        The kernel drops a ``flock(2)`` when its holder dies, however that happens. Raises
-        ``IsolationError`` when another holds it for longer.
+        Entering raises ``IsolationError`` when another holds it for longer.
         """
-        directory = self._open(create=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(_LOCK, flags, 0o600, dir_fd=directory)
-        try:
-            until = door.now() + timeout
-            while not _try_lock(descriptor):
-                if door.now() >= until:
-                    raise IsolationError(
-                        f"/run/kvmhooks/{_LOCK}: another hook has held it for {timeout:.0f} s; "
-                        "`kvmhooks status` shows what is held"
-                    )
-                door.sleep(_POLL)
-            yield
-        finally:
-            os.close(descriptor)
+        return _Lock(self._open(create=True), door, timeout)
 
     def close(self) -> None:
         """Let go of the directory."""
@@ -146,6 +130,39 @@ def _check_own(status: os.stat_result) -> None:
             f"/run/kvmhooks: found owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}, "
             f"expected owner {os.geteuid()}, mode 700"
         )
+
+
+class _Lock:
+    """The kernel drops a ``flock(2)`` when its holder dies, however that happens."""
+
+    def __init__(self, directory: int | None, door: Door, timeout: float) -> None:
+        self._directory = directory
+        self._door = door
+        self._timeout = timeout
+        self._descriptor = -1
+
+    def __enter__(self) -> object:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor = os.open(_LOCK, flags, 0o600, dir_fd=self._directory)
+        try:
+            self._wait()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def _wait(self) -> None:
+        until = self._door.now() + self._timeout
+        while not _try_lock(self._descriptor):
+            if self._door.now() >= until:
+                raise IsolationError(
+                    f"/run/kvmhooks/{_LOCK}: another hook has held it for {self._timeout:.0f} s; "
+                    "`kvmhooks status` shows what is held"
+                )
+            self._door.sleep(_POLL)
 
 
 def _try_lock(descriptor: int) -> bool:

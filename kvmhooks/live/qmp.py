@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
 from kvmhooks.errors import QemuError
 
@@ -20,14 +21,45 @@ class Monitor:
     def __init__(self, client: QMPClient) -> None:
         self._client = client
 
-    async def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
-        """Run a QMP command. Raises ``QemuError`` for its refusal or a lost connection."""
+    async def execute(
+        self,
+        command: str,
+        arguments: dict[str, object] | None = None,
+        *,
+        seconds: float | None = None,
+    ) -> Any:
+        """Run a QMP command, for no longer than ``seconds``.
+
+        Raises ``QemuError`` for its refusal, a lost connection, or no answer in time.
+        """
+        asked = asyncio.ensure_future(self._client.execute(command, arguments))
+        await asyncio.wait({asked}, timeout=seconds)
+        if not asked.done():  # its answer may still come, and has to be taken then
+            asked.add_done_callback(_take)
+            raise QemuError(f"QEMU has not answered {command} for {seconds:g} s")
         try:
-            return await self._client.execute(command, arguments)
+            return asked.result()
         except ExecuteError as error:
             raise QemuError(f"QEMU refused {command}: {error}") from error
         except QMPError as error:
             raise QemuError(f"the connection to QEMU was lost during {command}") from error
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether QEMU has not closed the connection."""
+        return self._client.runstate is Runstate.RUNNING
+
+    async def next_event(self) -> dict[str, Any]:
+        """Wait for the next event of QEMU."""
+        return dict(await self._client.events.get())
+
+    async def last_events(self, *, seconds: float) -> list[dict[str, Any]]:
+        """The events that were not taken when QEMU closed the connection; waits for that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.is_connected:
+                    await self._client.runstate_changed()
+        return [dict(event) for event in self._client.events.clear()]
 
     async def threads(self) -> dict[str, int]:
         """Role (``vCPU 0``, ``iothread 1``) to thread id. Raises ``QemuError``."""
@@ -39,19 +71,11 @@ class Monitor:
                 found[f"iothread {named[1]}"] = iothread["thread-id"]
         return found
 
-    async def shutdown_reason(self, *, seconds: float) -> str:
-        """Why QEMU ended: the ``ShutdownCause`` of its ``SHUTDOWN`` event (qapi/run-state.json).
 
-        To be asked after its end. An event that has not come within ``seconds`` is ``unknown``.
-        """
-        try:
-            async with asyncio.timeout(seconds):
-                async for event in self._client.events:
-                    if event["event"] == "SHUTDOWN":
-                        return str(cast("dict[str, object]", event["data"])["reason"])
-        except TimeoutError:
-            pass
-        return "unknown"
+def _take(asked: asyncio.Future[Any]) -> None:
+    """Look at an answer for which nobody waits any more, so that asyncio does not complain."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 @asynccontextmanager

@@ -106,6 +106,17 @@ class RunDir:
         assert self._lock is not None, "the directory is not ours yet"
         return self._lock
 
+    def write(self, name: str, text: str) -> None:
+        """Replace a file in it in one step: a reader sees the old one or the new one."""
+        descriptor = os.open(self.path, _DIRECTORY)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(f".{name}", flags, 0o600, dir_fd=descriptor), "w") as file:
+                file.write(text)
+            os.rename(f".{name}", name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+
     def _unlock(self) -> None:
         (self._base / self._lock_name).unlink()
         if self._lock is not None:

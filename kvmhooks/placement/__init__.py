@@ -14,7 +14,9 @@ from kvmhooks.placement.model import (
     VcpuPin,
 )
 from kvmhooks.placement.plan import parts_of, plan
+from kvmhooks.placement.replan import replan, score_of
 from kvmhooks.placement.search import Effort
+from kvmhooks.placement.together import Together, plan_all
 
 __all__ = [
     "CacheShare",
@@ -25,10 +27,14 @@ __all__ = [
     "IothreadPin",
     "PciPlace",
     "Plan",
+    "Together",
     "Topology",
     "VcpuPin",
     "claim",
     "parts_of",
     "plan",
+    "plan_all",
+    "replan",
+    "score_of",
     "to_json",
 ]

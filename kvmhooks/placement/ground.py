@@ -102,8 +102,15 @@ class Ground:
         return self.host.online - self.held - self.housekeeping
 
 
-def survey(host: Host, holdings: Sequence[Holding], housekeeping: CpuSet | None = None) -> Ground:
+def survey(
+    host: Host,
+    holdings: Sequence[Holding],
+    housekeeping: CpuSet | None = None,
+    own_pages: Mapping[tuple[int | None, int], int] | None = None,
+) -> Ground:
     """See what ``holdings`` leave of a host.
+
+    ``own_pages`` are the huge pages by node and size that the VM itself has mapped.
 
     Raises ``PlanError`` for a host whose CPUs are not known.
     """
@@ -122,7 +129,7 @@ def survey(host: Host, holdings: Sequence[Holding], housekeeping: CpuSet | None 
     cores = {core.mask: core for core in map(host.core_of, online)}
     return Ground(
         host=host,
-        sites=tuple(_sites(host, holdings, held, housekeeping)),
+        sites=tuple(_sites(host, holdings, held, housekeeping, own_pages or {})),
         housekeeping=housekeeping,
         held=held,
         isolated=_isolated(host) & online,
@@ -164,7 +171,11 @@ def choose_housekeeping(host: Host, taken: CpuSet) -> CpuSet:
 
 
 def _sites(
-    host: Host, holdings: Sequence[Holding], held: CpuSet, housekeeping: CpuSet
+    host: Host,
+    holdings: Sequence[Holding],
+    held: CpuSet,
+    housekeeping: CpuSet,
+    own_pages: Mapping[tuple[int | None, int], int],
 ) -> Iterable[Site]:
     isolated = _isolated(host)
     pool = host.online - isolated - held
@@ -187,7 +198,7 @@ def _sites(
             domains=(domains := _domains(host, host.online, free, housekeeping, efficiency)),
             whole=sum(domain.whole for domain in domains),
             memory_kib=_room(known.total_kib, known.hugepages, sum(memory.values())),
-            pages=_unpromised(known.hugepages, promised.get(None, {})),
+            pages=_unpromised(known.hugepages, promised.get(None, {}), own_pages, None),
             allocatable_kib=_allocatable(known.total_kib, known.free_kib),
             distances=(10,),
         )
@@ -204,7 +215,7 @@ def _sites(
             domains=domains,
             whole=sum(domain.whole for domain in domains),
             memory_kib=_room(node.memory_kib, node.hugepages, memory[node.id]),
-            pages=_unpromised(node.hugepages, promised.get(node.id, {})),
+            pages=_unpromised(node.hugepages, promised.get(node.id, {}), own_pages, node.id),
             allocatable_kib=_allocatable(node.memory_kib, node.free_kib),
             distances=node.distances or _unknown_distances(index, len(nodes)),
         )
@@ -285,9 +296,15 @@ def _promised(host: Host, holdings: Sequence[Holding]) -> dict[int | None, dict[
     return promised
 
 
-def _unpromised(pools: Sequence[HugePages] | None, promised: Mapping[int, int]) -> dict[int, int]:
+def _unpromised(
+    pools: Sequence[HugePages] | None,
+    promised: Mapping[int, int],
+    own: Mapping[tuple[int | None, int], int],
+    node: int | None,
+) -> dict[int, int]:
     return {
         pool.size_kib: max((pool.free or 0) - promised.get(pool.size_kib, 0), 0)
+        + own.get((node, pool.size_kib), 0)
         for pool in pools or ()
     }
 

@@ -103,7 +103,7 @@ def plan_on(
     check_limits(spec.machine, vcpus=spec.cpu.vcpus, cells=len(spec.memory.cell))
     check_devices(spec, host, ground.holdings)
     accel, why_accel = _accelerator(spec, host)
-    ways = _ways(spec, ground)
+    ways = ways_for(spec, ground)
     terms = terms_of(spec, ground, ways, effort=effort, present=present)
     try:
         choice = choose(terms) if refusal.has_helpers(spec, ground) else None
@@ -229,12 +229,13 @@ def derived_mac(identity: str, index: int) -> str:
 def _fits(spec: VmSpec, ground: Ground) -> Choice | None:
     """The choice for another spec, if it fits without more ado."""
     try:
-        return choose(terms_of(spec, ground, _ways(spec, ground), effort=Effort()))
+        return choose(terms_of(spec, ground, ways_for(spec, ground), effort=Effort()))
     except (PlanError, Cut):
         return None
 
 
-def _ways(spec: VmSpec, ground: Ground) -> Ways | None:
+def ways_for(spec: VmSpec, ground: Ground) -> Ways | None:
+    """What there is of cache ways, if the VM wants some. Raises ``PlanError``."""
     asks = spec.isolation.cache_ways is not None
     return ways_of(ground.host, ground.holdings) if asks else None
 

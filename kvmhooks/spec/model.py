@@ -235,6 +235,14 @@ class Isolation:
 
 
 @frozen(kw_only=True)
+class Run:
+    """How kvm-launch follows the VM."""
+
+    hang_timeout: int = 300
+    """Seconds after which a QEMU that does not answer is killed."""
+
+
+@frozen(kw_only=True)
 class VmSpec:
     """A VM, as a person described it."""
 
@@ -264,5 +272,7 @@ class VmSpec:
     """How the VM is ended when it is asked to stop."""
     isolation: Isolation = Isolation()
     """What the VM asks of the host while it runs."""
+    run: Run = Run()
+    """How kvm-launch follows the VM."""
     source: str = field(default="vm.toml", eq=False, metadata={"key": False})
     """The name of the file, for messages; not a key of it."""

@@ -1,10 +1,20 @@
-"""The guest's console on its way to the terminal, and the report that may be in it."""
+"""The guest's console on its way to the terminal, and to whoever is attached to it."""
 
 from __future__ import annotations
 
-from typing import BinaryIO
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import BinaryIO, Final
 
 from kvmhooks.live.report import MARK, MAX_BYTES
+
+HISTORY_BYTES: Final = 1 << 14
+"""What one who attaches is shown of what came before."""
+
+BACKLOG_BYTES: Final = 1 << 20
+"""One who is attached and does not read is let go of beyond this."""
 
 
 class Console:
@@ -17,6 +27,10 @@ class Console:
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
         self._line = bytearray()
+        self._history = bytearray()
+        self._attached: set[asyncio.StreamWriter] = set()
+        self.keyboard: asyncio.StreamWriter | None = None
+        """Where to what is typed by those attached goes."""
         self.report: bytes | None = None
         """The last line that begins as a report does."""
 
@@ -24,9 +38,44 @@ class Console:
         """Pass on what the guest printed."""
         self._out.write(chunk)
         self._out.flush()
+        self._history = (self._history + chunk)[-HISTORY_BYTES:]
+        for writer in list(self._attached):
+            self._send(writer, chunk)
         *ended, rest = (bytes(self._line) + chunk).split(b"\n")
         for line in ended:
             start = line.find(MARK)
             if start >= 0:
                 self.report = line[start:].rstrip(b"\r")
         self._line = bytearray(rest[-MAX_BYTES:])
+
+    @contextlib.asynccontextmanager
+    async def served(self, path: Path) -> AsyncIterator[None]:
+        """Let others attach at a socket while the context lasts."""
+        server = await asyncio.start_unix_server(self._serve, path)
+        try:
+            yield
+        finally:
+            server.close()
+            for writer in list(self._attached):
+                writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One who is attached: what is typed goes to the guest."""
+        self._attached.add(writer)
+        self._send(writer, bytes(self._history))
+        try:
+            while typed := await reader.read(1 << 12):
+                if self.keyboard is not None:
+                    self.keyboard.write(typed)
+                    await self.keyboard.drain()
+        except OSError:
+            pass  # that one, or QEMU, is gone
+        finally:
+            self._attached.discard(writer)
+            writer.close()
+
+    def _send(self, writer: asyncio.StreamWriter, chunk: bytes) -> None:
+        writer.write(chunk)
+        if writer.transport.get_write_buffer_size() > BACKLOG_BYTES:
+            self._attached.discard(writer)
+            writer.transport.abort()

@@ -20,8 +20,8 @@ from kvmhooks.host import Host
 from kvmhooks.isolate import gate, hook
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.engine import FAILED, REFUSAL, Report
 from kvmhooks.isolate.keeper import Keeper
+from kvmhooks.isolate.report import FAILED, REFUSAL, Report
 from kvmhooks.isolate.state import Process
 from kvmhooks.isolate.store import Store
 from kvmhooks.live.threads import EMULATOR, planned_cpus

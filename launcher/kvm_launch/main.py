@@ -25,6 +25,9 @@ examples:
   kvm-launch --print argv --host tree vm.toml
                                            QEMU's arguments on another, captured host
   kvm-launch --libvirt vm.toml             define and start it in libvirt instead
+  kvm-launch ps                            the VMs that run
+  kvm-launch status|stop|console NAME      one of them: Ctrl-] leaves its console
+  kvm-launch qmp NAME query-status         ask its QEMU something
 
 exit codes:
   0 the guest powered off and all was as planned   1 refused, nothing was changed
@@ -32,6 +35,9 @@ exit codes:
   4 the host could not be restored completely
 """
 PRINTABLE: Final = ("argv", "xml", "plan", "claim")
+VERBS: Final = ("ps", "status", "stop", "qmp", "console")
+"""The commands for VMs that run; a file of such a name is given as ./ps."""
+
 SYSTEM: Final = "qemu:///system"
 
 
@@ -40,7 +46,10 @@ def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
 
     ``door`` is the host whose CPUs are isolated: this machine without it.
     """
-    arguments = _parser().parse_args(_with_uri(sys.argv[1:] if argv is None else argv))
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in VERBS:
+        return exit_code_of(lambda: _verb(words[0], words[1:]), interrupted="interrupted")
+    arguments = _parser().parse_args(_with_uri(words))
     try:
         return exit_code_of(
             lambda: _interruptible(arguments, door),
@@ -54,6 +63,13 @@ def _interruptible(arguments: argparse.Namespace, door: Door | None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     return _launch(arguments, door)
+
+
+def _verb(verb: str, words: Sequence[str]) -> int:
+    from kvm_launch.verbs import main as carry_out
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return carry_out(verb, words)
 
 
 def _parser() -> argparse.ArgumentParser:

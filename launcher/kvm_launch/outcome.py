@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from kvm_launch.life import Step
 from kvmhooks.errors import QemuError, RestoreError
 from kvmhooks.live.report import Difference, Unreadable, compare, parse
 from kvmhooks.live.threads import ThreadPin
@@ -55,6 +56,8 @@ class Outcome:
     """Why there is nothing to compare, where there should be."""
     isolated: Isolated | None = None
     """None for a VM that held nothing."""
+    steps: tuple[Step, ...] = ()
+    """The states that it went through."""
 
     @property
     def exit_code(self) -> int:
@@ -69,6 +72,9 @@ class Outcome:
         """What ``--json`` prints after the run."""
         return {
             "ending": self.ended.ending,
+            "states": [
+                {"state": str(step.state), "why": step.why, "at": step.at} for step in self.steps
+            ],
             "qemu": list(self.ended.words),
             "threads": [
                 {

@@ -7,11 +7,15 @@ import asyncio
 import gc
 import sys
 
+import attrs
+
 from kvm_launch import preflight
 from kvm_launch.console import Console
 from kvm_launch.hold import Hold, keeper_of, live_claims
+from kvm_launch.life import State
 from kvm_launch.outcome import Outcome, as_text, judge
 from kvm_launch.planning import base_of, read_host
+from kvm_launch.record import Account
 from kvm_launch.show import not_restored, outcome_lines
 from kvm_launch.stop import Stop
 from kvmhooks.errors import RestoreError
@@ -61,30 +65,40 @@ def _run(arguments: argparse.Namespace, spec: VmSpec, host: Host, hold: Hold) ->
     console, stop = _ends(arguments, spec)
     say = sys.stderr if arguments.json else sys.stdout
     program = emulator.find(spec)
+    account = Account(spec, say)
+    life = account.life
     try:
         with RunDir(base_of(arguments), spec.name) as run_dir, hold:
             decided = hold.plan(spec, host)
             print(picture(decided), end="", file=say, flush=True)
-            if hold.omitted:
-                print(f"warning: isolation.exclusive: {hold.omitted}: threads are pinned, and the "
-                      "host stays as it is", file=say)  # fmt: skip
-            gc.enable()
-            ended = asyncio.run(
-                supervise(
-                    decided,
-                    emulator=program,
-                    run_dir=run_dir,
-                    console=console,
-                    stop=stop,
-                    hold=hold,
+            with account.kept(run_dir, decided):
+                life.enter(State.PLANNED)
+                if hold.claim is not None:
+                    life.enter(State.CLAIMED, f"CPUs {hold.claim.exclusive}")
+                if hold.omitted:
+                    print(f"warning: isolation.exclusive: {hold.omitted}: threads are pinned, and "
+                          "the host stays as it is", file=say)  # fmt: skip
+                gc.enable()
+                ended = asyncio.run(
+                    supervise(
+                        decided,
+                        emulator=program,
+                        run_dir=run_dir,
+                        console=console,
+                        stop=stop,
+                        hold=hold,
+                        account=account,
+                    )
                 )
-            )
     except BaseException as error:
+        life.enter(State.ENDED, (str(error) or "interrupted").partition("\n")[0])
         if hold.left:
             said = [str(error) or "interrupted", *not_restored(hold.left)]
             raise RestoreError("\n".join(said)) from error
         raise
-    return _told(arguments, decided, judge(decided, ended, hold.isolated))
+    life.enter(State.ENDED, ended.ending)
+    outcome = attrs.evolve(judge(decided, ended, hold.isolated), steps=tuple(life.steps))
+    return _told(arguments, decided, outcome)
 
 
 def _ends(arguments: argparse.Namespace, spec: VmSpec) -> tuple[Console, Stop]:

@@ -9,14 +9,18 @@ import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from kvm_launch import child
 from kvm_launch.console import Console
 from kvm_launch.hold import Hold
+from kvm_launch.life import State
 from kvm_launch.outcome import Ended
+from kvm_launch.record import CONSOLE, MONITOR, Account
 from kvm_launch.stop import Stop
+from kvm_launch.watch import Watch
 from kvmhooks.errors import QemuError
 from kvmhooks.live import threads as live_threads
 from kvmhooks.live.qmp import Monitor, connect
@@ -27,39 +31,54 @@ from kvmhooks.render import qemu_argv
 ANSWER_SECONDS: Final = 60.0
 """How long QEMU may take until its monitor answers: preallocating huge pages comes before."""
 
+QMP: Final = "qmp.sock"
+"""The monitor that is ours."""
+
 QUIT_SECONDS: Final = 5.0
 TAIL_LINES: Final = 10
 
 
 async def supervise(
-    plan: Plan, *, emulator: Path, run_dir: RunDir, console: Console, stop: Stop, hold: Hold
+    plan: Plan,
+    *,
+    emulator: Path,
+    run_dir: RunDir,
+    console: Console,
+    stop: Stop,
+    hold: Hold,
+    account: Account,
 ) -> Ended:
-    """Run the VM of ``plan`` to its end.
+    """Run the VM of ``plan`` to its end, and give account of it.
 
     Raises ``QemuError`` when QEMU does not start, cannot be pinned, or fails, ``IsolationError``
     when its claim on the host, strict, cannot be met; it is gone then.
     """
     words: deque[str] = deque(maxlen=TAIL_LINES)
-    control = run_dir.path / "qmp.sock"
-    async with _started(plan, emulator, run_dir, hold, words, console) as (process, ended):
+    control = run_dir.path / QMP
+    life, watch = account.life, Watch(account.life)
+    life.enter(State.STARTING)
+    async with (
+        console.served(run_dir.path / CONSOLE),
+        _started(plan, emulator, run_dir, hold, words, console) as (process, ended),
+    ):
         try:
             async with connect(control, seconds=ANSWER_SECONDS) as monitor:
                 threads = await monitor.threads()
+                account.started(process.pid)
+                life.enter(State.PAUSED, f"process {process.pid}, before the first instruction")
                 hold.isolate(process.pid, threads)
                 live_threads.pin(process.pid, plan, threads)
                 pins = tuple(live_threads.read_back(process.pid, plan, threads))
                 live_threads.require_planned(pins)
                 with stop.listening():
                     await monitor.execute("cont")
-                    forced = await _follow(ended, monitor, stop)
-                reason = await monitor.shutdown_reason(seconds=QUIT_SECONDS)
+                    forced = await _follow(plan, process, ended, monitor, stop, watch)
         except QemuError as error:
             await _end(process)
             raise _explained(error, process.returncode, words) from error
-    if process.returncode:
-        raise _explained(QemuError("QEMU failed"), process.returncode, words)
-    is_clean = reason == "guest-shutdown"
-    ending = "the guest powered off" if is_clean else f"QEMU ended: {forced or reason}"
+    if process.returncode and forced is None:
+        raise _explained(QemuError(watch.failure), process.returncode, words)
+    ending, is_clean = watch.ending(forced)
     return Ended(pins, ending, is_clean, console.report, tuple(words))
 
 
@@ -82,31 +101,31 @@ async def _started(
     """
     ours, gate = os.pipe()
     with (
-        socket.socket(socket.AF_UNIX) as listener,
+        _listening(run_dir.path / QMP) as listener,
+        _listening(run_dir.path / MONITOR) as second,
         open(ours, "rb") as waiting,  # noqa: ASYNC230, PTH123 -- pipes are not waited for here
         open(gate, "wb", buffering=0) as opening,  # noqa: ASYNC230, PTH123
     ):
-        listener.bind(str(run_dir.path / "qmp.sock"))
-        listener.listen(1)
-        monitor = listener.fileno()
+        monitors = (listener.fileno(), second.fileno())
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", child.__file__, str(ours), str(os.getpid())),
             emulator,
             *qemu_argv(plan)[1:],
             "-S",
-            *("-chardev", f"socket,id=monitor0,fd={monitor},server=on,wait=off"),
-            *("-mon", "chardev=monitor0,mode=control"),
-            stdin=asyncio.subprocess.DEVNULL,
+            *chain.from_iterable(_monitor(at, fd) for at, fd in enumerate(monitors)),
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            pass_fds=(monitor, ours, run_dir.lock),
+            pass_fds=(*monitors, ours, run_dir.lock),
             start_new_session=True,
         )
         ended = asyncio.ensure_future(_relay(process, words, console))
+        console.keyboard = process.stdin
         try:
             hold.adopt(process.pid)
             waiting.close()
             listener.close()
+            second.close()
             with contextlib.suppress(BrokenPipeError):  # it has ended: its words say why
                 opening.write(b"\1")
             opening.close()
@@ -121,16 +140,61 @@ async def _started(
             await ended
 
 
-async def _follow(ended: asyncio.Future[None], monitor: Monitor, stop: Stop) -> str | None:
+def _listening(path: Path) -> socket.socket:
+    """A socket that listens at ``path``."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        listener.listen(1)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _monitor(number: int, descriptor: int) -> tuple[str, ...]:
+    """QEMU's arguments for a monitor on a socket that it inherits."""
+    return (
+        *("-chardev", f"socket,id=monitor{number},fd={descriptor},server=on,wait=off"),
+        *("-mon", f"chardev=monitor{number},mode=control"),
+    )
+
+
+async def _follow(
+    plan: Plan,
+    process: asyncio.subprocess.Process,
+    ended: asyncio.Future[None],
+    monitor: Monitor,
+    stop: Stop,
+    watch: Watch,
+) -> str | None:
     """Wait for QEMU's end; None if it came by itself, else why QEMU was told to quit."""
 
     async def tell(command: str) -> None:
-        with contextlib.suppress(QemuError):  # it may just have ended by itself
-            await monitor.execute(command)
+        with contextlib.suppress(QemuError):  # it may just have ended by itself, or hang
+            await monitor.execute(command, seconds=QUIT_SECONDS)
 
-    return await stop.escalate(
-        ended, ask=lambda: tell("system_powerdown"), force=lambda: tell("quit")
-    )
+    async def ask() -> None:
+        watch.asked()
+        await tell("system_powerdown")
+
+    async def quit_or_die() -> None:
+        await tell("quit")
+        await _end(process)
+
+    async def guard() -> None:
+        await watch.feel_pulse(monitor, plan.spec.run.hang_timeout)
+        process.kill()
+
+    tasks = [asyncio.ensure_future(one) for one in (watch.follow(monitor), guard())]
+    try:
+        return await stop.escalate(ended, ask=ask, force=quit_or_die)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for event in await monitor.last_events(seconds=QUIT_SECONDS):
+            watch.handle(event)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

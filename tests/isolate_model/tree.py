@@ -27,8 +27,11 @@ def plant(kernel: Kernel, root: Path) -> None:
         _write(root, path, kernel)
     for number in kernel.irqs:
         for path in (f"proc/irq/{number}/smp_affinity_list",
+                     f"proc/irq/{number}/effective_affinity_list",
                      *(f"sys/kernel/irq/{number}/{name}" for name in _IDENTITY_FILES)):  # fmt: skip
             _write(root, path, kernel)
+        handler = kernel.read(f"sys/kernel/irq/{number}/actions")
+        (root / f"proc/irq/{number}" / handler).mkdir(exist_ok=True)
     _plant_groups(kernel, root)
     _plant_tasks(kernel, root)
 

@@ -19,7 +19,7 @@ from tests.isolate_model.kernel import Irq, Kernel, Record, drop_in, nothing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kvmhooks.isolate.engine import Report
+    from kvmhooks.isolate.report import Report
 
 METADATA = '<metadata><kvmhooks:vm xmlns:kvmhooks="urn:kvmhooks:1">{}</kvmhooks:vm></metadata>'
 ISOLATION = '<kvmhooks:isolation exclusive="yes"/>'

@@ -34,6 +34,9 @@ placement = "dedicated"
 threads = 2
 """
 
+PF_NO_SETAFFINITY = 0x0400_0000
+"""include/linux/sched.h"""
+
 CANARIES = """
 for cpus in 2 3 6 7; do
     setsid taskset -c $cpus sleep 3000 < /dev/null > /dev/null 2>&1 &
@@ -106,24 +109,52 @@ def warm(lab: Lab) -> Lab:
     """A lab on which such a VM has run, and whose owner has then pinned tasks."""
     vm = Launched(lab, "first")
     vm.start()
-    assert vm.stop() == 0, lab.output("cat /root/first.log")
+    vm.stop()
+    settle(lab, "first", code=0)
     lab.output(CANARIES)
     time.sleep(2)
     return lab
 
 
 def left_behind(lab: Lab, before: object) -> list[str]:
-    """What differs, but for a CPU set that has the possible mask where it had none."""
+    """What differs, but for what the kernel alone does.
+
+    A CPU set with tasks cannot be emptied again; the rescuer of a workqueue stays where it rescued
+    last, and nobody may move it (``worker_attach_to_pool()``, kernel/workqueue.c).
+    """
     time.sleep(2)
     lab.output("rm -f /root/own.*")
     found = before.diff(lab.snapshot())  # type: ignore[attr-defined]
     assert lab.output("kvmhooks status") == "nothing is held"
     forced = "cpuset.cpus (requested): '' became '0-7'"
-    return [line for line in found if not line.endswith(forced)]
+    return [line for line in found if not (line.endswith(forced) or _is_immovable(lab, line))]
+
+
+def _is_immovable(lab: Lab, line: str) -> bool:
+    """Whether a difference is the affinity of a kernel thread that refuses to be moved."""
+    if not line.startswith("task: kernel thread "):
+        return False
+    stat = lab.output(f"cat /proc/{line.split()[3]}/stat")
+    return bool(int(stat.rpartition(")")[2].split()[6]) & PF_NO_SETAFFINITY)
+
+
+def settle(lab: Lab, name: str, *, code: int | None = None) -> None:
+    """Everything is restored in the end, and kvm-launch ended with ``code``.
+
+    On a busy machine systemd takes longer for its reload than an entry waits: that is exit code 4,
+    and the next entry asks again.
+    """
+    if code is not None:
+        late = "host: NOT restored: systemd/reload" in lab.output(f"cat {guests.log_of(name)}")
+        assert int(lab.output(f"cat /root/{name}.code")) == (4 if late else code)
+    for _ in range(6):
+        if lab.kvmhooks("reconcile").exit_code == 0:
+            return
+    raise AssertionError(lab.kvmhooks("reconcile").stderr)
 
 
 def test_a_launched_vm_has_its_cpus_alone_and_leaves_nothing(warm: Lab) -> None:
-    """Zero user tasks and device interrupts beside a libvirt guest's; the groups are libvirt's."""
+    """Zero user tasks and device interrupts on them; its groups are like libvirt's."""
     before = warm.snapshot()
     vm = Launched(warm, "own")
     vm.start()
@@ -131,12 +162,13 @@ def test_a_launched_vm_has_its_cpus_alone_and_leaves_nothing(warm: Lab) -> None:
     partitions = warm.output("cd /sys/fs/cgroup; cat machine*/*/libvirt/vcpu*/cpuset.cpus.partition"
                              " 2> /dev/null | sort -u; true")  # fmt: skip
     during = vm.intruders()
-    code = vm.stop()
+    vm.stop()
+    settle(warm, "own", code=0)
     told = json.loads(warm.output("cat /root/own.json"))
     left = left_behind(warm, before)
     print(f"{warm.variant.name}: {during}, {group}, partitions {partitions!r}, {told['isolation']}")
     assert group.endswith("/emulator")
-    assert (code, during, left) == (0, {"user": 0, "device interrupts": 0}, [])
+    assert (during, left) == ({"user": 0, "device interrupts": 0}, [])
 
 
 @pytest.mark.parametrize("whom", ["QEMU", "the supervisor"])
@@ -147,10 +179,10 @@ def test_a_kill_leaves_nothing(warm: Lab, whom: str) -> None:
     vm.start()
     if whom == "QEMU":
         warm.output(f"kill -9 {vm.qemu()}; until [ -s /root/own.code ]; do sleep 0.2; done")
-        assert warm.output("cat /root/own.code") == "3"
+        settle(warm, "own", code=3)
     else:
         assert vm.stop("KILL") == 137
         warm.output(f"while [ -e /proc/{vm.qemu() or 'none'} ]; do sleep 0.2; done")
-        assert warm.kvmhooks("reconcile").exit_code == 0
+        settle(warm, "own")
         warm.output("rm -rf /run/kvm-launch/own /run/kvm-launch/.own.lock")
     assert left_behind(warm, before) == []

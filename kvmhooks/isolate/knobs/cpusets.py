@@ -9,15 +9,15 @@ value again at a ``daemon-reload``), else in their files.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.groups import PARTITIONS_SINCE, Groups
 from kvmhooks.isolate.knob import CGROUPS, Knob
 from kvmhooks.values import CpuSet, union
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Final
 
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.knob import View

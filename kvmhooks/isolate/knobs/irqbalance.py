@@ -10,22 +10,19 @@ entry bans again.
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final
-
 from kvmhooks.errors import ValueFormatError
 from kvmhooks.isolate.knob import FIRST, Knob
 from kvmhooks.values import CpuSet
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Final
 
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.knob import View
 
 _DIRECTORY: Final = "run/irqbalance"
-_SOCKET: Final = re.compile(r"irqbalance\d+\.sock", re.ASCII)
-_BANNED: Final = re.compile(r"BANNED ([0-9a-fA-F,]+)")
 _TIMEOUT: Final = 2.0
 
 _MAX_REQUEST: Final = 499
@@ -35,7 +32,9 @@ _MAX_REQUEST: Final = 499
 def knobs(door: Door) -> Iterator[Knob]:
     """One for a daemon that runs."""
     for name in door.names(_DIRECTORY):
-        if _SOCKET.fullmatch(name) and door.is_socket(f"{_DIRECTORY}/{name}"):
+        pid = name.removeprefix("irqbalance").removesuffix(".sock")
+        is_its = pid.isascii() and pid.isdigit() and name == f"irqbalance{pid}.sock"
+        if is_its and door.is_socket(f"{_DIRECTORY}/{name}"):
             yield _Bans(f"{_DIRECTORY}/{name}")
 
 
@@ -56,10 +55,10 @@ class _Bans(Knob):
 
     def read(self, door: Door) -> str:
         said = door.ask(self.path, "setup", _TIMEOUT)
-        found = _BANNED.search(said)
-        if found is None:
+        words = said.partition("BANNED ")[2].split()
+        if not words:
             raise ValueFormatError(said[:80], "irqbalance's BANNED mask")
-        return str(CpuSet.parse_mask(found[1]))
+        return str(CpuSet.parse_mask(words[0]))
 
     def write(self, door: Door, value: str) -> None:
         request = f"settings cpus {value or 'NULL'}"

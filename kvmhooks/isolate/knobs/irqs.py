@@ -8,14 +8,14 @@ write with EIO or EPERM, by version (``write_irq_affinity()``, kernel/irq/proc.c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from kvmhooks.errors import ValueFormatError
-from kvmhooks.isolate.knob import CpuListKnob, Knob
+from kvmhooks.isolate.knob import CpuListKnob, Knob, parsed
 from kvmhooks.values import CpuSet
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Final
 
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.knob import View
@@ -33,18 +33,30 @@ def knobs(door: Door, view: View, records: Mapping[str, Record]) -> Iterator[Kno
     """
     default = records.get(_DEFAULT)
     yield CpuListKnob(_DEFAULT, "proc/irq/default_smp_affinity", setting=_SETTING, is_mask=True)
-    descriptors = door.inodes("sys/kernel/irq")
-    for number in sorted(int(name) for name in door.inodes("proc/irq") if name.isdigit()):
-        record = records.get(f"irq/{number}")
-        irq = Irq(number, view.exclusive, str(descriptors.get(str(number), "")), record)
-        if record is not None or _is_requested(door, number) or irq.carries(door, default):
+    descriptors = door.inodes("sys/kernel/irq") or dict.fromkeys(door.names("proc/irq"), 0)
+    fresh = [name for name in descriptors if name.isdigit() and f"irq/{name}" not in records]
+    handled = door.crowded("proc/irq", fresh)
+    for number in sorted([int(name) for name in descriptors if name.isdigit()]):
+        name = str(number)
+        record = records.get(f"irq/{name}")
+        irq = Irq(name, view.exclusive, str(descriptors[name]), record)
+        if (
+            record is not None
+            or name in handled
+            or _is_requested(door, name)
+            or irq.carries(door, default)
+        ):
             yield irq
 
 
-def _is_requested(door: Door, number: int) -> bool:
-    """Whether a driver handles it (ABI/testing/sysfs-kernel-irq, ``actions``)."""
+def _is_requested(door: Door, name: str) -> bool:
+    """Whether a driver handles it (ABI/testing/sysfs-kernel-irq, ``actions``).
+
+    Most handlers have a directory each in ``/proc/irq/N`` (``register_handler_proc()``,
+    kernel/irq/proc.c), so that this is asked of few.
+    """
     try:
-        return door.read(f"sys/kernel/irq/{number}/actions") != ""
+        return door.read(f"sys/kernel/irq/{name}/actions") != ""
     except OSError:  # a kernel without CONFIG_SPARSE_IRQ does not tell
         return True
 
@@ -55,7 +67,7 @@ class Irq(CpuListKnob):
     __slots__ = ("descriptor", "exclusive", "number", "record")
 
     def __init__(
-        self, number: int, exclusive: CpuSet, descriptor: str, record: Record | None
+        self, number: str, exclusive: CpuSet, descriptor: str, record: Record | None
     ) -> None:
         super().__init__(f"irq/{number}", f"proc/irq/{number}/smp_affinity_list", setting=_SETTING)
         self.number = number
@@ -94,24 +106,36 @@ class Irq(CpuListKnob):
             return ""
 
     def steps(self, current: str, target: str) -> list[tuple[int, str]]:
-        """At the end first to the CPU that took it: the kernel stays there if the mask allows."""
-        steps = super().steps(current, target)
-        record = self.record
-        if steps and record is not None and record.original == target:
-            try:
-                home = CpuSet.parse(record.note)
-            except ValueFormatError:
-                home = CpuSet()
-            if home and home < CpuSet.parse(target):
-                return [(self.order, str(home)), *steps]
-        return steps
+        """Back to the CPU that took it as soon as it may: where it is, the kernel leaves it.
 
-    def remark(self, door: Door, value: str) -> str:  # noqa: ARG002 -- the base's
-        """IO-APIC changes wait for the next interrupt; until then the old CPU is the effective."""
+        A vector is not moved while its CPU is in the new mask (``assign_vector_locked()``,
+        arch/x86/kernel/apic/vector.c), so that the mask alone would not bring it home.
+        """
+        if self.record is None:
+            return [(self.order, target)]
+        home = _cpus(self.record.note)
+        is_away = home and home.isdisjoint(_cpus(current)) and home < _cpus(target)
+        return [*([(self.order, str(home))] if is_away else []), (self.order, target)]
+
+    def remark(self, door: Door, record: Record) -> str:
+        """IO-APIC changes wait for the next interrupt; until then the old CPU is the effective.
+
+        It may be a VM's if its CPU was when it was first moved, or if it was moved again.
+        """
+        if self.record is None and _cpus(record.note).isdisjoint(self.exclusive):
+            return ""
         try:
-            effective = CpuSet.parse(door.read(f"proc/irq/{self.number}/effective_affinity_list"))
-        except (OSError, ValueFormatError):
+            effective = _cpus(door.read(f"proc/irq/{self.number}/effective_affinity_list"))
+        except OSError:
             return ""
         if effective.isdisjoint(self.exclusive):
             return ""
         return f"pending until its next interrupt: still on {effective}"
+
+
+def _cpus(text: str) -> CpuSet:
+    """A list of CPUs; what is none holds none."""
+    try:
+        return parsed(text)
+    except ValueFormatError:
+        return CpuSet()

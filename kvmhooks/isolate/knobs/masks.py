@@ -7,12 +7,12 @@ watchdog: Documentation/admin-guide/lockup-watchdogs.rst.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from kvmhooks.isolate.knob import CpuListKnob, Knob
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Final
 
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.knob import View

@@ -10,14 +10,14 @@ include/linux/sched.h).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from kvmhooks.isolate.groups import Groups
 from kvmhooks.isolate.knob import TASKS, Knob
 from kvmhooks.values import CpuSet
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Final
 
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.knob import View

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
-
 from kvmhooks.errors import ValueFormatError
 from kvmhooks.isolate.knob import ORDINARY, Knob, WishKnob
 from kvmhooks.values import CpuSet
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Final
 
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.knob import View
     from kvmhooks.isolate.state import Record
 
 
-class _Row(NamedTuple):
-    setting: str
-    path: str
-    source: str
-    """Where the kernel describes it."""
-    spelling: Mapping[str, str] = {}
+class _Row:
+    __slots__ = ("path", "setting", "source", "spelling")
+
+    def __init__(
+        self, setting: str, path: str, source: str, spelling: Mapping[str, str] | None = None
+    ) -> None:
+        self.setting = setting
+        self.path = path
+        self.source = source
+        """Where the kernel describes it."""
+        self.spelling = spelling
 
 
 _BOOST: Final = "sys/devices/system/cpu/cpufreq/boost"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmhooks.isolate import hook
+from kvmhooks.isolate import hook, installation
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.isolate.store import Store
@@ -74,31 +74,63 @@ def test_whole_lives_cross_each_other(root: Path) -> None:
     assert not (root / "run/kvmhooks/state.json").exists()
 
 
+QEMU = 4_242
+"""The pid of the first guest's QEMU."""
+
+CHANGING = "write,?rename,renameat,?unlink,unlinkat,?mkdir,mkdirat,?rmdir"
+"""The system calls that leave something behind."""
+
+
+def traced(hook: Path, root: Path, operation: str, *options: str) -> int:
+    """Run the installed hook for the first guest under strace; its exit code, or the signal's."""
+    done = subprocess.run(
+        ["strace", "-qq", "-e", f"trace={CHANGING}", *options, str(hook),
+         "--root", str(root), GUESTS[0].name, operation, dict(LIFE)[operation], "-"],
+        input=GUESTS[0].xml, capture_output=True, check=False, env={}, timeout=60,
+    )  # fmt: skip
+    return done.returncode
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here")
-@pytest.mark.parametrize("operation", ["start", "release"])
-def test_the_real_process_is_killed_at_its_system_calls(root: Path, operation: str) -> None:
-    """`strace` kills it at the Nth write or rename; `reconcile` then restores the host."""
-    vm = GUESTS[0]
+def test_the_real_process_is_killed_at_a_hundred_system_calls(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """`strace` kills the installed hook at its Nth write, rename or removal, all along a start and
+    a stop; libvirt's `release`, or `reconcile` alone, then restores the host."""
+    pid_file = root / f"run/libvirt/qemu/{GUESTS[0].name}.pid"
+    pid_file.parent.mkdir(parents=True)
+    pid_file.write_text(str(QEMU))
     before = snapshot(root)
-    sub = dict(LIFE)[operation]
-    died = 0
-    for number in range(1, 400, 7):
-        for one, its in LIFE[: 1 if operation == "start" else 3]:
-            assert call(root, vm, one, its) == 0
-        done = subprocess.run(
-            ["strace", "-qq", "-o", "/dev/null", "-e", "trace=write,rename",
-             "-e", f"inject=write,rename:signal=SIGKILL:when={number}",
-             sys.executable, "-m", "kvmhooks.isolate.hook", "--root", str(root), vm.name,
-             operation, sub, "-"],
-            input=vm.xml, capture_output=True, check=False,
-        )  # fmt: skip
-        died += done.returncode != 0
-        call(root, vm, "release", "end")
+    place = tmp_path_factory.mktemp("installed")
+    log = place / "calls"
+    hook = place / installation.install(str(place), libvirt=(9, 0, 0)).path.lstrip("/")
+
+    def until(operation: str) -> None:
+        add_process(root, QEMU, "qemu-kvm")
+        for one, sub in LIFE[: [name for name, _ in LIFE].index(operation)]:
+            assert call(root, GUESTS[0], one, sub) == 0
+        (root / f"proc/{QEMU}/stat").unlink()
+
+    def restore(operation: str) -> None:
+        if operation != "release":
+            call(root, GUESTS[0], "release", "end")
         Keeper(Door(str(root)), Store(str(root))).reconcile()
-        assert snapshot(root) == before, f"killed at {number}"
-        if done.returncode == 0:
-            break
-    assert died >= 5
+
+    died = 0
+    for operation, share in (("prepare", 2), ("start", 48), ("started", 2), ("release", 48)):
+        until(operation)
+        assert traced(hook, root, operation, "-o", str(log)) == 0
+        calls = [line.partition("(")[0] for line in log.read_text().splitlines()]
+        restore(operation)
+        assert len(calls) >= share
+        for at in (at * len(calls) // share for at in range(share)):
+            until(operation)
+            number = calls[: at + 1].count(calls[at])  # strace counts each call by itself
+            kill = f"inject={calls[at]}:signal=SIGKILL:when={number}"
+            died += traced(hook, root, operation, "-o", "/dev/null", "-e", kill) == -signal.SIGKILL
+            restore(operation)
+            assert snapshot(root) == before, f"{operation}: killed at {calls[at]} {number}"
+    assert died == 100
 
 
 def test_a_holder_that_died_does_not_hold_the_lock(root: Path) -> None:

@@ -17,8 +17,8 @@ import pytest
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate import hook
 from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.engine import APPLIED, REFUSAL
 from kvmhooks.isolate.keeper import Keeper
+from kvmhooks.isolate.report import APPLIED, REFUSAL
 from kvmhooks.isolate.store import Store
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel, Pool, Record

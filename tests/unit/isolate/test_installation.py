@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,20 @@ def test_an_interpreter_that_is_not_there_is_refused() -> None:
     """Before anything is written."""
     with pytest.raises(IsolationError, match="no such interpreter"):
         bundle.build("/usr/bin/python9")
+
+
+def test_a_call_for_a_vm_of_ours_imports_nothing_large(tmp_path: Path) -> None:
+    """Nothing that takes as long as the interpreter's own start; libvirt waits for it."""
+    hook, root = tmp_path / "hook", tmp_path / "tree"
+    hook.write_text(bundle.build(sys.executable))
+    plant(Kernel("plain", 8, 10), root)
+    loaded = set()
+    for operation in ("prepare", "start", "started"):
+        done = subprocess.run(
+            [sys.executable, "-IS", "-X", "importtime", hook, "--root", root, "vm", operation,
+             "begin", "-"],
+            input=GUEST.xml, capture_output=True, check=True,
+        )  # fmt: skip
+        loaded |= {line.rpartition(b"|")[2].strip() for line in done.stderr.splitlines()}
+    assert b"kvmhooks.isolate.engine" in loaded
+    assert not loaded & {b"re", b"typing", b"json", b"contextlib", b"functools", b"collections"}

@@ -119,7 +119,7 @@ def test_simulate_lists_every_write_and_makes_none(
         path: text for path, text in changed.items() if path not in tasks
     }
     assert len(foreseen) == len(changed)
-    given_back = [one["path"] for one in writes if one["phase"] == "release"]
+    given_back = {one["path"] for one in writes if one["phase"] == "release"}
     assert sorted(given_back) == sorted(f"/{path}" if "task" not in path else path
                                         for path in foreseen)  # fmt: skip
 

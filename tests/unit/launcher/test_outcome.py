@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from kvm_launch.life import State, Step
 from kvm_launch.outcome import Ended, Isolated, Outcome, as_text, judge
 from kvm_launch.show import outcome_lines
 from kvmhooks.live.report import MARK, Difference
@@ -64,9 +65,11 @@ def test_a_report_is_looked_at_where_one_is_due(
 def test_the_outcome_as_json() -> None:
     """Everything that is known of the run, with sets as lists."""
     isolated = Isolated(CpuSet((2, 3)), refused=("irq/0 (EIO)",))
-    outcome = Outcome(ended(PINNED), (DIFFERENCE,), {"kvmhooks-guest": 1}, None, isolated)
+    outcome = Outcome(ended(PINNED), (DIFFERENCE,), {"kvmhooks-guest": 1}, None, isolated,
+                      (Step(State.ENDED, "the guest powered off", 2.5),))  # fmt: skip
     assert json.loads(as_text(outcome)) == {
         "ending": "the guest powered off",
+        "states": [{"state": "ended", "why": "the guest powered off", "at": 2.5}],
         "qemu": [],
         "threads": [{"role": "vCPU 0", "thread": 41, "planned": "1", "affinity": "1"}],
         "guest": {"kvmhooks-guest": 1},

@@ -158,14 +158,14 @@ MISTAKES = [
         LEAST + "colour = 1",
         (
             "colour: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "disk, net, pci, console, guest, shutdown, isolation"
+            "disk, net, pci, console, guest, shutdown, isolation, run"
         ),
     ),
     (
         LEAST + 'source = "x"',
         (
             "source: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "disk, net, pci, console, guest, shutdown, isolation"
+            "disk, net, pci, console, guest, shutdown, isolation, run"
         ),
     ),
     (LEAST + "disks = []", 'disks: found an unknown key, expected "disk"?'),
@@ -408,6 +408,7 @@ FULL: dict[str, Any] = {
         "cache_ways": 2,
         "memory_bandwidth": 50,
     },
+    "run": {"hang_timeout": 60},
 }
 ODD: tuple[Any, ...] = ("", "-", 0, 1, 1 << 40, 1.5, float("inf"), True, False, [], ["x"], [[]], {})
 

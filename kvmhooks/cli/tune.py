@@ -1,0 +1,101 @@
+"""``kvmhooks tune DOMAIN.xml|-|NAME``: a libvirt domain made better, and nothing of it lost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+
+from kvmhooks.cli.documents import read_claims, read_document
+from kvmhooks.domain.tune import CONCERNS, Tuned
+from kvmhooks.errors import UsageError
+
+
+def main(verb: str, argv: Sequence[str]) -> int:
+    """Print the tuned XML, or what ``--diff``, ``--check``, ``--json`` or ``--apply`` ask for."""
+    from kvmhooks.domain.tune import tune
+    from kvmhooks.host import PLANNED, read
+
+    arguments = _arguments(verb, argv)
+    is_file = arguments.domain == "-" or "/" in arguments.domain or Path(arguments.domain).exists()
+    only = tuple(CONCERNS) if arguments.only is None else _concerns(arguments.only)
+    claims = read_claims(arguments.claims) if arguments.claims is not None else ()
+    document = read_document(arguments.domain) if is_file else _dump(arguments)
+    tuned = tune(
+        document,
+        read(arguments.host, PLANNED),
+        claims,
+        name=arguments.domain,
+        only=only,
+        keep_pins=arguments.keep_pins,
+    )
+    _say(arguments, document, tuned)
+    for sentence in tuned.advice:
+        print(f"advice: {sentence}", file=sys.stderr)
+    if arguments.apply and tuned.changes:
+        from kvmhooks.live.existing import define_again
+
+        define_again(arguments.connect, tuned.document)
+        print(f"{arguments.domain}: defined; its next start has it", file=sys.stderr)
+    return int(arguments.check and bool(tuned.changes))
+
+
+def _arguments(verb: str, argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    parser.add_argument("domain", metavar="DOMAIN", help="an XML file, - for stdin, or a name")
+    parser.add_argument("--host", metavar="DIR", default="/", help="tune for a captured host")
+    parser.add_argument("--claims", metavar="FILE", help="a JSON list of what other VMs hold")
+    parser.add_argument("--only", metavar="CONCERN,…", help=f"some of {','.join(CONCERNS)}")
+    parser.add_argument("--keep-pins", action="store_true", help="pins that are there stay")
+    parser.add_argument("--connect", metavar="URI", default="qemu:///system")
+    parser.add_argument("--diff", action="store_true", help="print what changes instead")
+    parser.add_argument("--check", action="store_true", help="exit 1 if it could be better")
+    parser.add_argument("--apply", action="store_true", help="define the result in libvirt")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args(argv)
+
+
+def _concerns(text: str) -> tuple[str, ...]:
+    said = tuple(text.split(","))
+    unknown = [word for word in said if word not in CONCERNS]
+    if unknown:
+        raise UsageError(f"--only: found {unknown[0]!r}, expected some of {','.join(CONCERNS)}")
+    return said
+
+
+def _dump(arguments: argparse.Namespace) -> bytes:
+    """A domain's XML from libvirt: with its secrets only if it is to be defined again."""
+    from kvmhooks.live.existing import dump
+
+    return dump(arguments.connect, arguments.domain, with_secrets=arguments.apply)
+
+
+def _say(arguments: argparse.Namespace, document: bytes, tuned: Tuned) -> None:
+    """What was asked for; a document with secrets from libvirt is not printed."""
+    from kvmhooks.domain.difference import hide, unified
+
+    if arguments.json:
+        changes = [_hidden(attrs.asdict(change)) for change in tuned.changes]
+        said = {"changes": changes, "advice": list(tuned.advice)}
+        if not (arguments.apply or arguments.check or arguments.diff):
+            said["xml"] = tuned.document.decode(errors="replace")
+        print(json.dumps(said, indent=2))
+    elif arguments.diff or arguments.check or arguments.apply:
+        for change in tuned.changes:
+            print(hide(str(change)))
+        if arguments.diff and tuned.changes:
+            before, after = (each.decode(errors="replace") for each in (document, tuned.document))
+            print(unified(before, after, arguments.domain), end="")
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(tuned.document)
+
+
+def _hidden(change: dict[str, str | None]) -> dict[str, str | None]:
+    from kvmhooks.domain.difference import hide
+
+    return {key: None if value is None else hide(value) for key, value in change.items()}

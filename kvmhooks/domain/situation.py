@@ -1,0 +1,101 @@
+"""What a domain is tuned by: the domain itself, its spec, the host and the plan for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Final
+
+from attrs import define, field
+
+from kvmhooks.domain.edit import Editor, Target
+from kvmhooks.domain.import_cpu import cpu_set, number, vcpu_pins
+from kvmhooks.domain.source import Element
+from kvmhooks.host.model import Host
+from kvmhooks.placement import Plan
+from kvmhooks.spec.model import VmSpec
+from kvmhooks.values import CpuSet, union
+
+_WINDOWS: Final = "://microsoft.com/"
+_LIBOSINFO: Final = "http://libosinfo.org/xmlns/libvirt/domain/1.0"
+
+
+@define(eq=False, slots=False)
+class Situation:
+    """One domain on one host."""
+
+    editor: Editor
+    spec: VmSpec
+    host: Host
+    make_plan: Callable[[], Plan] = field(repr=False)
+    keep_pins: bool = False
+    advice: list[str] = field(factory=list)
+    """What would be better and is left to its owner, each as a sentence."""
+
+    @property
+    def root(self) -> Element:
+        """The ``<domain>``."""
+        return self.editor.source.root
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan; it is made when something of it is needed. Raises ``PlanError``."""
+        return self.make_plan()
+
+    @property
+    def is_kvm(self) -> bool:
+        """Whether the domain runs under KVM."""
+        return self.root.get("type") == "kvm"
+
+    @cached_property
+    def vcpus(self) -> int:
+        """How many vCPUs there are at most."""
+        element = self.root.find("vcpu")
+        return 1 if element is None else number(element.text.strip() or "1", "vcpu")
+
+    @cached_property
+    def is_windows(self) -> bool:
+        """Whether the guest is Windows: libosinfo's word for it, or Hyper-V's interfaces on."""
+        for element in self.root.all(f"metadata/{{{_LIBOSINFO}}}libosinfo/{{{_LIBOSINFO}}}os"):
+            return _WINDOWS in element.get("id", "")
+        return self.root.find("features/hyperv") is not None
+
+    @cached_property
+    def kept_pins(self) -> dict[int, CpuSet]:
+        """The pins of vCPUs that stay as they are: those that are there, with ``keep_pins``."""
+        if not self.keep_pins:
+            return {}
+        pins = vcpu_pins(self.root)
+        vcpu = self.root.find("vcpu")
+        if not pins and vcpu is not None and vcpu.get("cpuset"):
+            return dict.fromkeys(range(self.vcpus), cpu_set(vcpu, "cpuset"))
+        return pins
+
+    @property
+    def pins(self) -> dict[int, CpuSet]:
+        """The CPUs of each vCPU that is or will be pinned."""
+        return self.kept_pins or {pin.vcpu: pin.cpus for pin in self.plan.vcpus}
+
+    @property
+    def is_dedicated(self) -> bool:
+        """Whether each vCPU will have a CPU of its own."""
+        pins = self.pins
+        singles = [cpus for cpus in pins.values() if len(cpus) == 1]
+        return len(singles) == self.vcpus == len(union(singles))
+
+    def nodes_of(self, cpus: CpuSet) -> CpuSet | None:
+        """The host nodes of some CPUs; None where that is not known."""
+        nodes = {self.host.cpu(cpu).node for cpu in cpus & self.host.online}
+        known = [node for node in nodes if node is not None]
+        return CpuSet(known) if known and len(known) == len(nodes) else None
+
+    def devices(self, tag: str) -> Iterator[Element]:
+        """The devices of one kind."""
+        return self.root.all(f"devices/{tag}")
+
+    def child(self, path: str, why: str) -> Target:
+        """The element at ``path``, made where it is not."""
+        at: Target = self.root
+        for tag in path.split("/"):
+            at = self.editor.child(at, tag, why)
+        return at

@@ -1,0 +1,81 @@
+"""A VM's life: the states that it goes through, and which may follow which."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from attrs import frozen
+
+
+class State(enum.StrEnum):
+    """Where a VM is in its life."""
+
+    PLANNED = "planned"
+    CLAIMED = "claimed"
+    """What it asks of the host is its own."""
+    STARTING = "starting"
+    """Its QEMU is being started."""
+    PAUSED = "paused"
+    """Its vCPUs stand still: before the first instruction, or since QEMU stopped them."""
+    RUNNING = "running"
+    SHUTTING_DOWN = "shutting down"
+    """It was asked to power off, or does so by itself."""
+    ENDED = "ended"
+    """Its QEMU is gone."""
+
+
+AFTER: Final[Mapping[State, frozenset[State]]] = {
+    State.PLANNED: frozenset({State.CLAIMED, State.STARTING}),
+    State.CLAIMED: frozenset({State.STARTING}),
+    State.STARTING: frozenset({State.PAUSED}),
+    State.PAUSED: frozenset({State.RUNNING, State.SHUTTING_DOWN}),
+    State.RUNNING: frozenset({State.PAUSED, State.SHUTTING_DOWN}),
+    State.SHUTTING_DOWN: frozenset({State.PAUSED, State.RUNNING}),
+    State.ENDED: frozenset({State.PLANNED}),
+}
+"""What may come after each state; the end may come after any, and a restart after the end."""
+
+
+@frozen
+class Step:
+    """A state that was reached."""
+
+    state: State
+    why: str
+    at: float
+    """Seconds since 1970."""
+
+    def __str__(self) -> str:
+        return f"{self.state}: {self.why}" if self.why else str(self.state)
+
+
+class Life:
+    """The steps of one VM; ``tell`` is called with each."""
+
+    def __init__(
+        self, tell: Callable[[Step], None], clock: Callable[[], float] = time.time
+    ) -> None:
+        self.steps: list[Step] = []
+        self._tell = tell
+        self._clock = clock
+
+    @property
+    def state(self) -> State:
+        """Where it is now; what never began has ended."""
+        return self.steps[-1].state if self.steps else State.ENDED
+
+    def enter(self, state: State, why: str = "") -> None:
+        """Go on to a state; being there already is no step."""
+        if state is self.state:
+            return
+        assert state is State.ENDED or state in AFTER[self.state], f"{self.state} -> {state}"
+        step = Step(state, why, self._clock())
+        self.steps.append(step)
+        self._tell(step)
+
+    def note(self, what: str) -> None:
+        """Tell of something that happened and led to no other state."""
+        self._tell(Step(self.state, what, self._clock()))

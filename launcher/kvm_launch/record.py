@@ -1,0 +1,132 @@
+"""What a VM that runs says of itself in its run directory, for the other commands of its owner."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Self, TextIO
+
+from attrs import asdict, evolve, frozen
+
+from kvm_launch.life import Life, State, Step
+from kvmhooks.errors import LaunchError
+from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.state import start_time
+from kvmhooks.live.rundir import RunDir
+from kvmhooks.placement import Plan
+from kvmhooks.spec import VmSpec
+
+NAME: Final = "status.json"
+MONITOR: Final = "control.sock"
+"""The second monitor, for ``kvm-launch qmp``."""
+
+CONSOLE: Final = "console.sock"
+
+
+@frozen(kw_only=True)
+class Record:
+    """One VM, as its supervisor knows it."""
+
+    name: str
+    source: str
+    """Its file."""
+    state: str = State.PLANNED
+    why: str = ""
+    since: float = 0
+    """When it came to this state, in seconds since 1970."""
+    supervisor: int = 0
+    supervisor_start: int = 0
+    """In ticks since boot: no later process with the same number is taken for it."""
+    qemu: int = 0
+    cpus: str = ""
+    """Where its threads may run."""
+    exclusive: str = ""
+    """Which of those are its own."""
+
+    def after(self, step: Step) -> Self:
+        """The record after a step of the VM's life."""
+        return evolve(self, state=str(step.state), why=step.why, since=step.at)
+
+    def save(self, run_dir: RunDir) -> None:
+        """Replace the record in one step. Raises ``OSError``."""
+        run_dir.write(NAME, json.dumps(asdict(self)))
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether its supervisor lives."""
+        return start_time(Door(), self.supervisor) == self.supervisor_start
+
+
+class Account:
+    """Tells each step of a VM's life as it is reached: to a person, and in the run directory."""
+
+    def __init__(self, spec: VmSpec, say: TextIO) -> None:
+        pid = os.getpid()
+        self.life: Final = Life(self._tell)
+        self._say = say
+        self._run_dir: RunDir | None = None
+        self._record = Record(
+            name=spec.name,
+            source=spec.source,
+            supervisor=pid,
+            supervisor_start=start_time(Door(), pid) or 0,
+        )
+
+    @contextmanager
+    def kept(self, run_dir: RunDir, plan: Plan) -> Iterator[None]:
+        """Keep the record in ``run_dir`` while the context lasts."""
+        self._run_dir = run_dir
+        self._record = evolve(self._record, cpus=str(plan.cpus), exclusive=str(plan.exclusive))
+        try:
+            yield
+        finally:
+            self._run_dir = None
+
+    def _tell(self, step: Step) -> None:
+        print(f"state: {step}", file=self._say, flush=True)
+        self._keep(self._record.after(step))
+
+    def started(self, qemu: int) -> None:
+        """Its QEMU is there."""
+        self._keep(evolve(self._record, qemu=qemu))
+
+    def _keep(self, record: Record) -> None:
+        self._record = record
+        if self._run_dir is not None:
+            record.save(self._run_dir)
+
+
+def running(base: Path) -> Iterator[Record]:
+    """The VMs of this user that run, by name; those whose supervisor has died are passed over."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(base) if not entry.name.startswith("."))
+    except FileNotFoundError:
+        return
+    for name in names:
+        record = _read(base / name)
+        if record is not None and record.is_followed:
+            yield record
+
+
+def find(base: Path, name: str) -> Record:
+    """The VM ``name`` that runs. Raises ``LaunchError`` without one."""
+    found = {record.name: record for record in running(base)}
+    if name not in found:
+        others = ", ".join(found) or "none"
+        raise LaunchError(f"found no VM {name!r} that runs, expected one of: {others}")
+    return found[name]
+
+
+def _read(directory: Path) -> Record | None:
+    """What stands in a VM's directory, if it is ours; it may vanish at any moment."""
+    try:
+        descriptor = os.open(directory / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        is_ours = os.fstat(descriptor).st_uid == os.geteuid()
+        said: Any = json.loads(file.read(1 << 16)) if is_ours else {}
+    return Record(**said) if said.get("name") == directory.name else None

@@ -1,0 +1,81 @@
+"""A terminal attached to a guest's console: every key goes there, but for the escape."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from kvm_launch.record import CONSOLE
+from kvmhooks.errors import LaunchError
+
+ESCAPE: Final = b"\x1d"
+"""Ctrl-], as telnet's and virsh's."""
+
+CHUNK: Final = 1 << 12
+
+
+def attach(directory: Path) -> int:
+    """Join standard input and output with the console until the VM ends, or the escape.
+
+    Raises ``LaunchError`` for a VM without a console.
+    """
+    with socket.socket(socket.AF_UNIX) as peer:
+        try:
+            peer.connect(str(directory / CONSOLE))
+        except OSError as error:
+            raise LaunchError(f"{directory.name}: its console: {error.strerror}") from error
+        is_terminal = os.isatty(sys.stdin.fileno())
+        if is_terminal:
+            print(f"{directory.name}: Ctrl-] leaves its console", file=sys.stderr)
+        with _raw(is_raw=is_terminal):
+            _relay(peer, has_escape=is_terminal)
+    return 0
+
+
+def _relay(peer: socket.socket, *, has_escape: bool) -> None:
+    """Copy both ways until the other side ends; the end of our input is no end of its output."""
+    stdin, stdout = sys.stdin.fileno(), sys.stdout.fileno()
+    watched: list[int | socket.socket] = [peer, stdin]
+    while True:
+        ready, _, _ = select.select(watched, [], [])
+        if peer in ready:
+            said = peer.recv(CHUNK)
+            if not said:
+                return
+            _write(stdout, said)
+        if stdin in ready:
+            typed = os.read(stdin, CHUNK)
+            if not typed:
+                watched.remove(stdin)
+            before, escape, _ = typed.partition(ESCAPE) if has_escape else (typed, b"", b"")
+            peer.sendall(before)
+            if escape:
+                return
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+@contextmanager
+def _raw(*, is_raw: bool) -> Iterator[None]:
+    """The terminal hands on each key as it is, and shows none."""
+    if not is_raw:
+        yield
+        return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    tty.setraw(descriptor)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

@@ -1,0 +1,152 @@
+"""``kvm-launch ps|status|stop|qmp|console``: the VMs that kvm-launch runs for this user."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import asdict
+
+from kvm_launch.record import MONITOR, find, running
+from kvmhooks.errors import QemuError, UsageError
+from kvmhooks.live.qmp import connect
+from kvmhooks.live.rundir import default_base
+from kvmhooks.render.table import table
+
+ANSWER_SECONDS: Final = 10.0
+
+
+def main(verb: str, argv: Sequence[str]) -> int:
+    """Carry out a verb; give the exit code. Raises ``KvmhooksError``."""
+    arguments = _parser(verb).parse_args(argv)
+    base = arguments.run_dir.absolute() if arguments.run_dir else default_base()
+    return VERBS[verb](arguments, base)
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"kvm-launch {verb}", allow_abbrev=False)
+    if verb != "ps":
+        parser.add_argument("name", metavar="NAME", help="a VM that runs: see `kvm-launch ps`")
+    if verb == "qmp":
+        parser.add_argument("command", metavar="COMMAND", help="such as query-status")
+        parser.add_argument("arguments", metavar="JSON", nargs="?", help="an object")
+    if verb == "stop":
+        parser.add_argument("--now", action="store_true", help="do not wait for the guest")
+    if verb in {"ps", "status"}:
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--run-dir", metavar="DIR", type=Path, help="where the VMs' sockets are")
+    return parser
+
+
+def _ps(arguments: argparse.Namespace, base: Path) -> int:
+    records = list(running(base))
+    if arguments.json:
+        print(json.dumps([asdict(record) for record in records], indent=2))
+        return 0
+    rows = [
+        (one.name, one.state, _ago(one.since), one.exclusive or one.cpus, str(one.qemu or ""))
+        for one in records
+    ]
+    print("\n".join(table(("name", "state", "for", "CPUs", "QEMU"), rows)))
+    return 0
+
+
+def _status(arguments: argparse.Namespace, base: Path) -> int:
+    record = find(base, arguments.name)
+    if arguments.json:
+        print(json.dumps(asdict(record), indent=2))
+        return 0
+    why = f" ({record.why})" if record.why else ""
+    own = f", {record.exclusive} its own" if record.exclusive else ""
+    print(f"{record.name}: {record.state}{why} for {_ago(record.since)}")
+    print(f"CPUs {record.cpus}{own}")
+    print(f"QEMU {record.qemu}, kvm-launch {record.supervisor}, from {record.source}")
+    return 0
+
+
+def _stop(arguments: argparse.Namespace, base: Path) -> int:
+    """Ask the VM to power off, and wait until it and its supervisor are gone."""
+    record = find(base, arguments.name)
+    descriptor = os.pidfd_open(record.supervisor)
+    try:
+        if not record.is_followed:  # it ended between the look and the open
+            return 0
+        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+        if arguments.now:
+            _wait(descriptor, 0.2)  # two signals at once would be one
+            _signal(descriptor)
+        _wait(descriptor, None)
+    finally:
+        os.close(descriptor)
+    return 0
+
+
+def _qmp(arguments: argparse.Namespace, base: Path) -> int:
+    record = find(base, arguments.name)
+    print(json.dumps(asyncio.run(_execute(base / record.name / MONITOR, arguments)), indent=2))
+    return 0
+
+
+async def _execute(path: Path, arguments: argparse.Namespace) -> Any:
+    said = _object(arguments.arguments)
+    try:
+        async with connect(path, seconds=ANSWER_SECONDS) as monitor:
+            return await monitor.execute(arguments.command, said, seconds=ANSWER_SECONDS)
+    except QemuError as error:
+        raise QemuError(f"{arguments.name}: {error}") from error
+
+
+def _object(text: str | None) -> dict[str, object] | None:
+    """The arguments of a command. Raises ``UsageError`` for what is no JSON object."""
+    if text is None:
+        return None
+    try:
+        said = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"JSON: {error}") from error
+    if not isinstance(said, dict):
+        raise UsageError(f'JSON: found {text!r}, expected an object such as {{"id": "disk0"}}')
+    return said
+
+
+def _console(arguments: argparse.Namespace, base: Path) -> int:
+    from kvm_launch.terminal import attach
+
+    return attach(base / find(base, arguments.name).name)
+
+
+def _signal(descriptor: int) -> None:
+    try:
+        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+
+
+def _wait(descriptor: int, seconds: float | None) -> None:
+    """Wait for the end of a process (pidfd_open(2): it becomes readable then)."""
+    select.select([descriptor], [], [], seconds)
+
+
+def _ago(since: float) -> str:
+    seconds = max(0, int(time.time() - since))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+VERBS: Final[Mapping[str, Callable[[argparse.Namespace, Path], int]]] = {
+    "ps": _ps,
+    "status": _status,
+    "stop": _stop,
+    "qmp": _qmp,
+    "console": _console,
+}

@@ -1,0 +1,131 @@
+"""What QEMU tells of its VM while it runs, and what that makes of the VM's end.
+
+The events are those of qapi/run-state.json and qapi/block-core.json
+(https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from kvm_launch.life import Life, State
+from kvmhooks.errors import QemuError
+from kvmhooks.live.qmp import Monitor
+
+ENDINGS: Final[Mapping[str, tuple[str, bool]]] = {
+    "guest-shutdown": ("the guest powered off", True),
+    "guest-reset": ("the guest reset, and QEMU was told to end then", True),
+    "guest-panic": ("the guest panicked", False),
+    "host-signal": ("QEMU ended: it got a signal", False),
+    "host-qmp-quit": ("QEMU ended: it was told to quit", False),
+    "host-error": ("QEMU ended: an error of the host", False),
+    "watchdog": ("the guest's watchdog ended it", False),
+}
+"""``ShutdownCause``: how it is told, and whether the guest wanted it."""
+
+FAILURES: Final[Mapping[str, str]] = {
+    "hang": "QEMU did not answer any more, and was killed",
+    "internal-error": "KVM cannot run the guest any more (a KVM internal error)",
+}
+
+HEARTBEAT_SECONDS: Final = 10.0
+"""How often QEMU is asked whether it still answers: a wake-up that costs nothing to speak of."""
+
+
+class Watch:
+    """Follows one QEMU: its events become steps of the VM's life."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self.reason = "unknown"
+        """Why QEMU ended: a ``ShutdownCause``, ``watchdog``, ``internal-error`` or ``hang``."""
+        self._reset_at = float("-inf")
+        self._handlers: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+            "RESUME": lambda _: self._runs(),
+            "STOP": lambda _: self._stops("QEMU stopped it"),
+            "RESET": lambda _: self._resets(),
+            "POWERDOWN": lambda _: self._life.note("its power button was pressed"),
+            "SHUTDOWN": self._shuts_down,
+            "GUEST_PANICKED": lambda data: self._life.note(
+                f"the guest panicked: {data.get('action')}"
+            ),
+            "WATCHDOG": self._watchdog,
+            "BLOCK_IO_ERROR": self._block_error,
+        }
+
+    async def follow(self, monitor: Monitor) -> None:
+        """Handle events until cancelled."""
+        while True:
+            self.handle(await monitor.next_event())
+
+    def handle(self, event: Mapping[str, Any]) -> None:
+        """Take one event; those that say nothing of the VM's life are passed over."""
+        handler = self._handlers.get(str(event["event"]))
+        if handler is not None:
+            handler(event.get("data", {}))
+
+    async def feel_pulse(self, monitor: Monitor, patience: float) -> None:
+        """Return when QEMU has not answered for ``patience`` seconds, or KVM gave up."""
+        while True:
+            await asyncio.sleep(min(HEARTBEAT_SECONDS, patience))
+            try:
+                status = await monitor.execute("query-status", seconds=patience)
+            except QemuError:
+                if monitor.is_connected:
+                    self.reason = "hang"
+                    return
+                await asyncio.Event().wait()  # it has ended: others see to that
+            if status["status"] == "internal-error":
+                self.reason = "internal-error"
+                return
+
+    def asked(self) -> None:
+        """The guest is about to be asked to power off."""
+        self._life.enter(State.SHUTTING_DOWN, "asked to power off")
+
+    def ending(self, forced: str | None) -> tuple[str, bool]:
+        """How a QEMU that did not fail has ended, in words, and whether that is a good end."""
+        if forced is not None:
+            return f"QEMU ended: {forced}", False
+        return ENDINGS.get(self.reason, (f"QEMU ended: {self.reason}", False))
+
+    @property
+    def failure(self) -> str:
+        """Why QEMU failed, as far as it is known."""
+        return FAILURES.get(self.reason, "QEMU failed")
+
+    def _runs(self) -> None:
+        self._life.enter(State.RUNNING)
+
+    def _stops(self, why: str) -> None:
+        if self._life.state in {State.RUNNING, State.SHUTTING_DOWN}:
+            self._life.enter(State.PAUSED, why)
+
+    def _shuts_down(self, data: Mapping[str, Any]) -> None:
+        self.reason = str(data.get("reason", "unknown"))
+        if self._life.state in {State.RUNNING, State.PAUSED}:
+            self._life.enter(State.SHUTTING_DOWN, self.reason)
+
+    def _resets(self) -> None:
+        """A guest may do so a thousand times a second: one line each second tells it."""
+        now = time.monotonic()
+        if now - self._reset_at >= 1:
+            self._reset_at = now
+            self._life.note("the guest reset")
+
+    def _watchdog(self, data: Mapping[str, Any]) -> None:
+        action = str(data.get("action"))
+        self._life.note(f"the watchdog barked: {action}")
+        if action == "poweroff":  # QEMU exits at once, with status 0 (watchdog_perform_action())
+            self.reason = "watchdog"
+
+    def _block_error(self, data: Mapping[str, Any]) -> None:
+        why = "no space left" if data.get("nospace") else str(data.get("reason"))
+        where = data.get("qom-path") or data.get("node-name") or data.get("device")
+        said = f"{data.get('operation')} error of {where}: {why}"
+        self._life.note(said)
+        if data.get("action") == "stop":
+            self._stops(said)

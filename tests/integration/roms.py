@@ -1,0 +1,44 @@
+"""Firmware of a few bytes that does one thing at once: the guests for tests of how a VM ends.
+
+A ROM of 64 KiB ends below 4 GiB, and the CPU begins at its last 16 bytes, in real mode (Intel SDM,
+volume 3, «First Instruction Executed»).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_HALT: Final = "f4 eb fd"
+"""1: hlt; jmp 1b"""
+
+_POWER_OFF: Final = """
+    66 b8 40 f8 00 80  ba f8 0c  66 ef  66 b8 01 06 00 00  ba fc 0c  66 ef
+    66 b8 44 f8 00 80  ba f8 0c  66 ef  ba fc 0c  b0 80  ee
+    ba 04 06  b8 00 20  ef
+"""
+"""ICH9: PMBASE = 0x600, ACPI_CNTL = enabled, then SLP_EN with the type of S5, which is 0 in QEMU
+(hw/acpi/core.c, ``acpi_pm1_cnt_write()``)."""
+
+_RESET_ONCE: Final = "b0 50 e6 70 e4 71 84 c0 75 0f b0 50 e6 70 b0 01 e6 71 b0 fe e6 64 f4 eb fd"
+"""Unless CMOS byte 0x50, which a reset leaves, is set: set it, and reset through the keyboard
+controller. Else go on behind this."""
+
+ROMS: Final = {
+    "powers off": _POWER_OFF + _HALT,
+    "resets once": _RESET_ONCE + _POWER_OFF + _HALT,
+    "panics": "ba 05 05 b0 01 ee" + _HALT,  # pvpanic, port 0x505: docs/specs/pvpanic.rst
+    "starves its watchdog": "ba 43 04 b0 0f ee" + _HALT,  # ib700, port 0x443: after 0 seconds
+    "sits": _HALT,
+    "echoes": "b0 4b ba f8 03 ee  ba fd 03 ec a8 01 74 f8  ba f8 03 ec ee  eb f1",
+    # says K on the serial port (16550, port 0x3f8), then whatever it hears
+}
+
+
+def write_rom(path: Path, does: str) -> Path:
+    """Write the firmware that ``does`` this, and give its path back."""
+    rom = bytes.fromhex(ROMS[does]).ljust(0xFFF0, b"\0") + bytes.fromhex("e90d00")
+    path.write_bytes(rom.ljust(1 << 16, b"\0"))
+    return path

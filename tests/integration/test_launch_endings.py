@@ -1,0 +1,104 @@
+"""Every way in which a VM ends, for real: the states it goes through, the exit code, the words."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integration.components import QEMU, Launcher, eventually, processes_of
+from tests.integration.roms import write_rom
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+START = ["planned", "starting", "paused", "running"]
+END = ["shutting down", "ended"]
+
+
+def vm(launcher: Launcher, does: str, text: str = "", more: str = "") -> Path:
+    """A VM whose firmware ``does`` one thing; its QEMU gets ``more`` arguments."""
+    rom = write_rom(launcher.base / "firmware.rom", does)
+    program = launcher.base / "qemu"
+    program.write_text(f'#!/bin/sh\nexec {QEMU} "$@" {more}\n')
+    program.chmod(0o755)
+    top = f'[machine]\naccel = "tcg"\nemulator = "{program}"\n[boot]\nfirmware = "{rom}"'
+    return launcher.vm("tiny", text, top=top)
+
+
+def states(said: dict[str, Any]) -> list[str]:
+    """The states that a VM went through."""
+    return [step["state"] for step in said["states"]]
+
+
+@pytest.mark.parametrize(
+    ("does", "more", "code", "ending", "path"),
+    [
+        ("powers off", "", 0, "the guest powered off", START + END),
+        ("resets once", "", 0, "the guest powered off", START + END),
+        (
+            "resets once",
+            "-action reboot=shutdown",
+            0,
+            "the guest reset, and QEMU was told to end then",
+            START + END,
+        ),
+        ("panics", "-device pvpanic", 3, "the guest panicked", START + END),
+        (
+            "starves its watchdog",
+            "-device ib700 -action watchdog=poweroff",
+            3,
+            "the guest's watchdog ended it",
+            [*START, "ended"],
+        ),
+    ],
+)
+def test_a_guest_ends_its_vm(
+    launcher: Launcher, does: str, more: str, code: int, ending: str, path: list[str]
+) -> None:
+    """What the guest does decides the exit code; each state is told as it is reached."""
+    ran = launcher.run("--json", "--timeout", "20", vm(launcher, does, more=more))
+    said = json.loads(ran.stdout)
+    assert (ran.returncode, said["ending"], states(said)) == (code, ending, path), ran.stderr
+    assert [line.split(": ")[1] for line in ran.stderr.splitlines() if line.startswith("state: ")][
+        :4
+    ] == START
+    assert ("state: running: the guest reset" in ran.stderr) == (does == "resets once" and not more)
+    assert launcher.left_behind() == []
+
+
+def test_a_qemu_that_does_not_answer_is_killed(launcher: Launcher) -> None:
+    """After run.hang_timeout; exit code 3, and it is said why."""
+    process = launcher.start(vm(launcher, "sits", "[run]\nhang_timeout = 1"))
+    eventually(lambda: processes_of("tiny"))
+    (qemu,) = processes_of("tiny")
+    assert process.stdout is not None
+    while "state: running" not in process.stdout.readline():
+        pass
+    os.kill(qemu, signal.SIGSTOP)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 3, out
+    assert err.startswith("QEMU did not answer any more, and was killed (QEMU ended with status -9")
+    assert "state: ended: QEMU did not answer any more, and was killed" in out
+    assert (processes_of("tiny"), launcher.left_behind()) == ([], [])
+
+
+def test_a_qemu_that_does_not_even_quit_is_killed(launcher: Launcher) -> None:
+    """Asked to stop twice while it hangs: it is gone within seconds, exit code 3."""
+    process = launcher.start("--json", vm(launcher, "sits"))
+    assert process.stderr is not None
+    while "state: running" not in process.stderr.readline():
+        pass
+    (qemu,) = processes_of("tiny")
+    os.kill(qemu, signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=40)
+    said = json.loads(out)
+    assert (process.returncode, states(said)) == (3, START + END), err
+    assert said["ending"] == (
+        "QEMU ended: SIGTERM, and the guest did not power off when it was asked to"
+    )
+    assert (processes_of("tiny"), launcher.left_behind()) == ([], [])

@@ -1,0 +1,143 @@
+"""The commands for VMs that run: what they see, what they do, and whom they leave alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.components import Launcher, eventually, processes_of
+from tests.integration.roms import write_rom
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def verb(launcher: Launcher, name: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run ``kvm-launch VERB``."""
+    command = [*launcher.program, name, *words, "--run-dir", launcher.run_dir]
+    return subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=60,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def shown(launcher: Launcher) -> dict[str, str]:
+    """Name and state of each VM, by ps."""
+    ran = verb(launcher, "ps", "--json")
+    assert ran.returncode == 0, ran.stderr
+    return {one["name"]: one["state"] for one in json.loads(ran.stdout)}
+
+
+@pytest.fixture
+def two(launcher: Launcher) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Two VMs that sit in their firmware."""
+    processes = {
+        name: launcher.start("--accel", "tcg", launcher.vm(name)) for name in ("one", "two")
+    }
+    eventually(lambda: shown(launcher) == {"one": "running", "two": "running"})
+    yield processes
+    for process in processes.values():
+        process.kill()
+        process.communicate()
+    eventually(lambda: not processes_of("one") and not processes_of("two"))
+
+
+def test_vms_are_listed_asked_and_stopped(
+    launcher: Launcher, two: dict[str, subprocess.Popen[str]]
+) -> None:
+    """One is stopped while the other keeps running; what is said of them is true."""
+    status = json.loads(verb(launcher, "status", "one", "--json").stdout)
+    (qemu,) = processes_of("one")
+    assert (status["qemu"], status["supervisor"]) == (qemu, two["one"].pid)
+    assert (status["source"], status["exclusive"]) == ("one.toml", "")
+    assert verb(launcher, "status", "one").stdout.startswith("one: running for ")
+    assert json.loads(verb(launcher, "qmp", "one", "query-name").stdout) == {"name": "one"}
+    verb(launcher, "qmp", "one", "stop")
+    assert shown(launcher) == {"one": "paused", "two": "running"}
+    verb(launcher, "qmp", "one", "cont")
+    begun = time.monotonic()
+    assert verb(launcher, "stop", "one").returncode == 0
+    assert time.monotonic() - begun >= 1  # a firmware does not power off: shutdown.timeout
+    assert two["one"].wait(5) == 3
+    assert shown(launcher) == {"two": "running"}
+    assert verb(launcher, "stop", "--now", "two").returncode == 0
+    assert two["two"].wait(5) == 3
+    assert (verb(launcher, "ps").stdout.split(), launcher.left_behind()) == (
+        ["name", "state", "for", "CPUs", "QEMU"],
+        [],
+    )
+
+
+MISTAKES = (
+    (("stop", "three"), 1, "found no VM 'three' that runs, expected one of: one, two\n"),
+    (("qmp", "one", "nonsense"), 3, "one: QEMU refused nonsense: "),
+    (("qmp", "one", "query-name", "[1]"), 2, "JSON: found '[1]', expected an object"),
+    (("qmp", "one", "query-name", "{"), 2, "JSON: "),
+    (("console", "../one"), 1, "found no VM '../one' that runs"),
+)
+
+
+def test_mistakes_and_the_dead_harm_nobody(
+    launcher: Launcher, two: dict[str, subprocess.Popen[str]]
+) -> None:
+    """Each mistake is one message with its exit code. A VM whose supervisor was killed is not
+    listed, nor is its record believed: the number of its process may be somebody else's by then."""
+    for words, code, said in MISTAKES:
+        ran = verb(launcher, *words)
+        assert (ran.returncode, ran.stdout) == (code, "")
+        assert ran.stderr.startswith(said)
+    assert shown(launcher) == {"one": "running", "two": "running"}
+    two["one"].send_signal(signal.SIGKILL)
+    two["one"].communicate()
+    path = launcher.run_dir / "one" / "status.json"
+    assert shown(launcher) == {"two": "running"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "supervisor": os.getpid()}))
+    assert shown(launcher) == {"two": "running"}
+
+
+def test_a_console_can_be_attached_left_and_typed_to(launcher: Launcher) -> None:
+    """Two at once see the same; what is typed reaches the guest; Ctrl-] leaves and ends nothing."""
+    rom = write_rom(launcher.base / "echo.rom", "echoes")
+    vm = launcher.vm("talk", top=f'[machine]\naccel = "tcg"\n[boot]\nfirmware = "{rom}"')
+    process = launcher.start(vm)
+    try:
+        eventually(lambda: shown(launcher) == {"talk": "running"})
+        other = socket.socket(socket.AF_UNIX)
+        other.connect(str(launcher.run_dir / "talk" / "console.sock"))
+        ours, theirs = pty.openpty()
+        command = [*launcher.program, "console", "talk", "--run-dir", launcher.run_dir]
+        terminal = subprocess.Popen([str(word) for word in command], stdin=theirs, stdout=theirs,
+                                    stderr=subprocess.PIPE)  # fmt: skip
+        os.close(theirs)
+        assert _until(lambda: os.read(ours, 4096), b"K") == b"K"  # from before it was attached
+        os.write(ours, b"was here\r")
+        assert b"was here" in _until(lambda: other.recv(4096), b"was here")
+        other.close()
+        os.write(ours, b"\x1d")
+        assert terminal.wait(10) == 0
+        assert terminal.stderr is not None
+        assert terminal.stderr.read() == b"talk: Ctrl-] leaves its console\n"
+        terminal.stderr.close()
+        os.close(ours)
+        assert shown(launcher) == {"talk": "running"}
+    finally:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+
+def _until(read: Callable[[], bytes], wanted: bytes) -> bytes:
+    said = b""
+    until = time.monotonic() + 60
+    while wanted not in said and time.monotonic() < until:
+        said += read()
+    return said

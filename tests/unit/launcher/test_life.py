@@ -1,0 +1,86 @@
+"""A VM's life: what may follow what, and what QEMU's events make of it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvm_launch.life import AFTER, Life, State, Step
+from kvm_launch.watch import Watch
+
+SHUTDOWN = {"event": "SHUTDOWN", "data": {"guest": True, "reason": "guest-shutdown"}}
+FULL = {
+    "event": "BLOCK_IO_ERROR",
+    "data": {"operation": "write", "node-name": "disk0", "action": "stop", "nospace": True,
+             "reason": "No space left on device"},
+}  # fmt: skip
+EVENTS = [
+    *({"event": name} for name in ("RESUME", "STOP", "RESET", "POWERDOWN", "VSERPORT_CHANGE")),
+    *({"event": "WATCHDOG", "data": {"action": action}} for action in ("reset", "poweroff")),
+    {"event": "GUEST_PANICKED", "data": {"action": "pause"}},
+    SHUTDOWN,
+    FULL,
+]
+
+
+def life_of(*events: dict[str, Any]) -> tuple[list[str], Watch]:
+    """What is told of a VM that was started and has these events."""
+    told: list[str] = []
+    life = Life(lambda step: told.append(str(step)), clock=lambda: 0)
+    for state in (State.PLANNED, State.STARTING, State.PAUSED):
+        life.enter(state)
+    watch = Watch(life)
+    for event in events:
+        watch.handle(event)
+    return told[3:], watch
+
+
+@pytest.mark.parametrize(
+    ("events", "told", "reason"),
+    [
+        ([{"event": "RESUME"}, SHUTDOWN], ["running", "shutting down: guest-shutdown"],
+         "guest-shutdown"),
+        ([{"event": "RESUME"}, FULL, {"event": "STOP"}, {"event": "RESUME"}],
+         ["running", "running: write error of disk0: no space left",
+          "paused: write error of disk0: no space left", "running"], "unknown"),
+        ([{"event": "RESUME"}, {"event": "STOP"}, SHUTDOWN],
+         ["running", "paused: QEMU stopped it", "shutting down: guest-shutdown"],
+         "guest-shutdown"),
+        ([{"event": "RESUME"}, *[{"event": "RESET"}] * 500],
+         ["running", "running: the guest reset"], "unknown"),
+        ([{"event": "RESUME"}, {"event": "WATCHDOG", "data": {"action": "poweroff"}}],
+         ["running", "running: the watchdog barked: poweroff"], "watchdog"),
+    ],
+)  # fmt: skip
+def test_events_become_steps(events: list[dict[str, Any]], told: list[str], reason: str) -> None:
+    """A disk that is full pauses the VM and says so; a storm of resets is one line."""
+    said, watch = life_of(*events)
+    assert (said, watch.reason) == (told, reason)
+
+
+@given(st.lists(st.sampled_from(EVENTS), max_size=12))
+def test_no_order_of_events_breaks_the_rules(events: list[dict[str, Any]]) -> None:
+    """Whatever QEMU says in whatever order, each state may follow the one before."""
+    life = Life(lambda _: None)
+    for state in (State.PLANNED, State.CLAIMED, State.STARTING, State.PAUSED):
+        life.enter(state)
+    watch = Watch(life)
+    for event in events:
+        watch.handle(event)
+    watch.asked()
+    life.enter(State.ENDED)
+    for one, other in itertools.pairwise(step.state for step in life.steps):
+        assert other is State.ENDED or other in AFTER[one]
+
+
+def test_a_state_out_of_order_is_a_mistake_of_ours() -> None:
+    """A VM that is not paused has no vCPU to let run."""
+    life = Life(lambda _: None, clock=lambda: 7)
+    life.enter(State.PLANNED)
+    with pytest.raises(AssertionError, match="planned -> running"):
+        life.enter(State.RUNNING)
+    assert life.steps == [Step(State.PLANNED, "", 7)]
