@@ -20,7 +20,7 @@ VERBS = {
     "import": ("kvmhooks.cli.importing", "make the vm.toml of a libvirt domain XML"),
     "hooks": ("kvmhooks.cli.hooks", "install, remove or examine the libvirt hook"),
     "isolate": ("kvmhooks.cli.isolate", "write an isolation policy into a libvirt domain"),
-    "plan": ("kvmhooks.cli.printed", "show where a vm.toml's VM would live on a host, and why"),
+    "plan": ("kvmhooks.cli.plan", "show where VMs would live on a host together, and why"),
     "reconcile": ("kvmhooks.cli.isolation", "give back what VMs that are gone still hold"),
     "schema": ("kvmhooks.cli.schema", "print the JSON Schema of vm.toml"),
     "simulate": ("kvmhooks.cli.simulate", "list every write that a start and a stop would make"),

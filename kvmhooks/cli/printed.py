@@ -1,4 +1,4 @@
-"""``kvmhooks plan|xml|argv|claim VM.toml``: something of the plan of a VM for a host."""
+"""``kvmhooks xml|argv|claim VM.toml``: something of the plan of a VM for a host."""
 
 from __future__ import annotations
 

@@ -158,9 +158,9 @@ class Ground:
         return {key: max(0, count) for key, count in left.items()}
 
     def allocatable(self, place: Place, size: int) -> int:
-        """Huge pages that could be added to those that are there."""
-        total, free, _ = self._memory(place)
-        if total is None or free is None:
+        """Huge pages that could be added; none where the kernel offers no pages of that size."""
+        total, free, pools = self._memory(place)
+        if total is None or free is None or size not in pools:
             return 0
         return max(0, (100 * free - 5 * total) // (100 * size))
 
