@@ -65,7 +65,6 @@ def _driver(reading: Reading, driver: Element | None) -> Tables:
         return {"cache": "writeback"}
     reading.read(driver, "type")
     reading.expect(driver, {"name": "qemu"})
-    reading.expect(driver, {"io": "threads"})
     reading.expect(driver, {"discard": "unmap"})
     said: Tables = {}
     cache = driver.get("cache", "writeback")
@@ -74,6 +73,9 @@ def _driver(reading: Reading, driver: Element | None) -> Tables:
     if cache in _CACHES:
         reading.read(driver, "cache")
         said["cache"] = cache
+    if driver.get("io") in {"io_uring", "native", "threads"}:
+        reading.read(driver, "io")
+        said["aio"] = driver.get("io")
     for key in ("iothread", "queues"):
         text = driver.get(key)
         if text is not None:

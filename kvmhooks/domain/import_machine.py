@@ -118,6 +118,15 @@ def constants(reading: Reading) -> Tables:
     ):
         reading.expect(root.find(path), {}, text)
     reading.expect(root.find("clock"), {"offset": "utc"})
+    reading.expect(root.find("clock/timer"), {"name": "hpet", "present": "no"})
+    reading.expect(root.find("features/vmport"), {"state": "off"})
+    if root.find("features/kvm/hint-dedicated") is not None:
+        reading.find("features/kvm")
+        reading.expect(root.find("features/kvm/hint-dedicated"), {"state": "on"})
+    for path in ("memoryBacking/source", "memoryBacking/allocation"):
+        element = root.find(path)
+        if element is not None:
+            reading.decide(element, path, "it follows from the pages")
     for path in ("resource", "seclabel"):
         for element in root.all(path):
             if element.get("type", "dynamic") == "dynamic":

@@ -23,9 +23,9 @@ DEFAULT_SIZE: Final = 0
 """The size of pages when the XML leaves it to the host (``Hugepagesize`` in /proc/meminfo)."""
 
 _UNITS: Final = {
-    "b": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10, "MB": 10**6, "M": 1 << 20,
-    "MiB": 1 << 20, "GB": 10**9, "G": 1 << 30, "GiB": 1 << 30, "TB": 10**12, "T": 1 << 40,
-    "TiB": 1 << 40,
+    "b": 1, "B": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10,
+    "MB": 10**6, "M": 1 << 20, "MiB": 1 << 20, "GB": 10**9, "G": 1 << 30,
+    "GiB": 1 << 30, "TB": 10**12, "T": 1 << 40, "TiB": 1 << 40,
 }  # fmt: skip
 """libvirt's units in bytes (``virScaleInteger()``, src/util/virutil.c)."""
 
@@ -36,7 +36,7 @@ def of_domain(domain: Element) -> tuple[tuple[int, int, int], ...]:
     if backing is None:
         return ()
     sizes = [
-        (page.get("nodeset"), _kib(page.get("size"), page.get("unit", "KiB"), "page"))
+        (page.get("nodeset"), kib(page.get("size"), page.get("unit", "KiB"), "page"))
         for page in backing.findall("page")
     ]
     wanted: dict[tuple[int, int], int] = {}
@@ -61,17 +61,17 @@ def _cells_of(domain: Element) -> list[tuple[int | None, int]]:
     cells: dict[int, int] = {}
     for place, cell in enumerate(domain.findall("cpu/numa/cell")):
         number = int(cell.get("id") or place)
-        cells[number] = _kib(cell.get("memory"), cell.get("unit", "KiB"), "cell")
+        cells[number] = kib(cell.get("memory"), cell.get("unit", "KiB"), "cell")
     if not cells:
         memory = domain.find("memory")
         if memory is None:
             return []
-        return [(None, _kib(memory.text, memory.get("unit", "KiB"), "memory"))]
+        return [(None, kib(memory.text, memory.get("unit", "KiB"), "memory"))]
     for device in domain.findall("devices/memory"):
         size = device.find("target/size")
         if device.get("model") == "dimm" and size is not None:
             number = int(device.findtext("target/node", "0"))
-            added = _kib(size.text, size.get("unit", "KiB"), "memory device")
+            added = kib(size.text, size.get("unit", "KiB"), "memory device")
             cells[number] = cells.get(number, 0) + added
     return [(number, cells[number]) for number in sorted(cells)]
 
@@ -98,7 +98,8 @@ def _nodes_for(domain: Element, cell: int | None) -> CpuSet | tuple[int]:
     return (ANY_NODE,)
 
 
-def _kib(text: str, unit: str, what: str) -> int:
+def kib(text: str, unit: str, what: str) -> int:
+    """A size in KiB, rounded up. Raises ``IsolationError``."""
     number = text.strip()
     is_number = number.isascii() and number.isdigit() and len(number) <= 18
     if not is_number or unit not in _UNITS:

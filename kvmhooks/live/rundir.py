@@ -106,6 +106,11 @@ class RunDir:
         assert self._lock is not None, "the directory is not ours yet"
         return self._lock
 
+    def clear(self) -> None:
+        """Remove the sockets in it, for the next start of the VM."""
+        for path in self.path.glob("*.sock"):
+            path.unlink()
+
     def write(self, name: str, text: str) -> None:
         """Replace a file in it in one step: a reader sees the old one or the new one."""
         descriptor = os.open(self.path, _DIRECTORY)

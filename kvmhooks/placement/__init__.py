@@ -16,6 +16,7 @@ from kvmhooks.placement.model import (
 from kvmhooks.placement.plan import parts_of, plan
 from kvmhooks.placement.replan import replan, score_of
 from kvmhooks.placement.search import Effort
+from kvmhooks.placement.target import Target
 from kvmhooks.placement.together import Together, plan_all
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "IothreadPin",
     "PciPlace",
     "Plan",
+    "Target",
     "Together",
     "Topology",
     "VcpuPin",

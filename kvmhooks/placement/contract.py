@@ -6,7 +6,9 @@ from typing import Any
 
 import attrs
 
+from kvmhooks.placement.hardware import Hardware
 from kvmhooks.placement.model import Plan
+from kvmhooks.placement.target import version_text
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "distances": [list(row) for row in plan.distances],
         "memory_mode": plan.memory_mode,
         "macs": list(plan.macs),
+        "hardware": _hardware(plan.hardware),
         "pci": [
             {"address": str(place.address), "node": place.node, "cell": place.cell}
             for place in plan.pci
@@ -63,4 +66,19 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "gap": dict(plan.gap),
         "why": list(plan.why),
         "warnings": list(plan.warnings),
+    }
+
+
+def _hardware(hardware: Hardware) -> dict[str, Any]:
+    """What was decided of the guest's hardware; the places are PCI addresses in the guest."""
+    said = attrs.asdict(hardware, filter=lambda field, _: field.name not in {"target", "layout"})
+    libvirt = hardware.target.libvirt
+    places = hardware.layout.places.items()
+    return {
+        "target": {
+            "qemu": version_text(hardware.target.qemu),
+            "libvirt": None if libvirt is None else version_text(libvirt),
+        },
+        **said,
+        "places": {name: f"{at.bus:02x}:{at.slot:02x}.{at.function}" for name, at in places},
     }

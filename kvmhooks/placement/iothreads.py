@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from attrs import frozen
 
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.wording import counted
+
+SERVED: Final = {"virtio-blk", "virtio-scsi"}
+"""The buses whose devices run on iothreads (the property ``iothread`` in qapi's ``-device``)."""
 
 
 @frozen
@@ -23,8 +28,13 @@ def serve_disks(spec: VmSpec) -> Served:
     There is one for each such disk, but no more than one for two vCPUs, since more would take more
     of the host than the guest can keep busy; ``cpu.iothreads`` says another number.
     """
-    named = {disk.iothread for disk in spec.disk if disk.iothread is not None}
-    others = [index for index, disk in enumerate(spec.disk) if disk.iothread is None]
+    named = {number for disk in spec.disk for number in disk.served_by}
+    named |= {nvme.iothread for nvme in spec.nvme if nvme.iothread is not None}
+    others = [
+        index
+        for index, disk in enumerate(spec.disk)
+        if not disk.served_by and disk.attached in SERVED and spec.machine.type != "microvm"
+    ]
     asked = spec.cpu.iothreads
     count = min(len(others), max(spec.cpu.vcpus // 2, 1)) if asked is None else asked
     fresh: list[int] = []

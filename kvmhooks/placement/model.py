@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from attrs import field, frozen
 
+from kvmhooks.placement.hardware import Hardware
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, PciAddress, union
 
@@ -124,6 +125,8 @@ class Plan:
     cells: tuple[Cell, ...]
     memory_mode: Literal["strict", "preferred"]
     """How the cells' memory is bound to their nodes (libvirt's ``<memnode mode=>``)."""
+    hardware: Hardware
+    """The guest's hardware, as far as it had to be decided."""
     macs: tuple[str, ...]
     """The guest's MAC address of each ``spec.net``."""
     exclusive: CpuSet

@@ -19,6 +19,7 @@ from kvmhooks.placement.cpu_model import choose_cpu
 from kvmhooks.placement.devices import check_devices, near, place_devices
 from kvmhooks.placement.evaluate import Placed, score
 from kvmhooks.placement.ground import Ground, Site, survey
+from kvmhooks.placement.hardware import choose_hardware
 from kvmhooks.placement.holding import Holding, of_claim
 from kvmhooks.placement.iothreads import serve_disks
 from kvmhooks.placement.model import (
@@ -32,6 +33,7 @@ from kvmhooks.placement.pins import Pins, nearest_of, pin
 from kvmhooks.placement.reasons import Settled, reasons, warnings
 from kvmhooks.placement.request import requests
 from kvmhooks.placement.search import Cut, Effort
+from kvmhooks.placement.target import OLDEST, Target
 from kvmhooks.placement.topology import check_limits, choose_topology
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
@@ -59,18 +61,22 @@ def plan(
     claims: Sequence[Claim | Holding] = (),
     *,
     housekeeping: CpuSet | None = None,
+    target: Target = OLDEST,
     effort: Effort | None = None,
 ) -> Plan:
     """Decide where the VM of ``spec`` lives on ``host`` beside the VMs that made ``claims``.
 
     A claim counts its huge pages as promised and not mapped yet. ``housekeeping`` are the CPUs that
-    no dedicated vCPU is put on; without it some are chosen. It reads nothing but its arguments.
-    Raises ``PlanError`` when the VM does not fit; the message names what binds.
+    no dedicated vCPU is put on; without it some are chosen. ``target`` says which QEMU and libvirt
+    will run it: only what they have is used.
+
+    It reads nothing but its arguments. Raises ``PlanError`` when the VM does not fit; the message
+    names what binds.
     """
     identity = identity_of(spec)
     holdings = holdings_of(claims, without=identity)
     ground = survey(host, holdings, housekeeping)
-    return plan_on(spec, ground, effort=effort or Effort())
+    return plan_on(spec, ground, target=target, effort=effort or Effort())
 
 
 def parts_of(spec: VmSpec) -> tuple[str, ...]:
@@ -96,7 +102,12 @@ def holdings_of(claims: Sequence[Claim | Holding], *, without: str) -> list[Hold
 
 
 def plan_on(
-    spec: VmSpec, ground: Ground, *, effort: Effort, present: Present | None = None
+    spec: VmSpec,
+    ground: Ground,
+    *,
+    effort: Effort,
+    target: Target = OLDEST,
+    present: Present | None = None,
 ) -> Plan:
     """The plan on a host that was looked at. Raises ``PlanError``."""
     host = ground.host
@@ -134,6 +145,15 @@ def plan_on(
     others = _others(spec, ground, pins, sites)
     served = serve_disks(spec)
     identity = identity_of(spec)
+    hardware, why_hardware = choose_hardware(
+        spec,
+        host,
+        target,
+        accel=accel,
+        model=cpu.model,
+        identity=identity,
+        iothreads=served.disks,
+    )
     numbers = score(spec, placed, ground, terms.near)
     settled = Settled(
         spec=spec,
@@ -162,6 +182,7 @@ def plan_on(
         cells=cells,
         distances=_distances(choice.seating.sites),
         memory_mode=_memory_mode(spec, choice),
+        hardware=hardware,
         macs=tuple(net.mac or derived_mac(identity, index) for index, net in enumerate(spec.net)),
         pci=settled.devices,
         caches=(
@@ -180,8 +201,8 @@ def plan_on(
         score=numbers,
         optimal=not choice.gap,
         gap=dict(choice.gap),
-        why=(*reasons(settled), *served.why, *why_accel, *why_cpu),
-        warnings=(*warnings(settled), *_address_warnings(spec)),
+        why=(*reasons(settled), *served.why, *why_accel, *why_cpu, *why_hardware),
+        warnings=(*warnings(settled), *_address_warnings(spec), *hardware.left_out),
     )
 
 
@@ -195,7 +216,7 @@ def terms_of(
 ) -> Terms:
     """What is looked for. Raises ``PlanError`` when the spec's own numbers do not come out even."""
     host = ground.host
-    usable = host.online
+    usable = ground.online
     if spec.cpu.kind is not None:
         usable = CpuSet(
             cpu.id for cpu in host.cpus or () if cpu.online and cpu.kind in {None, spec.cpu.kind}

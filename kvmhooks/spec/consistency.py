@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 
 from kvmhooks.errors import Problem
-from kvmhooks.spec.model import Net, VmSpec
+from kvmhooks.spec.agreement import disagreements
+from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
 
 
@@ -18,9 +19,8 @@ def inconsistencies(spec: VmSpec) -> Iterator[Problem]:
     yield from _cells(spec)
     yield from _pci(spec)
     yield from _boot(spec)
-    for index, net in enumerate(spec.net):
-        yield from _net(net, f"net[{index}]")
     yield from _isolation(spec)
+    yield from disagreements(spec)
 
 
 def _topology(spec: VmSpec) -> Iterator[Problem]:
@@ -123,15 +123,6 @@ def _boot(spec: VmSpec) -> Iterator[Problem]:
     for key in ("initrd", "cmdline"):
         if spec.boot.kernel is None and getattr(spec.boot, key) is not None:
             yield Problem(f"boot.{key}", "no boot.kernel", "boot.kernel beside it")
-
-
-def _net(net: Net, at: str) -> Iterator[Problem]:
-    if net.type == "user" and net.device is not None:
-        yield Problem(f"{at}.device", repr(net.device), 'nothing: type "user" has no device')
-    if net.type != "user" and net.device is None:
-        yield Problem(
-            f"{at}.device", "nothing", f'the name of the {net.type}: type is "{net.type}"'
-        )
 
 
 def _isolation(spec: VmSpec) -> Iterator[Problem]:

@@ -8,47 +8,101 @@ absolute here: in the file they are relative to the file.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Literal, NewType
+from typing import Literal
 
 from attrs import field, frozen
 
-from kvmhooks.values import ByteSize, CpuSet, PciAddress
+from kvmhooks.spec.clock import Clock
+from kvmhooks.spec.devices import (
+    Balloon,
+    Channel,
+    Filesystem,
+    Graphics,
+    HostUsb,
+    Input,
+    Iommu,
+    Mdev,
+    Panic,
+    Pci,
+    Rng,
+    Sound,
+    Tpm,
+    Usb,
+    Vsock,
+    Watchdog,
+)
+from kvmhooks.spec.forms import (
+    TEXT_FORMS,
+    CellId,
+    CpuFeature,
+    CpuModel,
+    Firmware,
+    HugePages,
+    InterfaceName,
+    MacAddress,
+    MachineType,
+    Number,
+    Percentage,
+    UserName,
+    Uuid,
+    VmName,
+)
+from kvmhooks.spec.network import Net
+from kvmhooks.spec.security import Security
+from kvmhooks.spec.storage import Disk, Nvme
+from kvmhooks.spec.tuning import Tuning
+from kvmhooks.values import ByteSize, CpuSet
 
-VmName = NewType("VmName", str)
-"""A name that is fit to be a file's name and a libvirt domain's."""
-Uuid = NewType("Uuid", str)
-MacAddress = NewType("MacAddress", str)
-InterfaceName = NewType("InterfaceName", str)
-"""A network interface of the host: at most 15 bytes (``IFNAMSIZ`` - 1, linux/if.h)."""
-CpuFeature = NewType("CpuFeature", str)
-"""A CPU feature, by QEMU's name for it, to add (``+``) or to take away (``-``)."""
-CpuModel = NewType("CpuModel", str)
-"""``host``, ``max`` or one of QEMU's named models (``qemu-system-x86_64 -cpu help``)."""
-MachineType = NewType("MachineType", str)
-Number = NewType("Number", int)
-"""A whole number that may be 0: other counts start at 1."""
-Percentage = NewType("Percentage", int)
-"""From 1 to 100."""
-
-TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
-    VmName: (
-        r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,62}",
-        "letters, digits and . _ + -, at most 63, the first a letter or digit",
-    ),
-    Uuid: (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "a UUID in lower case"),
-    MacAddress: (
-        r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}",
-        'a unicast MAC address in lower case such as "52:54:00:12:34:56"',
-    ),
-    InterfaceName: (r"[A-Za-z0-9_.+-]{1,15}", "an interface's name of at most 15 characters"),
-    CpuFeature: (r"[+-][a-z0-9][a-z0-9._-]*", '"+name" or "-name"'),
-    CpuModel: (r"[A-Za-z0-9][A-Za-z0-9_.-]*", '"host", "max" or a model of QEMU'),
-    MachineType: (r"q35|pc-q35-[0-9]+[.][0-9]+", '"q35" or a version such as "pc-q35-7.2"'),
-}
-"""The texts that have a form: its pattern, and what is said where a text has another."""
-
-HugePages = Literal[False, "auto"] | ByteSize
-Firmware = Literal["bios"] | Path
+__all__ = [
+    "TEXT_FORMS",
+    "Balloon",
+    "Boot",
+    "CellId",
+    "Channel",
+    "Clock",
+    "Console",
+    "Cpu",
+    "CpuFeature",
+    "CpuModel",
+    "Dimm",
+    "Disk",
+    "Filesystem",
+    "Firmware",
+    "Graphics",
+    "Guest",
+    "HostUsb",
+    "HugePages",
+    "Input",
+    "InterfaceName",
+    "Iommu",
+    "Isolation",
+    "MacAddress",
+    "Machine",
+    "MachineType",
+    "Mdev",
+    "Memory",
+    "MemoryCell",
+    "Net",
+    "Number",
+    "Nvme",
+    "Panic",
+    "Pci",
+    "Percentage",
+    "Rng",
+    "Security",
+    "Shutdown",
+    "Sound",
+    "Tpm",
+    "Tuning",
+    "Usb",
+    "UserName",
+    "Uuid",
+    "VirtioMem",
+    "VmName",
+    "VmSpec",
+    "Vsock",
+    "Watchdog",
+]
 
 
 @frozen(kw_only=True)
@@ -56,11 +110,17 @@ class Machine:
     """The kind of machine."""
 
     type: MachineType = MachineType("q35")
-    """The machine type: q35, or a version of it (pc-q35-7.2)."""
+    """The machine type: q35, a version of it (pc-q35-7.2), or microvm (kvm-launch only)."""
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     """kvm, tcg (QEMU's own, slow), or auto: kvm where it runs Linux, else tcg."""
     emulator: Path | None = None
     """The QEMU to run; by default the system's qemu-system-x86_64."""
+    irqchip: Literal["auto", "on", "split"] = "auto"
+    """Where interrupt controllers are emulated: on: in KVM; split: the I/O APIC in QEMU."""
+    sandbox: bool = True
+    """Whether QEMU is denied the system calls that it has no use for (seccomp)."""
+    user: UserName | None = None
+    """The user that QEMU runs as; by default whoever starts it, or libvirt's."""
 
 
 @frozen(kw_only=True)
@@ -68,7 +128,17 @@ class Boot:
     """What the machine starts."""
 
     firmware: Firmware = "bios"
-    """bios (SeaBIOS), or the path of a ROM image."""
+    """bios (SeaBIOS), uefi (OVMF), or the path of a ROM image."""
+    code: Path | None = None
+    """OVMF's code; by default Debian's for secure boot or without."""
+    variables: Path | None = None
+    """The file with this VM's own UEFI variables."""
+    template: Path | None = None
+    """What that file is first copied from; by default Debian's."""
+    secure_boot: bool = False
+    """Whether UEFI starts only what is signed; the guest cannot write to the firmware's memory."""
+    menu: bool = False
+    """Whether the firmware waits for a key to choose what to start."""
     kernel: Path | None = None
     """A Linux kernel to start without a boot loader."""
     initrd: Path | None = None
@@ -107,6 +177,30 @@ class Cpu:
     """host, max, or a named model of QEMU. Under tcg host means max."""
     features: tuple[CpuFeature, ...] = ()
     """Features to add (+name) or take away (-name)."""
+    migratable: bool | None = None
+    """Whether only what can be migrated is shown; false for all of the host's CPU."""
+    pmu: bool | None = None
+    """Whether the guest has performance counters; by default as the model."""
+    caches: Literal["auto", "host", "emulated"] = "auto"
+    """The caches that the guest sees: the host's, QEMU's own with an L3, or as the model."""
+    l3: Literal["core", "die", "socket"] | None = None
+    """Which part of the guest's topology shares an L3 cache (QEMU 10.0, not in libvirt)."""
+    hidden: bool = False
+    """Whether the guest is not told that it runs under KVM."""
+    hint_dedicated: bool | None = None
+    """Whether the guest is told that its vCPUs are never preempted; by default if dedicated."""
+    poll_control: bool | None = None
+    """Whether the guest may take over polling when idle from the host."""
+    pv_ipi: bool | None = None
+    """Whether interprocessor interrupts may be sent by hypercall."""
+    pv_eoi: bool | None = None
+    """Whether the end of an interrupt may be told without leaving the guest."""
+    pv_spinlocks: bool | None = None
+    """Whether a vCPU that waits for a lock may yield."""
+    cpu_pm: bool = False
+    """Whether the guest puts idle host CPUs to sleep itself: quick to wake, looks busy."""
+    hyperv: Literal["auto", "full", "none"] = "auto"
+    """Hyper-V's interfaces: full: all that the target has; auto: full for Windows."""
     sockets: int | None = None
     """Guest sockets; by default one for each guest NUMA cell."""
     dies: int | None = None
@@ -130,6 +224,30 @@ class MemoryCell:
 
 
 @frozen(kw_only=True)
+class Dimm:
+    """A memory module."""
+
+    size: ByteSize
+    """Its size."""
+    cell: CellId = CellId(0)
+    """The guest cell that it belongs to."""
+
+
+@frozen(kw_only=True)
+class VirtioMem:
+    """Memory that grows and shrinks while the guest runs."""
+
+    size: ByteSize
+    """How large it can be."""
+    requested: ByteSize | None = None
+    """How large the guest shall make it at the start; by default all."""
+    block: ByteSize = ByteSize(2 << 20)
+    """In which steps: a power of two, 2MiB at least."""
+    cell: CellId = CellId(0)
+    """The guest cell that it belongs to."""
+
+
+@frozen(kw_only=True)
 class Memory:
     """The guest's memory."""
 
@@ -149,51 +267,30 @@ class Memory:
     vCPUs and for huge pages, else preferred."""
     nodes: CpuSet | None = None
     """The host nodes that the VM may use, as a list: "0-1"; by default all."""
-
-
-@frozen(kw_only=True)
-class Pci:
-    """A PCI device of the host that is passed through."""
-
-    address: PciAddress
-    """Its address on the host: 0000:3b:00.0."""
-    locality: Literal["required", "preferred", "ignore"] = "preferred"
-    """Whether the VM must be on the device's node, should be, or may be anywhere."""
-
-
-@frozen(kw_only=True)
-class Disk:
-    """A disk."""
-
-    path: Path
-    """An image file, or a block device below /dev."""
-    format: Literal["raw", "qcow2"] = "raw"
-    """The image's format. It is never guessed: a guest could write another header."""
-    iothread: int | None = None
-    """The number (from 1) of the iothread that serves it; by default the main loop."""
-    queues: int | None = None
-    """How many virtqueues; by default QEMU's choice."""
-    cache: Literal["none", "writeback", "writethrough", "unsafe"] = "none"
-    """The host's page cache: none opens with O_DIRECT."""
-    readonly: bool = False
-    """Whether the guest may not write to it."""
-
-    @property
-    def is_block_device(self) -> bool:
-        """Whether the path is one of a device: known from it alone, also on another host."""
-        return self.path.is_relative_to("/dev")
-
-
-@frozen(kw_only=True)
-class Net:
-    """A network interface."""
-
-    type: Literal["user", "tap", "bridge"] = "user"
-    """user: QEMU's own NAT; tap: an existing tap device; bridge: a port of a host bridge."""
-    device: InterfaceName | None = None
-    """The tap device, or the bridge."""
-    mac: MacAddress | None = None
-    """The guest's address; by default derived from the VM's UUID."""
+    backend: Literal["auto", "ram", "memfd", "file"] = "auto"
+    """ram: anonymous; memfd: can be shared; file: in path; auto: memfd where pages need it."""
+    path: Path | None = None
+    """The folder for backend file: a mount of hugetlbfs, or of shared memory."""
+    prealloc: bool | None = None
+    """Whether all of it is allocated before the start; by default huge pages are."""
+    prealloc_threads: int | None = None
+    """How many threads allocate it."""
+    share: bool | None = None
+    """Whether other processes can map it; by default if a device needs that (virtiofs)."""
+    locked: bool = False
+    """Whether it, and the rest of QEMU, is never swapped."""
+    discard: bool = False
+    """Whether its content is dropped at the end rather than written back (shared or file)."""
+    merge: bool = True
+    """Whether equal pages may be merged with other guests' (KSM)."""
+    maximum: ByteSize | None = None
+    """How large it may grow by adding DIMMs."""
+    slots: int | None = None
+    """How many DIMMs may be added; by default 16 where there is a maximum."""
+    dimm: tuple[Dimm, ...] = ()
+    """DIMMs that are there from the start and can be taken out."""
+    virtio: tuple[VirtioMem, ...] = ()
+    """Memory that grows and shrinks in blocks (virtio-mem)."""
 
 
 @frozen(kw_only=True)
@@ -210,6 +307,10 @@ class Guest:
 
     report: bool = False
     """Whether the guest prints kvmhooks' report of itself, to be compared with the plan."""
+    os: Literal["linux", "windows", "other"] = "linux"
+    """The operating system: windows wants Hyper-V's interfaces and a clock in local time."""
+    agent: bool = False
+    """Whether there is a channel for QEMU's guest agent."""
 
 
 @frozen(kw_only=True)
@@ -240,6 +341,10 @@ class Run:
 
     hang_timeout: int = 300
     """Seconds after which a QEMU that does not answer is killed."""
+    restart: Literal["never", "on-failure", "always"] = "never"
+    """Whether a VM that ended by itself is started again: always, or unless it powered off."""
+    restart_delay: int = 1
+    """Seconds before a restart; twice as many after each that came to nothing, 300 at the most."""
 
 
 @frozen(kw_only=True)
@@ -258,12 +363,50 @@ class VmSpec:
     """The virtual CPUs."""
     memory: Memory
     """The guest's memory."""
+    clock: Clock = Clock()
+    """The guest's clock and timers."""
     disk: tuple[Disk, ...] = ()
     """The disks, in the guest's order."""
     net: tuple[Net, ...] = ()
     """The network interfaces, in the guest's order."""
+    nvme: tuple[Nvme, ...] = ()
+    """NVMe controllers of the host that QEMU itself drives, each as a virtio disk."""
     pci: tuple[Pci, ...] = ()
-    """The host's PCI devices that are passed through, in the guest's order."""
+    """PCI devices of the host that the guest gets."""
+    mdev: tuple[Mdev, ...] = ()
+    """Mediated devices: parts of a device of the host."""
+    filesystem: tuple[Filesystem, ...] = ()
+    """Folders of the host that are shared with the guest (virtiofs)."""
+    channel: tuple[Channel, ...] = ()
+    """Channels between a program of the guest and a socket of the host."""
+    input: tuple[Input, ...] = ()
+    """Keyboards, mice and tablets."""
+    host_usb: tuple[HostUsb, ...] = ()
+    """USB devices of the host that the guest gets."""
+    usb: Usb = Usb()
+    """The USB controller."""
+    graphics: Graphics = Graphics()
+    """The screen."""
+    sound: Sound = Sound()
+    """The sound card."""
+    vsock: Vsock = Vsock()
+    """Sockets between the guest and the host."""
+    rng: Rng = Rng()
+    """Random numbers for the guest."""
+    tpm: Tpm = Tpm()
+    """The TPM."""
+    watchdog: Watchdog = Watchdog()
+    """What resets a guest that hangs."""
+    panic: Panic = Panic()
+    """How a guest tells that its kernel has crashed."""
+    balloon: Balloon = Balloon()
+    """Memory that the guest gives back."""
+    iommu: Iommu = Iommu()
+    """The guest's own IOMMU."""
+    security: Security = Security()
+    """Encryption of the guest's memory."""
+    tuning: Tuning = Tuning()
+    """Shares, limits and scheduling on the host."""
     console: Console = Console()
     """Where the guest's console goes."""
     guest: Guest = Guest()

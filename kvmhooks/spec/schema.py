@@ -9,15 +9,16 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import sys
 import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
 
-from kvmhooks.spec import model
-from kvmhooks.spec.model import TEXT_FORMS, HugePages, Number, Percentage, VmSpec
-from kvmhooks.spec.structure import MAX_COUNT, is_key
+from kvmhooks.spec.forms import RANGES, TEXT_FORMS, HugePages
+from kvmhooks.spec.model import VmSpec
+from kvmhooks.spec.structure import is_key
 from kvmhooks.values import ByteSize, CpuSet, PciAddress
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -28,9 +29,6 @@ _ITEM = "(\\^?[0-9]{1,5}|[0-9]{1,5}-[0-9]{1,5}(:[0-9]{1,5}/[0-9]{1,5})?)"
 
 _SIMPLE: dict[Any, dict[str, Any]] = {
     bool: {"type": "boolean"},
-    int: {"type": "integer", "minimum": 1, "maximum": MAX_COUNT},
-    Number: {"type": "integer", "minimum": 0, "maximum": MAX_COUNT},
-    Percentage: {"type": "integer", "minimum": 1, "maximum": 100},
     str: {"type": "string"},
     Path: {"type": "string", "minLength": 1},
     ByteSize: {"type": "string", "pattern": "^[0-9]{1,15} *(KiB|MiB|GiB|TiB)$"},
@@ -39,6 +37,10 @@ _SIMPLE: dict[Any, dict[str, Any]] = {
     PciAddress: {
         "type": "string",
         "pattern": "^([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F][.][0-7]$",
+    },
+    **{
+        number: {"type": "integer", "minimum": least, "maximum": most}
+        for number, (least, most) in RANGES.items()
     },
     **{
         made: {"type": "string", "pattern": f"^({pattern})$"}
@@ -54,9 +56,9 @@ def schema() -> dict[str, Any]:
 
 
 @functools.cache
-def descriptions() -> dict[tuple[str, str], str]:
-    """(class, field): what stands after the field in the source."""
-    tree = ast.parse(inspect.getsource(model))
+def descriptions(module: str) -> dict[tuple[str, str], str]:
+    """(class, field): what stands after the field in the source of the ``module``."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
     return {
         (made.name, field.target.id): text.value.value
         for made in tree.body
@@ -71,7 +73,7 @@ def descriptions() -> dict[tuple[str, str], str]:
 
 
 def _table(made: type) -> dict[str, Any]:
-    told = descriptions()
+    told = descriptions(made.__module__)
     hints = get_type_hints(made)
     keys = [field for field in attrs.fields(made) if is_key(field)]
     return {

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import GenericAlias
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import attrs
 from cattrs import BaseValidationError, Converter, ForbiddenExtraKeysError
@@ -20,13 +20,11 @@ from cattrs.errors import AttributeValidationNote, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn, override
 
 from kvmhooks.errors import Problem, ValueFormatError
-from kvmhooks.spec.model import TEXT_FORMS, Firmware, HugePages, Number, Percentage, VmSpec
+from kvmhooks.spec.forms import RANGES, TEXT_FORMS, Firmware, HugePages
+from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import ByteSize, CpuSet, PciAddress
 
 Hook = Callable[[Any, Any], Any]
-
-MAX_COUNT: Final = 65_536
-"""More vCPUs, iothreads or queues than any QEMU has."""
 
 
 class Mismatch(ValueError):
@@ -69,7 +67,9 @@ def show(value: object) -> str:
     return text if len(text) <= 80 else text[:76] + "...'"
 
 
+@functools.lru_cache(maxsize=4)
 def _converter(folder: Path) -> Converter:
+    """What reads a document whose relative paths start at ``folder``."""
     converter = Converter()
 
     def path(value: Any, _: Any) -> Path:
@@ -78,11 +78,8 @@ def _converter(folder: Path) -> Converter:
         return Path(os.path.normpath(folder / value))
 
     def firmware(value: Any, made: Any) -> Path | str:
-        return value if value == "bios" else path(value, made)
+        return value if value in ("bios", "uefi") else path(value, made)
 
-    converter.register_structure_hook(int, _whole_number(1, MAX_COUNT))
-    converter.register_structure_hook(Number, _whole_number(0, MAX_COUNT))
-    converter.register_structure_hook(Percentage, _whole_number(1, 100))
     converter.register_structure_hook(bool, _flag)
     converter.register_structure_hook(str, _text)
     converter.register_structure_hook(ByteSize, _size)
@@ -93,6 +90,8 @@ def _converter(folder: Path) -> Converter:
     )
     converter.register_structure_hook(Path, path)
     converter.register_structure_hook(Firmware, firmware)
+    for number, (least, most) in RANGES.items():
+        converter.register_structure_hook(number, _count(least, most))
     for made, (pattern, expected) in TEXT_FORMS.items():
         converter.register_structure_hook(made, _text_form(pattern, expected))
     converter.register_structure_hook_factory(_is_choice, _choice)
@@ -101,13 +100,13 @@ def _converter(folder: Path) -> Converter:
     return converter
 
 
-def _whole_number(least: int, most: int) -> Hook:
-    def structure_number(value: Any, _: Any) -> int:
+def _count(least: int, most: int) -> Hook:
+    def structure_count(value: Any, _: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise Mismatch(value, f"a whole number from {least} to {most}")
         return value
 
-    return structure_number
+    return structure_count
 
 
 def _parsed(parse: Callable[[str], Any], expected: str) -> Hook:
@@ -191,7 +190,7 @@ def _array(made: Any, converter: Converter) -> Hook:
     item = get_args(made)[0]
     as_list = GenericAlias(list, (item,))
     walk = converter.get_structure_hook(as_list)
-    kind = "tables ([[...]])" if attrs.has(item) else "texts"
+    kind = "tables ([[...]])" if attrs.has(item) else "numbers" if item is int else "texts"
 
     def structure_array(value: Any, _: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvmhooks.errors import Problem, SpecError
-from kvmhooks.spec import VmSpec
+from kvmhooks.spec import Net, VmSpec
 
 INTERFACES = Path("/sys/class/net")
+PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 
 def check(spec: VmSpec) -> None:
     """Raise ``SpecError`` with everything that is missing."""
-    problems = (*_files(spec), *_interfaces(spec))
+    problems = (*_files(spec), *_interfaces(spec), *_helpers(spec))
     if problems:
         raise SpecError(spec.source, problems)
 
@@ -41,6 +42,39 @@ def _file(at: str, path: Path, mode: int, expected: str) -> Iterator[Problem]:
     elif path.is_dir() or not os.access(path, mode):
         kind = "a folder" if path.is_dir() else "no permission for"
         yield Problem(at, f"{kind} {str(path)!r}", expected)
+
+
+def _helpers(spec: VmSpec) -> Iterator[Problem]:
+    """What another program has to start or open before QEMU, which this release does not do."""
+    needed = {
+        **{f"filesystem[{at}]": "virtiofsd" for at in range(len(spec.filesystem))},
+        **{f"net[{at}]": name for at, net in enumerate(spec.net) if (name := _opened(net))},
+    }
+    if spec.tpm.model != "none":
+        needed["tpm.model"] = "swtpm"
+    for at, name in needed.items():
+        yield Problem(at, f"a device that needs {name}", "--libvirt: kvm-launch starts none yet")
+    devices = {
+        **{f"pci[{at}].address": each.address for at, each in enumerate(spec.pci)},
+        **{f"nvme[{at}].address": each.address for at, each in enumerate(spec.nvme)},
+        **{f"net[{at}].address": net.address for at, net in enumerate(spec.net) if net.address},
+    }
+    for at, address in devices.items():
+        driver = PCI_DEVICES / str(address) / "driver"
+        if driver.resolve().name != "vfio-pci":
+            found = f"{address}, bound to {driver.resolve().name if driver.exists() else 'nothing'}"
+            yield Problem(at, found, "a device that is bound to vfio-pci, or --libvirt")
+    if spec.boot.variables is not None and not spec.boot.variables.exists():
+        found = f"no file {str(spec.boot.variables)!r}"
+        yield Problem("boot.variables", found, "a copy of OVMF's empty variables, or --libvirt")
+
+
+def _opened(net: Net) -> str | None:
+    """What opens the interface, where QEMU cannot do it by name."""
+    if net.type == "macvtap":
+        return "a macvtap device that is opened for it"
+    many = net.type == "bridge" and (net.vhost or (net.queues or 1) > 1)
+    return "taps that are opened for it" if many else None
 
 
 def _interfaces(spec: VmSpec) -> Iterator[Problem]:

@@ -76,10 +76,9 @@ class Account:
         )
 
     @contextmanager
-    def kept(self, run_dir: RunDir, plan: Plan) -> Iterator[None]:
+    def kept(self, run_dir: RunDir) -> Iterator[None]:
         """Keep the record in ``run_dir`` while the context lasts."""
         self._run_dir = run_dir
-        self._record = evolve(self._record, cpus=str(plan.cpus), exclusive=str(plan.exclusive))
         try:
             yield
         finally:
@@ -88,6 +87,11 @@ class Account:
     def _tell(self, step: Step) -> None:
         print(f"state: {step}", file=self._say, flush=True)
         self._keep(self._record.after(step))
+
+    def planned(self, plan: Plan) -> None:
+        """It is decided where it lives."""
+        self._record = evolve(self._record, cpus=str(plan.cpus), exclusive=str(plan.exclusive))
+        self.life.enter(State.PLANNED)
 
     def started(self, qemu: int) -> None:
         """Its QEMU is there."""

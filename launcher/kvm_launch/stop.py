@@ -21,18 +21,26 @@ class Stop:
         self._seconds = seconds
         self._grace = grace
         self._asked: asyncio.Queue[str] = asyncio.Queue()
+        self.was_asked = False
+        """Whether the VM was asked to stop: it did not end by itself."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals while the context lasts."""
+        """Take the signals while the context lasts.
+
+        asyncio leaves them with the kernel's own action, which is to kill us: what was there before
+        is put back.
+        """
         loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in SIGNALS}
         for number in SIGNALS:
             loop.add_signal_handler(number, self._asked.put_nowait, number.name)
         try:
             yield
         finally:
-            for number in SIGNALS:
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, handler)
 
     async def escalate(
         self,
@@ -49,6 +57,7 @@ class Stop:
         asked = await self._next(ended, self._seconds)
         if ended.done():
             return None
+        self.was_asked = True
         await ask()
         await self._next(ended, self._grace)
         if ended.done():
@@ -57,6 +66,12 @@ class Stop:
         await ended
         reason = asked or f"{self._seconds or 0:g} s were over"
         return f"{reason}, and the guest did not power off when it was asked to"
+
+    async def is_asked_within(self, seconds: float) -> bool:
+        """Wait so long where no VM runs; True at once when a signal comes."""
+        never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        with self.listening():
+            return await self._next(never, seconds) is not None
 
     async def _next(self, ended: asyncio.Future[None], seconds: float | None) -> str | None:
         """The next signal's name; None when ``ended`` or the end of the time came before."""

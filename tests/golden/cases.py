@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from kvmhooks.host import Host, read
-from kvmhooks.placement import Plan, plan
+from kvmhooks.placement import Plan, Target, plan
 from kvmhooks.spec import VmSpec, parse_vm
+from tests.fakedevices import FakePci
 from tests.fakehost import write_host
 
 HERE: Final = Path(__file__).parent
@@ -55,6 +56,19 @@ HOSTS: Final[dict[str, dict[str, Any]]] = {
             "sys/fs/resctrl/info/L3/shareable_bits": "c00",
         },
     },
+    "with-devices": {
+        "packages": 2,
+        "cores": 8,
+        "threads": 2,
+        "nodes": 2,
+        "memory_mib": 16_384,
+        "pci": (
+            FakePci("0000:3b:00.0", node=0),
+            FakePci("0000:af:00.0", class_="0x030000", node=1),
+            FakePci("0000:af:00.1", class_="0x040300", node=1),
+            FakePci("0000:d8:00.0", node=1),
+        ),
+    },
     "hybrid": {"cores": 8, "efficiency": "4-7"},
 }
 """Described as ``tests.fakehost`` takes it."""
@@ -80,7 +94,33 @@ CASES: Final = (
     ("odd", "server"),
     ("whole", "divided"),
     ("small_cores", "hybrid"),
+    ("passthrough", "with-devices"),
+    ("processor", "server"),
+    ("processor", "server+new"),
+    ("windows", "laptop"),
+    ("windows", "laptop+new"),
+    ("storage", "laptop"),
+    ("storage", "laptop+new"),
+    ("links", "laptop"),
+    ("growing", "server"),
+    ("filed", "laptop"),
+    ("limits", "laptop"),
+    ("idle", "laptop"),
+    ("modern", "laptop+new"),
+    ("confidential_sev", "chiplets"),
+    ("confidential_sev_es", "chiplets"),
+    ("confidential_sev_snp", "chiplets+new"),
+    ("confidential_tdx", "server+new"),
+    ("micro", "laptop+qemu"),
 )
+"""VM, and the host with what runs it there."""
+
+TARGETS: Final[dict[str, Target]] = {
+    "": Target(),
+    "new": Target(qemu=(10, 1), libvirt=(11, 10), io_uring=True, vhost_net=True),
+    "qemu": Target(libvirt=None),
+}
+"""What runs the VM: the oldest, a new one, kvm-launch alone."""
 
 
 @cache
@@ -99,4 +139,5 @@ def golden_host(name: str) -> Host:
 @cache
 def golden_plan(vm: str, host: str) -> Plan:
     """The plan of one case."""
-    return plan(golden_vm(vm), golden_host(host))
+    place, _, target = host.partition("+")
+    return plan(golden_vm(vm), golden_host(place), target=TARGETS[target])

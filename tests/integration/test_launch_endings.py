@@ -102,3 +102,39 @@ def test_a_qemu_that_does_not_even_quit_is_killed(launcher: Launcher) -> None:
         "QEMU ended: SIGTERM, and the guest did not power off when it was asked to"
     )
     assert (processes_of("tiny"), launcher.left_behind()) == ([], [])
+
+
+def test_a_vm_is_started_again_as_its_policy_says(launcher: Launcher) -> None:
+    """After it powered off, with other threads each time, until it is asked to stop meanwhile."""
+    text = "[run]\nrestart = 'always'"
+    process = launcher.start("--json", vm(launcher, "powers off", text))
+    assert process.stderr is not None
+    said = ""
+    while said.count("restart: in ") < 2:
+        said += process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=10)
+    assert said.count("state: running\n") == 2
+    assert "restart: in 1 s" in said
+    assert "restart: in 2 s" in said
+    outcome = json.loads(out)
+    assert (process.returncode, states(outcome)) == (0, START + END), err
+    assert launcher.left_behind() == []
+
+
+def test_a_qemu_that_crashed_is_started_again(launcher: Launcher) -> None:
+    """On failure; asked to stop, it is not started once more."""
+    process = launcher.start(vm(launcher, "sits", "[run]\nrestart = 'on-failure'"))
+    assert process.stdout is not None
+    while "state: running" not in process.stdout.readline():
+        pass
+    (qemu,) = processes_of("tiny")
+    os.kill(qemu, signal.SIGKILL)
+    while "state: running" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=40)
+    assert process.returncode == 3, out
+    assert err.startswith("QEMU failed (QEMU ended with status -9)\n")
+    assert "end: QEMU ended: SIGTERM, and the guest did not power off" in out
+    assert (processes_of("tiny"), launcher.left_behind()) == ([], [])

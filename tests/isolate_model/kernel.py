@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvmhooks.isolate.bus import BusError, Systemd
 from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.scheduling import COOKIE, DEFAULTS, NEW
 from kvmhooks.isolate.store import Store
 from kvmhooks.values import CpuSet
 from tests.isolate_model.cgroups import Cgroups, Group
@@ -37,6 +38,23 @@ def nothing(what: str) -> None:
     del what
 
 
+def merged(schemata: str, said: str) -> str:
+    """What resctrl's ``schemata`` holds after a write of one cache's mask: runs of ones only."""
+    resource, _, change = said.partition(":")
+    cache, _, mask = change.partition("=")
+    if "0" in f"{int(mask, 16):b}".strip("0") or not int(mask, 16):
+        raise OSError(errno.EINVAL, "ways that are not adjacent", said)
+    lines = []
+    for line in schemata.splitlines():
+        name, _, masks = line.partition(":")
+        words = [
+            change if (name, word.partition("=")[0]) == (resource, cache) else word
+            for word in masks.split(";")
+        ]
+        lines.append(f"{name}:{';'.join(words)}")
+    return "\n".join(lines)
+
+
 class Irq:
     """One interrupt."""
 
@@ -47,6 +65,8 @@ class Irq:
         self.is_pending = pending
         """Whether a change waits for the next interrupt (IO-APIC)."""
         self.serial = serial
+        self.action: str | None = None
+        """The driver's name for it; None for one like any other."""
 
 
 class Task:
@@ -60,6 +80,7 @@ class Task:
         self.start = start
         self.leader = 0
         self.mask = CpuSet()
+        self.scheduling = dict(DEFAULTS)
         self.wish: CpuSet | None = None
         """What its owner asked for; kernels before 6.2 forget it when the cpuset changes."""
 
@@ -115,6 +136,8 @@ class Kernel(Door):
         self.record: str | None = None
         self.step: Callable[[str], None] = nothing
         self.libvirtd = 0
+        self.has_cookies = True
+        """Whether the kernel has core scheduling."""
         self._populate()
 
     def _populate(self) -> None:
@@ -159,6 +182,9 @@ class Kernel(Door):
             return self.release
         raise FileNotFoundError(errno.ENOENT, "no such file", path)
 
+    def administrators(self, path: str) -> str | None:
+        return self.files.get(path)
+
     def hold(self, path: str) -> str:
         return self.read(path)
 
@@ -194,11 +220,17 @@ class Kernel(Door):
         elif path.endswith("/compact"):
             for pool in self.pools.values():
                 pool.limit = pool.compacted
-        elif path.endswith("enabled"):
-            words = ("always", "madvise", "never")
-            self.files[path] = " ".join(f"[{one}]" if one == text else one for one in words)
         else:
-            self.files[path] = text
+            self.files[path] = self._kept(path, text)
+
+    def _kept(self, path: str, text: str) -> str:
+        """What a file holds after a write, where that is not the text itself."""
+        if path == "sys/fs/resctrl/schemata":
+            return merged(self.files[path], text)
+        if path.endswith("enabled"):
+            words = ("always", "madvise", "never")
+            return " ".join(f"[{one}]" if one == text else one for one in words)
+        return text
 
     def names(self, path: str) -> list[str]:
         if path == "proc":
@@ -254,6 +286,23 @@ class Kernel(Door):
         self.step(f"affinity of {tid}")
         self.pin(tid, cpus)
 
+    def scheduling(self, tid: int, what: str) -> str:
+        task = self._task(tid)
+        if what == COOKIE and not self.has_cookies:
+            raise OSError(errno.EINVAL, "CONFIG_SCHED_CORE is not set", str(tid))
+        return task.scheduling[what]
+
+    def set_scheduling(self, tid: int, what: str, value: str) -> None:
+        """A cookie that is new is for all threads of a process, any other value for one thread."""
+        self.scheduling(tid, what)
+        self.step(f"{what} of {tid}")
+        self.clock += 1
+        for other, task in self.tasks.items():
+            if value == NEW and task.leader == tid:
+                task.scheduling[what] = str(self.clock)
+            elif value != NEW and other == tid:
+                task.scheduling[what] = value
+
     def systemd(self, timeout: float = 5.0) -> Systemd | None:
         del timeout
         return ModelSystemd(self) if self.has_systemd else None
@@ -295,6 +344,8 @@ class Kernel(Door):
             self.online if forked is None or flags else (forked.mask & effective) or effective
         )
         task.wish = None if forked is None or flags else forked.wish
+        if forked is not None:
+            task.scheduling[COOKIE] = forked.scheduling[COOKIE]
         self.tasks[pid] = task
         where.tasks.add(pid)
         return pid
@@ -396,7 +447,7 @@ class Kernel(Door):
                 "effective_affinity_list": str(irq.effective),
                 "chip_name": "IR-PCI-MSI",
                 "hwirq": str(irq.serial),
-                "actions": "" if int(number) % 13 == 12 else f"device-{number}",
+                "actions": irq.action or ("" if int(number) % 13 == 12 else f"device-{number}"),
             }
         )
         if name not in texts:

@@ -73,14 +73,17 @@ def _settled(planned: Plan) -> VmSpec:
             **shape,
             model=CpuModel(planned.cpu.model),
             features=tuple(map(CpuFeature, planned.cpu.features)),
+            pmu=planned.hardware.interface.pmu,
         ),
         memory=attrs.evolve(
             spec.memory,
             cells=None if [cell.node for cell in planned.cells] == [None] else len(planned.cells),
         ),
         disk=tuple(
-            attrs.evolve(disk, iothread=iothread)
-            for disk, iothread in zip(spec.disk, planned.disk_iothreads, strict=True)
+            attrs.evolve(disk, aio=path.aio, iothread=iothread)
+            for disk, path, iothread in zip(
+                spec.disk, planned.hardware.disks, planned.disk_iothreads, strict=True
+            )
         ),
         net=tuple(
             attrs.evolve(net, mac=MacAddress(mac))
@@ -98,7 +101,16 @@ def test_nothing_is_passed_over(document: dict[str, Any], host: Any, data: st.Da
         spec = attrs.evolve(spec, machine=attrs.evolve(spec.machine, accel="tcg"))
     xml = domain_xml(plan(spec, host)).encode()
     source = parse(xml)
-    decided = {"cputune", "numatune", "controller", "address", "boot", "iothreads", "iothreadids"}
+    decided = {
+        "cputune",
+        "numatune",
+        "distances",
+        "controller",
+        "address",
+        "boot",
+        "iothreads",
+        "iothreadids",
+    }
     places = [
         element
         for element in source.root.walk()

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from kvmhooks.isolate.knobs import cpusets, irqbalance, irqs, masks, tasks, wishes
+from kvmhooks.isolate.knobs import (
+    caches,
+    cpusets,
+    irqbalance,
+    irqs,
+    masks,
+    tasks,
+    threads,
+    wishes,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,10 +28,12 @@ def discover(door: Door, view: View, groups: Groups, records: Mapping[str, Recor
     if not view.held and not records:
         return []
     return [
-        *irqbalance.knobs(door),
+        *irqbalance.knobs(door, view),
         *irqs.knobs(door, view, records),
         *masks.knobs(door, view, records),
         *wishes.knobs(door, view, records),
+        *caches.knobs(door, view, records),
         *cpusets.knobs(door, view, groups, records),
         *tasks.knobs(door, view, groups, records),
+        *threads.knobs(door, view, groups, records),
     ]

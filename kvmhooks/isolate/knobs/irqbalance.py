@@ -1,11 +1,12 @@
 """irqbalance: told over its socket which CPUs to leave alone.
 
-The daemon listens on ``/run/irqbalance/irqbalancePID.sock`` and takes one request a connection:
-``setup`` answers with its interval and the hex mask of banned CPUs, ``settings cpus LIST`` bans a
-list (``NULL``: none of ours), which it takes up at its next scan (``sock_handle()``, irqbalance.c,
-and ``setup_banned_cpus()``, cputree.c, of irqbalance 1.9). Where it does not run, there is
-nothing to tell. A ban is merged with what others have banned, and a restart forgets it: the next
-entry bans again.
+The daemon listens on ``/run/irqbalance/irqbalancePID.sock`` and takes one request a connection
+(``sock_handle()``, irqbalance.c, and ``setup_banned_cpus()``, cputree.c, of irqbalance 1.9):
+``setup`` answers with its interval, the banned interrupts (``IRQ N``) and the hex mask of banned
+CPUs; ``settings cpus LIST`` bans CPUs (``NULL``: none of ours) and ``settings ban irqs N N``
+interrupts (``NONE``), which it takes up at its next scan. Where it does not run, there is nothing
+to tell. A ban is merged with what others have banned, and a restart forgets it: the next entry bans
+again.
 """
 
 from __future__ import annotations
@@ -28,14 +29,31 @@ _TIMEOUT: Final = 2.0
 _MAX_REQUEST: Final = 499
 """The daemon reads a request into 500 bytes."""
 
+_VFIO: Final = "sys/bus/pci/drivers/vfio-pci"
 
-def knobs(door: Door) -> Iterator[Knob]:
-    """One for a daemon that runs."""
+
+def knobs(door: Door, view: View) -> Iterator[Knob]:
+    """Two for a daemon that runs: its banned CPUs, and interrupts."""
     for name in door.names(_DIRECTORY):
         pid = name.removeprefix("irqbalance").removesuffix(".sock")
         is_its = pid.isascii() and pid.isdigit() and name == f"irqbalance{pid}.sock"
         if is_its and door.is_socket(f"{_DIRECTORY}/{name}"):
             yield _Bans(f"{_DIRECTORY}/{name}")
+            yield _BannedIrqs(f"{_DIRECTORY}/{name}", passed_through(door, view))
+
+
+def passed_through(door: Door, view: View) -> CpuSet:
+    """The interrupts of devices that VMs have (ABI/testing/sysfs-bus-pci, ``msi_irqs``).
+
+    Who isolates a VM puts them where its vCPUs run, and the daemon would move them away.
+    """
+    found: set[int] = set()
+    if view.taken("isolation.irqs"):
+        for device in door.names(_VFIO):
+            if ":" in device:
+                irqs = door.names(f"{_VFIO}/{device}/msi_irqs")
+                found |= {int(irq) for irq in irqs if irq.isdigit()}
+    return CpuSet(found)
 
 
 class _Bans(Knob):
@@ -61,10 +79,41 @@ class _Bans(Knob):
         return str(CpuSet.parse_mask(words[0]))
 
     def write(self, door: Door, value: str) -> None:
-        request = f"settings cpus {value or 'NULL'}"
-        if len(request) > _MAX_REQUEST:
-            raise ValueFormatError(request[:80], f"at most {_MAX_REQUEST} bytes for irqbalance")
-        door.ask(self.path, request, _TIMEOUT)
+        _tell(door, self.path, f"settings cpus {value or 'NULL'}")
 
     def target(self, original: str, view: View) -> str:
         return str(CpuSet.parse(original) | view.taken("isolation.irqs"))
+
+
+class _BannedIrqs(Knob):
+    """The banned interrupts; their numbers are written like a CPU list."""
+
+    __slots__ = ("irqs", "path")
+
+    is_slow = True
+
+    def __init__(self, path: str, irqs: CpuSet) -> None:
+        super().__init__("irqbalance/irqs", FIRST)
+        self.path = path
+        self.irqs = irqs
+
+    def identity(self, door: Door) -> str:  # noqa: ARG002 -- the base's
+        """As for the CPUs."""
+        return self.path
+
+    def read(self, door: Door) -> str:
+        words = door.ask(self.path, "setup", _TIMEOUT).split()
+        return str(CpuSet(int(words[at + 1]) for at, word in enumerate(words) if word == "IRQ"))
+
+    def write(self, door: Door, value: str) -> None:
+        irqs = " ".join(map(str, CpuSet.parse(value))) or "NONE"
+        _tell(door, self.path, f"settings ban irqs {irqs}")
+
+    def target(self, original: str, view: View) -> str:  # noqa: ARG002 -- the base's
+        return str(CpuSet.parse(original) | self.irqs)
+
+
+def _tell(door: Door, path: str, request: str) -> None:
+    if len(request) > _MAX_REQUEST:
+        raise ValueFormatError(request[:80], f"at most {_MAX_REQUEST} bytes for irqbalance")
+    door.ask(path, request, _TIMEOUT)

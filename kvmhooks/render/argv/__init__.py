@@ -7,7 +7,19 @@ a comma can from ``key=value``.
 from __future__ import annotations
 
 from kvmhooks.placement.model import Plan
-from kvmhooks.render.argv import boot, console, cpu, disks, machine, memory, nets, pci
+from kvmhooks.render.argv import (
+    boot,
+    console,
+    cpu,
+    desktop,
+    devices,
+    disks,
+    machine,
+    memory,
+    nets,
+    pci,
+    security,
+)
 
 EMULATOR = "qemu-system-x86_64"
 
@@ -15,11 +27,17 @@ CONCERNS = (
     machine.arguments,
     cpu.arguments,
     memory.arguments,
+    security.arguments,
     boot.arguments,
+    devices.iommu,
     pci.arguments,
+    memory.added,
     disks.arguments,
     nets.arguments,
     console.arguments,
+    desktop.arguments,
+    pci.passed_through,
+    devices.arguments,
 )
 """Every concern, in the order in which QEMU reads them: a bus before what is plugged into it."""
 

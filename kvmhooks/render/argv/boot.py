@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from kvmhooks.placement.firmware import firmware_of
 from kvmhooks.placement.model import Plan
+from kvmhooks.render.argv.json_form import option
 
 
 def arguments(plan: Plan) -> list[str]:
-    """The ROM image unless it is QEMU's own SeaBIOS, then the kernel and what belongs to it."""
+    """OVMF or the ROM image, unless it is QEMU's own SeaBIOS; then the kernel."""
     boot = plan.spec.boot
     given = {
-        "-bios": None if boot.firmware == "bios" else boot.firmware,
+        "-bios": None if boot.firmware in {"bios", "uefi"} else boot.firmware,
         "-kernel": boot.kernel,
         "-initrd": boot.initrd,
         "-append": boot.cmdline,
     }
     return [
-        word
-        for option, value in given.items()
-        if value is not None
-        for word in (option, str(value))
+        *_pflash(plan),
+        *(
+            word
+            for name, value in given.items()
+            if value is not None
+            for word in (name, str(value))
+        ),
     ]
+
+
+def _pflash(plan: Plan) -> list[str]:
+    """OVMF's code, which the guest cannot write, and the variables, which it can.
+
+    With secure boot it can only in system management mode (docs/system/i386/pc.rst and OVMF's own
+    README).
+    """
+    firmware = firmware_of(plan.spec)
+    if firmware is None:
+        return []
+    said: list[str] = []
+    for name, path in (("pflash0", firmware.code), ("pflash1", firmware.variables)):
+        readonly = name == "pflash0"
+        file = {"driver": "file", "filename": str(path), "node-name": f"{name}-storage"}
+        image = {"driver": "raw", "node-name": f"{name}-format", "file": f"{name}-storage"}
+        discard = {"auto-read-only": True, "discard": "unmap"}
+        said += option("blockdev", {**file, **discard})
+        said += option("blockdev", {**image, "read-only": readonly})
+    if plan.spec.boot.secure_boot:
+        said += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
+    return said

@@ -2,36 +2,73 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kvmhooks.placement.model import Plan
 from kvmhooks.render.argv.json_form import option
-from kvmhooks.render.buses import port_of
-from kvmhooks.spec.model import Net
+from kvmhooks.render.argv.plug import plug, where
+from kvmhooks.render.handles import handles
+from kvmhooks.spec.network import Net
 
 
 def arguments(plan: Plan) -> list[str]:
     """For each interface its backend on the host and its device in the guest."""
     said: list[str] = []
-    for index, (net, mac) in enumerate(zip(plan.spec.net, plan.macs, strict=True)):
-        name = f"net{index}"
-        said += option("netdev", {"id": f"{name}-host", **_backend(net)})
-        said += option(
-            "device",
-            {
-                "driver": "virtio-net-pci",
-                "id": name,
-                "bus": port_of(plan, name).bus,
-                "addr": "0x0",
-                "netdev": f"{name}-host",
-                "mac": mac,
-            },
-        )
+    for index, net in enumerate(plan.spec.net):
+        if net.type == "hostdev":
+            host = {"driver": "vfio-pci", "host": str(net.address), "id": f"net{index}"}
+            said += option("device", {**host, **where(plan, f"net{index}")})
+            continue
+        said += _chardev(index, net)
+        said += option("netdev", {"id": f"net{index}-host", **_backend(plan, index, net)})
+        said += option("device", _device(plan, index, net))
     return said
 
 
-def _backend(net: Net) -> dict[str, object]:
-    """QEMU's ``Netdev`` (qapi/net.json); a tap that exists needs no script to set it up."""
+def _device(plan: Plan, index: int, net: Net) -> dict[str, Any]:
+    name = f"net{index}"
+    common = {"netdev": f"{name}-host", "mac": plan.macs[index]}
+    if net.model == "e1000e":
+        return {"driver": "e1000e", "id": name, **where(plan, name), **common}
+    many = net.queues is not None and net.queues > 1
+    return {
+        **plug(plan, "virtio-net", name),
+        **common,
+        "mq": True if many else None,
+        # A vector for each queue, one for the control queue, one for changes of configuration.
+        "vectors": 2 * (net.queues or 1) + 2 if many else None,
+        "rx_queue_size": net.rx_queue_size,
+        "tx_queue_size": net.tx_queue_size,
+        "host_mtu": net.mtu,
+    }
+
+
+def _chardev(index: int, net: Net) -> list[str]:
+    if net.type != "vhost-user":
+        return []
+    socket = str(net.socket).replace(",", ",,")
+    server = ",server=on" if net.server else ""
+    return ["-chardev", f"socket,id=net{index}-socket,path={socket}{server}"]
+
+
+def _backend(plan: Plan, index: int, net: Net) -> dict[str, Any]:
+    """QEMU's ``Netdev`` (qapi/net.json); a tap that exists needs no script to set it up.
+
+    A bridge's port is made by QEMU's helper, a macvtap's device is opened by whoever starts QEMU.
+    """
+    vhost = plan.hardware.vhost[index]
+    queues = net.queues if net.queues != 1 else None
     if net.type == "tap":
-        return {"type": "tap", "ifname": net.device, "script": "no", "downscript": "no"}
+        script = {"script": "no", "downscript": "no"}
+        return {"type": "tap", "ifname": net.device, **script, "vhost": vhost, "queues": queues}
+    if net.type == "macvtap" or (net.type == "bridge" and (vhost or queues)):
+        fds = [str(each.number) for each in handles(plan) if each.device == f"net{index}"]
+        plural = {"fd": fds[0]} if len(fds) == 1 else {"fds": ":".join(fds)}
+        return {"type": "tap", **plural, "vhost": vhost}
     if net.type == "bridge":
         return {"type": "bridge", "br": net.device}
+    if net.type == "vhost-user":
+        return {"type": "vhost-user", "chardev": f"net{index}-socket", "queues": queues}
+    if net.type == "vdpa":
+        return {"type": "vhost-vdpa", "vhostdev": str(net.path), "queues": queues}
     return {"type": "user"}

@@ -1,16 +1,18 @@
-"""The PCI Express root ports that the devices are plugged into."""
+"""The PCI Express root ports, and the host's devices that the guest gets."""
 
 from __future__ import annotations
 
 from kvmhooks.placement.model import Plan
 from kvmhooks.render.argv.json_form import option
-from kvmhooks.render.buses import ports
+from kvmhooks.render.argv.plug import where
 
 
 def arguments(plan: Plan) -> list[str]:
     """One root port for each PCI device."""
     said: list[str] = []
-    for port in ports(plan):
+    if plan.spec.machine.type == "microvm":
+        return said
+    for port in plan.hardware.layout.ports:
         said += option(
             "device",
             {
@@ -21,6 +23,35 @@ def arguments(plan: Plan) -> list[str]:
                 "chassis": port.index,
                 "port": port.number,
                 "multifunction": True if port.announces_others else None,
+            },
+        )
+    return said
+
+
+def passed_through(plan: Plan) -> list[str]:
+    """PCI devices of the host, and parts of such (mediated devices)."""
+    said: list[str] = []
+    for at, device in enumerate(plan.spec.pci):
+        said += option(
+            "device",
+            {
+                "driver": "vfio-pci",
+                "host": str(device.address),
+                "id": f"pci{at}",
+                **where(plan, f"pci{at}"),
+                "rombar": None if device.rom_bar is None else int(device.rom_bar),
+                "romfile": None if device.rom is None else str(device.rom),
+            },
+        )
+    for at, mediated in enumerate(plan.spec.mdev):
+        said += option(
+            "device",
+            {
+                "driver": "vfio-pci",
+                "id": f"mdev{at}",
+                "sysfsdev": f"/sys/bus/mdev/devices/{mediated.uuid}",
+                "display": "on" if mediated.display else "off",
+                **where(plan, f"mdev{at}"),
             },
         )
     return said

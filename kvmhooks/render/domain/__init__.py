@@ -9,6 +9,8 @@ from kvmhooks.render.domain import (
     boot,
     console,
     cpu,
+    desktop,
+    devices,
     disks,
     machine,
     memory,
@@ -39,9 +41,17 @@ DEVICES = (
     disks.devices,
     nets.devices,
     console.devices,
+    desktop.devices,
+    pci.passed_through,
+    devices.devices,
+    memory.devices,
     machine.absent_devices,
 )
 """Every concern that stands in ``<devices>``."""
+
+
+AFTER = (machine.security, cpu.overrides)
+"""Every concern that stands after ``<devices>``."""
 
 
 def render(plan: Plan) -> str:
@@ -49,10 +59,11 @@ def render(plan: Plan) -> str:
     domain = element("domain", {"type": "kvm" if plan.accel == "kvm" else "qemu"})
     for part in PARTS:
         domain.extend(part(plan))
-    devices = element("devices")
+    inside = element("devices")
     for part in DEVICES:
-        devices.extend(part(plan))
-    domain.append(devices)
-    domain.extend(cpu.overrides(plan))
+        inside.extend(part(plan))
+    domain.append(inside)
+    for part in AFTER:
+        domain.extend(part(plan))
     etree.indent(domain)
     return etree.tostring(domain, encoding="unicode") + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvmhooks.placement.firmware import firmware_of
 from kvmhooks.placement.model import Plan
 from kvmhooks.render.domain.element import Element, element
 
@@ -11,9 +12,18 @@ def elements(plan: Plan) -> list[Element]:
     boot = plan.spec.boot
     kind = element("type", {"arch": "x86_64", "machine": plan.spec.machine.type}, text="hvm")
     children = [kind]
-    if boot.firmware != "bios":
+    firmware = firmware_of(plan.spec)
+    if firmware is not None:
+        secure = "yes" if boot.secure_boot else None
+        loader = {"readonly": "yes", "secure": secure, "type": "pflash"}
+        children.append(element("loader", loader, text=firmware.code))
+        store = {"template": firmware.template}
+        children.append(element("nvram", store, text=firmware.variables))
+    elif boot.firmware != "bios":
         loader = {"readonly": "yes", "type": "rom"}
         children.append(element("loader", loader, text=boot.firmware))
     given = {"kernel": boot.kernel, "initrd": boot.initrd, "cmdline": boot.cmdline}
     children += [element(tag, text=value) for tag, value in given.items() if value is not None]
+    if boot.menu:
+        children.append(element("bootmenu", {"enable": "yes"}))
     return [element("os", children=children)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lxml import etree
 
-from kvmhooks.placement.model import Plan
-from kvmhooks.render.domain.element import Element, element
+from kvmhooks.placement.model import Cell, Plan
+from kvmhooks.render.domain.element import Element, element, on_off
 
 _MODES = {"host": "host-passthrough", "max": "maximum"}
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -24,16 +24,10 @@ def count(plan: Plan) -> list[Element]:
 def elements(plan: Plan) -> list[Element]:
     """``<cpu>``; no ``clusters``, which x86 machines refuse (hw/i386/pc.c)."""
     shape = plan.topology
+    levels = {level: getattr(shape, level) for level in ("sockets", "dies", "cores", "threads")}
     children = [
-        element(
-            "topology",
-            {
-                "sockets": shape.sockets,
-                "dies": shape.dies,
-                "cores": shape.cores,
-                "threads": shape.threads,
-            },
-        ),
+        element("topology", levels),
+        *_caches(plan),
         *(
             element(
                 "feature",
@@ -41,40 +35,57 @@ def elements(plan: Plan) -> list[Element]:
             )
             for feature in plan.cpu.features
         ),
-        element(
-            "numa",
-            children=[
-                element(
-                    "cell",
-                    {
-                        "id": cell.id,
-                        "cpus": str(cell.vcpus) or None,
-                        "memory": cell.memory_kib,
-                        "unit": "KiB",
-                    },
-                )
-                for cell in plan.cells
-            ],
-        ),
+        element("numa", children=[_cell(plan, cell) for cell in plan.cells]),
     ]
+    migratable = plan.hardware.interface.migratable
     mode = _MODES.get(plan.cpu.model)
     if mode is not None:
-        return [element("cpu", {"mode": mode, "check": "none"}, children)]
+        said = None if migratable is None else on_off(migratable)
+        return [element("cpu", {"mode": mode, "check": "none", "migratable": said}, children)]
     model = element("model", {"fallback": "forbid"}, text=plan.cpu.model)
     attributes = {"mode": "custom", "match": "exact", "check": "none"}
     return [element("cpu", attributes, [model, *children])]
 
 
+def _caches(plan: Plan) -> list[Element]:
+    host = plan.hardware.interface.host_caches
+    if host is None:
+        return []
+    return [element("cache", {"mode": "passthrough"} if host else {"level": 3, "mode": "emulate"})]
+
+
+def _cell(plan: Plan, cell: Cell) -> Element:
+    attributes = {
+        "id": cell.id,
+        "cpus": str(cell.vcpus) or None,
+        "memory": cell.memory_kib,
+        "unit": "KiB",
+        "memAccess": "shared" if plan.hardware.backing.share else None,
+    }
+    if not plan.distances:
+        return element("cell", attributes)
+    siblings = [
+        element("sibling", {"id": other, "value": value})
+        for other, value in enumerate(plan.distances[cell.id])
+    ]
+    return element("cell", attributes, [element("distances", children=siblings)])
+
+
 def overrides(plan: Plan) -> list[Element]:
-    """A vendor other than the model's own.
+    """What libvirt has no element for: a vendor other than the model's own, and idle states.
 
     libvirt writes ``vendor_id`` for named models only, and QEMU's ``max`` is none to it
     (``qemuBuildCpuModelArgStr()``, src/qemu/qemu_command.c; seen with 9.0), so QEMU is told by a
     property of the CPU's class.
     """
-    if plan.cpu.vendor is None:
+    said = []
+    if plan.cpu.vendor is not None:
+        said += ["-global", f"{plan.cpu.model}-x86_64-cpu.vendor={plan.cpu.vendor}"]
+    if plan.hardware.interface.cpu_pm:
+        said += ["-overcommit", "cpu-pm=on"]
+    if not said:
         return []
     commandline = etree.Element(f"{{{_QEMU}}}commandline", nsmap={"qemu": _QEMU})
-    for value in ("-global", f"{plan.cpu.model}-x86_64-cpu.vendor={plan.cpu.vendor}"):
+    for value in said:
         etree.SubElement(commandline, f"{{{_QEMU}}}arg", {"value": value})
     return [commandline]

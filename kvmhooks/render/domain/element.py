@@ -26,6 +26,11 @@ def element(
     return made
 
 
+def on_off(flag: bool) -> str:  # noqa: FBT001 -- it is the value that is written
+    """Libvirt's and QEMU's ``on`` and ``off``."""
+    return "on" if flag else "off"
+
+
 def yes_no(flag: bool) -> str:  # noqa: FBT001 -- it is the value that is written
     """Libvirt's ``yes`` and ``no``."""
     return "yes" if flag else "no"

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from kvmhooks.placement.buses import has_usb
+from kvmhooks.placement.guest_cpu import SPINLOCK_RETRIES
 from kvmhooks.placement.model import Plan
-from kvmhooks.render.domain.element import Element, element
+from kvmhooks.render.domain.element import Element, element, on_off
+
+_HYPERV_PARTS: Final = {"stimer": ("direct",), "tlbflush": ("direct", "extended")}
+"""Elements inside elements: ``stimer-direct`` is ``<stimer><direct/></stimer>``."""
 
 
 def identity(plan: Plan) -> list[Element]:
@@ -11,19 +18,79 @@ def identity(plan: Plan) -> list[Element]:
     return [element("name", text=plan.name), element("uuid", text=plan.uuid)]
 
 
-def features(_plan: Plan) -> list[Element]:
-    """ACPI and the APIC, which q35 has under QEMU in any case."""
-    return [element("features", children=[element("acpi"), element("apic")])]
+def features(plan: Plan) -> list[Element]:
+    """ACPI and the APIC, which q35 has under QEMU in any case, and what KVM offers to the guest."""
+    interface = plan.hardware.interface
+    children = [element("acpi"), element("apic", {"eoi": _state(interface.pv_eoi)})]
+    if interface.pmu is not None:
+        children.append(element("pmu", {"state": on_off(interface.pmu)}))
+    kvm = {
+        "hidden": True if interface.hidden else None,
+        "hint-dedicated": interface.hint_dedicated,
+        "poll-control": interface.poll_control,
+        "pv-ipi": interface.pv_ipi,
+    }
+    said = [element(tag, {"state": on_off(flag)}) for tag, flag in kvm.items() if flag is not None]
+    if said:
+        children.append(element("kvm", children=said))
+    if interface.hyperv:
+        parts = _hyperv(interface.hyperv)
+        children.append(element("hyperv", {"mode": "custom"}, parts))
+    if interface.pv_spinlocks is not None:
+        children.append(element("pvspinlock", {"state": on_off(interface.pv_spinlocks)}))
+    children.append(element("vmport", {"state": "off"}))
+    if plan.spec.boot.secure_boot:
+        children.append(element("smm", {"state": "on"}))
+    if plan.hardware.irqchip is not None:
+        driver = {"on": "kvm", "split": "qemu"}[plan.hardware.irqchip]
+        children.append(element("ioapic", {"driver": driver}))
+    return [element("features", children=children)]
 
 
-def life_cycle(_plan: Plan) -> list[Element]:
-    """The clock is UTC; power-off ends the VM, a reset resets it, a crash ends it."""
+def _hyperv(names: tuple[str, ...]) -> list[Element]:
+    said = []
+    for name in names:
+        if "-" in name:
+            continue  # a part of another
+        parts = [
+            element(part, {"state": "on"})
+            for part in _HYPERV_PARTS.get(name, ())
+            if f"{name}-{part}" in names
+        ]
+        retries = SPINLOCK_RETRIES if name == "spinlocks" else None
+        said.append(element(name, {"state": "on", "retries": retries}, parts))
+    return said
+
+
+def _state(flag: bool | None) -> str | None:  # noqa: FBT001 -- it is the value that is written
+    return None if flag is None else on_off(flag)
+
+
+def life_cycle(plan: Plan) -> list[Element]:
+    """The clock; power-off ends the VM, a reset resets it, a crash ends it."""
     return [
-        element("clock", {"offset": "utc"}),
+        _clock(plan),
         element("on_poweroff", text="destroy"),
         element("on_reboot", text="restart"),
         element("on_crash", text="destroy"),
     ]
+
+
+def _clock(plan: Plan) -> Element:
+    clock, asked = plan.hardware.clock, plan.spec.clock
+    timers = []
+    if asked.rtc_track == "guest" or asked.rtc_ticks == "catchup":
+        track = "guest" if asked.rtc_track == "guest" else None
+        ticks = "catchup" if asked.rtc_ticks == "catchup" else None
+        timers.append({"name": "rtc", "track": track, "tickpolicy": ticks})
+    timers.append({"name": "hpet", "present": "yes" if asked.hpet else "no"})
+    if clock.kvmclock is not None:
+        timers.append({"name": "kvmclock", "present": "yes" if clock.kvmclock else "no"})
+    if clock.hyperv_clock:
+        timers.append({"name": "hypervclock", "present": "yes"})
+    if clock.tsc_hertz is not None:
+        timers.append({"name": "tsc", "frequency": str(clock.tsc_hertz)})
+    return element("clock", {"offset": clock.offset}, [element("timer", each) for each in timers])
 
 
 def emulator(plan: Plan) -> list[Element]:
@@ -32,9 +99,34 @@ def emulator(plan: Plan) -> list[Element]:
     return [] if path is None else [element("emulator", text=path)]
 
 
-def absent_devices(_plan: Plan) -> list[Element]:
-    """What libvirt would add by itself: a USB controller and a balloon."""
-    return [
-        element("controller", {"type": "usb", "model": "none"}),
-        element("memballoon", {"model": "none"}),
+def absent_devices(plan: Plan) -> list[Element]:
+    """What libvirt would add by itself: a USB controller, a balloon and a graphics card."""
+    said = []
+    if not has_usb(plan.spec):
+        said.append(element("controller", {"type": "usb", "model": "none"}))
+    if not plan.spec.balloon.enabled:
+        said.append(element("memballoon", {"model": "none"}))
+    return said
+
+
+def security(plan: Plan) -> list[Element]:
+    """The user that QEMU runs as, and how the guest's memory is encrypted."""
+    said = []
+    user = plan.spec.machine.user
+    if user is not None:
+        attributes = {"type": "static", "model": "dac", "relabel": "yes"}
+        said.append(element("seclabel", attributes, [element("label", text=f"{user}:{user}")]))
+    launch = plan.hardware.security
+    if launch is None:
+        return said
+    kind = "sev" if launch.type == "sev-es" else launch.type
+    policy = element("policy", text=launch.policy)
+    if kind == "tdx":
+        return [*said, element("launchSecurity", {"type": kind}, [policy])]
+    hashes = "yes" if launch.kernel_hashes else None
+    children = [
+        element("cbitpos", text=launch.cbitpos),
+        element("reducedPhysBits", text=launch.reduced_phys_bits),
+        policy,
     ]
+    return [*said, element("launchSecurity", {"type": kind, "kernelHashes": hashes}, children)]

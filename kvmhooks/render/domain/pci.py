@@ -1,16 +1,54 @@
-"""The PCI Express root ports, and the address of what is plugged into one."""
+"""The PCI Express root ports, the address of what is plugged into one, and the host's devices."""
 
 from __future__ import annotations
 
+from kvmhooks.placement.buses import Port
 from kvmhooks.placement.model import Plan
-from kvmhooks.render.buses import Port, port_of, ports
-from kvmhooks.render.domain.element import Element, element
+from kvmhooks.render.domain.element import Element, element, on_off, yes_no
+from kvmhooks.values import PciAddress
 
 
 def devices(plan: Plan) -> list[Element]:
     """The root bus and one root port for each PCI device."""
     root = element("controller", {"type": "pci", "index": 0, "model": "pcie-root"})
-    return [root, *(_port(port) for port in ports(plan))]
+    return [root, *(_port(port) for port in plan.hardware.layout.ports)]
+
+
+def passed_through(plan: Plan) -> list[Element]:
+    """PCI devices of the host, and parts of such (mediated devices)."""
+    said = []
+    for at, device in enumerate(plan.spec.pci):
+        kind = {"mode": "subsystem", "type": "pci", "managed": yes_no(device.managed)}
+        children = [
+            element("driver", {"name": "vfio"}),
+            element("source", children=[host_address(device.address)]),
+        ]
+        if device.rom is not None or device.rom_bar is not None:
+            bar = None if device.rom_bar is None else on_off(device.rom_bar)
+            children.append(element("rom", {"bar": bar, "file": device.rom}))
+        said.append(element("hostdev", kind, [*children, address_of(plan, f"pci{at}")]))
+    for at, mediated in enumerate(plan.spec.mdev):
+        kind = {"mode": "subsystem", "type": "mdev", "model": "vfio-pci"}
+        display = {"display": on_off(mediated.display)}
+        source = element("source", children=[element("address", {"uuid": mediated.uuid})])
+        said.append(
+            element("hostdev", {**kind, **display}, [source, address_of(plan, f"mdev{at}")])
+        )
+    return said
+
+
+def host_address(address: PciAddress, kind: str | None = None) -> Element:
+    """The address of a device on the host."""
+    return element(
+        "address",
+        {
+            "type": kind,
+            "domain": f"{address.domain:#06x}",
+            "bus": f"{address.bus:#04x}",
+            "slot": f"{address.slot:#04x}",
+            "function": f"{address.function:#x}",
+        },
+    )
 
 
 def _port(port: Port) -> Element:
@@ -26,8 +64,14 @@ def _port(port: Port) -> Element:
 
 
 def address_of(plan: Plan, device: str) -> Element:
-    """The address of a device: alone on the bus behind its port."""
-    return _address(bus=port_of(plan, device).index, slot=0, function=0)
+    """The address of a device: on the root bus, or behind its port."""
+    place = plan.hardware.layout.places[device]
+    return _address(
+        bus=place.bus,
+        slot=place.slot,
+        function=place.function,
+        multifunction="on" if place.announces_others else None,
+    )
 
 
 def _address(*, bus: int, slot: int, function: int, multifunction: str | None = None) -> Element:

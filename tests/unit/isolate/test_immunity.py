@@ -134,6 +134,7 @@ class Irqbalance:
 
     def __init__(self, path: str, banned: CpuSet) -> None:
         self.banned = self.next = banned
+        self.irqs = CpuSet({3})
         self.requests: list[str] = []
         self._peer = socket.socket(socket.AF_UNIX)
         self._peer.bind(path)
@@ -158,9 +159,15 @@ class Irqbalance:
             with peer:
                 request = peer.recv(500).decode()
                 if request == "setup":
-                    peer.sendall(f"SLEEP 10 BANNED {self.banned.format_mask(256)}".encode())
+                    irqs = "".join(f"IRQ {one} LOAD 0 DIFF 0 CLASS 0 " for one in self.irqs)
+                    banned = self.banned.format_mask(256)
+                    peer.sendall(f"SLEEP 10 {irqs}BANNED {banned}".encode())
                     continue
                 self.requests.append(request)
+                if request.startswith("settings ban irqs "):
+                    said = request.removeprefix("settings ban irqs ").replace(" ", ",")
+                    self.irqs = CpuSet() if said == "NONE" else CpuSet.parse(said)
+                    continue
                 said = request.removeprefix("settings cpus ")
                 self.next = CpuSet() if said == "NULL" else CpuSet.parse(said)
 
@@ -189,6 +196,22 @@ def test_failure_7_bans_of_others_survive(root: Path) -> None:
     assert str(daemon.banned) == "0"
     daemon.close()
     assert daemon.requests == ["settings cpus 0,6-7", "settings cpus 0"]
+
+
+def test_failure_7_the_interrupts_of_devices_that_vms_have_are_banned_as_well(root: Path) -> None:
+    """It would move them away from where the VM wants them; others' bans stay."""
+    plant(Kernel("plain", 8, 4), root)
+    for irq in (1, 2):
+        path = root / f"sys/bus/pci/drivers/vfio-pci/0000:01:00.0/msi_irqs/{irq}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    daemon = Irqbalance(f"{root}/run/irqbalance/irqbalance7.sock", CpuSet())
+    run(root, guest(), "prepare", "begin")
+    run(root, guest(), "start", "begin")
+    assert str(daemon.irqs) == "1-3"
+    run(root, guest(), "release", "end")
+    assert str(daemon.irqs) == "3"
+    daemon.close()
 
 
 def test_failure_7_a_restarted_irqbalance_is_told_again(root: Path) -> None:

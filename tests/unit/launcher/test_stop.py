@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from kvm_launch.stop import Stop
+from kvm_launch.stop import SIGNALS, Stop
 
 
 class Vm:
@@ -75,3 +75,20 @@ def test_a_vm_is_asked_and_then_forced(
         return vm.told, said
 
     assert asyncio.run(scene()) == (told, reason)
+
+
+def test_the_handlers_of_before_are_put_back() -> None:
+    """A SIGTERM that comes after the VM's end must not kill us while the host is restored."""
+    before = [signal.default_int_handler] * len(SIGNALS)
+
+    async def scene() -> None:
+        with Stop(None, 1).listening():
+            assert [signal.getsignal(number) for number in SIGNALS] != before
+
+    try:
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler)
+        asyncio.run(scene())
+        assert [signal.getsignal(number) for number in SIGNALS] == before
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

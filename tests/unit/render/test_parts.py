@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kvmhooks.placement.buses import Place, Port
 from kvmhooks.render.argv.json_form import option
-from kvmhooks.render.buses import Port, port_of, ports
 from kvmhooks.render.domain.disks import letters
 from kvmhooks.render.domain.element import element, yes_no
 from kvmhooks.render.picture import picture
@@ -32,11 +33,11 @@ def test_letters_are_unique_and_ordered(one: int, other: int) -> None:
 
 def test_ports_fill_slots_of_eight() -> None:
     """The ninth device is in the second slot; function 0 of each slot announces the others."""
-    plan = golden_plan("disks", "laptop")
-    assert ports(plan) == tuple(Port(f"disk{at}", at + 1) for at in range(10))
+    ports = golden_plan("disks", "laptop").hardware.layout.ports
+    assert ports == tuple(Port(f"disk{at}", at + 1) for at in range(10))
     told = [
         (port.bus, port.slot, port.function, port.announces_others, port.number)
-        for port in (port_of(plan, f"disk{at}") for at in (0, 7, 8, 9))
+        for port in (ports[at] for at in (0, 7, 8, 9))
     ]
     assert told == [
         ("pci.1", 1, 0, True, 0x08),
@@ -46,19 +47,26 @@ def test_ports_fill_slots_of_eight() -> None:
     ]
 
 
-def test_interfaces_come_before_disks_and_the_console_last() -> None:
-    """The order of ports is that of the guest's devices; a serial port takes none."""
-    assert [port.device for port in ports(golden_plan("network", "laptop"))] == [
-        "net0",
-        "net1",
-        "net2",
-    ]
-    assert [port.device for port in ports(golden_plan("firmware", "laptop"))] == [
-        "disk0",
-        "disk1",
-        "disk2",
-        "serial0",
-    ]
+@pytest.mark.parametrize(
+    ("vm", "devices"),
+    [
+        ("network", "net0 net1 net2"),
+        ("firmware", "disk0 disk1 disk2 virtio-serial0"),
+        ("storage", "scsi0 scsi1 disk0 disk4 disk5 disk6 disk7 nvme0"),
+        ("windows", "net0 virtio-serial0 usb"),
+        ("filed", "virtio-serial0 mdev0 fs0 input0 vsock rng"),
+    ],
+)
+def test_devices_are_plugged_in_in_their_order(vm: str, devices: str) -> None:
+    """Interfaces come first, then controllers and disks, then the rest; each has a port."""
+    ports = golden_plan(vm, "laptop").hardware.layout.ports
+    assert [port.device for port in ports] == devices.split()
+
+
+def test_a_screen_moves_the_ports_on() -> None:
+    """Slot 1 of the root bus is the graphics card's, as libvirt has it."""
+    layout = golden_plan("windows", "laptop").hardware.layout
+    assert (layout.places["video"], layout.ports[0].slot) == (Place(0, 1), 2)
 
 
 def test_an_option_leaves_out_what_is_not_said() -> None:

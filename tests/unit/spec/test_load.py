@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
+import attrs
 import jsonschema
 import pytest
 
@@ -27,7 +29,7 @@ from kvmhooks.spec import (
 from kvmhooks.spec.load import MAX_BYTES
 from kvmhooks.spec.model import CpuFeature, CpuModel, InterfaceName, MacAddress, MachineType, VmName
 from kvmhooks.spec.schema import descriptions, schema
-from kvmhooks.spec.structure import Unsuitable, structure
+from kvmhooks.spec.structure import Unsuitable, is_key, structure
 from kvmhooks.values import ByteSize
 
 LEAST = 'name = "a"\ncpu.vcpus = 4\nmemory.size = "1GiB"\n'
@@ -158,14 +160,18 @@ MISTAKES = [
         LEAST + "colour = 1",
         (
             "colour: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "disk, net, pci, console, guest, shutdown, isolation, run"
+            "clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, usb, "
+            "graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, tuning, "
+            "console, guest, shutdown, isolation, run"
         ),
     ),
     (
         LEAST + 'source = "x"',
         (
             "source: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "disk, net, pci, console, guest, shutdown, isolation, run"
+            "clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, usb, "
+            "graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, tuning, "
+            "console, guest, shutdown, isolation, run"
         ),
     ),
     (LEAST + "disks = []", 'disks: found an unknown key, expected "disk"?'),
@@ -235,7 +241,7 @@ MISTAKES = [
     ),
     (
         LEAST + 'machine.type = "pc"',
-        'machine.type: found \'pc\', expected "q35" or a version such as "pc-q35-7.2"',
+        'machine.type: found \'pc\', expected "q35", "microvm" or a version such as "pc-q35-7.2"',
     ),
     (LEAST + 'boot.kernel = ""', f"boot.kernel: found '', expected {PATH}"),
     (LEAST + 'boot.kernel = "a\\u0000b"', f"boot.kernel: found 'a\\x00b', expected {PATH}"),
@@ -357,59 +363,40 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     }
 
 
-FULL: dict[str, Any] = {
-    "name": "a",
+TEXTS = {
     "uuid": "6f5e6d5c-4b3a-4291-8807-f6e5d4c3b2a1",
-    "machine": {"type": "q35", "accel": "kvm", "emulator": "q"},
-    "boot": {"firmware": "bios", "kernel": "k", "initrd": "i", "cmdline": "c"},
-    "cpu": {
-        "vcpus": 1,
-        "placement": "dedicated",
-        "dedicated": "0",
-        "smt": "require",
-        "kind": "performance",
-        "realtime": True,
-        "ratio": 2,
-        "iothreads": 0,
-        "model": "max",
-        "features": ["+a"],
-        "sockets": 1,
-        "dies": 1,
-        "cores": 1,
-        "threads": 1,
-    },
-    "memory": {
-        "size": "1GiB",
-        "cells": 1,
-        "cell": [{"vcpus": "0", "size": "1GiB", "node": 0}],
-        "hugepages": "2MiB",
-        "allocate": True,
-        "mode": "strict",
-        "nodes": "0-1",
-    },
-    "disk": [
-        {
-            "path": "d",
-            "format": "raw",
-            "iothread": 1,
-            "queues": 1,
-            "cache": "none",
-            "readonly": True,
-        }
-    ],
-    "net": [{"type": "tap", "device": "t", "mac": "52:54:00:00:00:01"}],
-    "pci": [{"address": "0000:3b:00.0", "locality": "required"}],
-    "console": {"type": "none"},
-    "guest": {"report": True},
-    "shutdown": {"timeout": 30},
-    "isolation": {
-        "exclusive": True,
-        "strict": True,
-        "cache_ways": 2,
-        "memory_bandwidth": 50,
-    },
-    "run": {"hang_timeout": 60},
+    "mac": "52:54:00:00:00:01",
+    "address": "0000:3b:00.0",
+    "size": "1GiB",
+    "vcpus": "0",
+    "dedicated": "0",
+    "nodes": "0-1",
+    "type": "q35",
+    "listen": "::1",
+    "policy": "0x1",
+    "id": "046d:c52b",
+    "secret": "6f5e6d5c-4b3a-4291-8807-f6e5d4c3b2a1",
 }
+
+
+def _example(made: dict[str, Any], key: str = "") -> Any:
+    """A value that a part of the schema allows."""
+    if "properties" in made:
+        return {name: _example(part, name) for name, part in made["properties"].items()}
+    if "enum" in made:
+        return made["enum"][0]
+    if "anyOf" in made:
+        return _example(made["anyOf"][0], key)
+    if made["type"] == "array":
+        return [_example(made["items"], key)]
+    if made["type"] == "string":
+        plain = TEXTS.get(key, "a")
+        pattern = made.get("pattern", "")
+        return next(each for each in (plain, "a", "1GiB", "+a") if re.search(pattern, each))
+    return {"boolean": True, "integer": made.get("minimum")}[made["type"]]
+
+
+FULL: dict[str, Any] = _example(schema())
 ODD: tuple[Any, ...] = ("", "-", 0, 1, 1 << 40, 1.5, float("inf"), True, False, [], ["x"], [[]], {})
 
 
@@ -428,11 +415,11 @@ def test_the_schema_and_the_reader_agree_on_any_value() -> None:
 
 def test_the_schema_describes_every_key() -> None:
     """Each key of the file has a description, which is what stands after its field."""
-    told = descriptions()
+    told = descriptions("kvmhooks.spec.model")
     properties = schema()["properties"]
-    assert set(properties) == set(FULL)
+    assert set(properties) == {field.name for field in attrs.fields(VmSpec) if is_key(field)}
     assert properties["name"]["description"] == told["VmSpec", "name"]
-    assert set(properties["cpu"]["properties"]) == set(FULL["cpu"])
+    assert set(properties["cpu"]["properties"]) == {field.name for field in attrs.fields(Cpu)}
     assert schema()["required"] == ["name", "cpu", "memory"]
     assert schema()["additionalProperties"] is False
 

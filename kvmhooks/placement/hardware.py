@@ -1,0 +1,148 @@
+"""What the guest is given, as far as it had to be decided: by the target, the host, or the spec's
+other words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from attrs import frozen
+
+from kvmhooks.errors import PlanError
+from kvmhooks.host.model import Host
+from kvmhooks.placement.backing import Backing, choose_backing
+from kvmhooks.placement.buses import Layout, lay_out
+from kvmhooks.placement.clock import GuestClock, choose_clock
+from kvmhooks.placement.guest_cpu import CpuInterface, choose_interface
+from kvmhooks.placement.security import LaunchSecurity, choose_security
+from kvmhooks.placement.storage import DiskPath, ScsiController, choose_disks
+from kvmhooks.placement.target import (
+    MICROVM,
+    PANIC_PCI,
+    PIPEWIRE,
+    READONLY_VIRTIOFS,
+    RUN_WITH_USER,
+    SOUND_VIRTIO,
+    WATCHDOG_ITCO,
+    Gate,
+    Target,
+    Wishes,
+)
+from kvmhooks.spec.model import VmSpec
+
+VHOST_KINDS = {"tap", "bridge", "macvtap"}
+"""Interfaces whose packets the host's kernel can move by itself."""
+
+
+@frozen(kw_only=True)
+class Hardware:
+    """The guest's hardware, decided."""
+
+    target: Target
+    interface: CpuInterface
+    clock: GuestClock
+    backing: Backing
+    irqchip: Literal["on", "split"] | None
+    """None: QEMU's own choice for the machine type."""
+    disks: tuple[DiskPath, ...]
+    """The way of each ``spec.disk``."""
+    scsi: tuple[ScsiController, ...]
+    vhost: tuple[bool | None, ...]
+    """For each ``spec.net`` whether the host's kernel moves its packets; None where it cannot."""
+    security: LaunchSecurity | None
+    cid: int
+    """The guest's vsock address, if it has one."""
+    has_run_with: bool
+    """Whether QEMU takes its user by ``-run-with``; before 9.1 it was ``-runas``."""
+    layout: Layout
+    left_out: tuple[str, ...]
+    """What was asked for and is not there, with since when it would be."""
+
+
+def choose_hardware(
+    spec: VmSpec,
+    host: Host,
+    target: Target,
+    *,
+    accel: str,
+    model: str,
+    identity: str,
+    iothreads: tuple[int | None, ...],
+) -> tuple[Hardware, tuple[str, ...]]:
+    """Decide the hardware of a VM for a ``target``, and say why.
+
+    ``model`` is the CPU model that the guest sees, ``iothreads`` the one of each disk that names no
+    others. Raises ``PlanError`` for what the VM cannot be without and the target has not.
+    """
+    wishes = Wishes(target)
+    _require(spec, wishes)
+    interface = choose_interface(spec, wishes, accel=accel, model=model)
+    backing, why_backing = choose_backing(spec)
+    disks, scsi = choose_disks(spec, wishes, identity, iothreads)
+    security = choose_security(spec, host, wishes, accel=accel)
+    hardware = Hardware(
+        target=target,
+        interface=interface,
+        clock=choose_clock(spec, wishes, accel=accel, has_hyperv=bool(interface.hyperv)),
+        backing=backing,
+        irqchip=_irqchip(spec, wishes, accel=accel),
+        disks=disks,
+        scsi=scsi,
+        vhost=tuple(_vhost(at, spec, wishes, accel=accel) for at in range(len(spec.net))),
+        security=security,
+        cid=spec.vsock.cid or derived_cid(identity),
+        has_run_with=RUN_WITH_USER.lacking(target) is None,
+        layout=lay_out(spec, disks, scsi),
+        left_out=tuple(wishes.left_out),
+    )
+    return hardware, why_backing
+
+
+def derived_cid(identity: str) -> int:
+    """A vsock address for the VM with this UUID, the same every time: from 1,024 on, 31 bits."""
+    digest = hashlib.sha256(f"{identity}/vsock".encode()).digest()
+    return 1024 + int.from_bytes(digest[:4], "big") % ((1 << 31) - 1024)
+
+
+def _require(spec: VmSpec, wishes: Wishes) -> None:
+    """Refuse what cannot be left out without another VM coming of it."""
+    readonly = any(shared.readonly for shared in spec.filesystem)
+    asked: tuple[tuple[bool, Gate, str, str], ...] = (
+        (spec.machine.type == "microvm", MICROVM, "machine.type", '"microvm"'),
+        (spec.panic.model == "pci", PANIC_PCI, "panic.model", '"pci"'),
+        (spec.sound.model == "virtio", SOUND_VIRTIO, "sound.model", '"virtio"'),
+        (spec.sound.backend == "pipewire", PIPEWIRE, "sound.backend", '"pipewire"'),
+        (spec.watchdog.model == "itco", WATCHDOG_ITCO, "watchdog.model", '"itco"'),
+        (readonly, READONLY_VIRTIOFS, "filesystem.readonly", "true"),
+    )
+    for is_asked, gate, at, found in asked:
+        if is_asked:
+            wishes.require(gate, at, found)
+
+
+def _irqchip(spec: VmSpec, wishes: Wishes, *, accel: str) -> Literal["on", "split"] | None:
+    """TDX takes no other than ``split`` (docs/system/i386/tdx.rst)."""
+    asked = spec.machine.irqchip
+    if spec.security.type == "tdx":
+        if asked == "on":
+            raise PlanError("machine.irqchip", '"on" with TDX', '"split"')
+        return "split"
+    if asked != "auto" and accel != "kvm":
+        wishes.leave_out("machine.irqchip", "it is KVM's")
+        return None
+    return None if asked == "auto" else asked
+
+
+def _vhost(at: int, spec: VmSpec, wishes: Wishes, *, accel: str) -> bool | None:
+    net = spec.net[at]
+    if net.type not in VHOST_KINDS or net.model != "virtio":
+        return None
+    is_there = wishes.target.vhost_net
+    if net.vhost and is_there is False:
+        wishes.leave_out(f"net[{at}].vhost", "the host has no /dev/vhost-net")
+        return False
+    if net.vhost is not None:
+        return net.vhost
+    # A bridge's port with vhost is opened by whoever starts QEMU, which its helper cannot do.
+    return is_there if accel == "kvm" and net.type != "bridge" else None

@@ -1,0 +1,57 @@
+"""The encryption of a guest's memory."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import frozen
+
+from kvmhooks.errors import PlanError
+from kvmhooks.host.model import Host
+from kvmhooks.placement.target import SEV, SEV_SNP, TDX, Gate, Wishes
+from kvmhooks.spec.model import VmSpec
+
+GATES: Final[dict[str, Gate]] = {"sev": SEV, "sev-es": SEV, "sev-snp": SEV_SNP, "tdx": TDX}
+
+POLICIES: Final = {"sev": "0x3", "sev-es": "0x7", "sev-snp": "0x30000", "tdx": "0x10000000"}
+"""No debugging, no sharing of keys, and for sev-es encrypted registers: the bits are those of the
+SEV API specification, table 2, the SEV-SNP firmware ABI, table 9 (bit 17 must be set), and for TDX
+of ATTRIBUTES, whose bit 28 (SEPT_VE_DISABLE) Linux guests insist on (qapi/qom.json)."""
+
+MODULES: Final = {"sev": "sev", "sev-es": "sev_es", "sev-snp": "sev_snp", "tdx": "tdx"}
+"""Parameters of kvm_amd and kvm_intel that say what is switched on."""
+
+
+@frozen(kw_only=True)
+class LaunchSecurity:
+    """How a guest's memory is encrypted."""
+
+    type: str
+    policy: str
+    kernel_hashes: bool
+    cbitpos: int
+    reduced_phys_bits: int
+
+
+def choose_security(
+    spec: VmSpec, host: Host, wishes: Wishes, *, accel: str
+) -> LaunchSecurity | None:
+    """What is asked for, checked: without it the VM must not start. Raises ``PlanError``."""
+    asked = spec.security
+    if asked.type == "none":
+        return None
+    found = f'"{asked.type}"'
+    if accel != "kvm":
+        raise PlanError("security.type", f"{found} under {accel}", "KVM")
+    parameters = (host.kvm.module_parameters if host.kvm else None) or {}
+    said = parameters.get(MODULES[asked.type])
+    if said in {"N", "0"}:
+        raise PlanError("security.type", found, f"a host that has it: KVM says {asked.type} is off")
+    wishes.require(GATES[asked.type], "security.type", found)
+    return LaunchSecurity(
+        type=asked.type,
+        policy=asked.policy or POLICIES[asked.type],
+        kernel_hashes=asked.kernel_hashes,
+        cbitpos=asked.cbitpos or (51 if asked.type == "sev-snp" else 47),
+        reduced_phys_bits=asked.reduced_phys_bits,
+    )

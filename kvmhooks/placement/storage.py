@@ -1,0 +1,134 @@
+"""How each disk does its I/O, and where it is plugged in."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from attrs import frozen
+
+from kvmhooks.errors import PlanError
+from kvmhooks.placement.target import (
+    BLK_IOTHREADS,
+    EMULATED_NVME,
+    SCSI_IOTHREADS,
+    Gate,
+    Wishes,
+)
+from kvmhooks.spec.model import VmSpec
+from kvmhooks.spec.storage import Bus, Disk
+
+Aio = Literal["io_uring", "native", "threads"]
+
+SATA_PORTS = 6
+"""Of the ICH9, which q35 has (hw/ide/ahci.c)."""
+
+
+@frozen(kw_only=True)
+class DiskPath:
+    """One disk's way from the guest to the host."""
+
+    bus: Bus
+    controller: int
+    """Which controller of that bus; 0 where the disk is its own."""
+    unit: int
+    """Which of that controller's disks."""
+    aio: Aio
+    iothreads: tuple[int, ...]
+    """One: all queues; several: the queues are dealt out to them."""
+    serial: str | None
+    boot: int
+
+
+@frozen(kw_only=True)
+class ScsiController:
+    """A virtio-scsi controller and the iothreads that serve it."""
+
+    iothreads: tuple[int, ...]
+    queues: int | None
+
+
+def choose_disks(
+    spec: VmSpec, wishes: Wishes, identity: str, iothreads_of: tuple[int | None, ...]
+) -> tuple[tuple[DiskPath, ...], tuple[ScsiController, ...]]:
+    """Each disk's path, and the SCSI controllers: one for each set of iothreads.
+
+    ``iothreads_of`` gives the iothread of each disk that does not name several.
+    """
+    served = [
+        _iothreads(at, disk, iothread, wishes)
+        for at, (disk, iothread) in enumerate(zip(spec.disk, iothreads_of, strict=True))
+    ]
+    units: dict[tuple[object, ...], int] = {}
+    sets: list[tuple[int, ...]] = []
+    paths = []
+    for at, (disk, iothreads) in enumerate(zip(spec.disk, served, strict=True)):
+        bus = disk.attached
+        if bus == "nvme":
+            wishes.require(EMULATED_NVME, f"disk[{at}].bus", '"nvme"')
+        controller = 0
+        if bus == "virtio-scsi":
+            if iothreads not in sets:
+                sets.append(iothreads)
+            controller = sets.index(iothreads)
+        unit = units.get((bus, controller), 0)
+        units[bus, controller] = unit + 1
+        if bus == "sata" and unit == SATA_PORTS:
+            raise PlanError(f"disk[{at}].bus", "a disk on sata", f"at most {SATA_PORTS} of them")
+        paths.append(
+            DiskPath(
+                bus=bus,
+                controller=controller,
+                unit=unit,
+                aio=_aio(at, disk, wishes),
+                iothreads=iothreads,
+                serial=_serial(at, disk, identity),
+                boot=at + 1 if disk.boot is None else disk.boot,
+            )
+        )
+    return tuple(paths), tuple(
+        ScsiController(iothreads=each, queues=_queues(spec, paths, at))
+        for at, each in enumerate(sets)
+    )
+
+
+def _queues(spec: VmSpec, paths: list[DiskPath], controller: int) -> int | None:
+    """The most that a disk of the controller asks for: they share its queues."""
+    asked = [
+        disk.queues
+        for disk, path in zip(spec.disk, paths, strict=True)
+        if (path.bus, path.controller) == ("virtio-scsi", controller) and disk.queues is not None
+    ]
+    return max(asked, default=None)
+
+
+def _iothreads(at: int, disk: Disk, iothread: int | None, wishes: Wishes) -> tuple[int, ...]:
+    gates: dict[str, Gate] = {"virtio-blk": BLK_IOTHREADS, "virtio-scsi": SCSI_IOTHREADS}
+    gate = gates.get(disk.attached)
+    if gate is None:
+        return ()
+    if len(disk.iothreads) > 1 and not wishes.has(gate, f"disk[{at}].iothreads"):
+        return disk.iothreads[:1]
+    return disk.iothreads or (() if iothread is None else (iothread,))
+
+
+def _aio(at: int, disk: Disk, wishes: Wishes) -> Aio:
+    """As asked; else io_uring where it works, and native where the page cache is not used.
+
+    ``native`` blocks without O_DIRECT, so QEMU refuses it (block/file-posix.c).
+    """
+    has_uring = wishes.target.io_uring
+    fallback: Aio = "native" if disk.cache == "none" else "threads"
+    if disk.aio == "auto":
+        return "io_uring" if has_uring else fallback
+    if disk.aio == "io_uring" and not has_uring:
+        wishes.leave_out(f"disk[{at}].aio", "io_uring is not known to work on this target")
+        return fallback
+    return disk.aio
+
+
+def _serial(at: int, disk: Disk, identity: str) -> str | None:
+    """An NVMe controller must have a serial number (hw/nvme/ctrl.c)."""
+    if disk.serial is None and disk.bus == "nvme":
+        return hashlib.sha256(f"{identity}/disk{at}".encode()).hexdigest()[:20]
+    return disk.serial

@@ -1,0 +1,271 @@
+"""Keys of devices and of the host's tuning that contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from kvmhooks.errors import Problem
+from kvmhooks.spec.model import VirtioMem, VmSpec
+from kvmhooks.spec.network import Net
+from kvmhooks.spec.storage import Disk
+
+_NEEDS: Final = {
+    "tap": "device",
+    "bridge": "device",
+    "macvtap": "device",
+    "vhost-user": "socket",
+    "vdpa": "path",
+    "hostdev": "address",
+}
+"""Type of an interface: the key that says which one it is."""
+
+_MEANT: Final = {
+    "device": "the name of the {}",
+    "socket": "the socket of the switch",
+    "path": "a device such as /dev/vhost-vdpa-0",
+    "address": "the PCI address of a virtual function",
+}
+
+_QUEUED: Final = {"tap", "bridge", "macvtap", "vhost-user", "vdpa"}
+
+_MIB: Final = 1 << 20
+
+
+def disagreements(spec: VmSpec) -> Iterator[Problem]:
+    """Yield what is wrong between keys that are each well-formed."""
+    yield from _boot(spec)
+    yield from _cpu(spec)
+    yield from _memory(spec)
+    for index, disk in enumerate(spec.disk):
+        yield from _disk(disk, f"disk[{index}]")
+    for index, net in enumerate(spec.net):
+        yield from _net(net, f"net[{index}]")
+    yield from _desktop(spec)
+    yield from _tuning(spec)
+    if spec.machine.type == "microvm":
+        yield from _microvm(spec)
+
+
+def _boot(spec: VmSpec) -> Iterator[Problem]:
+    boot = spec.boot
+    if boot.firmware == "uefi":
+        if boot.variables is None:
+            yield Problem("boot.variables", "nothing", "the file with this VM's UEFI variables")
+        return
+    for key in ("code", "variables", "template"):
+        if getattr(boot, key) is not None:
+            yield Problem(f"boot.{key}", repr(str(getattr(boot, key))), 'boot.firmware = "uefi"')
+    if boot.secure_boot:
+        yield Problem("boot.secure_boot", "true", 'boot.firmware = "uefi"')
+
+
+_OWN_KEYS: Final = {
+    "migratable": "cpu.migratable",
+    "host-cache-info": "cpu.caches",
+    "l3-cache": "cpu.caches",
+    "kvm": "cpu.hidden",
+    "kvmclock": "clock.kvmclock",
+    "hv-": "cpu.hyperv",
+    "kvm-": "the keys of [cpu] for KVM's own features",
+}
+"""Properties of QEMU's ``-cpu`` that are no bits of CPUID: libvirt knows none of them as features.
+"""
+
+
+def _cpu(spec: VmSpec) -> Iterator[Problem]:
+    for index, feature in enumerate(spec.cpu.features):
+        for name, key in _OWN_KEYS.items():
+            if feature[1:] == name or (name.endswith("-") and feature[1:].startswith(name)):
+                yield Problem(f"cpu.features[{index}]", repr(feature), key)
+    if spec.cpu.l3 is not None and spec.cpu.caches == "host":
+        yield Problem("cpu.l3", repr(spec.cpu.l3), 'nothing beside cpu.caches = "host"')
+    if spec.cpu.realtime and spec.tuning.vcpus.scheduler != "other":
+        yield Problem("tuning.vcpus.scheduler", "cpu.realtime beside it", "one of the two")
+
+
+def _memory(spec: VmSpec) -> Iterator[Problem]:
+    memory = spec.memory
+    if (memory.backend == "file") != (memory.path is not None):
+        found = "nothing" if memory.path is None else repr(str(memory.path))
+        yield Problem("memory.path", found, 'the folder, and backend = "file"')
+    if memory.backend == "ram" and (memory.hugepages or memory.share):
+        why = "huge pages" if memory.hugepages else "memory that others map"
+        yield Problem("memory.backend", '"ram"', f'"memfd" or "file" for {why}')
+    if memory.discard and memory.backend != "file":
+        yield Problem("memory.discard", "true", 'backend = "file"')
+    if memory.prealloc is False and memory.hugepages:
+        yield Problem("memory.prealloc", "false", "true: a guest dies where a huge page is missing")
+    if memory.prealloc_threads and not (memory.prealloc or memory.hugepages):
+        yield Problem("memory.prealloc_threads", "nothing is allocated", "prealloc = true")
+    if memory.share is False:
+        if spec.filesystem:
+            yield Problem("memory.share", "false", "true: virtiofsd maps the guest's memory")
+        if any(net.type == "vhost-user" for net in spec.net):
+            yield Problem("memory.share", "false", "true: a vhost-user switch maps the guest's")
+    yield from _growing(spec)
+
+
+def _growing(spec: VmSpec) -> Iterator[Problem]:
+    memory = spec.memory
+    sizes = {
+        **{f"memory.dimm[{at}]": each.size for at, each in enumerate(memory.dimm)},
+        **{f"memory.virtio[{at}]": each.size for at, each in enumerate(memory.virtio)},
+    }
+    total = memory.size + sum(sizes.values())
+    if memory.maximum is None:
+        if sizes or memory.slots:
+            yield Problem("memory.maximum", "nothing", "how large the memory may grow")
+    elif memory.maximum < total:
+        found = f"{memory.maximum}, with {total // _MIB}MiB there at the start"
+        yield Problem("memory.maximum", found, "no less than that")
+    if memory.slots is not None and memory.slots < len(memory.dimm):
+        yield Problem("memory.slots", str(memory.slots), f"{len(memory.dimm)} at least")
+    for at, size in sizes.items():
+        if size == 0 or size % (2 * _MIB):
+            yield Problem(f"{at}.size", repr(str(size)), "whole multiples of 2MiB")
+    for index, each in enumerate(memory.virtio):
+        yield from _virtio_mem(each, f"memory.virtio[{index}]")
+
+
+def _virtio_mem(memory: VirtioMem, at: str) -> Iterator[Problem]:
+    block = int(memory.block)
+    if block < 2 * _MIB or block & (block - 1):
+        yield Problem(f"{at}.block", repr(str(memory.block)), "a power of two from 2MiB on")
+    elif memory.size % block or (memory.requested or 0) % block:
+        yield Problem(f"{at}.size", repr(str(memory.size)), f"whole blocks of {memory.block}")
+    if memory.requested is not None and memory.requested > memory.size:
+        yield Problem(f"{at}.requested", repr(str(memory.requested)), f"{memory.size} at most")
+
+
+def _disk(disk: Disk, at: str) -> Iterator[Problem]:
+    yield from _queues(disk, at)
+    if disk.aio == "native" and disk.cache != "none":
+        yield Problem(f"{at}.aio", f'"native" with cache = "{disk.cache}"', 'cache = "none"')
+    if disk.device == "cdrom" and disk.attached == "nvme":
+        yield Problem(f"{at}.bus", '"nvme" for a cdrom', '"sata" or "virtio-scsi"')
+    if disk.detect_zeroes == "unmap" and not disk.discard:
+        yield Problem(f"{at}.detect_zeroes", '"unmap" without discard', '"on", or discard = true')
+    if disk.shared and (disk.cache != "none" or disk.format != "raw"):
+        yield Problem(f"{at}.shared", "true", 'format = "raw" and cache = "none"')
+    block = disk.logical_block
+    if block is not None and (not 512 <= block <= 32768 or block & (block - 1)):
+        yield Problem(f"{at}.logical_block", repr(str(block)), "a power of two, 32KiB at most")
+    limits = disk.throttle
+    for kind in ("bytes", "operations") if limits is not None else ():
+        parts = [getattr(limits, f"{way}_{kind}") for way in ("read", "write")]
+        if getattr(limits, kind) is not None and any(parts):
+            yield Problem(
+                f"{at}.throttle.{kind}", "read or write beside it", "both together or each apart"
+            )
+
+
+def _queues(disk: Disk, at: str) -> Iterator[Problem]:
+    bus = disk.attached
+    if disk.iothread is not None and disk.iothreads:
+        yield Problem(f"{at}.iothread", "iothreads beside it", "one of the two")
+    if disk.served_by and bus in {"sata", "nvme"}:
+        yield Problem(f"{at}.bus", f'"{bus}" with iothreads', '"virtio-blk" or "virtio-scsi"')
+    if len(set(disk.iothreads)) != len(disk.iothreads):
+        yield Problem(f"{at}.iothreads", str(list(disk.iothreads)), "each iothread once")
+    for key in ("queues", "queue_size"):
+        buses = {"virtio-blk"} if key == "queue_size" else {"virtio-blk", "virtio-scsi"}
+        if getattr(disk, key) is not None and bus not in buses:
+            yield Problem(f"{at}.{key}", f'bus = "{bus}"', " or ".join(sorted(buses)))
+
+
+def _net(net: Net, at: str) -> Iterator[Problem]:
+    needed = _NEEDS.get(net.type)
+    for key, meant in _MEANT.items():
+        value = getattr(net, key)
+        if key == needed and value is None:
+            expected = f'{meant.format(net.type)}: type is "{net.type}"'
+            yield Problem(f"{at}.{key}", "nothing", expected)
+        if key != needed and value is not None:
+            yield Problem(f"{at}.{key}", repr(str(value)), _no_such(net.type, key))
+    only: dict[str, tuple[Any, set[str]]] = {
+        "mode": (net.mode != "bridge", {"macvtap"}),
+        "server": (net.server, {"vhost-user"}),
+        "managed": (not net.managed, {"hostdev"}),
+        "vlan": (net.vlan, {"hostdev"}),
+        "queues": (net.queues, _QUEUED if net.model == "virtio" else set()),
+        "vhost": (net.vhost, {"tap", "bridge", "macvtap"} if net.model == "virtio" else set()),
+    }
+    for key, (is_said, types) in only.items():
+        if is_said and net.type not in types:
+            found = str(getattr(net, key)).lower()
+            yield Problem(f"{at}.{key}", found, _no_such(net.type, key))
+    if net.model != "virtio" and net.type in {"hostdev", "vdpa", "vhost-user"}:
+        yield Problem(f"{at}.model", f'"{net.model}"', f'"virtio": type is "{net.type}"')
+    for key in ("rx_queue_size", "tx_queue_size"):
+        size = getattr(net, key)
+        if size is not None and size not in {256, 512, 1024}:
+            yield Problem(f"{at}.{key}", str(size), "256, 512 or 1024")
+
+
+def _no_such(kind: str, key: str) -> str:
+    return f'nothing: type "{kind}" has no {key}'
+
+
+def _desktop(spec: VmSpec) -> Iterator[Problem]:
+    usb = [f"input[{at}]" for at, each in enumerate(spec.input) if each.bus == "usb"]
+    usb += [f"host_usb[{at}]" for at in range(len(spec.host_usb))]
+    for index, each in enumerate(spec.input):
+        if (each.type == "evdev") != (each.path is not None):
+            found = "nothing" if each.path is None else repr(str(each.path))
+            yield Problem(
+                f"input[{index}].path", found, 'the device of type "evdev", and of no other'
+            )
+    if spec.usb.controller == "none" and usb:
+        yield Problem("usb.controller", f'"none" with {usb[0]}', '"xhci"')
+    if spec.sound.backend == "spice" and spec.graphics.type != "spice":
+        yield Problem("sound.backend", '"spice"', 'graphics.type = "spice"')
+    if spec.sound.backend != "none" and spec.sound.model == "none":
+        yield Problem("sound.backend", f'"{spec.sound.backend}"', "a sound.model beside it")
+    can_do = spec.balloon.free_page_reporting or spec.balloon.deflate_on_oom
+    if can_do and not spec.balloon.enabled:
+        yield Problem("balloon.enabled", "false", "true, for what it can do")
+
+
+def _tuning(spec: VmSpec) -> Iterator[Problem]:
+    tuning = spec.tuning
+    for name in ("vcpus", "emulator", "iothreads"):
+        threads = getattr(tuning, name)
+        if threads.priority is not None and threads.scheduler not in {"fifo", "rr"}:
+            found = f'{threads.priority} with scheduler = "{threads.scheduler}"'
+            yield Problem(f"tuning.{name}.priority", found, '"fifo" or "rr"')
+    for name in ("total", "vcpus", "emulator", "iothreads"):
+        period = getattr(tuning, name).period
+        if period is not None and period > 1_000_000:
+            yield Problem(f"tuning.{name}.period", str(period), "a second at most: 1000000")
+
+
+def _microvm(spec: VmSpec) -> Iterator[Problem]:
+    """It has no PCI, no chipset and no flash (docs/system/i386/microvm.rst)."""
+    there = {
+        "pci": spec.pci,
+        "mdev": spec.mdev,
+        "input": spec.input,
+        "host_usb": spec.host_usb,
+        "graphics.type": spec.graphics.type != "none",
+        "graphics.video": spec.graphics.video not in {"auto", "none"},
+        "sound.model": spec.sound.model != "none",
+        "watchdog.model": spec.watchdog.model != "none",
+        "panic.model": spec.panic.model != "none",
+        "iommu.model": spec.iommu.model != "none",
+        "tpm.model": spec.tpm.model != "none",
+        "usb.controller": spec.usb.controller == "xhci",
+        "memory.maximum": spec.memory.maximum is not None,
+        "boot.firmware": spec.boot.firmware == "uefi",
+        "clock.hpet": spec.clock.hpet,
+        "security.type": spec.security.type != "none",
+    }
+    for at, is_there in there.items():
+        if is_there:
+            yield Problem(at, 'machine.type = "microvm"', "q35: microvm has no such thing")
+    for index, disk in enumerate(spec.disk):
+        if not disk.attached.startswith("virtio"):
+            yield Problem(f"disk[{index}].bus", f'"{disk.attached}" on microvm', '"virtio-blk"')
+    for index, net in enumerate(spec.net):
+        if net.type == "hostdev" or net.model != "virtio":
+            yield Problem(f"net[{index}].type", "a PCI device on microvm", "a virtio interface")

@@ -1,0 +1,185 @@
+"""The devices beside disks and networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from attrs import frozen
+
+from kvmhooks.spec.forms import Cid, IpAddress, Port, Tag, UsbId, Uuid
+from kvmhooks.values import ByteSize, PciAddress
+
+
+@frozen(kw_only=True)
+class Pci:
+    """A PCI device of the host that is passed through."""
+
+    address: PciAddress
+    """Its address on the host: 0000:3b:00.0."""
+    locality: Literal["required", "preferred", "ignore"] = "preferred"
+    """Whether the VM must be on the device's node, should be, or may be anywhere."""
+    managed: bool = True
+    """Whether libvirt binds it to vfio-pci and back."""
+    rom: Path | None = None
+    """A file with its option ROM, instead of its own."""
+    rom_bar: bool | None = None
+    """Whether the guest sees its option ROM; by default yes."""
+    group: Tag | None = None
+    """Devices of one group are functions of one device in the guest: a GPU and its sound."""
+
+
+@frozen(kw_only=True)
+class Mdev:
+    """A mediated device."""
+
+    uuid: Uuid
+    """Its UUID below /sys/bus/mdev/devices."""
+    display: bool = False
+    """Whether it is the guest's screen."""
+
+
+@frozen(kw_only=True)
+class Filesystem:
+    """A folder of the host that is shared with the guest."""
+
+    path: Path
+    """The folder."""
+    tag: Tag
+    """Its name in the guest: mount -t virtiofs TAG /mnt."""
+    queue_size: int | None = None
+    """How many requests its queue holds; by default 1024 in libvirt, 128 else."""
+    readonly: bool = False
+    """Whether the guest may not write to it (libvirt 11.0)."""
+
+
+@frozen(kw_only=True)
+class Channel:
+    """A channel between a program of the guest and a socket of the host."""
+
+    name: Tag
+    """Its name in the guest: /dev/virtio-ports/NAME."""
+    socket: Path
+    """The socket on the host, which QEMU makes."""
+
+
+@frozen(kw_only=True)
+class Usb:
+    """The USB controller."""
+
+    controller: Literal["auto", "xhci", "none"] = "auto"
+    """xhci: USB 3; auto: xhci where something is to be plugged in."""
+
+
+@frozen(kw_only=True)
+class HostUsb:
+    """A USB device of the host."""
+
+    id: UsbId
+    """Vendor and product, as lsusb shows them."""
+
+
+@frozen(kw_only=True)
+class Input:
+    """A keyboard, mouse or tablet."""
+
+    type: Literal["tablet", "mouse", "keyboard", "evdev"] = "tablet"
+    """tablet: a pointer that needs not be caught; evdev: a device of the host."""
+    bus: Literal["usb", "virtio"] = "usb"
+    """How it is attached."""
+    path: Path | None = None
+    """The device of evdev: /dev/input/by-id/..."""
+
+
+@frozen(kw_only=True)
+class Graphics:
+    """The screen."""
+
+    type: Literal["none", "vnc", "spice"] = "none"
+    """How it is looked at."""
+    video: Literal["auto", "none", "virtio", "vga", "qxl", "bochs", "ramfb"] = "auto"
+    """The graphics card; auto: virtio where there is a screen, else none."""
+    listen: IpAddress = IpAddress("127.0.0.1")
+    """The address of the host on which it is served."""
+    port: Port = Port(5900)
+    """Its port."""
+    heads: int = 1
+    """How many monitors a virtio or qxl card has."""
+
+
+@frozen(kw_only=True)
+class Sound:
+    """The sound card."""
+
+    model: Literal["none", "ich9", "virtio"] = "none"
+    """ich9: as real ones; virtio: QEMU 8.2, libvirt 10.4."""
+    backend: Literal["none", "spice", "pipewire", "pulseaudio", "alsa"] = "none"
+    """Where it is heard; pipewire: QEMU 8.1, libvirt 9.10."""
+
+
+@frozen(kw_only=True)
+class Vsock:
+    """Sockets between the guest and the host."""
+
+    enabled: bool = False
+    """Whether there are any."""
+    cid: Cid | None = None
+    """The guest's address; by default derived from the VM's UUID."""
+
+
+@frozen(kw_only=True)
+class Rng:
+    """Random numbers for the guest."""
+
+    source: Literal["none", "urandom", "builtin"] = "none"
+    """urandom: the host's /dev/urandom; builtin: QEMU's own, which is the same without a file."""
+    rate: ByteSize | None = None
+    """How many bytes at most in each period; by default all that is asked for."""
+    period: int = 1000
+    """The period in milliseconds."""
+
+
+@frozen(kw_only=True)
+class Tpm:
+    """The TPM, which swtpm emulates."""
+
+    model: Literal["none", "crb", "tis"] = "none"
+    """crb: as TPM 2.0 has it; tis: the older interface."""
+
+
+@frozen(kw_only=True)
+class Watchdog:
+    """What resets a guest that hangs."""
+
+    model: Literal["none", "i6300esb", "itco"] = "none"
+    """i6300esb: a PCI device; itco: the one of q35 itself."""
+    action: Literal["reset", "poweroff", "pause", "none", "inject-nmi"] = "reset"
+    """What is done then."""
+
+
+@frozen(kw_only=True)
+class Panic:
+    """How a guest tells that its kernel has crashed."""
+
+    model: Literal["none", "isa", "pci"] = "none"
+    """isa: a port; pci: a PCI device (libvirt 9.1)."""
+
+
+@frozen(kw_only=True)
+class Balloon:
+    """Memory that the guest gives back."""
+
+    enabled: bool = False
+    """Whether there is a balloon."""
+    free_page_reporting: bool = False
+    """Whether the guest tells of free pages, so that the host can use them."""
+    deflate_on_oom: bool = False
+    """Whether it gives memory back to a guest that has none left."""
+
+
+@frozen(kw_only=True)
+class Iommu:
+    """The guest's own IOMMU."""
+
+    model: Literal["none", "intel", "virtio"] = "none"
+    """intel: with interrupt remapping, which more than 255 vCPUs need; virtio."""

@@ -1,0 +1,99 @@
+"""The forms of values: texts that follow a pattern, numbers that lie in a range."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, Literal, NewType
+
+from kvmhooks.values import ByteSize
+
+VmName = NewType("VmName", str)
+"""A name that is fit to be a file's name and a libvirt domain's."""
+Uuid = NewType("Uuid", str)
+MacAddress = NewType("MacAddress", str)
+InterfaceName = NewType("InterfaceName", str)
+"""A network interface of the host: at most 15 bytes (``IFNAMSIZ`` - 1, linux/if.h)."""
+CpuFeature = NewType("CpuFeature", str)
+"""A CPU feature, by QEMU's name for it, to add (``+``) or to take away (``-``)."""
+CpuModel = NewType("CpuModel", str)
+"""``host``, ``max`` or one of QEMU's named models (``qemu-system-x86_64 -cpu help``)."""
+MachineType = NewType("MachineType", str)
+UserName = NewType("UserName", str)
+Tag = NewType("Tag", str)
+"""The name of a shared folder in the guest: at most 36 bytes (linux/virtio_fs.h)."""
+Serial = NewType("Serial", str)
+"""A disk's serial number: at most 20 bytes (``VIRTIO_BLK_ID_BYTES``, linux/virtio_blk.h)."""
+Hexadecimal = NewType("Hexadecimal", str)
+IpAddress = NewType("IpAddress", str)
+UsbId = NewType("UsbId", str)
+
+TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
+    VmName: (
+        r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,62}",
+        "letters, digits and . _ + -, at most 63, the first a letter or digit",
+    ),
+    Uuid: (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "a UUID in lower case"),
+    MacAddress: (
+        r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}",
+        'a unicast MAC address in lower case such as "52:54:00:12:34:56"',
+    ),
+    InterfaceName: (r"[A-Za-z0-9_.+-]{1,15}", "an interface's name of at most 15 characters"),
+    CpuFeature: (r"[+-][a-z0-9][a-z0-9._-]*", '"+name" or "-name"'),
+    CpuModel: (r"[A-Za-z0-9][A-Za-z0-9_.-]*", '"host", "max" or a model of QEMU'),
+    MachineType: (
+        r"q35|microvm|pc-q35-[0-9]+[.][0-9]+",
+        '"q35", "microvm" or a version such as "pc-q35-7.2"',
+    ),
+    UserName: (r"[a-z_][a-z0-9_-]{0,31}", "the name of a user of the host"),
+    Tag: (r"[A-Za-z0-9_.-]{1,36}", "letters, digits and . _ -, at most 36"),
+    Serial: (r"[A-Za-z0-9_.+-]{1,20}", "letters, digits and . _ + -, at most 20"),
+    Hexadecimal: (r"0x[0-9a-f]{1,16}", 'a number such as "0x30000"'),
+    IpAddress: (r"[0-9a-f.:]{2,45}", 'an IP address such as "127.0.0.1"'),
+    UsbId: (r"[0-9a-f]{4}:[0-9a-f]{4}", 'vendor and product such as "046d:c52b"'),
+}
+"""The texts that have a form: its pattern, and what is said where a text has another."""
+
+MAX_COUNT: Final = 65_536
+"""More vCPUs, iothreads or queues than any QEMU has."""
+
+Hertz = NewType("Hertz", int)
+Cid = NewType("Cid", int)
+"""A vsock address: 0 to 2 are taken, the highest means any (linux/vm_sockets.h)."""
+Shares = NewType("Shares", int)
+"""What cgroup v1 takes as ``cpu.shares``, v2 as ``cpu.weight`` (there up to 10,000)."""
+Microseconds = NewType("Microseconds", int)
+"""A period or quota of the CPU bandwidth controller: from 1 ms on."""
+Priority = NewType("Priority", int)
+"""Of ``SCHED_FIFO`` and ``SCHED_RR`` (sched(7))."""
+Weight = NewType("Weight", int)
+"""Of block I/O (``io.weight``)."""
+Percentage = NewType("Percentage", int)
+"""From 1 to 100."""
+Number = NewType("Number", int)
+"""A whole number that may be 0: other counts start at 1."""
+Rate = NewType("Rate", int)
+"""Operations in a second."""
+VlanId = NewType("VlanId", int)
+CellId = NewType("CellId", int)
+"""A guest NUMA cell."""
+Port = NewType("Port", int)
+
+RANGES: Final[dict[Any, tuple[int, int]]] = {
+    int: (1, MAX_COUNT),
+    Hertz: (1_000_000, 100_000_000_000),
+    Cid: (3, 4_294_967_294),
+    Shares: (2, 262_144),
+    Microseconds: (1_000, 17_592_186_044_415),
+    Priority: (1, 99),
+    Weight: (1, 10_000),
+    Percentage: (1, 100),
+    Number: (0, MAX_COUNT),
+    Rate: (1, 1_000_000_000),
+    VlanId: (1, 4_094),
+    CellId: (0, 255),
+    Port: (5_900, 65_535),
+}
+"""The numbers, and the lowest and the highest of each kind."""
+
+HugePages = Literal[False, "auto"] | ByteSize
+Firmware = Literal["bios", "uefi"] | Path
