@@ -36,7 +36,9 @@ class CellAsked:
     floating: int
     """How many of its vCPUs float."""
     units: int
-    """Its memory in pages, or in MiB where they are ordinary; rounded up."""
+    """The room that its memory needs, in pages, or in MiB where they are ordinary."""
+    exact: int
+    """Its memory, which is less where its share of the VM's was rounded up."""
     node: int | None = None
     """The node that it must be on."""
 
@@ -122,16 +124,17 @@ def _cuts(ground: Ground, threads: int, page: int) -> Iterator[Layout]:
     own = dedicated_vcpus(ground)
     cores = [set(range(at, at + threads)) for at in range(0, spec.cpu.vcpus, threads)]
 
-    def cell(vcpus: set[int], units: int, node: int | None = None) -> CellAsked:
-        return CellAsked(len(vcpus & own) // threads, len(vcpus - own), units, node)
+    def cell(vcpus: set[int], room: int, exact: int, node: int | None = None) -> CellAsked:
+        return CellAsked(len(vcpus & own) // threads, len(vcpus - own), room, exact, node)
 
     groups = [own, *(set(one.vcpus) for one in spec.memory.cell)]
     if any(0 < len(group & core) < threads for group in groups for core in cores):
         return
     if spec.memory.cell:
         if all(one.size % unit == 0 for one in spec.memory.cell):
-            made = (cell(set(one.vcpus), one.size // unit, one.node) for one in spec.memory.cell)
-            yield Layout(threads, page, tuple(made), None)
+            told = ((one, one.size // unit) for one in spec.memory.cell)
+            made = tuple(cell(set(one.vcpus), units, units, one.node) for one, units in told)
+            yield Layout(threads, page, made, None)
     elif spec.memory.size % unit == 0:
         for sizes in _sizes(ground, len(cores)):
             units = spec.memory.size // unit
@@ -140,10 +143,13 @@ def _cuts(ground: Ground, threads: int, page: int) -> Iterator[Layout]:
                 continue
             edges = [0, *accumulate(sizes)]
             parts = [set().union(*cores[first:end]) for first, end in pairwise(edges)]
-            shares = [ceil(units * len(vcpus) / spec.cpu.vcpus) for vcpus in parts]
-            made = (cell(vcpus, share) for vcpus, share in zip(parts, shares, strict=True))
-            told = tuple(len(vcpus) for vcpus in parts) if is_made else None
-            yield Layout(threads, page, tuple(made), told)
+            room = [ceil(units * len(vcpus) / spec.cpu.vcpus) for vcpus in parts]
+            exact = [units * len(vcpus) // spec.cpu.vcpus for vcpus in parts]
+            for at in range(units - sum(exact)):
+                exact[at] += 1
+            cells = tuple(map(cell, parts, room, exact))
+            sizes_made = tuple(len(vcpus) for vcpus in parts) if is_made else None
+            yield Layout(threads, page, cells, sizes_made)
 
 
 def _sizes(ground: Ground, cores: int) -> Iterator[tuple[int, ...]]:
@@ -189,6 +195,10 @@ def _assignments(ground: Ground, layout: Layout) -> Iterator[tuple[Place, ...]]:
             _has_room(ground, layout, place, places) for place in set(places)
         ):
             yield places
+
+
+def _exact(layout: Layout, place: Place, places: tuple[Place, ...]) -> int:
+    return sum(cell.exact for cell, its in zip(layout.cells, places, strict=True) if its == place)
 
 
 def _units(layout: Layout, place: Place, places: tuple[Place, ...]) -> int:
@@ -245,7 +255,7 @@ def _scores(
         "small_pages": SMALL[layout.page_kib] if spec.memory.hugepages == "auto" else 0,
         "allocated": 0
         if layout.page_kib == ORDINARY
-        else sum(max(0, _units(layout, place, places) - free[place]) for place in used),
+        else sum(max(0, _exact(layout, place, places) - free[place]) for place in used),
         "unevenness": sum(size**2 for size in layout.sizes or ()),
         "load": load,
     }
