@@ -21,7 +21,7 @@ VERBS = {
     "hooks": ("kvmhooks.cli.hooks", "install, remove or examine the libvirt hook"),
     "install-units": ("kvmhooks.cli.units", "install systemd's units for VMs of kvm-launch"),
     "isolate": ("kvmhooks.cli.isolate", "write an isolation policy into a libvirt domain"),
-    "plan": ("kvmhooks.cli.printed", "show where a vm.toml's VM would live on a host, and why"),
+    "plan": ("kvmhooks.cli.plan", "show where VMs would live on a host together, and why"),
     "profiles": ("kvmhooks.cli.profiles", "list the profiles, or show what one sets and why"),
     "reconcile": ("kvmhooks.cli.isolation", "give back what VMs that are gone still hold"),
     "replan": ("kvmhooks.cli.replan", "move a running VM to better CPUs, if there are any"),

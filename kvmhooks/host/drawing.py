@@ -10,14 +10,14 @@ import math
 from typing import TYPE_CHECKING, Final
 from xml.sax.saxutils import escape
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from kvmhooks.host.nesting import Place, nest
 from kvmhooks.host.picture import size
 from kvmhooks.values import CpuSet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from kvmhooks.host.devices import PciDevice
     from kvmhooks.host.model import Cpu, Host, Node
@@ -77,11 +77,19 @@ def _box(
     )
 
 
-def draw(host: Host) -> str:
-    """Draw the machine."""
-    cpus = {cpu.id: cpu for cpu in host.cpus or ()}
+@frozen
+class Mark:
+    """What a thread is given to: a word beside its number, and a colour."""
+
+    text: str
+    fill: str
+
+
+def draw(host: Host, marks: Mapping[int, Mark] | None = None) -> str:
+    """Draw the machine, its threads with their ``marks``, by CPU."""
+    threads = {cpu.id: _thread(cpu, (marks or {}).get(cpu.id)) for cpu in host.cpus or ()}
     nodes = {node.id: node for node in host.nodes or ()}
-    inside = [_place(place, cpus, nodes) for place in nest(host).inside]
+    inside = [_place(place, threads, nodes) for place in nest(host).inside]
     title = _title(host)
     whole = _box("machine", title, (*_rows(inside), *_rows(_beside(host))))
     width, height = math.ceil(whole.width) + 2 * _GAP, math.ceil(whole.height) + 2 * _GAP
@@ -101,11 +109,11 @@ def _title(host: Host) -> tuple[str, ...]:
     return (", ".join([model or "machine", f"{len(host.online)} CPUs", *told]),)
 
 
-def _place(place: Place, cpus: dict[int, Cpu], nodes: dict[int, Node]) -> Box:
+def _place(place: Place, threads: Mapping[int, Box], nodes: Mapping[int, Node]) -> Box:
     """Draw a place with what is inside; threads that are in no place inside come by themselves."""
-    inside = [_place(each, cpus, nodes) for each in place.inside]
+    inside = [_place(each, threads, nodes) for each in place.inside]
     loose = place.cpus - CpuSet(cpu for each in place.inside for cpu in each.cpus)
-    inside += [_thread(cpus[cpu]) for cpu in loose if cpu in cpus]
+    inside += [threads[cpu] for cpu in loose if cpu in threads]
     label = place.label
     if place.kind == "node":
         node = nodes[int(label.removeprefix("node "))]
@@ -114,7 +122,10 @@ def _place(place: Place, cpus: dict[int, Cpu], nodes: dict[int, Node]) -> Box:
     return _box(place.kind, (label.strip(),), rows)
 
 
-def _thread(cpu: Cpu) -> Box:
+def _thread(cpu: Cpu, mark: Mark | None) -> Box:
+    if mark is not None:
+        box = _box("thread", (f"{cpu.id} {mark.text}",), least=_THREAD)
+        return evolve(box, fill=mark.fill)
     fill = "thread"
     if cpu.isolated or cpu.nohz_full:
         fill = "isolated"

@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ pytestmark = pytest.mark.skipif(not TRUTHS, reason=f"no captured hosts in {CORPO
 
 Facts = dict[str, tuple[object, object]]
 """By name: what we say, what the reference says."""
+
+
+@cache
+def captured(name: str) -> Host:
+    """One of the hosts, read once for all tests."""
+    return read(CORPORA / f"{name}.root.tar.xz")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def test_a_captured_host_is_what_its_references_say(path: Path, compared: Counte
     """CPUs, packages, cores, siblings, caches, nodes, memory, distances and kinds."""
     name = path.name.removesuffix(".truth.json")
     truth = json.loads(path.read_text())
-    host = read(path.with_name(f"{name}.root.tar.xz"))
+    host = captured(name)
     facts: Facts = {}
     for reference, compare in (
         ("hwloc", compare_hwloc),

@@ -1,0 +1,97 @@
+"""What a plan is made on: a host, captured or this one, and what other VMs hold of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvmhooks.errors import HostError, InputError
+
+if TYPE_CHECKING:
+    from kvmhooks.host import Host
+    from kvmhooks.placement.holding import Holding
+    from kvmhooks.placement.target import Target
+    from kvmhooks.spec import VmSpec
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Take ``--host``, ``--claims``, ``--qemu`` and ``--libvirt``."""
+    add = parser.add_argument
+    add("--host", metavar="DIR|FILE.tar", default="/", help="plan for a captured host")
+    add("--claims", metavar="FILE", type=Path, help="what other VMs hold, instead of what is live")
+    add("--qemu", metavar="VERSION", type=_version, help="plan for this QEMU")
+    add("--libvirt", metavar="VERSION", type=_version, help="and for this libvirt; 0: for none")
+
+
+def read_ground(
+    arguments: argparse.Namespace, specs: Sequence[VmSpec]
+) -> tuple[Host, tuple[Holding, ...]]:
+    """The host as far as these VMs' plans look at it, and what others hold of it.
+
+    What is wrong with the host goes to stderr. Raises ``HostError`` and ``InputError``.
+    """
+    from kvmhooks.host import read
+    from kvmhooks.placement import parts_of
+
+    parts = dict.fromkeys(part for spec in specs for part in parts_of(spec))
+    host = read(arguments.host, tuple(parts))
+    for warning in host.warnings:
+        print(f"{arguments.host}: {warning}", file=sys.stderr)
+    if arguments.claims is not None:
+        return host, _read_claims(arguments.claims)
+    return host, _live_ones() if arguments.host == "/" else ()
+
+
+def _live_ones() -> tuple[Holding, ...]:
+    """What the VMs hold that run here; where that is not for us to know, it is said."""
+    from kvmhooks.live.holdings import live_holdings
+
+    try:
+        return live_holdings()
+    except HostError as error:
+        print(f"warning: {error}; planned as if no VM ran", file=sys.stderr)
+        return ()
+
+
+def _read_claims(file: Path) -> tuple[Holding, ...]:
+    """The claims or holdings of a file: one, or a list of them."""
+    from kvmhooks.placement.holding import from_json
+
+    try:
+        said: Any = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file}: found no JSON: {error}") from error
+    return tuple(from_json(one) for one in (said if isinstance(said, list) else [said]))
+
+
+def _version(text: str) -> tuple[int, int]:
+    from kvmhooks.placement.target import parse_version
+
+    try:
+        return parse_version(text)
+    except ValueError as error:
+        expected = 'a version such as "9.2"'
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}") from error
+
+
+def target_of(arguments: argparse.Namespace, spec: VmSpec, *, has_libvirt: bool) -> Target:
+    """What was said will run the VM; else what is installed here, for this machine."""
+    import attrs
+
+    from kvmhooks.live.target import target_for
+    from kvmhooks.placement.target import OLDEST
+
+    is_here = arguments.host == "/" and arguments.qemu is None
+    target = target_for(spec) if is_here else OLDEST
+    if arguments.qemu is not None:
+        target = attrs.evolve(target, qemu=arguments.qemu)
+    if arguments.libvirt is not None:
+        target = attrs.evolve(target, libvirt=arguments.libvirt)
+    none = arguments.libvirt == (0, 0) or (arguments.libvirt is None and not has_libvirt)
+    return attrs.evolve(target, libvirt=None) if none else target

@@ -1,0 +1,118 @@
+"""``kvmhooks plan VM.toml…``: where VMs would live on a host, as tables, a picture or a drawing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvmhooks.cli import ground
+from kvmhooks.errors import HostError, InputError, PlanError
+
+if TYPE_CHECKING:
+    from kvmhooks.host import Host
+    from kvmhooks.placement import Plan, Together
+    from kvmhooks.placement.holding import Holding
+    from kvmhooks.spec import VmSpec
+
+_EXAMPLES = """\
+examples:
+  kvmhooks plan vm.toml                        beside the VMs that run on this host
+  kvmhooks plan db.toml web.toml               both together, in the order that fits the most
+  kvmhooks plan vm.toml --host machine.tar.xz  on a captured host
+  kvmhooks plan vm.toml --claims claims.json   beside these: one claim or holding, or a list
+  kvmhooks plan vm.toml --svg plan.svg         draw the host with the VM's threads in it
+"""
+
+
+def main(verb: str, argv: Sequence[str]) -> int:
+    """Print or draw the plans; 1 when a VM does not fit."""
+    from kvmhooks.placement import plan_all
+    from kvmhooks.spec import load_vm
+
+    arguments = _parse(verb, argv)
+    specs = [load_vm(file) for file in arguments.vms]
+    _check_names(specs)
+    host, others = ground.read_ground(arguments, specs)
+    together = plan_all(
+        specs,
+        host,
+        others,
+        target=lambda spec: ground.target_of(arguments, spec, has_libvirt=True),
+    )
+    if arguments.svg is not None and together.plans:
+        _draw(host, together.plans, others, arguments.svg)
+    if arguments.json:
+        _print_json(specs, together)
+    elif arguments.svg is None and together.plans:
+        _print_text(host, together, others)
+    for name, refusal in together.refused.items():
+        print(f"{name}: {refusal}", file=sys.stderr)
+    return PlanError.exit_code if together.refused else 0
+
+
+def _parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"kvmhooks {verb}",
+        description="Show where VMs would live on a host, and why. Nothing is changed.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("vms", metavar="VM.toml", type=Path, nargs="+", help="the VMs' descriptions")
+    ground.add_options(parser)
+    add("--json", action="store_true", help="print the plan, or a list of plans, as JSON")
+    add("--svg", metavar="FILE", type=Path, help="draw the host with the VMs; - is standard output")
+    return parser.parse_args(argv)
+
+
+def _check_names(specs: Sequence[VmSpec]) -> None:
+    """Refuse two VMs of one name: they would be one VM that is described twice."""
+    names = [spec.name for spec in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"name: found {twice[0]!r} in {names.count(twice[0])} files, expected one")
+
+
+def _print_json(specs: Sequence[VmSpec], together: Together) -> None:
+    """One VM's plan as it is, of several all that is known."""
+    from kvmhooks.placement import to_json
+
+    if len(specs) == 1 and together.plans:
+        said: Any = to_json(together.plans[0])
+    else:
+        said = {
+            "plans": [to_json(plan) for plan in together.plans],
+            "refused": {name: str(refusal) for name, refusal in together.refused.items()},
+            "is_proven": together.is_proven,
+        }
+    print(json.dumps(said, indent=2))
+
+
+def _print_text(host: Host, together: Together, others: Sequence[Holding]) -> None:
+    """A table for each VM, then the host with all of them in place."""
+    from kvmhooks.render.picture import picture
+    from kvmhooks.render.placed import placed_text
+
+    for plan in together.plans:
+        print(picture(plan))
+    if len(together.plans) > 1:
+        print(f"planned in this order: {', '.join(plan.name for plan in together.plans)}\n")
+    sys.stdout.write(placed_text(host, together.plans, others))
+
+
+def _draw(host: Host, plans: Sequence[Plan], others: Sequence[Holding], file: Path) -> None:
+    from kvmhooks.render.placed import placed_drawing
+
+    drawn = placed_drawing(host, plans, others)
+    if str(file) == "-":
+        sys.stdout.write(drawn)
+        return
+    try:
+        file.write_text(drawn, encoding="utf-8")
+    except OSError as error:
+        raise HostError(f"{file}: cannot be written: {error.strerror}") from error

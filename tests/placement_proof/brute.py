@@ -1,0 +1,345 @@
+"""Every placement there is, and the least score of them.
+
+All ways are tried: each number of guest threads, each way to cut the VM into cells, each node for
+each cell, each set of CPUs on each node. The only thing that is used is that what the CPUs decide,
+but for ``unisolated`` and ``beside_host``, are sums over nodes: the least tuple of sums is the sum
+of the least tuples, so that a node's part may be chosen for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import accumulate, combinations, pairwise, product
+from math import ceil
+
+from attrs import frozen
+
+from kvmhooks.placement.objective import ORDER
+from tests.placement_proof.ground import Cpus, Ground, Place
+
+Score = tuple[int, ...]
+GIB_PAGE, MIB_PAGE, ORDINARY = 1 << 20, 2048, 4
+SMALL = {GIB_PAGE: 0, MIB_PAGE: 1, ORDINARY: 2}
+PARTS = [
+    name for name in ORDER if name in {"slow", "company", "l3", "cores", "node_blocks", "l3_blocks"}
+]
+"""The numbers that are sums over what is on each node."""
+
+
+@frozen
+class CellAsked:
+    """One guest cell, before it has a node."""
+
+    guest_cores: int
+    """Of dedicated vCPUs."""
+    floating: int
+    """How many of its vCPUs float."""
+    units: int
+    """The room that its memory needs, in pages, or in MiB where they are ordinary."""
+    exact: int
+    """Its memory, which is less where its share of the VM's was rounded up."""
+    node: int | None = None
+    """The node that it must be on."""
+
+    @property
+    def has_vcpus(self) -> bool:
+        return self.guest_cores + self.floating > 0
+
+
+@frozen
+class Layout:
+    """One way to cut the VM into cells."""
+
+    threads: int
+    page_kib: int
+    cells: tuple[CellAsked, ...]
+    sizes: tuple[int, ...] | None
+    """The vCPUs of each cell that the planner made; None where a person made them."""
+
+
+def best(ground: Ground) -> Score | None:
+    """The least score of all placements that are allowed; None where there is none."""
+    if not can_run(ground):
+        return None
+    spots = cache(lambda place, threads, count: _spots(ground, place, threads, count))
+    found: Score | None = None
+    for layout in layouts(ground):
+        for places in _assignments(ground, layout):
+            for score in _scores(ground, layout, places, spots):
+                if found is None or score < found:
+                    found = score
+    return found
+
+
+def can_run(ground: Ground) -> bool:
+    """Rules 8 and 9, as far as they are the same for all placements."""
+    helpers = ground.pool if ground.spec.cpu.placement == "shared" else ground.housekeeping
+    return bool(helpers) and not ground.is_promised_locality
+
+
+def layouts(ground: Ground) -> Iterator[Layout]:
+    """Every way to cut the VM into cells, with every page size and number of guest threads."""
+    for threads, page in product(_thread_counts(ground), _pages(ground)):
+        yield from _cuts(ground, threads, page)
+
+
+def _thread_counts(ground: Ground) -> Iterator[int]:
+    cpu = ground.spec.cpu
+    others = (cpu.sockets or 1) * (cpu.dies or 1) * (cpu.cores or 1)
+    if cpu.threads is not None:
+        yield cpu.threads
+    elif cpu.sockets is not None and cpu.cores is not None:
+        yield cpu.vcpus // others
+    elif cpu.placement == "shared" or cpu.smt == "isolate":
+        yield 1
+    else:
+        yield from (
+            count for count in range(1, ground.widest + 1) if cpu.vcpus % (others * count) == 0
+        )
+
+
+def _pages(ground: Ground) -> tuple[int, ...]:
+    asked = ground.spec.memory.hugepages
+    if asked is False:
+        return (ORDINARY,)
+    return (GIB_PAGE, MIB_PAGE, ORDINARY) if asked == "auto" else (asked.in_kib,)
+
+
+def dedicated_vcpus(ground: Ground) -> frozenset[int]:
+    """The vCPUs that get a CPU each."""
+    cpu = ground.spec.cpu
+    every = frozenset(range(cpu.vcpus))
+    return {
+        "dedicated": every,
+        "shared": frozenset[int](),
+        "mixed": frozenset(cpu.dedicated or ()),
+    }[cpu.placement]
+
+
+def _cuts(ground: Ground, threads: int, page: int) -> Iterator[Layout]:
+    """Rule 4: the ways to cut the VM into cells, no guest core cut in two."""
+    spec = ground.spec
+    unit = (1024 if page == ORDINARY else page) * 1024
+    own = dedicated_vcpus(ground)
+    cores = [set(range(at, at + threads)) for at in range(0, spec.cpu.vcpus, threads)]
+
+    def cell(vcpus: set[int], room: int, exact: int, node: int | None = None) -> CellAsked:
+        return CellAsked(len(vcpus & own) // threads, len(vcpus - own), room, exact, node)
+
+    groups = [own, *(set(one.vcpus) for one in spec.memory.cell)]
+    if any(0 < len(group & core) < threads for group in groups for core in cores):
+        return
+    if spec.memory.cell:
+        if all(one.size % unit == 0 for one in spec.memory.cell):
+            told = ((one, one.size // unit) for one in spec.memory.cell)
+            made = tuple(cell(set(one.vcpus), units, units, one.node) for one, units in told)
+            yield Layout(threads, page, made, None)
+    elif spec.memory.size % unit == 0:
+        for sizes in _sizes(ground, len(cores)):
+            units = spec.memory.size // unit
+            is_made = spec.memory.cells is None and spec.cpu.placement != "mixed"
+            if spec.memory.cells is not None and units % len(sizes):
+                continue
+            edges = [0, *accumulate(sizes)]
+            parts = [set().union(*cores[first:end]) for first, end in pairwise(edges)]
+            room = [ceil(units * len(vcpus) / spec.cpu.vcpus) for vcpus in parts]
+            exact = [units * len(vcpus) // spec.cpu.vcpus for vcpus in parts]
+            for at in range(units - sum(exact)):
+                exact[at] += 1
+            cells = tuple(map(cell, parts, room, exact))
+            sizes_made = tuple(len(vcpus) for vcpus in parts) if is_made else None
+            yield Layout(threads, page, cells, sizes_made)
+
+
+def _sizes(ground: Ground, cores: int) -> Iterator[tuple[int, ...]]:
+    """How many guest cores each cell may have, where they are not told one by one."""
+    count = ground.spec.memory.cells
+    if count is not None:
+        if cores % count == 0:
+            yield (cores // count,) * count
+        return
+    most = 1 if ground.spec.cpu.placement == "mixed" else sum(map(bool, ground.cpus.values()))
+    for cells in range(1, most + 1):
+        yield from _partitions(cores, cells)
+
+
+def _partitions(total: int, parts: int, most: int | None = None) -> Iterator[tuple[int, ...]]:
+    """Every way to write ``total`` as so many numbers from 1 on, the largest first."""
+    if parts == 1:
+        if 1 <= total <= (total if most is None else most):
+            yield (total,)
+        return
+    for first in range(min(total - parts + 1, total if most is None else most), 0, -1):
+        for rest in _partitions(total - first, parts - 1, first):
+            yield (first, *rest)
+
+
+def _assignments(ground: Ground, layout: Layout) -> Iterator[tuple[Place, ...]]:
+    """A node for each cell, in every way that rules 4, 5, 6 and 8 allow."""
+    allowed = ground.spec.memory.nodes
+    every = [place for place in ground.cpus if allowed is None or place is None or place in allowed]
+    choices = [
+        [
+            place
+            for place in every
+            if (not cell.has_vcpus or ground.cpus[place]) and cell.node in {None, place}
+        ]
+        for cell in layout.cells
+    ]
+    required = ground.device_nodes("required")
+    for places in product(*choices):
+        if layout.sizes is not None and len(set(places)) < len(places):
+            continue
+        if set(required) <= set(places) and all(
+            _has_room(ground, layout, place, places) for place in set(places)
+        ):
+            yield places
+
+
+def _exact(layout: Layout, place: Place, places: tuple[Place, ...]) -> int:
+    return sum(cell.exact for cell, its in zip(layout.cells, places, strict=True) if its == place)
+
+
+def _units(layout: Layout, place: Place, places: tuple[Place, ...]) -> int:
+    return sum(cell.units for cell, its in zip(layout.cells, places, strict=True) if its == place)
+
+
+def _has_room(ground: Ground, layout: Layout, place: Place, places: tuple[Place, ...]) -> bool:
+    units = _units(layout, place, places)
+    if layout.page_kib == ORDINARY:
+        room = ground.ordinary_mib(place)
+        return room is None or units <= room
+    have = ground.free_pages.get((place, layout.page_kib), 0)
+    if ground.spec.memory.allocate:
+        have += ground.allocatable(place, layout.page_kib)
+    return units <= have
+
+
+Spots = dict[tuple[int, int], Score]
+
+
+def _scores(
+    ground: Ground,
+    layout: Layout,
+    places: tuple[Place, ...],
+    spots: Callable[[Place, int, int], Spots],
+) -> Iterator[Score]:
+    """The scores of all that can be done with the cells on these nodes."""
+    spec = ground.spec
+    cores: dict[Place, int] = dict.fromkeys(ground.cpus, 0)
+    floating = dict(cores)
+    for cell, place in zip(layout.cells, places, strict=True):
+        cores[place] += cell.guest_cores
+        floating[place] += cell.floating
+    crowding = load = 0
+    for place, vcpus in floating.items():
+        if not vcpus:
+            continue
+        left = pool_left(ground, layout.threads, place, cores[place])
+        theirs = ground.load(place)
+        if left < 1 or (spec.cpu.ratio is not None and vcpus + theirs > spec.cpu.ratio * left):
+            return
+        crowding = max(crowding, -(-vcpus // left))
+        load += ceil((vcpus + theirs) * 1000 / left)
+    used = set(places)
+    free = {place: ground.free_pages.get((place, layout.page_kib), 0) for place in used}
+    whole_vm = {
+        "crowding": crowding,
+        "cohabiting": len(places) - len(used),
+        "nodes": len(used),
+        "distance": sum(
+            ground.distance(one, other) for one in used for other in used if one != other
+        ),
+        "remote_devices": sum(node not in used for node in ground.device_nodes("preferred")),
+        "small_pages": SMALL[layout.page_kib] if spec.memory.hugepages == "auto" else 0,
+        "allocated": 0
+        if layout.page_kib == ORDINARY
+        else sum(max(0, _exact(layout, place, places) - free[place]) for place in used),
+        "unevenness": sum(size**2 for size in layout.sizes or ()),
+        "load": load,
+    }
+    choices = [spots(place, layout.threads, count).items() for place, count in cores.items()]
+    for chosen in product(*choices):
+        flags = {
+            name: max(on_node[at] for on_node, _ in chosen)
+            for at, name in enumerate(("unisolated", "beside_host"))
+        }
+        sums = {name: sum(parts[at] for _, parts in chosen) for at, name in enumerate(PARTS)}
+        numbers = {**flags, **whole_vm, **sums}
+        yield tuple(numbers[name] for name in ORDER)
+
+
+def pool_left(ground: Ground, threads: int, place: Place, guest_cores: int) -> int:
+    """The ``p`` of rule 7."""
+    each = threads if ground.spec.cpu.smt == "share" else ground.widest
+    return len(ground.pool & ground.cpus[place]) - each * guest_cores
+
+
+def _spots(ground: Ground, place: Place, threads: int, count: int) -> Spots:
+    """The least parts of a node's score with so many guest cores on it, by (unisolated, beside).
+
+    Every set of CPUs is tried.
+    """
+    cores = sorted({ground.core[cpu] for cpu in ground.cpus[place]}, key=min)
+    found: Spots = {}
+    for chosen in _chosen(ground, cores, threads, count):
+        flags, parts = _judged(ground, place, chosen)
+        if flags not in found or parts < found[flags]:
+            found[flags] = parts
+    return found
+
+
+Choice = tuple[Cpus, int, Cpus]
+"""A core, how many guest cores are on it, and their CPUs."""
+
+
+def _chosen(
+    ground: Ground, cores: list[Cpus], threads: int, count: int
+) -> Iterator[tuple[Choice, ...]]:
+    """Every way to put so many guest cores on these cores."""
+    if count == 0:
+        yield ()
+        return
+    if not cores:
+        return
+    core, *others = cores
+    for number in range(count + 1):
+        for cpus in _ways(ground, core, threads, number):
+            for rest in _chosen(ground, others, threads, count - number):
+                yield ((core, number, cpus), *rest) if number else rest
+
+
+def _ways(ground: Ground, core: Cpus, threads: int, number: int) -> Iterator[Cpus]:
+    """The sets of CPUs of a core that so many guest cores could have."""
+    smt = ground.spec.cpu.smt
+    if number and smt != "share" and (number > 1 or core not in ground.whole):
+        return
+    if number and smt == "require" and len(core) != threads:
+        return
+    yield from map(frozenset, combinations(sorted(core & ground.eligible), number * threads))
+
+
+def _judged(
+    ground: Ground, place: Place, chosen: tuple[Choice, ...]
+) -> tuple[tuple[int, int], Score]:
+    cpus = frozenset(cpu for _, _, own in chosen for cpu in own)
+    used = {core for core, _, _ in chosen}
+    is_late = ground.spec.cpu.realtime and bool(ground.isolated)
+    flags = (
+        int(is_late and not cpus <= ground.isolated),
+        int(any(core & ground.housekeeping for core in used)),
+    )
+    left = [core for core in ground.whole if core <= ground.cpus[place] and core not in used]
+    blocks: dict[object, int] = {}
+    for core in left:
+        blocks[ground.l3[min(core)]] = blocks.get(ground.l3[min(core)], 0) + 1
+    numbers = {
+        "slow": sum(ground.is_slow(cpu) for cpu in cpus) if ground.spec.cpu.kind is None else 0,
+        "company": sum(number for core, number, _ in chosen if number > 1 or core - ground.free),
+        "l3": len({ground.l3[cpu] for cpu in cpus}),
+        "cores": len(used),
+        "node_blocks": -(len(left) ** 2),
+        "l3_blocks": -sum(number**2 for number in blocks.values()),
+    }
+    return flags, tuple(numbers[name] for name in PARTS)

@@ -1,0 +1,279 @@
+"""The least score of a dedicated VM on hosts that are too large to try everything: OR-Tools CP-SAT.
+
+The model is written from the words of ``kvmhooks.placement.objective``: how many guest cores each
+core takes, which node each cell is on, or how many guest cores each node takes where the planner
+makes the cells. The numbers of the score are minimised one after the other, each kept for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ortools.sat.python import cp_model
+
+from kvmhooks.placement.objective import ORDER
+from tests.placement_proof.brute import ORDINARY, SMALL, Layout, Score, can_run, layouts
+from tests.placement_proof.ground import Cpus, Ground, Place
+
+SECONDS = 60.0
+"""For one number of the score; it is an error when that does not do."""
+
+
+class NotProven(Exception):
+    """CP-SAT did not finish in the time."""
+
+
+def best(ground: Ground) -> Score | None:
+    """The least score of all placements that are allowed; None where there is none."""
+    assert ground.spec.cpu.placement == "dedicated"
+    if not can_run(ground):
+        return None
+    found: Score | None = None
+    for layout in _distinct(ground):
+        score = Model(ground, layout).least(found)
+        if score is not None and (found is None or score < found):
+            found = score
+    return found
+
+
+def _distinct(ground: Ground) -> Iterator[Layout]:
+    """The ways to cut the VM; of those where the planner makes the cells one for all of them."""
+    seen = set()
+    for layout in layouts(ground):
+        key = (layout.threads, layout.page_kib)
+        if layout.sizes is None or key not in seen:
+            seen.add(key)
+            yield layout
+
+
+class Model:
+    """One number of guest threads, one page size, one way to cut the VM."""
+
+    def __init__(self, ground: Ground, layout: Layout) -> None:
+        self.ground, self.layout = ground, layout
+        self.model = cp_model.CpModel()
+        self.places: list[Place] = list(ground.cpus)
+        allowed = ground.spec.memory.nodes
+        self.may_use = {
+            place: allowed is None or place is None or place in allowed for place in self.places
+        }
+        self.cores = {
+            place: sorted({ground.core[cpu] for cpu in ground.cpus[place]}, key=min)
+            for place in self.places
+        }
+        self.on_core = {
+            core: self.model.new_int_var(0, self._most(core), f"core{min(core)}")
+            for cores in self.cores.values()
+            for core in cores
+        }
+        self.takes = {core: self._is(count, 1) for core, count in self.on_core.items()}
+        self.guest_cores = {
+            place: sum(self.on_core[core] for core in self.cores[place]) for place in self.places
+        }
+        self.needs: dict[Place, Any] = {}
+        self.used: dict[Place, Any] = {}
+        if layout.sizes is None:
+            self._given_cells()
+        else:
+            self._made_cells()
+        self._memory()
+        for node in ground.device_nodes("required"):
+            self.model.add(self.used[node] == 1)
+        self.numbers = self._numbers()
+
+    def least(self, bound: Score | None) -> Score | None:
+        """The least tuple; None where nothing is allowed, or nothing as good as ``bound``."""
+        known: list[int] = []
+        for at, name in enumerate(ORDER):
+            number = self.numbers[name]
+            if isinstance(number, int):
+                known.append(number)
+                continue
+            if bound is not None and tuple(known) == bound[:at]:
+                self.model.add(number <= bound[at])
+            self.model.minimize(number)
+            solver = cp_model.CpSolver()
+            solver.parameters.max_time_in_seconds = SECONDS
+            solver.parameters.num_workers = 1
+            status = solver.solve(self.model)
+            if status == cp_model.INFEASIBLE:
+                return None
+            if status != cp_model.OPTIMAL:
+                raise NotProven(f"{name}: {solver.status_name(status)}")
+            value = round(solver.objective_value)
+            known.append(value)
+            self.model.add(number == value)
+        return tuple(known)
+
+    def _most(self, core: Cpus) -> int:
+        """How many guest cores a core can take."""
+        ground, threads = self.ground, self.layout.threads
+        smt = ground.spec.cpu.smt
+        if smt != "share" and (
+            core not in ground.whole or (smt == "require" and len(core) != threads)
+        ):
+            return 0
+        room = len(core & ground.eligible) // threads
+        return room if smt == "share" else min(1, room)
+
+    def _is(self, number: Any, least: int) -> Any:
+        """A Boolean that is 1 just when a number is ``least`` or more."""
+        flag = self.model.new_bool_var("")
+        self.model.add(number >= least).only_enforce_if(flag)
+        self.model.add(number <= least - 1).only_enforce_if(~flag)
+        return flag
+
+    def _both(self, one: Any, other: Any) -> Any:
+        flag = self.model.new_bool_var("")
+        self.model.add_bool_and([one, other]).only_enforce_if(flag)
+        self.model.add_bool_or([~one, ~other]).only_enforce_if(~flag)
+        return flag
+
+    def _square(self, number: Any, most: int) -> Any:
+        plain = self.model.new_int_var(0, most, "")
+        squared = self.model.new_int_var(0, most * most, "")
+        self.model.add(plain == number)
+        self.model.add_multiplication_equality(squared, [plain, plain])
+        return squared
+
+    def _given_cells(self) -> None:
+        """Each cell is on one node that it may be on."""
+        on: dict[tuple[int, Place], Any] = {}
+        cells = self.layout.cells
+        for at, cell in enumerate(cells):
+            for place in self.places:
+                on[at, place] = self.model.new_bool_var(f"cell{at}on{place}")
+                fits = self.may_use[place] and cell.node in {None, place}
+                if not fits or (cell.has_vcpus and not self.ground.cpus[place]):
+                    self.model.add(on[at, place] == 0)
+            self.model.add_exactly_one(on[at, place] for place in self.places)
+        for place in self.places:
+            here = [(cell, on[at, place]) for at, cell in enumerate(cells)]
+            self.model.add(
+                self.guest_cores[place] == sum(cell.guest_cores * flag for cell, flag in here)
+            )
+            self.needs[place] = sum(cell.units * flag for cell, flag in here)
+            self.used[place] = self.model.new_bool_var(f"used{place}")
+            self.model.add_max_equality(self.used[place], [flag for _, flag in here])
+
+    def _made_cells(self) -> None:
+        """A cell for each node that takes a guest core; its memory is its share, rounded up."""
+        spec = self.ground.spec
+        unit = 1024 if self.layout.page_kib == ORDINARY else self.layout.page_kib
+        units = spec.memory.size // 1024 // unit
+        total = spec.cpu.vcpus // self.layout.threads
+        self.model.add(sum(self.guest_cores.values()) == total)
+        for place in self.places:
+            count = self.model.new_int_var(0, total, "")
+            self.model.add(count == self.guest_cores[place])
+            if not self.may_use[place]:
+                self.model.add(count == 0)
+            self.needs[place] = self.model.new_int_var(0, units, "")
+            self.model.add_division_equality(self.needs[place], units * count + total - 1, total)
+            self.used[place] = self._is(count, 1)
+
+    def _memory(self) -> None:
+        ground, page = self.ground, self.layout.page_kib
+        for place in self.places:
+            if page == ORDINARY:
+                room = ground.ordinary_mib(place)
+                if room is not None:
+                    self.model.add(self.needs[place] <= room)
+                continue
+            have = ground.free_pages.get((place, page), 0)
+            if ground.spec.memory.allocate:
+                have += ground.allocatable(place, page)
+            self.model.add(self.needs[place] <= have)
+
+    def _allocated(self) -> Any:
+        page = self.layout.page_kib
+        total: Any = 0
+        if page == ORDINARY:
+            return 0
+        most = self.ground.spec.memory.size // 1024 // page
+        for place in self.places:
+            short = self.model.new_int_var(0, most, "")
+            free = self.ground.free_pages.get((place, page), 0)
+            self.model.add_max_equality(short, [self.needs[place] - free, 0])
+            total += short
+        return total
+
+    def _numbers(self) -> dict[str, Any]:
+        ground, spec, threads = self.ground, self.ground.spec, self.layout.threads
+        used, takes = self.used, self.takes
+        late: list[Any] = []
+        beside: list[Any] = []
+        company: Any = 0
+        slow: Any = 0
+        is_late = spec.cpu.realtime and bool(ground.isolated)
+        for core, count in self.on_core.items():
+            quiet = len(core & ground.eligible & ground.isolated) // threads
+            if is_late and quiet < self._most(core):
+                late.append(self._is(count, quiet + 1))
+            if core & ground.housekeeping:
+                beside.append(takes[core])
+            alone = self.model.new_bool_var("")
+            if core <= ground.free and self._most(core) > 1:
+                many = self._is(count, 2)
+                self.model.add(takes[core] == alone + many)
+            else:
+                self.model.add(alone == (takes[core] if core <= ground.free else 0))
+            company += count - alone
+            if spec.cpu.kind is None and ground.is_slow(min(core)):
+                slow += count * threads
+        return {
+            "unisolated": self._any(late),
+            "beside_host": self._any(beside),
+            "crowding": 0,
+            "cohabiting": 0
+            if self.layout.sizes is not None
+            else len(self.layout.cells) - sum(used.values()),
+            "nodes": sum(used.values()),
+            "distance": sum(
+                (ground.distance(one, other) + ground.distance(other, one))
+                * self._both(used[one], used[other])
+                for at, one in enumerate(self.places)
+                for other in self.places[at + 1 :]
+            ),
+            "remote_devices": sum(1 - used[node] for node in ground.device_nodes("preferred")),
+            "small_pages": SMALL[self.layout.page_kib] if spec.memory.hugepages == "auto" else 0,
+            "allocated": self._allocated(),
+            "unevenness": 0
+            if self.layout.sizes is None
+            else sum(
+                self._square(threads * count, spec.cpu.vcpus) for count in self.guest_cores.values()
+            ),
+            "slow": slow,
+            "company": company,
+            "l3": sum(self._l3s()),
+            "cores": sum(takes.values()),
+            "load": 0,
+            "node_blocks": -sum(
+                self._square(sum(self._left(cores)), len(cores)) for cores in self.cores.values()
+            ),
+            "l3_blocks": -sum(
+                self._square(sum(self._left(cores)), len(cores)) for cores in self._by_l3()
+            ),
+        }
+
+    def _any(self, flags: list[Any]) -> Any:
+        if not flags:
+            return 0
+        found = self.model.new_bool_var("")
+        self.model.add_max_equality(found, flags)
+        return found
+
+    def _by_l3(self) -> list[list[Cpus]]:
+        groups: dict[Any, list[Cpus]] = {}
+        for cores in self.cores.values():
+            for core in cores:
+                groups.setdefault(self.ground.l3[min(core)], []).append(core)
+        return list(groups.values())
+
+    def _l3s(self) -> Iterator[Any]:
+        for cores in self._by_l3():
+            yield self._any([self.takes[core] for core in cores])
+
+    def _left(self, cores: list[Cpus]) -> list[Any]:
+        return [1 - self.takes[core] for core in cores if core in self.ground.whole]

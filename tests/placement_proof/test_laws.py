@@ -1,0 +1,135 @@
+"""Laws of the planner that need no reference: it may not matter what has nothing to do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+
+from attrs import evolve
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from kvmhooks.errors import PlanError
+from kvmhooks.isolate.claim import Claim
+from kvmhooks.isolate.pages import ANY_NODE
+from kvmhooks.placement import Plan
+from kvmhooks.placement.holding import Holding, of_claim, of_plan
+from kvmhooks.spec import VmSpec
+from kvmhooks.spec.model import Number, VmName
+from kvmhooks.values import CpuSet
+from tests.placement_proof.ground import ground_of
+from tests.placement_proof.hosts import renumbered
+from tests.placement_proof.specs import documents, vm
+from tests.placement_proof.test_exact import QUIET, Situation, planned, situations
+from tests.placement_proof.validator import violations
+
+
+def score_of(decided: Plan | PlanError) -> tuple[int, ...] | None:
+    """The score, or None for a refusal."""
+    return None if isinstance(decided, PlanError) else tuple(decided.score.values())
+
+
+@given(situations(), st.randoms(use_true_random=False))
+@settings(max_examples=50, suppress_health_check=QUIET)
+def test_names_do_not_matter(situation: Situation, chance: Random) -> None:
+    """The same machine with other numbers for its CPUs and nodes gives an equal score."""
+    host, spec = situation.host, situation.spec
+    others = [_holding(one) for one in situation.others]
+    # Pages that were promised on any node are taken from the lowest: there the numbers do matter.
+    assume(all(node != ANY_NODE for one in others for node, _, _ in one.hugepages))
+    cpus = _shuffled(host.present, chance)
+    nodes = _shuffled([node.id for node in host.nodes or ()], chance)
+    other = Situation(
+        _renamed(spec, nodes),
+        renumbered(host, cpus, nodes),
+        tuple(_moved(one, cpus, nodes) for one in others),
+        CpuSet(cpus[cpu] for cpu in situation.housekeeping),
+    )
+    assert score_of(planned(situation)) == score_of(planned(other))
+
+
+@given(situations())
+@settings(max_examples=50, suppress_health_check=QUIET)
+def test_more_free_cpus_are_never_worse(situation: Situation) -> None:
+    """When others give back their CPUs, the same housekeeping kept, the score gets no worse."""
+    before = score_of(planned(situation))
+    assume(before is not None)
+    none = CpuSet()
+    freed = tuple(
+        evolve(_holding(one), exclusive=none, dedicated=none, idle=none) for one in situation.others
+    )
+    after = score_of(planned(evolve(situation, others=freed)))
+    assert before is not None
+    assert after is not None
+    assert after <= before
+
+
+@given(situations())
+@settings(max_examples=50, suppress_health_check=QUIET)
+def test_what_is_given_back_is_as_it_was(situation: Situation) -> None:
+    """A VM's own holding is no obstacle to it, and gone again it leaves everything as before."""
+    decided = planned(situation)
+    assume(isinstance(decided, Plan))
+    assert isinstance(decided, Plan)
+    own = of_plan(decided)
+    assert planned(evolve(situation, others=(*situation.others, own))) == decided
+    second = named(situation.spec, "second")
+    alone = planned(evolve(situation, spec=second))
+    planned(evolve(situation, spec=second, others=(*situation.others, own)))
+    again = planned(evolve(situation, spec=second))
+    assert score_of(again) == score_of(alone)
+
+
+@given(situations(), st.data())
+@settings(max_examples=50, suppress_health_check=QUIET)
+def test_capacity_is_never_exceeded(situation: Situation, data: st.DataObject) -> None:
+    """VMs that come one after the other share nothing that one of them has for itself."""
+    others: tuple[Claim | Holding, ...] = situation.others
+    for number in range(4):
+        spec = named(vm(data.draw(documents(situation.host, most=4))), f"vm{number}")
+        here = evolve(situation, spec=spec, others=others)
+        decided = planned(here)
+        if isinstance(decided, Plan):
+            ground = ground_of(spec, here.host, others, here.housekeeping)
+            assert violations(ground, decided) == []
+            others = (*others, of_plan(decided))
+
+
+def _holding(one: Claim | Holding) -> Holding:
+    return one if isinstance(one, Holding) else of_claim(one)
+
+
+def named(spec: VmSpec, name: str) -> VmSpec:
+    return evolve(spec, name=VmName(name), uuid=None)
+
+
+def _shuffled(numbers: Iterable[int], chance: Random) -> dict[int, int]:
+    old = sorted(numbers)
+    new = list(old)
+    chance.shuffle(new)
+    return dict(zip(old, new, strict=True))
+
+
+def _renamed(spec: VmSpec, nodes: dict[int, int]) -> VmSpec:
+    memory = spec.memory
+    allowed = None if memory.nodes is None else CpuSet(nodes[node] for node in memory.nodes)
+    cells = tuple(
+        evolve(cell, node=None if cell.node is None else Number(nodes[cell.node]))
+        for cell in memory.cell
+    )
+    return evolve(spec, memory=evolve(memory, nodes=allowed, cell=cells))
+
+
+def _moved(one: Holding, cpus: dict[int, int], nodes: dict[int, int]) -> Holding:
+    def moved(these: CpuSet) -> CpuSet:
+        return CpuSet(cpus[cpu] for cpu in these)
+
+    return evolve(
+        one,
+        exclusive=moved(one.exclusive),
+        dedicated=moved(one.dedicated),
+        idle=moved(one.idle),
+        floating=tuple((moved(these), count) for these, count in one.floating),
+        memory=tuple((nodes.get(node, node), kib) for node, kib in one.memory),
+        hugepages=tuple((nodes.get(node, node), size, n) for node, size, n in one.hugepages),
+    )

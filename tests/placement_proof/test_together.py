@@ -1,0 +1,95 @@
+"""Several VMs at once, and VMs that are planned again: what the orders and the moves must keep."""
+
+from __future__ import annotations
+
+from attrs import evolve
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from kvmhooks.isolate.claim import Claim
+from kvmhooks.placement import Plan, plan_all, replan
+from kvmhooks.placement.holding import Holding, of_plan
+from kvmhooks.spec import VmSpec
+from kvmhooks.spec.model import MemoryCell
+from kvmhooks.values import ByteSize
+from tests.placement_proof import brute
+from tests.placement_proof.ground import ground_of
+from tests.placement_proof.specs import documents, vm
+from tests.placement_proof.test_exact import QUIET, Situation, planned, situations
+from tests.placement_proof.test_laws import named
+from tests.placement_proof.validator import score, violations
+
+
+@given(situations())
+@settings(max_examples=25, suppress_health_check=QUIET)
+def test_what_is_best_stays(situation: Situation) -> None:
+    """On an unchanged host nothing moves; when others have gone, only to what is best by then.
+
+    The guest keeps its cells and threads, so the best is that of a VM that asks for just these.
+    """
+    decided = planned(situation)
+    assume(isinstance(decided, Plan))
+    assert isinstance(decided, Plan)
+    host, kept = situation.host, situation.housekeeping
+    assert replan(decided, host, situation.others, housekeeping=kept) is None
+    now = replan(decided, host, (), housekeeping=kept) or decided
+    as_it_is = as_placed(decided)
+    ground = ground_of(as_it_is, host, (), kept)
+    least = brute.best(ground)
+    assert least == tuple(score(ground, now).values())
+
+
+def as_placed(decided: Plan) -> VmSpec:
+    """A VM that asks for the cells, the pages and the threads that a plan gave it."""
+    spec, cells = decided.spec, decided.cells
+    memory = evolve(
+        spec.memory,
+        cells=None,
+        cell=tuple(
+            MemoryCell(vcpus=cell.vcpus, size=ByteSize.kib(cell.memory_kib)) for cell in cells
+        ),
+        hugepages=ByteSize.kib(cells[0].page_kib) if cells[0].is_huge else False,
+    )
+    return evolve(spec, memory=memory, cpu=evolve(spec.cpu, threads=decided.topology.threads))
+
+
+@given(situations(), st.data())
+@settings(max_examples=25, suppress_health_check=QUIET)
+def test_together_fit_as_many_as_in_the_best_order(
+    situation: Situation, data: st.DataObject
+) -> None:
+    """Several VMs are planned in the order that fits the most of them, and each is allowed."""
+    host, others, kept = situation.host, situation.others, situation.housekeeping
+    specs = [named(vm(data.draw(documents(host, most=6))), f"vm{number}") for number in range(3)]
+    together = plan_all(specs, host, others, housekeeping=kept)
+    assert len(together.plans) + len(together.refused) == len(specs)
+    held: tuple[Claim | Holding, ...] = others
+    for decided in together.plans:
+        ground = ground_of(decided.spec, host, held, kept)
+        assert violations(ground, decided) == []
+        held = (*held, of_plan(decided))
+    if together.is_proven:
+        assert len(together.plans) == max(
+            _placed(situation, order) for order in _orders(tuple(specs))
+        )
+
+
+def _orders(specs: tuple[VmSpec, ...]) -> list[tuple[VmSpec, ...]]:
+    if not specs:
+        return [()]
+    return [
+        (spec, *rest)
+        for at, spec in enumerate(specs)
+        for rest in _orders((*specs[:at], *specs[at + 1 :]))
+    ]
+
+
+def _placed(situation: Situation, order: tuple[VmSpec, ...]) -> int:
+    """How many find a place when they come in this order."""
+    others, count = situation.others, 0
+    for spec in order:
+        decided = planned(evolve(situation, spec=spec, others=others))
+        if isinstance(decided, Plan):
+            others = (*others, of_plan(decided))
+            count += 1
+    return count
