@@ -149,6 +149,8 @@ class Kernel(Door):
         self.spawn("cron", group=home)
         if self.flavour == "legacy":
             self.spawn("container", group="docker/a")
+        if self.flavour == "plain":  # an init that makes no groups leaves everything in the root
+            self.spawn("udevd")
 
     # --- the door -------------------------------------------------------------------------------
 
