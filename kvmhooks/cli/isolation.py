@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from kvmhooks.errors import InputError, RestoreError, ValueFormatError
 
 if TYPE_CHECKING:
+    from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.keeper import Keeper
     from kvmhooks.isolate.report import Report
-    from kvmhooks.isolate.state import State
+    from kvmhooks.isolate.state import Held, State
 
 
 def main(verb: str, argv: Sequence[str]) -> int:
@@ -31,7 +32,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     keeper = Keeper(Door(arguments.root), Store(arguments.root))
     if verb == "status":
-        said = held_things(keeper.look())
+        said = held_things(keeper.look(), keeper.door)
         print(json.dumps(said, indent=2) if arguments.json else _told(said), end="\n")
         return 0
     if verb == "undo":
@@ -44,8 +45,10 @@ def main(verb: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def held_things(state: State) -> dict[str, Any]:
+def held_things(state: State, door: Door) -> dict[str, Any]:
     """The live claims, and every knob that is not at its original, with who holds it."""
+    from kvmhooks.isolate.pins import stale
+
     knobs = [
         {
             "knob": key,
@@ -67,11 +70,24 @@ def held_things(state: State) -> dict[str, Any]:
             "pid": one.holder.pid,
             "huge_pages": one.pages,
             "fallback": one.fallback,
+            "follower": _follower_of(one, door),
+            "stale": stale(door, one),
+            "warnings": list(one.warnings),
         }
         for one in state.held.values()
     ]
     owed = {key: pool["owed"] for key, pool in state.pools.items()}
     return {"claims": claims, "knobs": knobs, "huge_pages_owed": owed}
+
+
+def _follower_of(one: Held, door: Door) -> int | str | None:
+    """Its process, ``missing``, or None where a claim needs none."""
+    from kvmhooks.isolate.service import needs_follower
+
+    if not needs_follower(one):
+        return None
+    is_there = one.follower is not None and one.follower.is_alive(door)
+    return one.follower.pid if one.follower is not None and is_there else "missing"
 
 
 def _holders(state: State, original: str) -> list[str]:
@@ -95,7 +111,13 @@ def _told(said: dict[str, Any]) -> str:
     lines = []
     for claim in said["claims"]:
         cpus = claim["exclusive"] or "no CPUs alone"
-        lines.append(f"{claim['name']}: {cpus}, {claim['state']}, process {claim['pid']}")
+        lines.append(
+            f"{claim['name']}: {cpus}, {claim['state']}, process {claim['pid']}"
+            + (f", follower {claim['follower']}" if claim["follower"] else "")
+        )
+        if claim["stale"]:
+            lines.append(f"  stale: {claim['stale']}: run `kvmhooks reconcile`")
+        lines += [f"  {warning}" for warning in claim["warnings"]]
     for knob in said["knobs"]:
         by = ", ".join(knob["by"]) or "nobody any more: run `kvmhooks reconcile`"
         lines.append(

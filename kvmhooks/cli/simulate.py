@@ -13,6 +13,7 @@ from kvmhooks.errors import InputError
 def main(verb: str, argv: Sequence[str]) -> int:
     """Print the writes in order."""
     from kvmhooks.isolate.domain import read_claim
+    from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.rehearsal import rehearse
 
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
@@ -21,13 +22,13 @@ def main(verb: str, argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     try:
-        claim = read_claim(arguments.domain.read_bytes())
+        claim = read_claim(arguments.domain.read_bytes(), door=Door(arguments.root))
     except OSError as error:
         raise InputError(f"{arguments.domain}: {error.strerror}") from error
     if claim is None:
         raise InputError(
-            f"{arguments.domain}: found no <kvmhooks:vm> in its metadata, so nothing would be "
-            "done: see `kvmhooks isolate`"
+            f"{arguments.domain}: found no <kvmhooks:vm> in its metadata and no file in "
+            "/etc/kvmhooks/vm.d, so nothing would be done: see `kvmhooks isolate`"
         )
     writes = rehearse(claim, arguments.root)
     if arguments.json:

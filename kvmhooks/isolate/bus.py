@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from kvmhooks.errors import IsolationError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kvmhooks.values import CpuSet
 
 MAX_MESSAGE: Final = 1 << 20
@@ -99,6 +101,34 @@ class Systemd:
                 body.property("Before", "as")
                 with body.array(4):
                     body.text(before)
+        with body.array(8):  # no auxiliary units
+            pass
+        self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", body.data)
+
+    def start_service(self, unit: str, words: Sequence[str], *, about: str) -> None:
+        """Start a transient service that runs a program, again 5 s after it failed.
+
+        systemd.service(5): it is forgotten once it has ended, however that was. Raises
+        ``BusError``, also when there is such a unit already.
+        """
+        body = Writer()
+        body.text(unit)
+        body.text("fail")
+        with body.array(8):
+            for name, value in (("Description", about), ("Restart", "on-failure"),
+                                ("CollectMode", "inactive-or-failed")):  # fmt: skip
+                body.property(name, "s")
+                body.text(value)
+            body.property("RestartUSec", "t")
+            body.uint64(5_000_000)
+            body.property("ExecStart", "a(sasb)")
+            with body.array(8):
+                body.align(8)
+                body.text(words[0])
+                with body.array(4):
+                    for word in words:
+                        body.text(word)
+                body.uint32(0)  # a failure is one
         with body.array(8):  # no auxiliary units
             pass
         self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", body.data)
@@ -200,6 +230,11 @@ class Writer:
         """A 32-bit number."""
         self.align(4)
         self.data += struct.pack("<I", value)
+
+    def uint64(self, value: int) -> None:
+        """A 64-bit number."""
+        self.align(8)
+        self.data += struct.pack("<Q", value)
 
     def text(self, value: str) -> None:
         """A string or an object path."""

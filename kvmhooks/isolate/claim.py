@@ -29,6 +29,7 @@ class Claim:
 
     __slots__ = (
         "caches",
+        "devices",
         "disks",
         "driver",
         "exclusive",
@@ -59,6 +60,9 @@ class Claim:
     caches: tuple[tuple[int, str, int, int], ...]
     """(level, type, cache's id, KiB) of each part of a cache that libvirt gives it."""
 
+    devices: tuple[str, ...]
+    """PCI addresses of the devices that it is given, whose interrupts go to its CPUs."""
+
     def __init__(  # noqa: PLR0913 -- the fields of the value
         self,
         *,
@@ -71,6 +75,7 @@ class Claim:
         settings: tuple[tuple[str, str], ...] = (),
         disks: tuple[str, ...] = (),
         caches: tuple[tuple[int, str, int, int], ...] = (),
+        devices: tuple[str, ...] = (),
     ) -> None:
         """Take the fields. Raises ``IsolationError`` for a UUID that is none."""
         groups = uuid.split("-")
@@ -86,6 +91,7 @@ class Claim:
         self.settings = settings
         self.disks = disks
         self.caches = caches
+        self.devices = devices
 
     @classmethod
     def from_json(cls, said: object) -> Self:
@@ -117,6 +123,7 @@ class Claim:
                     (int(level), str(kind), int(cache), int(kib))
                     for level, kind, cache, kib in said.get("caches", ())
                 ),
+                devices=tuple(str(device) for device in said.get("devices", ())),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IsolationError(f"claim: {type(error).__name__}: {error}") from error
@@ -129,6 +136,14 @@ class Claim:
     def setting(self, name: str) -> str:
         """What the policy says of ``name``; empty where the host stays as it is."""
         return policy.value_of(self.settings, name)
+
+    def on(self, exclusive: CpuSet) -> Claim:
+        """The same claim on other CPUs."""
+        return Claim(
+            driver=self.driver, uuid=self.uuid, name=self.name, exclusive=exclusive,
+            hugepages=self.hugepages, strict=self.strict, settings=self.settings,
+            disks=self.disks, caches=self.caches, devices=self.devices,
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """The claim as JSON types, with the format's version."""
@@ -146,6 +161,7 @@ class Claim:
             "settings": dict(self.settings),
             "disks": list(self.disks),
             "caches": [list(cache) for cache in self.caches],
+            "devices": list(self.devices),
         }
 
     def __eq__(self, other: object) -> bool:

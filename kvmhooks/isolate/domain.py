@@ -9,38 +9,52 @@ element makes no claim.
 from __future__ import annotations
 
 from kvmhooks.errors import IsolationError, ValueFormatError
-from kvmhooks.isolate import markup, pages
+from kvmhooks.isolate import configuration, markup, pages
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.policy import NAMESPACE, check, value_of
 from kvmhooks.values import CpuSet, union
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Final
 
+    from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.markup import Element
 
 MAX_BYTES: Final = markup.MAX_BYTES
 MAX_VCPUS: Final = 65_536
 
 
-def read_claim(xml_text: str | bytes, driver: str = "qemu") -> Claim | None:
-    """The claim that a domain makes, or None for a domain without our metadata.
+def read_claim(
+    xml_text: str | bytes, driver: str = "qemu", door: Door | None = None
+) -> Claim | None:
+    """The claim that a domain makes, or None for a domain that is none of ours.
+
+    It is ours by our metadata or, on a host (``door``), by a file of its name in /etc.
 
     Raises ``IsolationError`` for XML that is no domain, is too large, has a document type, or whose
     policy cannot be met by its own pins; the text says what to do.
     """
     data = xml_text.encode() if isinstance(xml_text, str) else xml_text
-    if NAMESPACE.encode() not in data[:MAX_BYTES]:
+    has_files = door is not None and door.has(configuration.VMS)
+    if NAMESPACE.encode() not in data[:MAX_BYTES] and not has_files:
         return None
     domain = _parse(data)
     policy = _policy_of(domain)
-    if policy is None:
+    if policy is None and not has_files:
         return None
     name = _name_of(domain)
-    settings = check(policy)
+    settings = _settled(policy, name, door)
+    if settings is None:
+        return None
     is_exclusive = settings.pop("isolation.exclusive", "no") == "yes"
     is_strict = settings.pop("isolation.strict", "no") == "yes"
+    if "threads.vcpus" in settings and not is_exclusive:
+        raise IsolationError(
+            f"domain {name}: threads.vcpus: found {settings['threads.vcpus']!r} without exclusive "
+            "CPUs: whatever shares a CPU with such a vCPU would starve: set isolation.exclusive"
+        )
     kept = tuple(sorted(settings.items()))
     has_pages = value_of(kept, "memory.hugepages") == "allocate"
     has_storage = any(setting.startswith("storage.") for setting in settings)
@@ -55,6 +69,7 @@ def read_claim(xml_text: str | bytes, driver: str = "qemu") -> Claim | None:
             settings=kept,
             disks=_disks_of(domain) if has_storage else (),
             caches=_caches_of(domain),
+            devices=_devices_of(domain) if is_exclusive else (),
         )
     except ValueFormatError as error:
         raise IsolationError(f"domain {name}: {error}") from error
@@ -87,6 +102,20 @@ def _policy_of(domain: Element) -> dict[str, str] | None:
         for attribute, value in child.attributes.items():
             policy[f"{tag}.{attribute}"] = value.strip()
     return policy
+
+
+def _settled(
+    policy: Mapping[str, str] | None, name: str, door: Door | None
+) -> dict[str, str] | None:
+    """What holds for a VM: its metadata, then its file, then the host's; None if it is not ours."""
+    said = dict(policy or {})
+    checked = check(said)
+    if door is None:
+        return checked
+    own = configuration.policy_of(door, name)
+    if policy is None and own is None:
+        return None
+    return check(configuration.defaults(door) | (own or {}) | said)
 
 
 def _name_of(domain: Element) -> str:
@@ -192,6 +221,21 @@ def _disks_of(domain: Element) -> tuple[str, ...]:
     return tuple(
         source.get("dev") for source in sources if source is not None and source.get("dev")
     )
+
+
+def _devices_of(domain: Element) -> tuple[str, ...]:
+    """The PCI addresses of what the VM is given: ``<hostdev>``, also as a network interface."""
+    found = []
+    given = [one for one in domain.findall("devices/hostdev") if one.get("type") == "pci"]
+    given += [one for one in domain.findall("devices/interface") if one.get("type") == "hostdev"]
+    for device in given:
+        for address in device.findall("source/address"):
+            parts = (address.get(name, "0") for name in ("domain", "bus", "slot", "function"))
+            try:
+                found.append("{:04x}:{:02x}:{:02x}.{:x}".format(*(int(part, 0) for part in parts)))
+            except ValueError:  # libvirt itself refuses it
+                continue
+    return tuple(found)
 
 
 def _caches_of(domain: Element) -> tuple[tuple[int, str, int, int], ...]:

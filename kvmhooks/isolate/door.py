@@ -12,6 +12,7 @@ import os
 import stat
 import time
 
+from kvmhooks.errors import IsolationError
 from kvmhooks.values import CpuSet
 
 TYPE_CHECKING = False
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 MAX_READ: Final = 4 << 20
 """More than this is never read from a kernel's file (``/proc/interrupts`` of 8,192 CPUs)."""
+
+MAX_CONFIGURED: Final = 65_536
+"""No larger file of an administrator is read."""
 
 _TO_HOLD: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _AFFINITY: Final = "Cpus_allowed_list:\t"
@@ -61,6 +65,42 @@ class Door:
         finally:
             os.close(descriptor)
         return data.decode("utf-8", "surrogateescape").strip()
+
+    def administrators(self, path: str) -> str | None:
+        """The text of a file that nobody but the administrator can change; None when there is none.
+
+        Raises ``IsolationError`` for a link, and where another user owns the file or its directory
+        or may write there.
+        """
+        above, _, name = path.rpartition("/")
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            directory = os.open(self.root + above, flags | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise IsolationError(f"/{above}: {error.strerror}: expected a directory") from error
+        try:
+            descriptor = os.open(name, flags, dir_fd=directory)
+        except FileNotFoundError:
+            os.close(directory)
+            return None
+        except OSError as error:
+            os.close(directory)
+            raise IsolationError(f"/{path}: {error.strerror}: expected a file, no link") from error
+        try:
+            _check_administrators(above, os.fstat(directory))
+            _check_administrators(path, os.fstat(descriptor))
+            data = os.read(descriptor, MAX_CONFIGURED)
+        finally:
+            os.close(descriptor)
+            os.close(directory)
+        if len(data) >= MAX_CONFIGURED:
+            raise IsolationError(f"/{path}: found {len(data)} bytes or more, expected fewer")
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise IsolationError(f"/{path}: {error.reason}, expected UTF-8") from error
 
     def hold(self, path: str) -> str:
         """Read a short file that may have to be written, and keep it open until ``let_go``.
@@ -213,6 +253,40 @@ class Door:
         kept = [line for line in lines if not line.startswith(_AFFINITY)]
         self.write(f"proc/{tid}/status", "\n".join([*kept, f"{_AFFINITY}{cpus}"]))
 
+    def scheduling(self, tid: int, what: str) -> str:
+        """How a thread is scheduled: ``what`` and its values are those of ``scheduling.py``.
+
+        In a tree a line of ``proc/TID/sched`` tells, or it is what untouched threads have.
+        """
+        from kvmhooks.isolate import scheduling  # noqa: PLC0415 -- few VMs ask for it
+
+        if self.is_real:
+            return scheduling.read(tid, what)
+        self.read(f"proc/{tid}/stat")
+        return self._schedule_of(tid).get(what, scheduling.DEFAULTS[what])
+
+    def set_scheduling(self, tid: int, what: str, value: str) -> None:
+        """Schedule a thread otherwise."""
+        from kvmhooks.isolate import scheduling  # noqa: PLC0415 -- as above
+
+        if self.is_real:
+            scheduling.write(tid, what, value)
+            return
+        lines = self._schedule_of(tid) | {what: value}
+        self.replace(f"proc/{tid}/sched", "".join(f"{k} {v}\n" for k, v in lines.items()))
+
+    def _schedule_of(self, tid: int) -> dict[str, str]:
+        try:
+            text = self.read(f"proc/{tid}/sched")
+        except FileNotFoundError:
+            return {}
+        return dict(line.split(" ", 1) for line in text.splitlines())
+
+    def replace(self, path: str, text: str) -> None:
+        """Make a file of a tree, or write it anew; nothing on a machine is made so."""
+        with open(self.root + path, "w", encoding="utf-8") as file:  # noqa: PTH123 -- as in __init__
+            file.write(text)
+
     def is_socket(self, path: str) -> bool:
         """Whether a file is a socket."""
         try:
@@ -247,6 +321,30 @@ class Door:
 
         return Systemd(self.root + "run/dbus/system_bus_socket", timeout)
 
+    def detach(self, words: list[str]) -> None:
+        """Run a program that is nobody's child and has nothing of ours; it is not waited for.
+
+        libvirt waits for the last descriptor of its hook's pipes to be closed.
+        """
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+            return
+        try:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+            os.chdir("/")
+            null = os.open(os.devnull, os.O_RDWR)
+            for descriptor in range(3):
+                os.dup2(null, descriptor)
+            os.closerange(3, 1 << 16)
+            os.execve(words[0], words, {})  # noqa: S606 -- no shell on purpose
+        except OSError as error:
+            self.log(f"{words[0]}: {error.strerror}", severity=4)
+        finally:
+            os._exit(127)
+
     def log(self, line: str, severity: int = 6) -> None:
         """Send a line to the system's log (``/dev/log``); where nobody listens it is lost."""
         if not self.has("dev/log"):
@@ -276,3 +374,11 @@ class Door:
     def sleep(self, seconds: float) -> None:
         """Wait."""
         time.sleep(seconds)
+
+
+def _check_administrators(path: str, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise IsolationError(
+            f"/{path}: found owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}, "
+            f"expected owner {os.geteuid()}, and that nobody else may write it"
+        )

@@ -15,19 +15,24 @@ ANYBODYS = {"started begin", "release end", "reconnect begin"}
 
 
 def concerns(argv: list[str], xml: bytes, root: str = "/") -> bool:
-    """Whether GUEST OPERATION SUB-OPERATION EXTRA is for us; for others' guests if claims live."""
+    """Whether GUEST OPERATION SUB-OPERATION EXTRA is for us.
+
+    A guest is ours by its metadata or by a file of its name; others' are if claims live.
+    """
     operation = " ".join(argv[1:3])
     if operation not in OURS or (root == "/" and os.geteuid() != 0):
         return False
     if exists(root, "etc/kvmhooks/disabled"):
         return False
-    return MARK in xml or (operation in ANYBODYS and exists(root, "run/kvmhooks/state.json"))
+    if MARK in xml or (operation in ANYBODYS and exists(root, "run/kvmhooks/state.json")):
+        return True
+    return "/" not in argv[0] and exists(root, f"etc/kvmhooks/vm.d/{argv[0]}.toml")
 
 
 def exists(root: str, path: str) -> bool:
     """Whether something of this name is there; a link counts itself."""
     try:
         os.lstat(root.rstrip("/") + "/" + path)
-    except OSError:
+    except (OSError, ValueError):  # too long, or with a null byte
         return False
     return True

@@ -15,6 +15,7 @@ from kvmhooks.isolate import gate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import IO
 
     from kvmhooks.isolate.keeper import Keeper
@@ -34,10 +35,10 @@ def main(argv: list[str], stdin: IO[bytes], stdout: IO[str], root: str = "/") ->
     return answer(argv, stdin.read(gate.MAX_STDIN), root)
 
 
-def answer(argv: list[str], xml: bytes, root: str) -> int:
+def answer(argv: list[str], xml: bytes, root: str, program: Sequence[str] = ()) -> int:
     """Do what a call asks for, if it is any of our business, and log what came of it in one line.
 
-    Return the exit code.
+    ``program`` are the words that run this hook again. Return the exit code.
     """
     if not gate.concerns(argv, xml, root):
         return 0
@@ -66,6 +67,8 @@ def answer(argv: list[str], xml: bytes, root: str) -> int:
         store.close()
     if report is not None:
         door.log(f"{what}: {(door.now() - begun) * 1000:.0f} ms: {report}")
+        if operation in {"started", "reconnect"}:
+            follow_up(keeper, xml, program)
         if operation == "release" and report.is_incomplete:
             retry(keeper)
     return 0
@@ -82,7 +85,7 @@ def carry_out(keeper: Keeper, operation: str, xml: bytes) -> Report | None:
     if operation == "release":
         return keeper.release(read_key(xml))
     try:
-        claim = read_claim(xml)
+        claim = read_claim(xml, door=keeper.door)
     except IsolationError:
         if operation in {"prepare", "start"}:
             raise
@@ -94,6 +97,21 @@ def carry_out(keeper: Keeper, operation: str, xml: bytes) -> Report | None:
     if claim is None:
         return None
     return keeper.prepare(claim) if operation == "prepare" else keeper.start(claim)
+
+
+def follow_up(keeper: Keeper, xml: bytes, program: Sequence[str]) -> None:
+    """Start the VM's follower."""
+    if gate.MARK not in xml:
+        return
+    from kvmhooks.errors import IsolationError  # noqa: PLC0415 -- see the module's docstring
+    from kvmhooks.isolate.domain import read_key  # noqa: PLC0415
+    from kvmhooks.isolate.service import ensure  # noqa: PLC0415
+
+    try:
+        key = read_key(xml)
+    except IsolationError:
+        return  # such XML makes no claim: nothing of it is followed
+    ensure(keeper, key, program)
 
 
 def retry(keeper: Keeper) -> None:
@@ -156,20 +174,26 @@ def printable(text: str) -> str:
 
 
 def command(arguments: list[str], xml: bytes | None = None, chained: str = "") -> int:
-    """``[--root DIR] GUEST OPERATION SUB-OPERATION EXTRA``, or ``[--root DIR] --reconcile``.
+    """``GUEST OPERATION SUB-OPERATION EXTRA``, or ``--reconcile``, or ``--follow KEY``.
 
-    The option is for tests. ``xml`` is stdin's text where it was read already; ``chained`` the
-    script that was in our place before: it gets the same call once ours is done, in this very
-    process, and its output and exit code are the answer.
+    ``--root DIR`` before them is for tests. ``xml`` is stdin's text where it was read already;
+    ``chained`` the script that was in our place before: it gets the same call once ours is done, in
+    this very process, and its output and exit code are the answer.
     """
     root = "/"
     if arguments[:1] == ["--root"] and len(arguments) > 1:
         root, arguments = arguments[1], arguments[2:]
     if arguments == ["--reconcile"]:
         return reconcile(root)
+    if arguments[:1] == ["--follow"] and len(arguments) == 2:
+        from kvmhooks.isolate.follower import follow  # noqa: PLC0415 -- another process's business
+
+        return follow(root, arguments[1])
+    own = os.path.abspath(sys.argv[0])  # noqa: PTH100 -- pathlib costs 5 ms
+    program = [own] if os.access(own, os.X_OK) and not own.endswith(".py") else []
     if xml is None:
         xml = sys.stdin.buffer.read(gate.MAX_STDIN)
-    code = answer(arguments, xml, root)
+    code = answer(arguments, xml, root, program)
     if code == 0 and chained and os.access(chained, os.X_OK):
         hand_on(chained, arguments, xml)
     return code

@@ -8,7 +8,8 @@ that live want it.
 from __future__ import annotations
 
 from kvmhooks.errors import IsolationError
-from kvmhooks.isolate import pool
+from kvmhooks.isolate import configuration, pool
+from kvmhooks.isolate.configuration import BUDGET, Limits
 from kvmhooks.isolate.groups import LIBVIRT, Groups, libvirt_pid, sweep
 from kvmhooks.isolate.knob import View
 from kvmhooks.isolate.report import FAILED, REFUSAL, Report, Result
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.store import Store
 
-BUDGET: Final = 10.0
-"""Seconds for one entry: libvirt holds the VM's lock while its hook runs."""
-
-BUDGET_WITH_PAGES: Final = 30.0
-
 LOCK_SHARE: Final = 0.8
 """How much of the budget may be spent waiting for the lock."""
 
@@ -37,10 +33,11 @@ DAEMONS: Final = ("libvirtd", "virtqemud")
 class Keeper:
     """One host's claims. Every method raises ``IsolationError`` when the claim is refused."""
 
-    def __init__(self, door: Door, store: Store, budget: float = BUDGET) -> None:
+    def __init__(self, door: Door, store: Store, budget: float | None = None) -> None:
         self.door = door
         self.store = store
-        self.budget = budget
+        self.budget = BUDGET if budget is None else budget
+        self._is_told = budget is not None
 
     def prepare(self, claim: Claim, holder: Process | None = None) -> Report:
         """Take a claim, before the VM exists: refuse an overlap, and get its huge pages.
@@ -49,7 +46,8 @@ class Keeper:
         runs us without it. Of a daemon's VM one start ends before the next begins; a claim that
         another live process holds is somebody's who does not know of us.
         """
-        with self._entry(BUDGET_WITH_PAGES if claim.hugepages else self.budget) as state:
+        limits = self._limits()
+        with self._entry(limits.budget_hugepages if claim.hugepages else self.budget) as state:
             report = self._recover(state)
             before = state.held.pop(claim.key, None)  # the same VM again: its start never ended
             if before is not None and holder is not None:
@@ -57,6 +55,7 @@ class Keeper:
                     f"{claim.name}: it runs already: process {before.holder.pid} holds its claim"
                 )
             self._check(claim, state)
+            _check_housekeeping(claim, limits)
             held = Held(
                 claim,
                 holder=self._daemon() if holder is None else holder,
@@ -75,6 +74,7 @@ class Keeper:
 
     def start(self, claim: Claim) -> Report:
         """Isolate the VM's CPUs from the host: no QEMU exists yet."""
+        self._limits()
         with self._entry() as state:
             if claim.key not in state.held:
                 raise IsolationError(
@@ -110,6 +110,7 @@ class Keeper:
             held = None if claim is None else state.held.get(claim.key)
             if held is not None:
                 self._adopt(held, pid)
+                self._reread(state, held)
             self._drop_dead(state, but=held.claim.key if held else "")
             report = self._converge(state)
             if held is not None and self._was_refused(held, report):
@@ -130,6 +131,7 @@ class Keeper:
                     held = Held(claim, holder=self._daemon(), since=since)
                     state.held[claim.key] = held
                 self._adopt(held, 0)
+                self._reread(state, held)
             self._drop_dead(state, but="" if claim is None else claim.key)
             return self._converge(state)
 
@@ -150,7 +152,26 @@ class Keeper:
     def reconcile(self) -> Report:
         """Drop the claims of VMs that are gone, and finish whatever was interrupted."""
         with self._entry() as state:
+            self._reread(state, *state.held.values())
             return self._recover(state, is_thorough=True)
+
+    def follow(self, key: str, follower: Process) -> Report | None:
+        """What a running VM's follower calls when something is new; None when it has to end.
+
+        Where the vCPUs are by now is what is claimed.
+        """
+        with self._entry() as state:
+            self._drop_dead(state)
+            held = state.held.get(key)
+            if held is None or held.state != RUNNING:
+                return None
+            held.follower = follower
+            self._reread(state, held)
+            report = self._converge(state)
+            if self._was_refused(held, report):
+                held.fallback = True
+                report = self._converge(state)
+            return report
 
     def undo(self, key: str | None) -> Report:
         """Drop one claim, or all, though the VMs still run."""
@@ -179,6 +200,13 @@ class Keeper:
         text = self.store.load()
         boot = boot_id(self.door)
         return State(boot) if text is None else State.from_text(text, boot)
+
+    def _limits(self) -> Limits:
+        """The host's, read where a VM of ours starts; whoever made us may set the time."""
+        limits = configuration.limits(self.door)
+        if not self._is_told:
+            self.budget = limits.budget
+        return limits
 
     def _entry(self, budget: float | None = None) -> _Entry:
         """Hold the lock within the budget, with what is on record."""
@@ -257,6 +285,15 @@ class Keeper:
         if process is not None:
             held.holder, held.state = process, RUNNING
 
+    def _reread(self, state: State, *every: Held) -> None:
+        """Bring claims up to date with where their vCPUs are."""
+        from kvmhooks.isolate.pins import reread  # noqa: PLC0415 -- most entries need it not
+
+        for held in every:
+            if held.state == RUNNING and held.claim.exclusive and held.holder.is_alive(self.door):
+                view = View.read(self.door, [one for one in state.held.values() if one is not held])
+                reread(self.door, held, view.exclusive, view.online)
+
     def _daemon(self) -> Process:
         """The daemon that runs us: our parent, or above it where a script calls the hook."""
         pid = parent = self.door.parent()
@@ -298,6 +335,15 @@ class Keeper:
         raise IsolationError(f"{claim.name}: strict, and {len(unmet)} could not be met: {said}")
 
 
+def _check_housekeeping(claim: Claim, limits: Limits) -> None:
+    both = claim.exclusive & limits.housekeeping
+    if both:
+        raise IsolationError(
+            f"{claim.name}: CPUs {both} are the host's (/{configuration.HOST}: host.housekeeping): "
+            f"pin {claim.name} elsewhere (`kvmhooks tune {claim.name}`)"
+        )
+
+
 class _Entry:
     """The lock, held within a budget of time, and what is on record."""
 
@@ -320,4 +366,4 @@ class _Entry:
         self._lock.__exit__(None, None, None)
 
 
-__all__ = ["BUDGET", "PENDING", "Keeper"]
+__all__ = ["PENDING", "Keeper"]

@@ -100,6 +100,9 @@ class Knob:
     is_slow = False
     """Whether a write shows only later, because a daemon takes it up when it comes to it."""
 
+    refusal = ""
+    """Why it must not be set, where we refuse what the kernel would allow."""
+
     def __init__(self, key: str, order: int = ORDINARY) -> None:
         self.key = key
         """Its name in the journal, for people as well: ``irq/24``."""

@@ -42,6 +42,7 @@ class Setting:
 
 _YES_NO: Final = ("yes|no", '"yes" or "no"')
 _WORD: Final = "[a-z0-9_-]{1,32}"
+_CLAMP: Final = r"\d{1,3}|10[01]\d|102[0-4]"
 
 SETTINGS: Final[Mapping[str, Setting]] = {
     "isolation.exclusive": Setting(*_YES_NO, default="no"),
@@ -50,6 +51,9 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "isolation.tasks": Setting(*_YES_NO, default="yes"),
     "isolation.workqueues": Setting(*_YES_NO, default="yes"),
     "isolation.network": Setting(*_YES_NO, default="yes"),
+    "isolation.vfio": Setting(
+        "spread|one|housekeeping", '"spread", "one" or "housekeeping"', default="spread"
+    ),
     "isolation.watchdog": Setting(*_YES_NO, default="no"),
     "power.governor": Setting(_WORD, 'a cpufreq governor such as "performance"'),
     "power.epp": Setting(_WORD, 'an energy preference such as "performance" or "128"'),
@@ -67,26 +71,39 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "kernel.halt_poll": Setting(r"\d{1,9}", "nanoseconds, 0 for none"),
     "storage.scheduler": Setting(_WORD, 'an I/O scheduler such as "none"'),
     "storage.requests": Setting(r"\d{1,6}", "a queue depth"),
+    "threads.vcpus": Setting(
+        r"(fifo|rr):([1-9]|[1-4]\d)",
+        '"fifo:1" to "fifo:49", or "rr:…": interrupt threads have 50',
+    ),
+    "threads.uclamp_min": Setting(_CLAMP, "a number from 0 to 1024"),
+    "threads.uclamp_max": Setting(_CLAMP, "a number from 0 to 1024"),
+    "threads.sched_core": Setting(
+        "none|vcpus|emulator", '"none", "vcpus" or "emulator"', default="none"
+    ),
+    "threads.vhost": Setting(
+        r"emulator|keep|\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?){0,99}",
+        '"emulator", "keep" or a CPU list',
+        default="emulator",
+    ),
 }
 """Every attribute, as ``element.attribute``."""
 
 
-def check(settings: Mapping[str, str]) -> dict[str, str]:
+def check(settings: Mapping[str, str], place: str = "kvmhooks metadata") -> dict[str, str]:
     """The settings that differ from their defaults, each checked.
 
-    Raises ``IsolationError`` with the first unknown or wrong one.
+    Raises ``IsolationError`` with the first unknown or wrong one, and the place where it stands.
     """
     kept = {}
     for name, value in settings.items():
         known = SETTINGS.get(name)
         if known is None:
             raise IsolationError(
-                f"kvmhooks metadata: {name}: no such setting; did you mean "
-                f"{nearest(name, SETTINGS)}?"
+                f"{place}: {name}: no such setting; did you mean {nearest(name, SETTINGS)}?"
             )
         if not known.allows(value):
             raise IsolationError(
-                f"kvmhooks metadata: {name}: found {value[:40]!r}, expected {known.expected}"
+                f"{place}: {name}: found {value[:40]!r}, expected {known.expected}"
             )
         if value != known.default:
             kept[name] = value

@@ -60,6 +60,7 @@ class _Rehearsal(Door):
         self.units: dict[str, CpuSet] = {}
         self._files: dict[str, str] = {}
         self._tasks: dict[int, CpuSet] = {}
+        self._scheduled: dict[tuple[int, str], str] = {}
 
     def read(self, path: str) -> str:
         parts = path.rsplit("/", 2)
@@ -94,6 +95,13 @@ class _Rehearsal(Door):
     def set_affinity(self, tid: int, cpus: CpuSet) -> None:
         self.note(f"affinity of task {tid}", str(cpus))
         self._tasks[tid] = cpus
+
+    def scheduling(self, tid: int, what: str) -> str:
+        return self._scheduled.get((tid, what)) or super().scheduling(tid, what)
+
+    def set_scheduling(self, tid: int, what: str, value: str) -> None:
+        self.note(f"{what} of thread {tid}", value)
+        self._scheduled[tid, what] = value
 
     def ask(self, path: str, text: str, timeout: float) -> str:
         if text.startswith("settings "):

@@ -130,7 +130,17 @@ def start_time(door: Door, pid: int) -> int | None:
 class Held:
     """A claim that is held, and by which process."""
 
-    __slots__ = ("claim", "fallback", "holder", "pages", "since", "state", "warnings")
+    __slots__ = (
+        "claim",
+        "fallback",
+        "follower",
+        "holder",
+        "pages",
+        "pins",
+        "since",
+        "state",
+        "warnings",
+    )
 
     def __init__(
         self,
@@ -154,6 +164,10 @@ class Held:
         self.pages = {} if pages is None else pages
         """Huge pages that were added to the pool for it, by ``node/size in KiB``."""
         self.warnings = warnings
+        self.follower: Process | None = None
+        """The process that looks after it while it runs."""
+        self.pins: dict[str, str] = {}
+        """Where each vCPU was when it was last looked at, as CPU lists by its number."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON types."""
@@ -165,13 +179,15 @@ class Held:
             "fallback": self.fallback,
             "pages": self.pages,
             "warnings": list(self.warnings),
+            "follower": self.follower and [self.follower.pid, self.follower.start],
+            "pins": self.pins,
         }
 
     @classmethod
     def from_json(cls, said: Any) -> Held:
         """Read back what ``to_json`` wrote. Raises ``ValueError`` and its kin."""
         pid, start = said["holder"]
-        return cls(
+        found = cls(
             Claim.from_json(said["claim"]),
             holder=Process(int(pid), int(start)),
             state=str(said["state"]),
@@ -180,6 +196,10 @@ class Held:
             pages={str(key): int(count) for key, count in said["pages"].items()},
             warnings=tuple(map(str, said["warnings"])),
         )
+        follower = said.get("follower")
+        found.follower = Process(*map(int, follower)) if follower else None
+        found.pins = {str(vcpu): str(cpus) for vcpu, cpus in said.get("pins", {}).items()}
+        return found
 
 
 class State:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvmhooks.isolate.bus import BusError, Systemd
 from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.scheduling import COOKIE, DEFAULTS, NEW
 from kvmhooks.isolate.store import Store
 from kvmhooks.values import CpuSet
 from tests.isolate_model.cgroups import Cgroups, Group
@@ -64,6 +65,8 @@ class Irq:
         self.is_pending = pending
         """Whether a change waits for the next interrupt (IO-APIC)."""
         self.serial = serial
+        self.action: str | None = None
+        """The driver's name for it; None for one like any other."""
 
 
 class Task:
@@ -77,6 +80,7 @@ class Task:
         self.start = start
         self.leader = 0
         self.mask = CpuSet()
+        self.scheduling = dict(DEFAULTS)
         self.wish: CpuSet | None = None
         """What its owner asked for; kernels before 6.2 forget it when the cpuset changes."""
 
@@ -132,6 +136,8 @@ class Kernel(Door):
         self.record: str | None = None
         self.step: Callable[[str], None] = nothing
         self.libvirtd = 0
+        self.has_cookies = True
+        """Whether the kernel has core scheduling."""
         self._populate()
 
     def _populate(self) -> None:
@@ -177,6 +183,9 @@ class Kernel(Door):
         if path == "proc/sys/kernel/osrelease":
             return self.release
         raise FileNotFoundError(errno.ENOENT, "no such file", path)
+
+    def administrators(self, path: str) -> str | None:
+        return self.files.get(path)
 
     def hold(self, path: str) -> str:
         return self.read(path)
@@ -279,6 +288,23 @@ class Kernel(Door):
         self.step(f"affinity of {tid}")
         self.pin(tid, cpus)
 
+    def scheduling(self, tid: int, what: str) -> str:
+        task = self._task(tid)
+        if what == COOKIE and not self.has_cookies:
+            raise OSError(errno.EINVAL, "CONFIG_SCHED_CORE is not set", str(tid))
+        return task.scheduling[what]
+
+    def set_scheduling(self, tid: int, what: str, value: str) -> None:
+        """A cookie that is new is for all threads of a process, any other value for one thread."""
+        self.scheduling(tid, what)
+        self.step(f"{what} of {tid}")
+        self.clock += 1
+        for other, task in self.tasks.items():
+            if value == NEW and task.leader == tid:
+                task.scheduling[what] = str(self.clock)
+            elif value != NEW and other == tid:
+                task.scheduling[what] = value
+
     def systemd(self, timeout: float = 5.0) -> Systemd | None:
         del timeout
         return ModelSystemd(self) if self.has_systemd else None
@@ -320,6 +346,8 @@ class Kernel(Door):
             self.online if forked is None or flags else (forked.mask & effective) or effective
         )
         task.wish = None if forked is None or flags else forked.wish
+        if forked is not None:
+            task.scheduling[COOKIE] = forked.scheduling[COOKIE]
         self.tasks[pid] = task
         where.tasks.add(pid)
         return pid
@@ -426,7 +454,7 @@ class Kernel(Door):
                 "effective_affinity_list": str(irq.effective),
                 "chip_name": "IR-PCI-MSI",
                 "hwirq": str(irq.serial),
-                "actions": "" if int(number) % 13 == 12 else f"device-{number}",
+                "actions": irq.action or ("" if int(number) % 13 == 12 else f"device-{number}"),
             }
         )
         if name not in texts:

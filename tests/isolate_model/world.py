@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kvmhooks.errors import KvmhooksError
 from kvmhooks.isolate import gate, hook
 from kvmhooks.isolate.keeper import Keeper
+from kvmhooks.isolate.scheduling import COOKIE, NEW
 from kvmhooks.isolate.state import State
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Irq, Kernel, Record, drop_in, nothing
@@ -38,6 +39,8 @@ class Vm:
         self.cpus = cpus
         self.emulator = emulator
         self.policy = policy
+        self.devices = ""
+        """The ``<devices>`` of its XML."""
         self.pid = 0
         self.serial = 0
 
@@ -59,7 +62,7 @@ class Vm:
         tune = f"<cputune>{pins}<emulatorpin cpuset='{self.emulator}'/></cputune>"
         return (
             f"<domain type='kvm'><name>{self.name}</name><uuid>{self.uuid}</uuid>{metadata}"
-            f"<vcpu>{len(self.cpus)}</vcpu>{tune}</domain>"
+            f"<vcpu>{len(self.cpus)}</vcpu>{tune}{self.devices}</domain>"
         ).encode()
 
 
@@ -70,6 +73,8 @@ class World:
         self.kernel = kernel
         self.serial = 0
         self.vms: dict[str, Vm] = {}
+        self.gives_cookies = False
+        """Whether qemu.conf has ``sched_core = "emulator"``."""
 
     def call(self, vm: Vm, operation: str, sub_operation: str) -> Report | None:
         """Run the hook. Raises what it refuses with."""
@@ -137,8 +142,16 @@ class World:
             group = group.parent  # type: ignore[assignment]
         self._place(vm, vm.pid, f"{inner}/emulator", vm.emulator)
         for at, cpu in enumerate(vm.cpus):
-            tid = kernel.spawn(f"CPU {at}/KVM", group=vm.scope, leader=vm.pid)
-            self._place(vm, tid, f"{inner}/vcpu{at}", CpuSet({cpu}))
+            self.plug(vm, at, cpu)
+        if self.gives_cookies:
+            kernel.set_scheduling(vm.pid, COOKIE, NEW)
+
+    def plug(self, vm: Vm, at: int, cpu: int) -> int:
+        """QEMU starts the thread of a vCPU, and libvirt places it; its thread id."""
+        inner = vm.scope if self.kernel.flavour == "legacy" else f"{vm.scope}/libvirt"
+        tid = self.kernel.spawn(f"CPU {at}/KVM", group=vm.scope, leader=vm.pid)
+        self._place(vm, tid, f"{inner}/vcpu{at}", CpuSet({cpu}))
+        return tid
 
     def _place(self, vm: Vm, tid: int, path: str, cpus: CpuSet) -> None:
         kernel = self.kernel

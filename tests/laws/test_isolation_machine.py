@@ -39,6 +39,7 @@ NAMES = ("a", "b", "c", "d")
 RICH = (
     ISOLATION + '<kvmhooks:memory numa_balancing="0" thp="never"/>'
     '<kvmhooks:power governor="performance"/>'
+    '<kvmhooks:threads vcpus="fifo:1" uclamp_min="512" sched_core="vcpus"/>'
 )
 ERRORS = (errno.EIO, errno.EPERM, errno.EINVAL, errno.ENOSPC)
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from kvmhooks.isolate.knobs import caches, cpusets, irqbalance, irqs, masks, tasks, wishes
+from kvmhooks.isolate.knobs import (
+    caches,
+    cpusets,
+    irqbalance,
+    irqs,
+    masks,
+    tasks,
+    threads,
+    wishes,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,4 +35,5 @@ def discover(door: Door, view: View, groups: Groups, records: Mapping[str, Recor
         *caches.knobs(door, view, records),
         *cpusets.knobs(door, view, groups, records),
         *tasks.knobs(door, view, groups, records),
+        *threads.knobs(door, view, groups, records),
     ]

@@ -9,7 +9,8 @@ write with EIO or EPERM, by version (``write_irq_affinity()``, kernel/irq/proc.c
 from __future__ import annotations
 
 from kvmhooks.errors import ValueFormatError
-from kvmhooks.isolate.knob import CpuListKnob, Knob, parsed
+from kvmhooks.isolate.knob import ORDINARY, CpuListKnob, Knob, parsed
+from kvmhooks.isolate.knobs import vectors
 from kvmhooks.values import CpuSet
 
 TYPE_CHECKING = False
@@ -34,18 +35,17 @@ def knobs(door: Door, view: View, records: Mapping[str, Record]) -> Iterator[Kno
     default = records.get(_DEFAULT)
     yield CpuListKnob(_DEFAULT, "proc/irq/default_smp_affinity", setting=_SETTING, is_mask=True)
     descriptors = door.inodes("sys/kernel/irq") or dict.fromkeys(door.names("proc/irq"), 0)
-    fresh = [name for name in descriptors if name.isdigit() and f"irq/{name}" not in records]
+    numbers = sorted([int(name) for name in descriptors if name.isdigit()])
+    fresh = [str(number) for number in numbers if f"irq/{number}" not in records]
     handled = door.crowded("proc/irq", fresh)
-    for number in sorted([int(name) for name in descriptors if name.isdigit()]):
+    goals = vectors.goals(door, view, descriptors)
+    for number in numbers:
         name = str(number)
         record = records.get(f"irq/{name}")
         irq = Irq(name, view.exclusive, str(descriptors[name]), record)
-        if (
-            record is not None
-            or name in handled
-            or _is_requested(door, name)
-            or irq.carries(door, default)
-        ):
+        irq.goal = goals.get(name)
+        is_known = record is not None or name in handled
+        if is_known or _is_requested(door, name) or irq.carries(door, default):
             yield irq
 
 
@@ -64,16 +64,28 @@ def _is_requested(door: Door, name: str) -> bool:
 class Irq(CpuListKnob):
     """One interrupt."""
 
-    __slots__ = ("descriptor", "exclusive", "number", "record")
+    __slots__ = ("descriptor", "exclusive", "goal", "number", "record")
+
+    goal: CpuSet | None
+    """Where it belongs as a vector of a VM's device; None for the host's own."""
 
     def __init__(
         self, number: str, exclusive: CpuSet, descriptor: str, record: Record | None
     ) -> None:
-        super().__init__(f"irq/{number}", f"proc/irq/{number}/smp_affinity_list", setting=_SETTING)
+        # Not by way of the base's: a host has thousands of them.
+        self.key = f"irq/{number}"
+        self.path = f"proc/{self.key}/smp_affinity_list"
+        self.order = ORDINARY
+        self.setting = _SETTING
+        self.is_mask = False
         self.number = number
         self.exclusive = exclusive
         self.descriptor = descriptor
         self.record = record
+        self.goal = None
+
+    def target(self, original: str, view: View) -> str:
+        return super().target(original, view) if self.goal is None else str(self.goal)
 
     def identity(self, door: Door) -> str:  # noqa: ARG002 -- the base's
         """The inode of ``/sys/kernel/irq/N``: chip, hwirq and mask live as long as it.
@@ -128,7 +140,7 @@ class Irq(CpuListKnob):
             effective = _cpus(door.read(f"proc/irq/{self.number}/effective_affinity_list"))
         except OSError:
             return ""
-        if effective.isdisjoint(self.exclusive):
+        if effective.isdisjoint(self.exclusive if self.goal is None else effective - self.goal):
             return ""
         return f"pending until its next interrupt: still on {effective}"
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from kvmhooks.isolate.groups import Groups
 from kvmhooks.isolate.knob import TASKS, Knob
+from kvmhooks.isolate.knobs import threads
+from kvmhooks.isolate.threads import name_of, owner_of
 from kvmhooks.values import CpuSet
 
 TYPE_CHECKING = False
@@ -34,14 +36,19 @@ def knobs(door: Door, view: View, groups: Groups, records: Mapping[str, Record])
     if not taken and not any(key.startswith("task/") for key in records):
         return
     effective: dict[str, CpuSet] = {}
+    owners = threads.running(view)
     for pid in sorted(int(name) for name in door.names("proc") if name.isdigit()):
         try:
-            fields = _fields(door.read(f"proc/{pid}/stat"))
+            text = door.read(f"proc/{pid}/stat")
         except OSError:
             continue
+        fields = _fields(text)
         flags, parent = int(fields[_FLAGS]), int(fields[_PARENT])
         if flags & _KERNEL:
-            if not flags & _NO_SETAFFINITY:
+            owner = owner_of(name_of(text)) if owners else 0
+            if owner in owners:
+                yield from threads.worker(door, owner, pid, owners[owner])
+            elif not flags & _NO_SETAFFINITY:
                 yield from _one(door, _KernelThread(pid, pid, parent, view.online, taken), records)
             continue
         path = groups.of_process(door, pid)

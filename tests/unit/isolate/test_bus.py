@@ -59,6 +59,8 @@ def test_a_real_bus_takes_our_messages(path: str, tmp_path: Path) -> None:
                     )
             with pytest.raises(BusError, match=r"Reload: .*ServiceUnknown"):
                 systemd.reload()
+            with pytest.raises(BusError, match=r"StartTransientUnit: .*ServiceUnknown"):
+                systemd.start_service("a.service", ["/bin/true", "--root", "/"], about="nothing")
     finally:
         daemon.kill()
         daemon.communicate()

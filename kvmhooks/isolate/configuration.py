@@ -1,0 +1,153 @@
+"""What the administrator has written in ``/etc/kvmhooks``: defaults, limits, and policies of VMs.
+
+``kvmhooks.toml`` holds the settings that every VM starts from, and in ``[host]`` the limits below.
+``vm.d/NAME.toml`` is the policy of a VM whose XML cannot be changed: it is one of ours like a VM
+with metadata. Both have a table for each element of the metadata and a key for each of its
+attributes (``kvmhooks.isolate.policy``). What stands nearer to the VM has the say: its metadata,
+then its file, then the host's.
+
+Whoever may write these files decides what root does: they are root's own, or they are refused.
+"""
+
+from __future__ import annotations
+
+from kvmhooks.errors import IsolationError, ValueFormatError
+from kvmhooks.isolate.policy import check
+from kvmhooks.values import CpuSet
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Final
+
+    from kvmhooks.isolate.door import Door
+
+DIRECTORY: Final = "etc/kvmhooks"
+HOST: Final = f"{DIRECTORY}/kvmhooks.toml"
+VMS: Final = f"{DIRECTORY}/vm.d"
+
+BUDGET: Final = 10.0
+"""Seconds for one entry: libvirt holds the VM's lock while its hook runs."""
+
+BUDGET_WITH_PAGES: Final = 30.0
+
+_MOST_SECONDS: Final = 600
+
+
+class Limits:
+    """What no VM may exceed on this host."""
+
+    __slots__ = ("budget", "budget_hugepages", "housekeeping")
+
+    def __init__(
+        self,
+        *,
+        housekeeping: CpuSet | None = None,
+        budget: float = BUDGET,
+        budget_hugepages: float = BUDGET_WITH_PAGES,
+    ) -> None:
+        self.housekeeping = CpuSet() if housekeeping is None else housekeeping
+        """CPUs that no VM may own."""
+        self.budget = budget
+        """Seconds that one hook call may take."""
+        self.budget_hugepages = budget_hugepages
+        """The same for a `prepare` that needs huge pages."""
+
+
+def policy_of(door: Door, name: str) -> dict[str, str] | None:
+    """The settings in a VM's own file, checked; None when it has none.
+
+    Raises ``IsolationError``.
+    """
+    path = file_of(name)
+    text = door.administrators(path) if path else None
+    if text is None:
+        return None
+    tables = _parsed(path, text)
+    if "host" in tables:
+        raise IsolationError(f"/{path}: host: found it here, expected it in /{HOST} alone")
+    return _settings(path, tables)
+
+
+def defaults(door: Door) -> dict[str, str]:
+    """The settings that every VM of ours starts from, checked. Raises ``IsolationError``."""
+    tables = _host(door)
+    tables.pop("host", None)
+    return _settings(HOST, tables)
+
+
+def limits(door: Door) -> Limits:
+    """What no VM may exceed. Raises ``IsolationError``."""
+    said = _host(door).get("host", {})
+    if not isinstance(said, dict):
+        raise _refused(HOST, "host", said, "a table")
+    known = Limits()
+    for key, value in said.items():
+        if key == "housekeeping":
+            known.housekeeping = _cpus(value)
+        elif key in {"budget", "budget_hugepages"}:
+            setattr(known, key, _seconds(key, value))
+        else:
+            raise _refused(HOST, f"host.{key}", value, f"one of {', '.join(Limits.__slots__)}")
+    return known
+
+
+def file_of(name: str) -> str:
+    """Where a VM's own file would be; empty for a name that is no file's."""
+    if not 0 < len(name) <= 200 or name.startswith(".") or "/" in name or "\0" in name:
+        return ""
+    return f"{VMS}/{name}.toml"
+
+
+def _host(door: Door) -> dict[str, Any]:
+    text = door.administrators(HOST)
+    return {} if text is None else _parsed(HOST, text)
+
+
+def _parsed(path: str, text: str) -> dict[str, Any]:
+    import tomllib  # noqa: PLC0415 -- as long as the interpreter's start, and most hosts have none
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise IsolationError(f"/{path}: {error}") from error
+
+
+def _settings(path: str, tables: Mapping[str, Any]) -> dict[str, str]:
+    """``element.attribute`` and its text, for every key of every table."""
+    found = {}
+    for table, said in tables.items():
+        if not isinstance(said, dict):
+            raise _refused(path, table, said, "a table such as [isolation]")
+        for key, value in said.items():
+            found[f"{table}.{key}"] = _text(path, f"{table}.{key}", value)
+    check(found, f"/{path}")
+    return found
+
+
+def _text(path: str, at: str, value: object) -> str:
+    """A value as the metadata has it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | str):
+        return str(value).strip()
+    raise _refused(path, at, value, "a text, a whole number, true or false")
+
+
+def _cpus(value: object) -> CpuSet:
+    try:
+        return CpuSet.parse(value) if isinstance(value, str) else CpuSet.parse("none")
+    except ValueFormatError as error:
+        raise _refused(HOST, "host.housekeeping", value, error.expected) from error
+
+
+def _seconds(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # noqa: PLR0124 -- NaN
+        raise _refused(HOST, f"host.{key}", value, "seconds")
+    if not 1 <= value <= _MOST_SECONDS:
+        raise _refused(HOST, f"host.{key}", value, f"1 to {_MOST_SECONDS} seconds")
+    return float(value)
+
+
+def _refused(path: str, at: str, value: object, expected: str) -> IsolationError:
+    return IsolationError(f"/{path}: {at}: found {value!r:.60}, expected {expected}")

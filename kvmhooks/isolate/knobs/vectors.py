@@ -1,0 +1,103 @@
+"""The interrupts of devices that a VM was given: on the CPUs of the VM that takes them.
+
+VFIO requests a vector once the guest's driver enables it, and calls it ``vfio-msix[N](ADDRESS)``,
+``vfio-msi[N](ADDRESS)`` or ``vfio-intx(ADDRESS)`` (drivers/vfio/pci/vfio_pci_intrs.c). Where the
+IOMMU posts interrupts to a running vCPU, the host's CPU has no part in it (irq-bypass).
+"""
+
+from __future__ import annotations
+
+from kvmhooks.values import CpuSet
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Final
+
+    from kvmhooks.isolate.door import Door
+    from kvmhooks.isolate.knob import View
+    from kvmhooks.isolate.state import Held
+
+SETTING: Final = "isolation.vfio"
+
+_POSTING_CAPABILITY: Final = 59
+"""The bit of the VT-d capability register (VT-d specification, «Capability Register»: PI)."""
+
+_GUEST_VAPIC: Final = 7
+"""The bit of the AMD IOMMU's extended features (AMD IOMMU specification, MMIO 0030h: GASup)."""
+
+
+def goals(door: Door, view: View, names: Iterable[str]) -> dict[str, CpuSet]:
+    """Where the vectors of the VMs' devices belong, by name; the others are not in it."""
+    owners = {address: one for one in view.held for address in one.claim.devices}
+    found: dict[str, CpuSet] = {}
+    for name in names if owners else ():
+        try:
+            vector, address = parse(door.read(f"sys/kernel/irq/{name}/actions"))
+        except OSError:  # it was freed, or nothing tells what it is
+            continue
+        if address in owners:
+            cpus = place(owners[address], vector)
+            if cpus:
+                found[name] = cpus
+    return found
+
+
+def parse(actions: str) -> tuple[int, str]:
+    """(vector, PCI address) of a VFIO interrupt; the address is empty for any other."""
+    if not actions.startswith("vfio-") or not actions.endswith(")"):
+        return 0, ""
+    head, _, address = actions[:-1].rpartition("(")
+    number = head.partition("[")[2].rstrip("]")
+    return int(number) if number.isdigit() else 0, address.lower()
+
+
+def place(one: Held, vector: int) -> CpuSet:
+    """The CPU for a vector: pure. None where it is to be treated as the host's own interrupts."""
+    wish = one.claim.setting(SETTING)
+    cpus = [int(cpu) for _, cpu in sorted(one.pins.items(), key=_by_number) if cpu.isdigit()]
+    cpus = [cpu for cpu in cpus if cpu in one.claim.exclusive] or list(one.claim.exclusive)
+    if wish == "housekeeping" or not cpus:
+        return CpuSet()
+    return CpuSet({cpus[vector % len(cpus)] if wish == "spread" else cpus[0]})
+
+
+def _by_number(pin: tuple[str, str]) -> int:
+    return int(pin[0])
+
+
+def posted(door: Door) -> str:
+    """Why the placing of VFIO's vectors has no effect on this host; empty when it has.
+
+    KVM and every IOMMU must be able to, and nobody have switched it off.
+    """
+    try:
+        words = door.read("proc/cmdline").split()
+    except OSError:
+        words = []
+    units = door.names("sys/class/iommu")
+    if not units or any("nopost" in word for word in words if word.startswith("intremap=")):
+        return ""
+    for module, parameter, register, bit in (
+        ("kvm_intel", "enable_apicv", "intel-iommu/cap", _POSTING_CAPABILITY),
+        ("kvm_amd", "avic", "amd-iommu/features", _GUEST_VAPIC),
+    ):
+        switch = f"sys/module/{module}/parameters/{parameter}"
+        paths = [f"sys/class/iommu/{unit}/{register}" for unit in units]
+        if _is_on(door, switch) and all(_has_bit(door, path, bit) for path in paths):
+            return f"{module} has {parameter}, and the IOMMU posts interrupts to running vCPUs"
+    return ""
+
+
+def _is_on(door: Door, path: str) -> bool:
+    try:
+        return door.read(path) in {"Y", "1"}
+    except OSError:
+        return False
+
+
+def _has_bit(door: Door, path: str, bit: int) -> bool:
+    try:
+        return bool(int(door.read(path).partition(":")[0], 16) >> bit & 1)
+    except (OSError, ValueError):
+        return False

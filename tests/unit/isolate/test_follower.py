@@ -1,0 +1,387 @@
+"""What happens while a VM runs: pins that move, vectors that come; and the process for it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmhooks.cli.isolation import held_things
+from kvmhooks.isolate import hook, installation, service
+from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.keeper import Keeper
+from kvmhooks.isolate.knobs.vectors import parse, posted
+from kvmhooks.isolate.pins import moved, stale
+from kvmhooks.isolate.state import Process
+from kvmhooks.isolate.store import Store
+from kvmhooks.values import CpuSet, union
+from tests.isolate_model.kernel import Kernel, Record
+from tests.isolate_model.tree import add_process, plant
+from tests.isolate_model.world import ISOLATION, Vm, World, effective_state, intruders
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+HOSTDEV = (
+    "<devices><hostdev mode='subsystem' type='pci' managed='yes'><source>"
+    "<address domain='0x0000' bus='0x01' slot='0x10' function='0x0'/></source></hostdev></devices>"
+)
+CPUS = st.sets(st.integers(0, 15), min_size=1, max_size=3).map(CpuSet)
+PINS = st.dictionaries(st.integers(0, 5), CPUS, max_size=6)
+
+
+def guest(name: str = "a", cpus: str = "6-7", policy: str = ISOLATION) -> Vm:
+    return Vm(name, CpuSet.parse(cpus), CpuSet.parse("0-1"), policy)
+
+
+@given(st.sets(st.integers(0, 15)).map(CpuSet), PINS, PINS, CPUS)
+def test_law_what_is_claimed_follows_the_vcpus(
+    exclusive: CpuSet, before: dict[int, CpuSet], live: dict[int, CpuSet], forbidden: CpuSet
+) -> None:
+    """Nobody else's CPU is taken, nothing is that no vCPU has, and who stays keeps what it had."""
+    now, warnings = moved(exclusive, before, live, forbidden)
+    assert now - exclusive <= union(live.values()) - forbidden
+    assert moved(exclusive, live, live, forbidden)[0] == exclusive
+    for vcpu, cpus in live.items():
+        is_own = len(cpus) == 1 and cpus.isdisjoint(forbidden)
+        assert any(f"vCPU {vcpu} " in one for one in warnings) is not is_own
+        if is_own and before.get(vcpu) != cpus:
+            assert cpus <= now
+        was = before.get(vcpu, CpuSet())
+        if len(was) == 1 and cpus != was and was.isdisjoint(union(live.values())):
+            assert was.isdisjoint(now)
+    unplugged = union(cpus for vcpu, cpus in before.items() if vcpu not in live)
+    gone = union(before[vcpu] for vcpu in live.keys() & before.keys())
+    assert (exclusive & unplugged) - gone <= now
+
+
+def thread(kernel: Kernel, name: str) -> int:
+    return next(tid for tid, one in kernel.tasks.items() if one.name == name)
+
+
+def follow(world: World, vm: Vm) -> Any:
+    me = Process(world.kernel.libvirtd, world.kernel.tasks[world.kernel.libvirtd].start)
+    return Keeper(world.kernel, Record(world.kernel)).follow(vm.key, me)
+
+
+@pytest.mark.parametrize("flavour", ["systemd", "plain", "legacy"])
+def test_a_vcpu_that_is_pinned_elsewhere_takes_its_isolation_along(flavour: str) -> None:
+    """`virsh vcpupin a 1 4`: nothing else runs on 4 any more, and 7 is the host's again."""
+    kernel = Kernel(flavour, 8, 10)
+    before = effective_state(kernel)
+    world = World(kernel)
+    vm = guest()
+    world.start(vm)
+    inner = vm.scope if flavour == "legacy" else f"{vm.scope}/libvirt"
+    kernel.put(f"{kernel.base}/{inner}/vcpu1/cpuset.cpus", "4")
+    kernel.pin(thread(kernel, "CPU 1/KVM"), CpuSet({4}))
+    held = world.state.held[vm.key]
+    assert stale(kernel, held) == "vCPU 1 is on 4 and was on 7"
+    told = held_things(world.state, kernel)["claims"][0]
+    assert (told["stale"], told["follower"]) == ("vCPU 1 is on 4 and was on 7", "missing")
+    follow(world, vm)
+    held = world.state.held[vm.key]
+    assert (str(held.claim.exclusive), stale(kernel, held), held.warnings) == ("4,6", "", ())
+    vm.cpus = CpuSet.parse("4,6")
+    assert list(intruders(kernel, world)) == []
+    assert 7 in kernel.default
+    world.stop(vm)
+    assert effective_state(kernel) == before
+
+
+def test_a_vcpu_that_may_run_anywhere_has_nothing_of_its_own() -> None:
+    """Its CPU goes back to the host, the other one stays; a person is told."""
+    kernel = Kernel("plain", 8, 10)
+    world = World(kernel)
+    vm, other = guest(cpus="5-6"), guest("b", "7")
+    world.start(vm)
+    world.start(other)
+    scope = f"{kernel.base}/{vm.scope}/libvirt"
+    kernel.put(f"{scope}/vcpu0/cpuset.cpus", "0-5")
+    kernel.pin(thread(kernel, "CPU 0/KVM"), CpuSet.parse("0-5"))
+    kernel.put(f"{scope}/vcpu1/cpuset.cpus", "7")
+    kernel.pin(thread(kernel, "CPU 1/KVM"), CpuSet({7}))
+    follow(world, vm)
+    held = world.state.held[vm.key]
+    assert held.claim.exclusive == CpuSet()
+    assert held.warnings == (
+        "vCPU 0 may run on 0-5: none of them is its own",
+        "vCPU 1 runs on 7, which cannot be its own",
+    )
+    assert str(world.state.held[other.key].claim.exclusive) == "7"
+
+
+def test_a_follower_ends_with_its_claim() -> None:
+    """And keeps nothing up that nobody claims."""
+    kernel = Kernel("plain", 8, 10)
+    world = World(kernel)
+    vm = guest()
+    world.start(vm)
+    world.stop(vm)
+    assert follow(world, vm) is None
+    assert kernel.record is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [("spread", ["6", "7", "6"]), ("one", ["6"] * 3), ("housekeeping", ["0-4"] * 3)],
+)
+def test_vectors_of_a_vms_device_go_to_its_cpus(policy: str, expected: list[str]) -> None:
+    """They come long after `started`; another VM's device and the host's own stay off them."""
+    kernel = Kernel("systemd", 8, 10)
+    world = World(kernel)
+    vm = guest(policy=f'<kvmhooks:isolation exclusive="yes" vfio="{policy}"/>')
+    vm.devices = HOSTDEV
+    other = guest("b", "5")
+    world.start(vm)
+    world.start(other)
+    numbers = [kernel.add_irq() for _ in range(4)]
+    for vector, number in enumerate(numbers[:3]):
+        kernel.irqs[number].action = f"vfio-msix[{vector}](0000:01:10.0)"
+    kernel.irqs[numbers[3]].action = "vfio-msix[0](0000:02:00.0)"
+    follow(world, vm)
+    assert [str(kernel.irqs[number].mask) for number in numbers] == [*expected, "0-4"]
+    Keeper(kernel, Record(kernel)).undo(None)
+    assert {str(kernel.irqs[number].mask) for number in numbers} == {"0-7"}
+
+
+@pytest.mark.parametrize(
+    ("actions", "expected"),
+    [
+        ("vfio-msix[12](0000:01:10.0)", (12, "0000:01:10.0")),
+        ("vfio-msi[0](0000:01:10.0)", (0, "0000:01:10.0")),
+        ("vfio-intx(0000:01:10.0)", (0, "0000:01:10.0")),
+        ("vfio-intx", (0, "")),
+        ("nvme0q1", (0, "")),
+        ("", (0, "")),
+        ("(vfio-msix[0](0000:01:10.0)", (0, "")),
+    ],
+)
+def test_the_kernels_name_of_a_vector(actions: str, expected: tuple[int, str]) -> None:
+    assert parse(actions) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"kvm_intel/parameters/enable_apicv": "Y"}, True),
+        ({"kvm_intel/parameters/enable_apicv": "N"}, False),
+        ({}, False),
+    ],
+)
+def test_posted_interrupts_make_it_moot(
+    tmp_path: Path,
+    files: dict[str, str],
+    expected: bool,  # noqa: FBT001
+) -> None:
+    """KVM and each IOMMU must be able to, and the command line not forbid it."""
+    texts = {f"sys/module/{path}": text for path, text in files.items()}
+    texts |= {f"sys/class/iommu/dmar{n}/intel-iommu/cap": "8d2078c106f0466" for n in (0, 1)}
+    texts["proc/cmdline"] = "quiet"
+    for name, text in texts.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+    door = Door(str(tmp_path))
+    assert bool(posted(door)) is expected
+    (tmp_path / "proc/cmdline").write_text("intremap=nopost")
+    assert posted(door) == ""
+
+
+# --- the process --------------------------------------------------------------------------------
+
+
+class Tree:
+    """A host on plain files with one running VM; its follower is a process of this test's own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.program: Path | None = None
+        """The installed hook, where a test has installed it."""
+        kernel = Kernel("plain", 8, 10)
+        world = World(kernel)
+        self.vm = guest()
+        self.vm.devices = HOSTDEV
+        world._launch(self.vm)
+        plant(kernel, root)
+        for tid, task in kernel.tasks.items():
+            if task.leader == self.vm.pid:
+                path = root / f"proc/{self.vm.pid}/task/{tid}"
+                path.mkdir(parents=True, exist_ok=True)
+                (path / "stat").write_text((root / f"proc/{tid}/stat").read_text())
+        self.threads = {
+            task.name: tid for tid, task in kernel.tasks.items() if task.leader == self.vm.pid
+        }
+        for name in ("run/libvirt/qemu", "run/irqbalance"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+        (root / "run/libvirt/qemu/a.pid").write_text(str(self.vm.pid))
+        self.scope = root / f"{kernel.base}/{self.vm.scope}/libvirt"
+
+    def call(self, operation: str) -> None:
+        words = ["a", operation, "end" if operation == "release" else "begin", "-"]
+        if self.program is None:
+            xml = io.BytesIO(self.vm.xml)
+            assert hook.main(words, xml, io.StringIO(), str(self.root)) == 0
+            return
+        subprocess.run(
+            [self.program, "--root", self.root, *words], input=self.vm.xml, check=True, timeout=30
+        )
+
+    @property
+    def held(self) -> Any:
+        path = self.root / "run/kvmhooks/state.json"
+        return json.loads(path.read_text())["held"][self.vm.key]
+
+    @property
+    def follower(self) -> int:
+        """Its process, or 0."""
+        path = self.root / "run/kvmhooks/state.json"
+        if not path.exists() or self.vm.key not in path.read_text():
+            return 0
+        found = self.held["follower"]
+        return found[0] if found else 0
+
+    def pin(self, thread: str, cpus: str) -> None:
+        door = Door(str(self.root))
+        door.set_affinity(self.threads[thread], CpuSet.parse(cpus))
+
+    def irq(self, number: int, action: str = "") -> Path:
+        """A new interrupt, as a driver that requests it makes it."""
+        path = self.root / f"proc/irq/{number}/smp_affinity_list"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("0-7\n")
+        actions = self.root / f"sys/kernel/irq/{number}/actions"
+        actions.parent.mkdir(parents=True, exist_ok=True)
+        actions.write_text(action + "\n")
+        return path
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Tree]:
+    """With the kill switch set at the end, so that no follower outlives its test."""
+    found = Tree(tmp_path)
+    yield found
+    pid = found.follower
+    (tmp_path / "etc/kvmhooks").mkdir(parents=True)
+    (tmp_path / "etc/kvmhooks/disabled").touch()
+    if pid and Path(f"/proc/{pid}").exists():
+        os.kill(pid, signal.SIGTERM)
+
+
+def eventually(condition: Callable[[], object], seconds: float = 15) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come to pass in time"
+        time.sleep(0.02)
+
+
+def test_the_hook_starts_one_and_it_sees_to_everything(tree: Tree) -> None:
+    """The installed file itself, as a process of its own: pins, vectors, interrupts, its end."""
+    installed = installation.install(str(tree.root / "installed"), libvirt=(9, 0, 0))
+    tree.program = tree.root / f"installed{installed.path}"
+    for operation in ("prepare", "start", "started"):
+        tree.call(operation)
+    eventually(lambda: tree.follower)
+    pid = tree.follower
+    assert os.getsid(pid) != os.getsid(0)
+    process = Path(f"/proc/{pid}")
+    assert process.joinpath("cwd").readlink() == Path("/")
+    assert {process.joinpath(f"fd/{n}").readlink() for n in range(3)} == {Path("/dev/null")}
+    assert str(tree.program).encode() in process.joinpath("cmdline").read_bytes()
+    add_process(tree.root, pid, "python3")
+    vector = tree.irq(40, "vfio-msix[1](0000:01:10.0)")
+    eventually(lambda: tree.held["follower"] == [pid, 77])
+    tree.call("reconnect")  # libvirtd was restarted: the one that is there stays
+    own = tree.irq(41, "eth0-rx-0")
+    eventually(lambda: vector.read_text().strip() == "7")
+    eventually(lambda: own.read_text().strip() == "0-5")
+    tree.pin("CPU 1/KVM", "4")
+    (tree.scope / "vcpu1/cpuset.cpus").write_text("4\n")
+    eventually(lambda: tree.held["claim"]["exclusive"] == "4,6")
+    eventually(lambda: vector.read_text().strip() == "4")
+    assert own.read_text().strip() == "0-3,5,7"
+    assert tree.follower == pid
+    tree.call("release")
+    eventually(lambda: not is_alive(pid))
+    assert own.read_text().strip() == "0-7"
+    assert not (tree.root / "run/kvmhooks/state.json").exists()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_irqbalance_that_starts_again_is_told_again(tree: Tree) -> None:
+    """Its new socket is noticed as it appears."""
+    for operation in ("prepare", "start", "started"):
+        tree.call(operation)
+    eventually(lambda: tree.follower)
+    link = Path(f"/tmp/kvmhooks-irqbalance-{os.getpid()}")  # a socket's path has 107 characters
+    link.symlink_to(tree.root / "run/irqbalance")
+    requests: list[str] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{link}/irqbalance123.sock")
+        link.unlink()
+        listener.listen(8)
+        listener.settimeout(15)
+        while not any("settings cpus" in one for one in requests):
+            peer, _ = listener.accept()
+            with peer:
+                requests.append(peer.recv(500).decode())
+                if requests[-1] == "setup":
+                    peer.sendall(b"SLEEP 10  BANNED 00000000\n")
+    assert requests[-1] == "settings cpus 6-7"
+
+
+def test_a_follower_without_anything_to_do_sleeps(tree: Tree) -> None:
+    """No polling storm: few looks, none of which writes; and little memory."""
+    for operation in ("prepare", "start", "started"):
+        tree.call(operation)
+    eventually(lambda: tree.follower)
+    pid = tree.follower
+    time.sleep(1)  # its imports and its first pass
+    state = tree.root / "run/kvmhooks/state.json"
+    written, spent, woken = state.stat().st_mtime_ns, cpu_ticks(pid), switches(pid)
+    time.sleep(7)
+    assert state.stat().st_mtime_ns == written
+    assert cpu_ticks(pid) - spent <= 5
+    assert switches(pid) - woken <= 12
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    assert int(resident.split()[1]) < 30 << 10
+    service.ensure(Keeper(Door(str(tree.root)), Store(str(tree.root))), tree.vm.key)
+    assert tree.follower == pid
+
+
+def cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def switches(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.rpartition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+
+def test_the_packages_own_words_run_the_hook(tmp_path: Path) -> None:
+    """What kvm-launch starts a follower with, from wherever it was installed."""
+    done = subprocess.run(
+        [*service.this_package(), "--root", str(tmp_path), "--follow", "qemu-x"],
+        capture_output=True, check=False, env={}, cwd="/",
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    assert service.this_package()[0] == sys.executable
