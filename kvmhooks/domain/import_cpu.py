@@ -214,6 +214,8 @@ def amount(element: Element, text: str, unit: str) -> int:
 def _cell(reading: Reading, cell: Element, count: int) -> int:
     """The bytes of one cell; cells of kvmhooks are equal, in the order of the vCPUs."""
     reading.read(cell, "id", "cpus", "memory", "unit")
+    for distances in cell.all("distances"):
+        reading.decide(distances, "distances", "they are the host's between the cells' nodes")
     size = amount(cell, cell.get("memory") or "", cell.get("unit") or "KiB")
     first = cell.parent.find("cell") if cell.parent is not None else None
     assert first is not None  # the cell itself, if no other

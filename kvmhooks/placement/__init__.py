@@ -2,19 +2,41 @@
 
 from kvmhooks.placement.claim import claim
 from kvmhooks.placement.contract import to_json
-from kvmhooks.placement.model import Cell, GuestCpu, IothreadPin, Plan, Topology, VcpuPin
-from kvmhooks.placement.plan import plan
+from kvmhooks.placement.holding import Holding
+from kvmhooks.placement.model import (
+    CacheShare,
+    Cell,
+    GuestCpu,
+    IothreadPin,
+    PciPlace,
+    Plan,
+    Topology,
+    VcpuPin,
+)
+from kvmhooks.placement.plan import parts_of, plan
+from kvmhooks.placement.replan import replan, score_of
+from kvmhooks.placement.search import Effort
 from kvmhooks.placement.target import Target
+from kvmhooks.placement.together import Together, plan_all
 
 __all__ = [
+    "CacheShare",
     "Cell",
+    "Effort",
     "GuestCpu",
+    "Holding",
     "IothreadPin",
+    "PciPlace",
     "Plan",
     "Target",
+    "Together",
     "Topology",
     "VcpuPin",
     "claim",
+    "parts_of",
     "plan",
+    "plan_all",
+    "replan",
+    "score_of",
     "to_json",
 ]

@@ -1,123 +1,360 @@
-"""What a host has to give: its nodes with the CPUs and memory that nobody has claimed."""
+"""What a host has to give: its nodes, with what nobody holds of them."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import Final, NamedTuple
 
 from attrs import frozen
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host, HugePages, Memory
-from kvmhooks.isolate.claim import Claim
+from kvmhooks.isolate.pages import ANY_NODE
+from kvmhooks.placement.holding import Holding
 from kvmhooks.values import CpuSet, union
 
+REMOTE_DISTANCE: Final = 20
+"""The kernel's own for nodes of which the firmware tells none (include/linux/topology.h)."""
 
-@frozen(eq=False)
-class Field:
+KEPT_FREE: Final = 20
+"""One part in so many of a node's memory is not made into huge pages."""
+
+
+class Core(NamedTuple):
+    """One core; sets of CPUs are masks here."""
+
+    cpus: int
+    free: int
+    is_beside_host: bool
+    """Whether one of its CPUs is housekeeping."""
+    is_slow: bool
+    """Whether one of its CPUs is of the efficiency kind."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is free."""
+        return self.cpus == self.free
+
+
+class Kind(NamedTuple):
+    """All of a core that counts when every CPU is as good as another."""
+
+    size: int
+    free: int
+    is_beside_host: bool
+    is_slow: bool
+
+
+class Domain(NamedTuple):
+    """The cores of one node that share an L3 cache."""
+
+    cache: int | None
+    cores: tuple[Core, ...]
+    whole: int
+    """How many of its cores are whole."""
+    kinds: tuple[Kind, ...]
+    """Those of its cores, sorted."""
+
+
+@frozen(eq=False, kw_only=True)
+class Site:
     """What one node has to give; on a kernel without NUMA the whole host is one, of no number."""
 
+    index: int
     node: int | None
-    near: CpuSet
+    cpus: CpuSet
     """All its online CPUs."""
     pool: CpuSet
     """CPUs over which shared vCPUs may float: online, balanced by the kernel, nobody's own."""
-    cores: tuple[tuple[CpuSet, ...], ...]
-    """Whole cores for dedicated vCPUs, those that share an L3 cache together."""
+    load: Fraction
+    """Shared vCPUs of other VMs on it."""
+    domains: tuple[Domain, ...]
+    kinds: tuple[tuple[Kind, ...], ...]
+    """Those of its cores by L3, sorted: nodes with the same ones are alike."""
+    whole: int
+    """How many of its cores are whole."""
     memory_kib: int | None
+    """Room for ordinary memory; None: not known."""
     pages: Mapping[int, int]
-    """Free huge pages: page size in KiB to count."""
-
-    def cores_of(self, threads: int) -> int:
-        """How many of its cores have at least so many threads."""
-        return sum(len(core) >= threads for group in self.cores for core in group)
+    """Free huge pages that nobody was promised: page size in KiB to count."""
+    allocatable_kib: int
+    """Memory of which more huge pages could be made."""
+    distances: tuple[int, ...]
+    """To every site, by index."""
 
     def __str__(self) -> str:
         return "the host" if self.node is None else f"node {self.node}"
 
+    def room(self, page_kib: int, *, allocate: bool) -> int | None:
+        """How many pages of a size it has room for."""
+        if page_kib not in self.pages:
+            return 0
+        return self.pages[page_kib] + (self.allocatable_kib // page_kib if allocate else 0)
 
-@frozen
+
+@frozen(eq=False)
 class Ground:
     """What a host has to give, node by node."""
 
-    fields: tuple[Field, ...]
+    host: Host
+    online: CpuSet
+    sites: tuple[Site, ...]
     housekeeping: CpuSet
-    taken: CpuSet
-    """CPUs that other claims hold exclusively."""
+    held: CpuSet
+    """CPUs that other VMs have to themselves."""
+    isolated: CpuSet
+    """Online CPUs that the kernel does not balance."""
     threads: int
-    """The threads of most free cores."""
+    """The threads of the largest core."""
+    is_uniform: bool
+    """Whether all cores have as many threads."""
+    holdings: tuple[Holding, ...]
+
+    def least_distance(self, count: int) -> int:
+        """No ``count`` nodes have less distance between them, there and back."""
+        if count == 1:
+            return 0
+        sums = sorted(
+            sum(
+                sorted(away for at, away in enumerate(site.distances) if at != site.index)[
+                    : count - 1
+                ]
+            )
+            for site in self.sites
+        )
+        return sum(sums[:count])
+
+    @property
+    def free(self) -> CpuSet:
+        """CPUs that a dedicated vCPU could have."""
+        return self.online - self.held - self.housekeeping
 
 
-def survey(host: Host, claims: Sequence[Claim]) -> Ground:
-    """See what ``claims`` leave of a host.
+def survey(
+    host: Host,
+    holdings: Sequence[Holding],
+    housekeeping: CpuSet | None = None,
+    own_pages: Mapping[tuple[int | None, int], int] | None = None,
+) -> Ground:
+    """See what ``holdings`` leave of a host.
+
+    ``own_pages`` are the huge pages by node and size that the VM itself has mapped.
 
     Raises ``PlanError`` for a host whose CPUs are not known.
     """
-    if not host.online:
+    online = host.online
+    if not online:
         raise PlanError("host", "no online CPU", "a host, or a captured tree of one")
-    taken = union(claim.exclusive for claim in claims)
-    housekeeping = choose_housekeeping(host, taken)
-    fields = tuple(_fields(host, taken=taken, housekeeping=housekeeping))
-    sizes = Counter(len(core) for field in fields for group in field.cores for core in group)
-    threads = max(sizes, key=lambda size: (sizes[size], size), default=1)
-    return Ground(fields, housekeeping, taken, threads)
+    held = union(
+        cpus
+        for holding in holdings
+        for cpus in (holding.exclusive, holding.dedicated, holding.idle)
+    )
+    held |= union(
+        host.core_of(cpu)
+        for holding in holdings
+        if holding.keeps_siblings
+        for cpu in holding.exclusive & online
+    )
+    if housekeeping is None:
+        housekeeping = choose_housekeeping(host, held)
+    elif not housekeeping <= online:
+        raise PlanError("housekeeping", str(housekeeping), f"online CPUs, some of {online}")
+    cores = {core.mask: core for core in map(host.core_of, online)}
+    return Ground(
+        host=host,
+        online=online,
+        sites=tuple(_sites(host, holdings, held, housekeeping, own_pages or {})),
+        housekeeping=housekeeping,
+        held=held,
+        isolated=_isolated(host) & online,
+        threads=max(map(len, cores.values())),
+        is_uniform=len(set(map(len, cores.values()))) == 1,
+        holdings=tuple(holdings),
+    )
 
 
 def choose_housekeeping(host: Host, taken: CpuSet) -> CpuSet:
-    """The first whole core of each package that has more than one: the host's own.
+    """A whole core of each package that has more than one: the host's own.
 
-    CPUs that the kernel does not balance (``isolcpus``) are never chosen, nor those that a claim
-    holds, also where their siblings are. One core at least is the host's, however small it is,
-    unless there are no other CPUs at all.
+    It is the first one that is not all of its node. CPUs that the kernel does not balance
+    (``isolcpus``) are never chosen, nor those that a VM holds, also where their siblings are. One
+    core at least is the host's, unless it is the only one: then one of its threads, if it has
+    more, or all that there is.
     """
-    usable = host.online - _isolated(host) - taken
+    online = host.online
+    usable = online - _isolated(host) - taken
+    packages: defaultdict[int, int] = defaultdict(int)
+    nodes: defaultdict[int | None, int] = defaultdict(int)
+    for cpu in host.cpus or ():
+        if cpu.online:
+            packages[-1 if cpu.package is None else cpu.package] |= 1 << cpu.id
+            nodes[cpu.node] |= 1 << cpu.id
     chosen = CpuSet()
-    for package in sorted({_package(host, cpu) for cpu in usable}):
-        cpus = CpuSet(cpu for cpu in host.online if _package(host, cpu) == package)
-        core = host.core_of((usable & cpus).first())
-        if core != cpus:
-            chosen |= core & usable
-    return chosen or (host.core_of(usable.first()) & usable if usable else chosen)
+    for _, mask in sorted(packages.items()):
+        cpus = CpuSet.from_mask(mask)
+        if host.core_of(cpus.first()) >= cpus:
+            continue
+        for cpu_id in cpus & usable:
+            core = host.core_of(cpu_id)
+            if core.mask != nodes[host.cpu(cpu_id).node]:
+                chosen |= core & usable
+                break
+    if chosen or not usable:
+        return chosen
+    core = host.core_of(usable.first())
+    first = CpuSet((usable.first(),))
+    return core & usable if online - core else first
 
 
-def _fields(host: Host, *, taken: CpuSet, housekeeping: CpuSet) -> Iterator[Field]:
-    def field(
-        number: int | None, cpus: CpuSet, memory_kib: int | None, pools: Sequence[HugePages] | None
-    ) -> Field:
-        free = (cpus & host.online) - taken
-        return Field(
-            node=number,
-            near=cpus & host.online,
-            pool=free - _isolated(host),
-            cores=tuple(_whole_cores(host, free - housekeeping)),
-            memory_kib=memory_kib,
-            pages={pool.size_kib: pool.free or 0 for pool in pools or ()},
+def _sites(
+    host: Host,
+    holdings: Sequence[Holding],
+    held: CpuSet,
+    housekeeping: CpuSet,
+    own_pages: Mapping[tuple[int | None, int], int],
+) -> Iterable[Site]:
+    online = host.online
+    pool = online - _isolated(host) - held
+    floating = [one for holding in holdings for one in holding.floating]
+    memory: Counter[int] = Counter()
+    for holding in holdings:
+        memory.update(dict(holding.memory))
+    promised = _promised(host, holdings)
+    efficiency = CpuSet(cpu.id for cpu in host.cpus or () if cpu.kind == "efficiency")
+    free = online - held - housekeeping
+    nodes = host.nodes or ()
+    if not nodes:
+        known = host.memory or Memory()
+        yield Site(
+            index=0,
+            node=None,
+            cpus=online,
+            pool=pool,
+            load=_load(floating, online, online),
+            domains=(domains := _domains(host, online, free, housekeeping, efficiency)),
+            kinds=tuple(sorted(domain.kinds for domain in domains)),
+            whole=sum(domain.whole for domain in domains),
+            memory_kib=_room(known.total_kib, known.hugepages, sum(memory.values())),
+            pages=_unpromised(known.hugepages, promised.get(None, {}), own_pages, None),
+            allocatable_kib=_allocatable(known.total_kib, known.free_kib),
+            distances=(10,),
+        )
+        return
+    for index, node in enumerate(nodes):
+        cpus = (node.cpus or CpuSet()) & online
+        domains = _domains(host, cpus, free, housekeeping, efficiency)
+        yield Site(
+            index=index,
+            node=node.id,
+            cpus=cpus,
+            pool=pool & cpus,
+            load=_load(floating, cpus, online),
+            domains=domains,
+            kinds=tuple(sorted(domain.kinds for domain in domains)),
+            whole=sum(domain.whole for domain in domains),
+            memory_kib=_room(node.memory_kib, node.hugepages, memory[node.id]),
+            pages=_unpromised(node.hugepages, promised.get(node.id, {}), own_pages, node.id),
+            allocatable_kib=_allocatable(node.memory_kib, node.free_kib),
+            distances=node.distances or _unknown_distances(index, len(nodes)),
         )
 
-    nodes = [node for node in host.nodes or () if node.cpus]
-    for node in nodes:
-        yield field(node.id, node.cpus or CpuSet(), node.memory_kib, node.hugepages)
-    if not nodes:
-        memory = host.memory or Memory()
-        yield field(None, host.online, memory.total_kib, memory.hugepages)
+
+def _unknown_distances(index: int, count: int) -> tuple[int, ...]:
+    return tuple(10 if other == index else REMOTE_DISTANCE for other in range(count))
 
 
-def _whole_cores(host: Host, free: CpuSet) -> Iterator[tuple[CpuSet, ...]]:
-    """The cores that are free with all their threads, a group for each L3 cache."""
-    groups: defaultdict[int | None, set[CpuSet]] = defaultdict(set)
-    for cpu in free:
-        core = host.core_of(cpu)
-        if core <= free:
-            groups[host.cpu(cpu).l3].add(core)
-    ordered = [sorted(group, key=CpuSet.first) for group in groups.values()]
-    yield from (tuple(group) for group in sorted(ordered, key=lambda group: group[0].first()))
+def _domains(
+    host: Host, cpus: CpuSet, free: CpuSet, housekeeping: CpuSet, efficiency: CpuSet
+) -> tuple[Domain, ...]:
+    """The cores of a node by L3 cache, in the order of their CPUs."""
+    groups: defaultdict[int | None, dict[int, Core]] = defaultdict(dict)
+    seen = 0
+    for number in cpus:
+        if seen >> number & 1:
+            continue
+        core = host.core_of(number).mask & cpus.mask
+        seen |= core
+        groups[host.cpu(number).l3][core] = Core(
+            core,
+            core & free.mask,
+            bool(core & housekeeping.mask),
+            bool(core & efficiency.mask),
+        )
+    return tuple(_domain(cache, tuple(cores.values())) for cache, cores in groups.items())
+
+
+def _domain(cache: int | None, cores: tuple[Core, ...]) -> Domain:
+    kinds = sorted(
+        Kind(core.cpus.bit_count(), core.free.bit_count(), core.is_beside_host, core.is_slow)
+        for core in cores
+    )
+    return Domain(cache, cores, sum(core.is_whole for core in cores), tuple(kinds))
+
+
+def _load(floating: Iterable[tuple[CpuSet, int]], here: CpuSet, online: CpuSet) -> Fraction:
+    """How many of the vCPUs that float are on a node, each spread over the CPUs it may run on."""
+    return sum(
+        (
+            Fraction(count * len(cpus & here), len(cpus & online))
+            for cpus, count in floating
+            if cpus & online
+        ),
+        Fraction(0),
+    )
+
+
+def _room(total_kib: int | None, pools: Sequence[HugePages] | None, held_kib: int) -> int | None:
+    if total_kib is None:
+        return None
+    pooled = sum((pool.total or 0) * pool.size_kib for pool in pools or ())
+    return max(total_kib - pooled - held_kib, 0)
+
+
+def _allocatable(total_kib: int | None, free_kib: int | None) -> int:
+    return max((free_kib or 0) - (total_kib or 0) // KEPT_FREE, 0)
+
+
+def _promised(host: Host, holdings: Sequence[Holding]) -> dict[int | None, dict[int, int]]:
+    """Per node and page size, the free pages that are promised; None is the host without nodes."""
+    asked: Counter[tuple[int, int]] = Counter()
+    for holding in holdings:
+        for node, size, count in holding.hugepages:
+            asked[node, size] += count
+    promised: dict[int | None, dict[int, int]] = defaultdict(dict)
+    if not host.nodes:
+        for (_, size), count in asked.items():
+            promised[None][size] = promised[None].get(size, 0) + count
+        return promised
+    for (node, size), count in asked.items():
+        if node != ANY_NODE:
+            promised[node][size] = count
+    for (node, size), count in asked.items():
+        left = count if node == ANY_NODE else 0
+        for each in host.nodes:
+            free = {pool.size_kib: pool.free or 0 for pool in each.hugepages or ()}.get(size, 0)
+            there = promised[each.id].get(size, 0)
+            taken = min(max(free - there, 0), left)
+            promised[each.id][size] = there + taken
+            left -= taken
+    return promised
+
+
+def _unpromised(
+    pools: Sequence[HugePages] | None,
+    promised: Mapping[int, int],
+    own: Mapping[tuple[int | None, int], int],
+    node: int | None,
+) -> dict[int, int]:
+    return {
+        pool.size_kib: max((pool.free or 0) - promised.get(pool.size_kib, 0), 0)
+        + own.get((node, pool.size_kib), 0)
+        for pool in pools or ()
+    }
 
 
 def _isolated(host: Host) -> CpuSet:
     isolated = host.kernel.isolated if host.kernel else None
     return isolated or CpuSet()
-
-
-def _package(host: Host, cpu: int) -> int:
-    package = host.cpu(cpu).package
-    return -1 if package is None else package

@@ -6,7 +6,8 @@ one L3. *Node*: a NUMA node; a host without nodes is one node without a number.
 *Guest core*: ``t`` vCPUs that follow each other, the first a multiple of ``t``, where ``t`` is the
 guest's threads in a core.
 
-- ``held``: all that the holdings of other VMs have in ``exclusive``, ``dedicated`` and ``idle``.
+- ``held``: all that holdings of other VMs have in ``exclusive``, ``dedicated`` and ``idle``, and
+  of one that ``keeps_siblings`` the cores of ``exclusive``.
 - ``free`` = online - held - housekeeping. A core is *whole* when all its CPUs are free.
 - ``eligible`` = those of free that are of ``cpu.kind`` (all, where the host has no kinds) and, with
   ``isolation.cache_ways``, whose L3 has that many free ways in a row.
@@ -25,10 +26,10 @@ guest's threads in a core.
 4.  The cells. With ``memory.cell``, those. With ``memory.cells = N``, N that are alike (``N``
     divides the guest cores; vCPUs in order). With neither, 1 to as many as there are nodes, each on
     a node of its own; every cell has at least one guest core, the cells are in order of their size,
-    the largest first, then of their node; the memory is divided as the vCPUs are: in units (huge
-    pages, else MiB) each cell has ``floor(units * vcpus / all vcpus)``, and what is left goes one
-    each to the first cells. A node needs room for the share *rounded up*. A mixed VM without a word
-    of cells has one.
+    the largest first (equal ones on any of their nodes); the memory is divided as the vCPUs are: in
+    units (huge pages, else MiB) each cell has ``floor(units * vcpus / all vcpus)``, and what is
+    left goes one each to the first cells. A node needs room for the share *rounded up*. A mixed VM
+    without a word of cells has one.
 5.  A cell is on a node of ``memory.nodes``, if given, and on its own ``node``, if given; one with
     vCPUs is on a node that has CPUs. A node with memory only takes cells without vCPUs.
 6.  The cells of a node together find room there. Ordinary pages: the node's MemTotal - its huge
@@ -40,9 +41,10 @@ guest's threads in a core.
     VM itself. With ``v`` > 0 shared vCPUs there, ``p`` = CPUs of the pool - ``c`` x the dedicated
     guest cores there (``c`` = ``t`` with ``smt = "share"``, else the threads of the host's largest
     core) must be 1 or more; with ``cpu.ratio``, ``v`` + the node's load <= ratio x p. The
-    load of a node is the sum, over what floats, of its vCPUs x its CPUs in the node's pool / its
-    CPUs, rounded up at the end.
-8.  A device of ``locality = "required"`` whose node is known: some cell is on that node.
+    load of a node is the sum, over what floats, of its vCPUs x its online CPUs there / all its
+    online CPUs: a fraction, which does not depend on what is held.
+8.  A device of ``locality = "required"``: some cell is on its node. Where its node is not known, no
+    placement is allowed on a host of several nodes, and every one on a host of one or of none.
 9.  There is a CPU for QEMU's other threads: of housekeeping (of the pool, for a shared VM).
 
 **The score** of a placement is the tuple of the numbers in ``ORDER``; the least tuple is the best.
@@ -71,11 +73,14 @@ ORDER: Final[dict[str, str]] = {
         "devices of locality preferred whose node is known and has no cell of the VM"
     ),
     "small_pages": 'hugepages = "auto": 0 for 1 GiB pages, 1 for 2 MiB, 2 for ordinary ones',
+    "unevenness": (
+        "cells that the planner made, of a VM that is not mixed: the sum of the squares of their "
+        "vCPUs"
+    ),
     "allocated": (
         "huge pages to be allocated: the sum over nodes of the pages needed beyond the free ones"
     ),
-    "unevenness": "cells that the planner made: the sum of the squares of their vCPUs",
-    "slow": "dedicated vCPUs on efficiency cores, when no kind is asked for",
+    "slow": ("dedicated vCPUs on cores that have an efficiency CPU, when no kind is asked for"),
     "company": (
         "dedicated guest cores that have a core not to themselves: another guest core is on it, or "
         "a CPU of it is not free"
@@ -84,7 +89,7 @@ ORDER: Final[dict[str, str]] = {
     "cores": "cores with a dedicated vCPU",
     "load": (
         "the sum, over the nodes with shared vCPUs of this VM, of (v + load) x 1000 / p, each "
-        "rounded up"
+        "rounded up once, at the end"
     ),
     "node_blocks": (
         "less than 0: minus the sum, over all nodes, of the square of the whole cores that stay "
@@ -93,3 +98,6 @@ ORDER: Final[dict[str, str]] = {
     "l3_blocks": "the same over all L3s",
 }
 """The numbers of the score, the most important first. The less, the better."""
+
+WEIGHED: Final = tuple(ORDER)[tuple(ORDER).index("unevenness") :]
+"""Those that are sums over nodes of what each cell costs there; the others are the whole VM's."""

@@ -4,48 +4,147 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-import attrs
+from attrs import frozen
 
 from kvmhooks.errors import PlanError
-from kvmhooks.host.model import Host
+from kvmhooks.host.model import PLANNED, Host
 from kvmhooks.isolate.claim import Claim
+from kvmhooks.placement import refusal
+from kvmhooks.placement.cache_ways import Ways, cpus_with, shares, ways_of
+from kvmhooks.placement.choose import Choice, Terms, choose
 from kvmhooks.placement.cpu_model import choose_cpu
-from kvmhooks.placement.ground import survey
+from kvmhooks.placement.devices import check_devices, near, place_devices
+from kvmhooks.placement.evaluate import Placed, score
+from kvmhooks.placement.ground import Ground, Site, survey
 from kvmhooks.placement.hardware import choose_hardware
-from kvmhooks.placement.model import ORDINARY_PAGE_KIB, Cell, IothreadPin, Plan, VcpuPin
-from kvmhooks.placement.place import Placed, pages_of, place_dedicated, place_shared
+from kvmhooks.placement.holding import Holding, of_claim
+from kvmhooks.placement.iothreads import serve_disks
+from kvmhooks.placement.model import (
+    ORDINARY_PAGE_KIB,
+    Cell,
+    IothreadPin,
+    Plan,
+    VcpuPin,
+)
+from kvmhooks.placement.pins import Pins, nearest_of, pin
+from kvmhooks.placement.reasons import Settled, reasons, warnings
+from kvmhooks.placement.request import requests
+from kvmhooks.placement.search import Cut, Effort
 from kvmhooks.placement.target import OLDEST, Target
-from kvmhooks.placement.topology import choose_threads, choose_topology
+from kvmhooks.placement.topology import check_limits, choose_topology
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
 
 NAMESPACE: Final = uuid.UUID("7e0d6d9e-7f5b-5f0a-9b53-6b766d686f6f")
 """The name space of UUIDs that are derived from a VM's name (RFC 9562, version 5)."""
 
+SAME_NODE_DISTANCE: Final = 11
+"""Between guest cells on one host node: Linux takes no 10 but for a node itself
+(``slit_valid()``, drivers/acpi/numa/srat.c)."""
+
+
+@frozen(kw_only=True)
+class Present:
+    """Where a VM is now, that is planned anew."""
+
+    vcpus: Mapping[int, CpuSet]
+    homes: tuple[int | None, ...]
+    """The node of each cell."""
+
 
 def plan(
-    spec: VmSpec, host: Host, claims: Sequence[Claim] = (), *, target: Target = OLDEST
+    spec: VmSpec,
+    host: Host,
+    claims: Sequence[Claim | Holding] = (),
+    *,
+    housekeeping: CpuSet | None = None,
+    target: Target = OLDEST,
+    effort: Effort | None = None,
 ) -> Plan:
     """Decide where the VM of ``spec`` lives on ``host`` beside the VMs that made ``claims``.
 
-    ``target`` says which QEMU and libvirt will run it: only what they have is used.
+    A claim counts its huge pages as promised and not mapped yet. ``housekeeping`` are the CPUs that
+    no dedicated vCPU is put on; without it some are chosen. ``target`` says which QEMU and libvirt
+    will run it: only what they have is used.
 
     It reads nothing but its arguments. Raises ``PlanError`` when the VM does not fit; the message
     names what binds.
     """
-    _refuse_what_is_to_come(spec)
-    identity = spec.uuid or str(uuid.uuid5(NAMESPACE, spec.name))
-    claims = [claim for claim in claims if claim.uuid != identity]
-    ground = survey(host, claims)
-    threads = choose_threads(spec.cpu, ground.threads)
-    place = place_dedicated if spec.cpu.placement == "dedicated" else place_shared
-    placed = place(spec, ground, threads)
-    topology = choose_topology(spec.cpu, threads=threads, cells=len(placed.cells))
+    identity = identity_of(spec)
+    holdings = holdings_of(claims, without=identity)
+    ground = survey(host, holdings, housekeeping)
+    return plan_on(spec, ground, target=target, effort=effort or Effort())
+
+
+def parts_of(spec: VmSpec) -> tuple[str, ...]:
+    """The parts of the host that a plan for ``spec`` looks at (``kvmhooks.host.read``)."""
+    more = ["pci"] if spec.pci else []
+    if spec.isolation.cache_ways is not None or spec.isolation.memory_bandwidth is not None:
+        more.append("resctrl")
+    return (*PLANNED, *more)
+
+
+def identity_of(spec: VmSpec) -> str:
+    """The UUID of the VM."""
+    return spec.uuid or str(uuid.uuid5(NAMESPACE, spec.name))
+
+
+def holdings_of(claims: Sequence[Claim | Holding], *, without: str) -> list[Holding]:
+    """What the other VMs hold, in an order of its own."""
+    holdings = [of_claim(one) if isinstance(one, Claim) else one for one in claims]
+    return sorted(
+        (holding for holding in holdings if holding.uuid != without),
+        key=lambda holding: (holding.uuid, holding.name),
+    )
+
+
+def plan_on(
+    spec: VmSpec,
+    ground: Ground,
+    *,
+    effort: Effort,
+    target: Target = OLDEST,
+    present: Present | None = None,
+) -> Plan:
+    """The plan on a host that was looked at. Raises ``PlanError``."""
+    host = ground.host
+    check_limits(spec.machine, vcpus=spec.cpu.vcpus, cells=len(spec.memory.cell))
+    check_devices(spec, host, ground.holdings)
     accel, why_accel = _accelerator(spec, host)
+    ways = ways_for(spec, ground)
+    terms = terms_of(spec, ground, ways, effort=effort, present=present)
+    try:
+        choice = choose(terms) if refusal.has_helpers(spec, ground) else None
+    except Cut as error:
+        raise refusal.undecided(spec) from error
+    if choice is None:
+        raise refusal.explain(spec, ground, terms, relaxed=lambda other: _fits(other, ground))
+    pins = pin(choice, present.vcpus if present else None)
+    cells = _cells(choice)
+    request = choice.request
+    placed = Placed(
+        vcpus=pins.vcpus,
+        threads=request.threads,
+        page_kib=request.page_kib,
+        cells=tuple(
+            (cell.vcpus, cell.units, site)
+            for cell, site in zip(choice.seating.cells, choice.seating.sites, strict=True)
+        ),
+    )
+    topology = choose_topology(
+        spec.cpu,
+        threads=request.threads,
+        cells=[cell.vcpus for cell in cells],
+        l3_cores=[taken for _, _, taken in pins.caches] if len(request.dedicated) else (),
+    )
     cpu, why_cpu = choose_cpu(spec.cpu, host, accel=accel, threads=topology.threads)
+    sites = tuple(dict.fromkeys(choice.seating.sites))
+    others = _others(spec, ground, pins, sites)
+    served = serve_disks(spec)
+    identity = identity_of(spec)
     hardware, why_hardware = choose_hardware(
         spec,
         host,
@@ -53,30 +152,89 @@ def plan(
         accel=accel,
         model=cpu.model,
         identity=identity,
-        iothreads=tuple(disk.iothread for disk in spec.disk),
+        iothreads=served.disks,
     )
-    is_bound = spec.cpu.placement == "dedicated" or bool(spec.memory.hugepages)
+    numbers = score(spec, placed, ground, terms.near)
+    settled = Settled(
+        spec=spec,
+        ground=ground,
+        choice=choice,
+        pins=pins,
+        cells=cells,
+        others=others,
+        score=numbers,
+        devices=place_devices(spec, host, cells),
+    )
+    caches = sorted({cache for cache, _, _ in pins.caches if cache is not None})
+    limit = spec.isolation.memory_bandwidth
     return Plan(
         spec=spec,
         uuid=identity,
         accel=accel,
         cpu=cpu,
         topology=topology,
-        vcpus=tuple(VcpuPin(vcpu, cpus) for vcpu, cpus in enumerate(placed.vcpus)),
-        emulator=placed.emulator,
-        iothreads=tuple(IothreadPin(number, placed.emulator) for number in _iothreads(spec)),
-        cells=tuple(_cells(spec, placed)),
-        memory_mode="strict" if is_bound else "preferred",
-        disk_iothreads=tuple(disk.iothread for disk in spec.disk),
-        dedicated=CpuSet(range(spec.cpu.vcpus) if spec.cpu.placement == "dedicated" else ()),
-        vhost=placed.emulator,
+        dedicated=request.dedicated,
+        vcpus=tuple(VcpuPin(vcpu, pins.vcpus[vcpu]) for vcpu in range(spec.cpu.vcpus)),
+        emulator=others,
+        vhost=others,
+        iothreads=tuple(IothreadPin(number, others) for number in served.iothreads),
+        disk_iothreads=served.disks,
+        cells=cells,
+        distances=_distances(choice.seating.sites),
+        memory_mode=_memory_mode(spec, choice),
         hardware=hardware,
         macs=tuple(net.mac or derived_mac(identity, index) for index, net in enumerate(spec.net)),
-        exclusive=union(placed.vcpus) if spec.isolation.exclusive else CpuSet(),
+        pci=settled.devices,
+        caches=(
+            shares(ways, spec.isolation.cache_ways, caches, host)
+            if ways is not None and spec.isolation.cache_ways is not None
+            else ()
+        ),
+        bandwidth=tuple((cache, limit) for cache in caches) if limit is not None else (),
+        exclusive=(
+            union(pins.vcpus[vcpu] for vcpu in request.dedicated)
+            if spec.isolation.exclusive
+            else CpuSet()
+        ),
+        idle=pins.idle,
         housekeeping=ground.housekeeping,
-        score=_score(host, placed),
-        why=(*placed.why, *_why_memory(spec, placed), *why_accel, *why_cpu, *why_hardware),
-        warnings=(*placed.warnings, *_address_warnings(spec), *hardware.left_out),
+        score=numbers,
+        optimal=not choice.gap,
+        gap=dict(choice.gap),
+        why=(*reasons(settled), *served.why, *why_accel, *why_cpu, *why_hardware),
+        warnings=(*warnings(settled), *_address_warnings(spec), *hardware.left_out),
+    )
+
+
+def terms_of(
+    spec: VmSpec,
+    ground: Ground,
+    ways: Ways | None,
+    *,
+    effort: Effort,
+    present: Present | None = None,
+) -> Terms:
+    """What is looked for. Raises ``PlanError`` when the spec's own numbers do not come out even."""
+    host = ground.host
+    usable = ground.online
+    if spec.cpu.kind is not None:
+        usable = CpuSet(
+            cpu.id for cpu in host.cpus or () if cpu.online and cpu.kind in {None, spec.cpu.kind}
+        )
+    if ways is not None and spec.isolation.cache_ways is not None:
+        usable &= cpus_with(ways, spec.isolation.cache_ways, host)
+    made = tuple(requests(spec, ground.threads))
+    now = CpuSet()
+    if present is not None:
+        now = union(present.vcpus.get(vcpu, CpuSet()) for vcpu in made[0].dedicated)
+    return Terms(
+        ground=ground,
+        requests=made,
+        usable=usable,
+        near=near(spec, ground),
+        effort=effort,
+        current=now,
+        homes=present.homes if present is not None else (),
     )
 
 
@@ -89,25 +247,32 @@ def derived_mac(identity: str, index: int) -> str:
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
 
 
-TO_COME: Final = {
-    "cpu": ("dedicated", "smt", "kind", "realtime", "ratio", "iothreads"),
-    "memory": ("cell", "allocate", "mode", "nodes"),
-    "isolation": ("cache_ways", "memory_bandwidth"),
-}
+def _fits(spec: VmSpec, ground: Ground) -> Choice | None:
+    """The choice for another spec, if it fits without more ado."""
+    try:
+        return choose(terms_of(spec, ground, ways_for(spec, ground), effort=Effort()))
+    except (PlanError, Cut):
+        return None
 
 
-def _refuse_what_is_to_come(spec: VmSpec) -> None:
-    for table, keys in TO_COME.items():
-        for key in keys:
-            made = getattr(spec, table)
-            if getattr(made, key) != getattr(attrs.fields(type(made)), key).default:
-                raise PlanError(f"{table}.{key}", str(getattr(made, key)), "nothing: not built yet")
-    if spec.cpu.placement == "mixed":
-        raise PlanError("cpu.placement", '"mixed"', "dedicated or shared: not built yet")
-    if spec.pci:
-        raise PlanError("pci", "devices", "none: not built yet")
-    if spec.memory.hugepages == "auto":
-        raise PlanError("memory.hugepages", '"auto"', "a size: not built yet")
+def ways_for(spec: VmSpec, ground: Ground) -> Ways | None:
+    """What there is of cache ways, if the VM wants some. Raises ``PlanError``."""
+    asks = spec.isolation.cache_ways is not None
+    return ways_of(ground.host, ground.holdings) if asks else None
+
+
+def _others(spec: VmSpec, ground: Ground, pins: Pins, sites: Sequence[Site]) -> CpuSet:
+    """The CPUs of QEMU's other threads: near the memory, on none of the vCPUs' own."""
+    if spec.cpu.placement == "shared":
+        return union(pins.vcpus.values())
+    return nearest_of(ground.housekeeping, ground, sites)
+
+
+def _memory_mode(spec: VmSpec, choice: Choice) -> Literal["strict", "preferred"]:
+    if spec.memory.mode is not None:
+        return spec.memory.mode
+    is_huge = choice.request.page_kib > ORDINARY_PAGE_KIB
+    return "strict" if is_huge or spec.cpu.placement != "shared" else "preferred"
 
 
 def _accelerator(spec: VmSpec, host: Host) -> tuple[Literal["kvm", "tcg"], tuple[str, ...]]:
@@ -122,44 +287,43 @@ def _accelerator(spec: VmSpec, host: Host) -> tuple[Literal["kvm", "tcg"], tuple
     return "tcg", ("TCG, QEMU's own emulation: this host has no working /dev/kvm",)
 
 
-def _iothreads(spec: VmSpec) -> list[int]:
-    named = {iothread for disk in spec.disk for iothread in disk.served_by}
-    named |= {each.iothread for each in spec.nvme if each.iothread is not None}
-    return sorted(named)
-
-
-def _cells(spec: VmSpec, placed: Placed) -> list[Cell]:
-    count = len(placed.cells)
-    share = spec.cpu.vcpus // count
-    pages = pages_of(spec)
-    return [
-        Cell(
-            id=index,
-            node=field.node,
-            vcpus=CpuSet(range(index * share, (index + 1) * share)),
-            memory_kib=spec.memory.size // 1024 // count,
-            page_kib=pages.in_kib if pages else ORDINARY_PAGE_KIB,
-        )
-        for index, field in enumerate(placed.cells)
-    ]
-
-
-def _score(host: Host, placed: Placed) -> dict[str, int]:
-    used = union(placed.vcpus)
-    return {
-        "nodes": len({host.cpu(cpu).node for cpu in used}),
-        "l3": len({host.cpu(cpu).l3 for cpu in used}),
-        "cores": len({host.core_of(cpu) for cpu in used}),
+def _cells(choice: Choice) -> tuple[Cell, ...]:
+    request, seating = choice.request, choice.seating
+    is_huge = request.page_kib > ORDINARY_PAGE_KIB
+    left = {
+        site.index: site.pages.get(request.page_kib, 0) if is_huge else 0 for site in seating.sites
     }
+    made = []
+    for index, (cell, site) in enumerate(zip(seating.cells, seating.sites, strict=True)):
+        missing = max(cell.units - left[site.index], 0) if is_huge else 0
+        left[site.index] -= cell.units - missing
+        made.append(
+            Cell(
+                id=index,
+                node=site.node,
+                vcpus=cell.vcpus,
+                memory_kib=cell.units * request.unit_kib,
+                page_kib=request.page_kib,
+                allocate=missing,
+            )
+        )
+    return tuple(made)
 
 
-def _why_memory(spec: VmSpec, placed: Placed) -> tuple[str, ...]:
-    nodes = {field.node for field in placed.cells}
-    if nodes == {None}:
+def _distances(sites: Sequence[Site]) -> tuple[tuple[int, ...], ...]:
+    if len(sites) == 1:
         return ()
-    kind = f"{spec.memory.hugepages} pages" if spec.memory.hugepages else "ordinary pages"
-    places = ", ".join(f"cell {at} from node {f.node}" for at, f in enumerate(placed.cells))
-    return (f"memory in {kind}, {places}",)
+    return tuple(
+        tuple(
+            10
+            if at == other
+            else SAME_NODE_DISTANCE
+            if one is two
+            else max(one.distances[two.index], SAME_NODE_DISTANCE)
+            for other, two in enumerate(sites)
+        )
+        for at, one in enumerate(sites)
+    )
 
 
 def _address_warnings(spec: VmSpec) -> tuple[str, ...]:

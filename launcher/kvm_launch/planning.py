@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from kvmhooks.errors import LaunchError
-from kvmhooks.host import PLANNED, Host, read
+from kvmhooks.host import Host, read
 from kvmhooks.live import accel, emulator
 from kvmhooks.live.rundir import default_base
-from kvmhooks.placement import Plan, plan
+from kvmhooks.placement import Plan, parts_of, plan
 from kvmhooks.spec import VmSpec
 
 
@@ -20,15 +20,15 @@ def plan_to_print(spec: VmSpec, arguments: argparse.Namespace) -> Plan:
     A verdict of an earlier probe is used; without one ``auto`` is KVM if it is there, and a
     message says so.
     """
-    host = read_host(arguments)
+    host = read_host(arguments, spec)
     if spec.machine.accel == "auto" and arguments.host is None:
         spec = _settled_from_memory(spec, host, arguments)
     return plan(spec, host)
 
 
-def read_host(arguments: argparse.Namespace) -> Host:
-    """The host to plan for; what is wrong with it goes to stderr."""
-    host = read("/" if arguments.host is None else arguments.host, parts=PLANNED)
+def read_host(arguments: argparse.Namespace, spec: VmSpec) -> Host:
+    """The host to plan ``spec`` for; what is wrong with it goes to stderr."""
+    host = read("/" if arguments.host is None else arguments.host, parts=parts_of(spec))
     if arguments.host is not None:
         for warning in host.warnings:
             print(f"{arguments.host}: {warning}", file=sys.stderr)

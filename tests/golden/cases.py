@@ -10,6 +10,7 @@ from typing import Any, Final
 from kvmhooks.host import Host, read
 from kvmhooks.placement import Plan, Target, plan
 from kvmhooks.spec import VmSpec, parse_vm
+from tests.fakedevices import FakePci
 from tests.fakehost import write_host
 
 HERE: Final = Path(__file__).parent
@@ -24,6 +25,7 @@ HOSTS: Final[dict[str, dict[str, Any]]] = {
         "cores": 4,
         "threads": 2,
         "nodes": 2,
+        "memory_mib": 16_384,
         "hugepages": {2048: (1024, 1024), 1_048_576: (4, 4)},
     },
     "chiplets": {
@@ -36,6 +38,38 @@ HOSTS: Final[dict[str, dict[str, Any]]] = {
         "hugepages": {2048: (1024, 768)},
         "kvm": "amd",
     },
+    "divided": {
+        "packages": 2,
+        "cores": 8,
+        "threads": 2,
+        "nodes": 2,
+        "l3_cores": 4,
+        "isolated": "4-7,20-23",
+        "hugepages": {2048: (0, 0), 1_048_576: (2, 2)},
+        "memory_mib": 16_384,
+        "files": {
+            "sys/fs/resctrl/schemata": "    MB:0=100;1=100;8=100;9=100\n"
+            "    L3:0=fff;1=fff;8=fff;9=fff",
+            "sys/fs/resctrl/info/L3/cbm_mask": "fff",
+            "sys/fs/resctrl/info/L3/min_cbm_bits": "1",
+            "sys/fs/resctrl/info/L3/num_closids": "16",
+            "sys/fs/resctrl/info/L3/shareable_bits": "c00",
+        },
+    },
+    "with-devices": {
+        "packages": 2,
+        "cores": 8,
+        "threads": 2,
+        "nodes": 2,
+        "memory_mib": 16_384,
+        "pci": (
+            FakePci("0000:3b:00.0", node=0),
+            FakePci("0000:af:00.0", class_="0x030000", node=1),
+            FakePci("0000:af:00.1", class_="0x040300", node=1),
+            FakePci("0000:d8:00.0", node=1),
+        ),
+    },
+    "hybrid": {"cores": 8, "efficiency": "4-7"},
 }
 """Described as ``tests.fakehost`` takes it."""
 
@@ -54,6 +88,13 @@ CASES: Final = (
     ("emulated", "laptop"),
     ("crowd", "chiplets"),
     ("disks", "laptop"),
+    ("mixed", "server"),
+    ("isolated", "divided"),
+    ("odd", "chiplets"),
+    ("odd", "server"),
+    ("whole", "divided"),
+    ("small_cores", "hybrid"),
+    ("passthrough", "with-devices"),
     ("processor", "server"),
     ("processor", "server+new"),
     ("windows", "laptop"),

@@ -11,7 +11,6 @@ import attrs
 import pytest
 
 from kvmhooks.placement import Plan
-from kvmhooks.placement.plan import TO_COME as REFUSED
 from kvmhooks.render import domain_xml, qemu_argv
 from kvmhooks.render.printed import printed
 from kvmhooks.render.shell import command_line
@@ -52,15 +51,6 @@ def test_there_is_no_file_without_its_case() -> None:
     assert {host.partition("+")[2] for _, host in CASES} == set(TARGETS)
 
 
-TO_COME = {
-    *(f"{table.title()}.{key}" for table, keys in REFUSED.items() for key in keys),
-    *("VmSpec.pci", "Pci.address", "Pci.locality"),
-    *("Pci.managed", "Pci.rom", "Pci.rom_bar", "Pci.group"),
-    *("MemoryCell.vcpus", "MemoryCell.size", "MemoryCell.node"),
-}
-"""Keys that ``plan`` refuses until the planner knows them."""
-
-
 def test_every_field_of_a_spec_is_exercised() -> None:
     """Each key that ``vm.toml`` knows has another value than its default in some golden VM."""
     exercised = {
@@ -70,7 +60,7 @@ def test_every_field_of_a_spec_is_exercised() -> None:
         if getattr(table, field.name) != field.default
     }
     known = {f"{made.__name__}.{key.name}" for made in _classes(VmSpec) for key in _keys(made)}
-    assert known - TO_COME == exercised
+    assert known == exercised
 
 
 def test_every_choice_of_a_spec_is_exercised() -> None:
@@ -80,7 +70,6 @@ def test_every_choice_of_a_spec_is_exercised() -> None:
         for table in _golden_tables()
         for field in _keys(type(table))
         if get_origin(get_type_hints(type(table))[field.name]) is Literal
-        and f"{type(table).__name__}.{field.name}" not in TO_COME
     }
     assert seen == {
         (made.__name__, key.name, choice)
@@ -89,7 +78,6 @@ def test_every_choice_of_a_spec_is_exercised() -> None:
         for hint in [get_type_hints(made)[key.name]]
         if get_origin(hint) is Literal
         for choice in get_args(hint)
-        if f"{made.__name__}.{key.name}" not in TO_COME and choice != "mixed"
     }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kvmhooks.isolate.bus import BusError, Systemd
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.scheduling import COOKIE, DEFAULTS, NEW
-from kvmhooks.isolate.store import Store
+from kvmhooks.isolate.store import RECORD, Store
 from kvmhooks.values import CpuSet
 from tests.isolate_model.cgroups import Cgroups, Group
 
@@ -541,6 +541,6 @@ class Record(Store):
             self._kernel.record = None
 
     @contextmanager
-    def lock(self, door: Door, timeout: float) -> Iterator[None]:
-        del door, timeout
+    def lock(self, door: Door, timeout: float, name: str = RECORD) -> Iterator[None]:
+        del door, timeout, name
         yield

@@ -162,6 +162,8 @@ def placements(draw: st.DrawFn, *, placement: str, exclusive: bool | None = None
         memory["cells"] = cells
     if threads is not None:
         cpu["threads"] = threads
+    if placement == "dedicated":
+        cpu["smt"] = draw(st.sampled_from(["share", "share", "require", "isolate"]))
     iothreads = draw(st.lists(st.integers(1, 3), max_size=2))
     return {
         "name": "vm",
@@ -190,7 +192,7 @@ def _described_hosts() -> list[FakeHost]:
             nodes=nodes,
             numbering="adjacent" if at % 2 else "split",
             l3_cores=(None, 0, 2)[at % 3],
-            memory_mib=(65_536, 65_536, 65_536, 256)[at % 4],
+            memory_mib=(131_072, 131_072, 131_072, 66_392)[at % 4],
             hugepages={2048: (300, 0 if at % 5 == 4 else 300), 1_048_576: (64, 64)},
             offline=str(
                 CpuSet.parse(("", "", "", "1", "2-3")[at % 5]) & _all_but_first(at, shapes)

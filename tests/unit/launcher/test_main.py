@@ -101,8 +101,8 @@ def test_what_does_not_fit_is_1(folder: Path) -> None:
         1,
         "",
         (
-            "cpu.vcpus: found 2 dedicated, which take 2 whole cores of 1 thread, expected at most "
-            "1: whole cores free: 1 on node 0 (CPUs 0 are kept for the host)\n"
+            "cpu.vcpus: found 2 dedicated, which take 2 CPUs, expected at most 1: free are 1 CPU "
+            "on node 0 (CPUs 0 are kept for the host); shared vCPUs would fit on node 0\n"
         ),
     )
 

@@ -10,6 +10,7 @@ from kvmhooks.errors import PlanError
 from kvmhooks.host import Host
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.placement import Cell, GuestCpu, Plan, Topology, VcpuPin, claim, plan
+from kvmhooks.placement.objective import ORDER
 from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.values import CpuSet
 from tests.golden.cases import golden_host, golden_plan, golden_vm
@@ -50,10 +51,20 @@ def test_a_dedicated_vm_beside_another() -> None:
         macs=(),
         exclusive=CpuSet.parse("2-3,10-11"),
         housekeeping=CpuSet.parse("0,4,8,12"),
-        score={"nodes": 1, "l3": 1, "cores": 2},
+        score={
+            **dict.fromkeys(ORDER, 0),
+            "nodes": 1,
+            "unevenness": 16,
+            "l3": 1,
+            "cores": 2,
+            "node_blocks": -9,
+            "l3_blocks": -9,
+        },
         why=(
             "4 vCPUs on 2 whole cores of node 0: one node is enough",
-            "kept for the host, a core of each package: CPUs 0,4,8,12",
+            "1 L3 cache: no fewer would do",
+            "2 guest threads in a core, as siblings of the host",
+            "kept for the host: CPUs 0,4,8,12",
             "QEMU's other threads: CPUs 0,8",
             "memory in ordinary pages, cell 0 from node 0",
             "KVM: /dev/kvm works on this host",
@@ -84,7 +95,10 @@ def test_the_claim_of_a_plan() -> None:
         exclusive=CpuSet.parse("1-2,5-6,9-10,13-14"),
         hugepages=((0, 1_048_576, 2), (1, 1_048_576, 2)),
     )
-    assert claim(golden_plan("crowd", "chiplets")).hugepages == ((-1, 2048, 512),)
+    assert claim(golden_plan("crowd", "chiplets")).hugepages == (
+        (0, 2048, 256),
+        (1, 2048, 256),
+    )
 
 
 REFUSALS = [
@@ -93,31 +107,33 @@ REFUSALS = [
         "server",
         (),
         (
-            "cpu.vcpus: found 16 dedicated, which take 8 whole cores of 2 threads, expected at "
-            "most 12: whole cores free: 3 on node 0, 3 on node 1 (CPUs 0,4,8,12 are kept "
-            "for the host)"
+            "cpu.vcpus: found 16 dedicated, which take 16 CPUs, expected at most 12: free are 6 "
+            "CPUs on node 0, 6 CPUs on node 1 (CPUs 0,4,8,12 are kept for the host); shared vCPUs "
+            "would fit on nodes 0 and 1"
         ),
     ),
     (
-        'cpu = { vcpus = 4, placement = "dedicated", threads = 1 }',
+        'cpu = { vcpus = 4, placement = "dedicated", threads = 1, smt = "isolate" }',
         "laptop",
         (held("1"),),
         (
-            "cpu.vcpus: found 4 dedicated, which take 4 whole cores of 1 thread, expected at most "
-            "2: whole cores free: 2 on node 0 (CPUs 0 are kept for the host, 1 are other VMs' own)"
+            "cpu.vcpus: found 4 dedicated, which take 4 whole cores, expected at most 2: free are "
+            "2 whole cores on node 0 (CPUs 0 are kept for the host, 1 are other VMs' own); shared "
+            "vCPUs would fit on node 0"
         ),
     ),
     (
-        'cpu = { vcpus = 10, placement = "dedicated" }',
+        'cpu = { vcpus = 4, placement = "dedicated", smt = "isolate" }\nmemory.cells = 1',
         "server",
         (),
         (
-            "memory.cells: found none, expected equal cells that the nodes can hold: 5 whole cores "
-            "are asked for, free are 3 on node 0, 3 on node 1"
+            "memory.cells: found cell 0, which needs 4 whole cores on one node, expected a node "
+            "with as many: 3 whole cores on node 0, 3 whole cores on node 1; relaxing cpu.smt to "
+            "share would fit on node 0"
         ),
     ),
     (
-        'cpu = { vcpus = 4, placement = "dedicated" }\nmemory.cells = 4',
+        'cpu = { vcpus = 4, placement = "dedicated", threads = 2 }\nmemory.cells = 4',
         "server",
         (),
         "memory.cells: found 4, expected a divisor of the 2 cores",
@@ -129,12 +145,13 @@ REFUSALS = [
         "memory.size: found 16GiB, expected no more than there is: 4096MiB on node 0",
     ),
     (
-        'cpu.vcpus = 2\nmemory.size = "4GiB"\nmemory.hugepages = "2MiB"',
+        'cpu.vcpus = 2\nmemory.size = "6GiB"\nmemory.hugepages = "2MiB"',
         "server",
         (),
         (
-            "memory.hugepages: found 2048 pages of 2MiB, expected no more than are free: 1024 on "
-            "node 0, 1024 on node 1"
+            "memory.hugepages: found 3072 pages of 2MiB, expected no more than are free: 1024 "
+            "pages of 2MiB on node 0, 1024 pages of 2MiB on node 1; setting memory.allocate would "
+            "fit on node 0"
         ),
     ),
     (

@@ -1,0 +1,234 @@
+"""Guest cores onto the cores of one node: what the best way costs, and which cores it takes.
+
+What a core costs depends only on a few counts of it, and what a node costs is a sum over its L3
+caches and cores, so that the exact best for 0, 1, 2, … guest cores at once is a table: a dynamic
+programme over cores, then over caches. Tables are made once for all that look alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import add
+from typing import Final, NamedTuple
+
+from attrs import field, frozen
+
+from kvmhooks.placement.ground import Core, Domain, Kind, Site
+from kvmhooks.placement.weights import UNIT, part
+
+SLOW: Final = UNIT["slow"]
+COMPANY: Final = UNIT["company"]
+L3: Final = UNIT["l3"]
+CORES: Final = UNIT["cores"]
+LOST: Final = UNIT["node_blocks"]
+"""While a table is made, this field counts the whole cores that are lost, which grows with what the
+field is at the end."""
+L3_BLOCKS: Final = UNIT["l3_blocks"]
+MOVED: Final = UNIT["moved_cores"]
+
+
+class Rules(NamedTuple):
+    """What a guest core may have of a core."""
+
+    threads: int
+    smt: str
+    usable: int
+    """The mask of CPUs that dedicated vCPUs may have, as far as they are free."""
+    may_be_beside_host: bool
+    is_slow_counted: bool
+    is_any_usable: bool = False
+    """Whether ``usable`` is every CPU of the host, and the VM has none now."""
+    current: int = 0
+    """The mask of CPUs that the VM has now."""
+
+
+class Shape(NamedTuple):
+    """All of a core that counts; cores of one shape are alike."""
+
+    size: int
+    free: int
+    usable: int
+    is_slow: bool
+    is_current: bool
+
+
+@frozen(eq=False)
+class Packer:
+    """Makes the tables for one set of rules, for at most ``limit`` guest cores."""
+
+    rules: Rules
+    limit: int
+    _by_shape: dict[Shape, tuple[int, ...]] = field(factory=dict)
+    _by_shapes: dict[tuple[int, tuple[Shape, ...]], list[int]] = field(factory=dict)
+    _by_domains: dict[tuple[int, tuple[tuple[Shape, ...], ...]], list[int]] = field(factory=dict)
+    _by_site: dict[int, list[int]] = field(factory=dict)
+    _by_domain: dict[tuple[Kind, ...], list[int]] = field(factory=dict)
+    _by_kinds: dict[tuple[tuple[Kind, ...], ...], list[int]] = field(factory=dict)
+
+    def costs(self, site: Site) -> list[int]:
+        """The least cost of 0, 1, … guest cores on a node, packed, as far as they fit."""
+        table = self._by_site.get(site.index)
+        if table is None:
+            if self.rules.is_any_usable:
+                table = self._by_kinds.get(site.kinds)
+            if table is None:
+                table = self._by_kinds[site.kinds] = self._of_site(site)
+            self._by_site[site.index] = table
+        return table
+
+    def choose(self, site: Site, count: int) -> list[tuple[int, Domain, list[tuple[Core, int]]]]:
+        """How many guest cores each L3 of a node takes, and on which of its cores how many.
+
+        Of the ways that cost least it is the one that fills the first caches and cores.
+        """
+        tables = [self._of_domain(domain) for domain in site.domains]
+        chosen = []
+        for place, taken in enumerate(_fill_first(tables, count)):
+            if taken:
+                domain = site.domains[place]
+                options = [list(self._of_core(core)) for core in domain.cores]
+                each = _fill_first(options, taken)
+                cores = [(core, n) for core, n in zip(domain.cores, each, strict=True) if n]
+                chosen.append((taken, domain, cores))
+        return chosen
+
+    def usable(self, core: Core) -> int:
+        """The CPUs of a core that dedicated vCPUs may have."""
+        if core.is_beside_host and not self.rules.may_be_beside_host:
+            return 0
+        return core.free & self.rules.usable
+
+    def _of_site(self, site: Site) -> list[int]:
+        shapes = tuple(sorted(filter(None, (self._shapes(domain) for domain in site.domains))))
+        key = (site.whole, shapes)
+        table = self._by_domains.get(key)
+        if table is None:
+            table = [0]
+            for domain in site.domains:
+                if self._shapes(domain):
+                    table = _merged(table, self._of_domain(domain), self.limit)
+            table = self._by_domains[key] = [_squared(cost, site.whole) for cost in table]
+        return table
+
+    def _of_domain(self, domain: Domain) -> list[int]:
+        if not self.rules.is_any_usable:
+            return self._of_shapes(domain)
+        table = self._by_domain.get(domain.kinds)
+        if table is None:
+            table = self._by_domain[domain.kinds] = self._of_shapes(domain)
+        return table
+
+    def _of_shapes(self, domain: Domain) -> list[int]:
+        shapes = self._shapes(domain)
+        key = (domain.whole, shapes)
+        table = self._by_shapes.get(key)
+        if table is None:
+            table = [0]
+            for shape in shapes:
+                table = _merged(table, self._of_shape(shape), self.limit)
+            whole = domain.whole
+            table = self._by_shapes[key] = [
+                cost + (L3 + L3_BLOCKS * _loss(whole, part(cost, "node_blocks")) if count else 0)
+                for count, cost in enumerate(table)
+            ]
+        return table
+
+    def _shapes(self, domain: Domain) -> tuple[Shape, ...]:
+        """The shapes of the cores of an L3 that take a guest core, in order."""
+        if self.rules.is_any_usable:
+            shapes = [self._shape_of_kind(kind) for kind in domain.kinds]
+        else:
+            shapes = [self._shape(core) for core in domain.cores]
+        return tuple(sorted(shape for shape in shapes if len(self._of_shape(shape)) > 1))
+
+    def _shape(self, core: Core) -> Shape:
+        return Shape(
+            core.cpus.bit_count(),
+            core.free.bit_count(),
+            self.usable(core).bit_count(),
+            core.is_slow,
+            bool(core.cpus & self.rules.current),
+        )
+
+    def _shape_of_kind(self, kind: Kind) -> Shape:
+        is_usable = not kind.is_beside_host or self.rules.may_be_beside_host
+        return Shape(kind.size, kind.free, kind.free if is_usable else 0, kind.is_slow, False)
+
+    def _of_core(self, core: Core) -> tuple[int, ...]:
+        return self._of_shape(self._shape(core))
+
+    def _of_shape(self, shape: Shape) -> tuple[int, ...]:
+        costs = self._by_shape.get(shape)
+        if costs is None:
+            costs = self._by_shape[shape] = tuple(
+                self._cost(shape, count) for count in range(self._most(shape) + 1)
+            )
+        return costs
+
+    def _most(self, shape: Shape) -> int:
+        """How many guest cores a core may take."""
+        threads, smt = self.rules.threads, self.rules.smt
+        if smt == "share":
+            return shape.usable // threads
+        is_whole = shape.free == shape.size
+        fills = threads == shape.size if smt == "require" else threads <= shape.size
+        return int(is_whole and fills and threads <= shape.usable)
+
+    def _cost(self, shape: Shape, count: int) -> int:
+        if not count:
+            return 0
+        is_whole = shape.free == shape.size
+        cost = CORES
+        if shape.is_slow and self.rules.is_slow_counted:
+            cost += SLOW * count * self.rules.threads
+        if count > 1 or not is_whole:
+            cost += COMPANY * count
+        if is_whole:
+            cost += LOST
+        return cost if shape.is_current else cost + MOVED * count
+
+
+def _merged(first: list[int], second: Sequence[int], limit: int) -> list[int]:
+    """The least cost of each total: so many by the one, the rest by the other."""
+    most = min(len(first) + len(second) - 2, limit)
+    backwards = list(second[::-1])
+    last = len(second) - 1
+    return [
+        min(
+            map(
+                add,
+                first[max(total - last, 0) : total + 1],
+                backwards[max(last - total, 0) :],
+            )
+        )
+        for total in range(most + 1)
+    ]
+
+
+def _fill_first(tables: Sequence[Sequence[int]], count: int) -> list[int]:
+    """How many each takes of the least costly way; of several ways, the first take the most."""
+    rest: list[list[int]] = [[0]]
+    for table in reversed(tables):
+        rest.append(_merged(rest[-1], table, count))
+    rest.reverse()
+    taken = []
+    for place, table in enumerate(tables):
+        best, after = rest[place][count], rest[place + 1]
+        number = next(
+            number
+            for number in range(min(count, len(table) - 1), -1, -1)
+            if count - number < len(after) and table[number] + after[count - number] == best
+        )
+        taken.append(number)
+        count -= number
+    return taken
+
+
+def _loss(whole: int, lost: int) -> int:
+    """By how much the square of the whole cores shrinks."""
+    return whole * whole - (whole - lost) * (whole - lost)
+
+
+def _squared(cost: int, whole: int) -> int:
+    lost = part(cost, "node_blocks")
+    return cost + LOST * (_loss(whole, lost) - lost)

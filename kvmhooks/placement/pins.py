@@ -1,0 +1,105 @@
+"""A choice made into pins: which vCPU is on which CPU."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from attrs import frozen
+
+from kvmhooks.placement.choose import Choice
+from kvmhooks.placement.ground import Core, Ground, Site
+from kvmhooks.values import CpuSet
+
+
+@frozen(kw_only=True)
+class Pins:
+    """The CPUs of each vCPU."""
+
+    vcpus: Mapping[int, CpuSet]
+    idle: CpuSet
+    caches: tuple[tuple[int | None, int, int], ...]
+    """For each L3 in the order of the vCPUs: (its id, the index of its site, guest cores)."""
+
+
+def pin(choice: Choice, current: Mapping[int, CpuSet] | None = None) -> Pins:
+    """Give each dedicated vCPU a CPU and each other one the pool of its node.
+
+    A VM that has CPUs already keeps as many of them as the choice lets it, vCPU by vCPU.
+    """
+    request, seating = choice.request, choice.seating
+    of_site: defaultdict[int, list[int]] = defaultdict(list)
+    for cell, site in enumerate(seating.sites):
+        of_site[site.index].append(cell)
+    pins: dict[int, CpuSet] = {}
+    idle = CpuSet()
+    caches: list[tuple[int | None, int, int]] = []
+    for cells in of_site.values():
+        site = seating.sites[cells[0]]
+        slots: list[CpuSet] = []
+        for taken, domain, cores in choice.packer.choose(
+            site, sum(seating.cells[cell].cores for cell in cells)
+        ):
+            caches.append((domain.cache, site.index, taken))
+            for core, count in cores:
+                own = _slots(choice, core, count)
+                slots += own
+                if request.spec.cpu.smt == "isolate":
+                    idle |= CpuSet.from_mask(core.cpus) - own[0]
+        guest_cores = [
+            first
+            for cell in cells
+            for first in _guest_cores(
+                seating.cells[cell].vcpus & request.dedicated, request.threads
+            )
+        ]
+        for first, slot in zip(guest_cores, _kept(guest_cores, slots, current or {}), strict=True):
+            for place, cpu in enumerate(slot):
+                pins[first + place] = CpuSet((cpu,))
+    own_cpus = CpuSet(cpu for cpus in pins.values() for cpu in cpus)
+    for asked, site in zip(seating.cells, seating.sites, strict=True):
+        pool = site.pool - own_cpus - idle
+        pins.update(dict.fromkeys(asked.vcpus - request.dedicated, pool))
+    return Pins(vcpus=pins, idle=idle, caches=tuple(caches))
+
+
+def _slots(choice: Choice, core: Core, count: int) -> list[CpuSet]:
+    """The CPUs of each guest core on a core: those that the VM has now first, then the lowest."""
+    usable = CpuSet.from_mask(choice.packer.usable(core))
+    now = usable & CpuSet.from_mask(choice.packer.rules.current)
+    cpus = [*now, *(usable - now)]
+    threads = choice.request.threads
+    cpus = sorted(cpus[: threads * count])
+    return [CpuSet(cpus[at * threads : (at + 1) * threads]) for at in range(count)]
+
+
+def _guest_cores(vcpus: CpuSet, threads: int) -> list[int]:
+    return sorted({vcpu - vcpu % threads for vcpu in vcpus})
+
+
+def _kept(
+    guest_cores: Sequence[int], slots: Sequence[CpuSet], current: Mapping[int, CpuSet]
+) -> list[CpuSet]:
+    """The slot of each guest core: its own one where that is among them, the rest in order."""
+    left = list(slots)
+    chosen: dict[int, CpuSet] = {}
+    for first in guest_cores:
+        own = current.get(first)
+        if own is not None:
+            kept = next((slot for slot in left if own <= slot), None)
+            if kept is not None:
+                chosen[first] = kept
+                left.remove(kept)
+    rest = iter(left)
+    return [chosen[first] if first in chosen else next(rest) for first in guest_cores]
+
+
+def nearest_of(cpus: CpuSet, ground: Ground, used: Sequence[Site]) -> CpuSet:
+    """Those of ``cpus`` on the used nodes; else on the nodes that are nearest to all of them."""
+    by_distance: defaultdict[int, CpuSet] = defaultdict(CpuSet)
+    for site in ground.sites:
+        there = cpus & site.cpus
+        if there:
+            away = 0 if site in used else sum(one.distances[site.index] for one in used)
+            by_distance[away] |= there
+    return by_distance[min(by_distance)] if by_distance else cpus

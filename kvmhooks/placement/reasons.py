@@ -1,0 +1,159 @@
+"""Why a VM is where it is: a sentence for each decision, and one for each thing to know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from attrs import frozen
+
+from kvmhooks.placement.choose import Choice
+from kvmhooks.placement.ground import Ground
+from kvmhooks.placement.model import Cell, PciPlace
+from kvmhooks.placement.pins import Pins
+from kvmhooks.spec.model import VmSpec
+from kvmhooks.values import ByteSize, CpuSet, union
+from kvmhooks.wording import counted
+
+
+@frozen(kw_only=True)
+class Settled:
+    """Everything that was decided."""
+
+    spec: VmSpec
+    ground: Ground
+    choice: Choice
+    pins: Pins
+    cells: tuple[Cell, ...]
+    others: CpuSet
+    """The CPUs of QEMU's other threads."""
+    score: Mapping[str, int]
+    devices: tuple[PciPlace, ...]
+
+    @property
+    def nodes(self) -> str:
+        """The nodes, in words."""
+        return named(sorted({cell.node for cell in self.cells if cell.node is not None}))
+
+
+def named(nodes: Sequence[int]) -> str:
+    """Write ``node 0``, ``nodes 0 and 1``, or ``the host`` for none."""
+    if not nodes:
+        return "the host"
+    if len(nodes) == 1:
+        return f"node {nodes[0]}"
+    return f"nodes {', '.join(map(str, nodes[:-1]))} and {nodes[-1]}"
+
+
+def reasons(settled: Settled) -> Iterator[str]:
+    """Say why, the most important first."""
+    if settled.choice.request.dedicated:
+        yield from _why_dedicated(settled)
+    yield from _why_floating(settled)
+    if settled.choice.request.dedicated:
+        yield f"kept for the host: CPUs {settled.ground.housekeeping}"
+        yield f"QEMU's other threads: CPUs {settled.others}"
+    yield from _why_memory(settled)
+    yield from _why_devices(settled)
+
+
+def _why_dedicated(settled: Settled) -> Iterator[str]:
+    score, request = settled.score, settled.choice.request
+    count = len(request.dedicated)
+    nodes = score["nodes"]
+    enough = "one node is enough"
+    if nodes > 1:
+        enough = f"no fewer than {nodes} nodes fit"
+        if request.spec.memory.cell or request.spec.memory.cells:
+            enough = "a node for each cell, the nearest to each other"
+    if score["cohabiting"]:
+        enough = f"{counted(score['cohabiting'], 'cell')} must share a node with another"
+    whole = "core" if score["company"] else "whole core"
+    yield (
+        f"{counted(count, 'vCPU')} on {counted(score['cores'], whole)} of {settled.nodes}: {enough}"
+    )
+    if any(cache is not None for cache, _, _ in settled.pins.caches):
+        yield f"{counted(score['l3'], 'L3 cache')}: no fewer would do"
+    if score["company"]:
+        crowd = counted(score["company"], "guest core")
+        yield f"{crowd} with company on its core: cpu.smt is share, and no better place is free"
+    if request.threads > 1:
+        yield f"{request.threads} guest threads in a core, as siblings of the host"
+    if settled.pins.idle:
+        yield f"cpu.smt is isolate: CPUs {settled.pins.idle} stay idle"
+    if request.spec.cpu.kind is not None:
+        yield f"{request.spec.cpu.kind} cores only"
+
+
+def _why_floating(settled: Settled) -> Iterator[str]:
+    request = settled.choice.request
+    floating = [vcpu for vcpu in range(request.spec.cpu.vcpus) if vcpu not in request.dedicated]
+    if not floating:
+        return
+    pool = union(settled.pins.vcpus[vcpu] for vcpu in floating)
+    count = counted(len(floating), "vCPU")
+    verb = "floats" if len(floating) == 1 else "float"
+    yield f"{count} {verb} over CPUs {pool}, shared with whatever else runs there"
+    if not request.dedicated and settled.score["nodes"] > 1:
+        yield f"{settled.nodes}: no node has the CPUs and the memory for all"
+
+
+def _why_memory(settled: Settled) -> Iterator[str]:
+    if settled.cells[0].node is None:
+        return
+    page = settled.cells[0]
+    kind = f"{ByteSize.kib(page.page_kib)} pages" if page.is_huge else "ordinary pages"
+    places = ", ".join(f"cell {cell.id} from node {cell.node}" for cell in settled.cells)
+    yield f"memory in {kind}, {places}"
+
+
+def _why_devices(settled: Settled) -> Iterator[str]:
+    for place in settled.devices:
+        if place.cell is not None:
+            yield f"{place.address} is on node {place.node}, with cell {place.cell}"
+
+
+def warnings(settled: Settled) -> Iterator[str]:
+    """Say what the person might not expect."""
+    score, spec, ground = settled.score, settled.spec, settled.ground
+    own = settled.choice.request.dedicated
+    floating = [vcpu for vcpu in range(spec.cpu.vcpus) if vcpu not in own]
+    pool = union(settled.pins.vcpus[vcpu] for vcpu in floating)
+    if score["crowding"] > 1:
+        yield f"{len(floating)} vCPUs share {len(pool)} CPUs: they wait for each other"
+    if score["unisolated"]:
+        yield (
+            f"cpu.realtime: not enough of the CPUs that the kernel isolates, {ground.isolated}, "
+            "are free: some vCPUs are on others"
+        )
+    elif spec.cpu.realtime and not ground.isolated:
+        yield "cpu.realtime: the kernel of this host isolates no CPUs (isolcpus)"
+    if score["beside_host"]:
+        yield (
+            f"the host is too small to keep QEMU's other threads, CPUs {settled.others}, off the "
+            "cores of the vCPUs"
+        )
+    if own and not any(settled.others & site.cpus for site in settled.choice.seating.sites):
+        yield (
+            f"no housekeeping CPU on {settled.nodes}: QEMU's other threads are on the nearest, "
+            f"CPUs {settled.others}"
+        )
+    if spec.cpu.kind is not None and not any(cpu.kind for cpu in ground.host.cpus or ()):
+        yield f'cpu.kind = "{spec.cpu.kind}": the cores of this host are all of one kind'
+    missing = sum(cell.allocate for cell in settled.cells)
+    if missing:
+        size = ByteSize.kib(settled.cells[0].page_kib)
+        yield f"{counted(missing, 'huge page')} of {size} must be allocated before the VM starts"
+    yield from _remote_devices(settled)
+    for name, by in settled.choice.gap:
+        yield (
+            f"not proven to be the best: not everything was tried; score.{name} could be lower by "
+            f"{by} at most"
+        )
+
+
+def _remote_devices(settled: Settled) -> Iterator[str]:
+    for index, (asked, place) in enumerate(zip(settled.spec.pci, settled.devices, strict=True)):
+        if asked.locality == "preferred" and place.node is not None and place.cell is None:
+            yield (
+                f"pci[{index}]: {place.address} is on node {place.node}, the VM on {settled.nodes}"
+            )

@@ -1,0 +1,166 @@
+"""A VM that runs, on a host that has changed: what moves, if moving is better."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from attrs import evolve
+
+from kvmhooks.errors import PlanError
+from kvmhooks.host.model import Host
+from kvmhooks.isolate.claim import Claim
+from kvmhooks.placement.devices import near
+from kvmhooks.placement.evaluate import Placed, better, score
+from kvmhooks.placement.ground import Ground, survey
+from kvmhooks.placement.holding import Holding
+from kvmhooks.placement.model import ORDINARY_PAGE_KIB, Plan
+from kvmhooks.placement.plan import Present, holdings_of, plan_on, terms_of, ways_for
+from kvmhooks.placement.request import MIB
+from kvmhooks.placement.search import Effort
+from kvmhooks.spec.model import MemoryCell, Number, VmSpec
+from kvmhooks.values import ByteSize, CpuSet
+
+
+def replan(
+    current: Plan,
+    host: Host,
+    claims: Sequence[Claim | Holding] = (),
+    *,
+    housekeeping: CpuSet | None = None,
+    effort: Effort | None = None,
+) -> Plan | None:
+    """The best placement of a VM that runs as ``current`` says, with the least movement; or None.
+
+    None: it is where it is best. The guest stays as it is: its cells, its threads and its pages. Of
+    the placements with the best score the one is taken that moves the least memory, then the
+    fewest guest cores. A VM that may not be where it is (a CPU is gone, or another VM's) moves in
+    any case. Raises ``PlanError`` when that one fits nowhere.
+    """
+    spec = _as_it_is(current)
+    holdings = holdings_of(claims, without=current.uuid)
+    own: Counter[tuple[int | None, int]] = Counter()
+    for cell in current.cells:
+        if cell.is_huge:
+            own[cell.node, cell.page_kib] += cell.pages
+    ground = survey(host, holdings, housekeeping, own)
+    placed = _placed(current, ground)
+    now = None if placed is None else score(spec, placed, ground, near(spec, ground))
+    may_stay = placed is not None and _may_stay(current, spec, ground)
+    present = Present(
+        vcpus={pin.vcpu: pin.cpus for pin in current.vcpus},
+        homes=tuple(cell.node for cell in current.cells),
+    )
+    try:
+        found = plan_on(spec, ground, effort=effort or Effort(), present=present)
+    except PlanError:
+        if may_stay:
+            return None
+        raise
+    if may_stay and now is not None and not better(found.score, now):
+        return None
+    return evolve(found, spec=current.spec, why=(*_moves(current, found, now), *found.why))
+
+
+def score_of(
+    plan: Plan,
+    host: Host,
+    claims: Sequence[Claim | Holding] = (),
+    *,
+    housekeeping: CpuSet | None = None,
+) -> dict[str, int]:
+    """The score that a plan has on a host, counted from its pins and cells.
+
+    Raises ``PlanError`` for a plan with a node that the host has not.
+    """
+    ground = survey(host, holdings_of(claims, without=plan.uuid), housekeeping)
+    placed = _placed(plan, ground)
+    if placed is None:
+        nodes = ", ".join(str(cell.node) for cell in plan.cells)
+        raise PlanError("cells", f"nodes {nodes}", "nodes of the host")
+    return score(plan.spec, placed, ground, near(plan.spec, ground))
+
+
+def _as_it_is(current: Plan) -> VmSpec:
+    """The spec with all that a running guest cannot change said as it was decided."""
+    spec, shape = current.spec, current.topology
+    given = spec.memory.cell
+    cells = tuple(
+        MemoryCell(
+            vcpus=cell.vcpus,
+            size=ByteSize.kib(cell.memory_kib),
+            node=given[cell.id].node if given else None,
+        )
+        for cell in current.cells
+    )
+    page_kib = current.cells[0].page_kib
+    return evolve(
+        spec,
+        cpu=evolve(
+            spec.cpu,
+            sockets=shape.sockets,
+            dies=shape.dies,
+            cores=shape.cores,
+            threads=shape.threads,
+            iothreads=Number(len(current.iothreads)),
+        ),
+        memory=evolve(
+            spec.memory,
+            cells=None,
+            cell=cells,
+            hugepages=ByteSize.kib(page_kib) if page_kib > ORDINARY_PAGE_KIB else False,
+        ),
+        disk=tuple(
+            evolve(disk, iothread=iothread)
+            for disk, iothread in zip(spec.disk, current.disk_iothreads, strict=True)
+        ),
+    )
+
+
+def _placed(current: Plan, ground: Ground) -> Placed | None:
+    """The placement as it is; None when a node of it is gone."""
+    site_of = {site.node: site for site in ground.sites}
+    if any(cell.node not in site_of for cell in current.cells):
+        return None
+    if not all(pin.cpus <= ground.online for pin in current.vcpus):
+        return None
+    page_kib = current.cells[0].page_kib
+    unit = page_kib if page_kib > ORDINARY_PAGE_KIB else MIB
+    return Placed(
+        vcpus={pin.vcpu: pin.cpus for pin in current.vcpus},
+        threads=current.topology.threads,
+        page_kib=page_kib,
+        cells=tuple(
+            (cell.vcpus, cell.memory_kib // unit, site_of[cell.node]) for cell in current.cells
+        ),
+    )
+
+
+def _may_stay(current: Plan, spec: VmSpec, ground: Ground) -> bool:
+    """Whether every vCPU may go on where it is."""
+    terms = terms_of(spec, ground, ways_for(spec, ground), effort=Effort())
+    allowed = terms.usable & ground.free
+    pool = ground.online - ground.isolated - ground.held
+    return all(
+        pin.cpus <= (allowed if pin.vcpu in current.dedicated else pool) for pin in current.vcpus
+    )
+
+
+def _moves(current: Plan, found: Plan, now: dict[str, int] | None) -> list[str]:
+    """What moves, and what for."""
+    before = {pin.vcpu: pin.cpus for pin in current.vcpus}
+    said = [
+        f"vCPU {pin.vcpu} moves from CPU {before[pin.vcpu]} to {pin.cpus}"
+        for pin in found.vcpus
+        if pin.cpus != before[pin.vcpu]
+    ]
+    said += [
+        f"the memory of cell {new.id} moves from node {old.node} to node {new.node}"
+        for old, new in zip(current.cells, found.cells, strict=True)
+        if old.node != new.node
+    ]
+    for name, number in found.score.items():
+        if now is not None and number != now[name]:
+            said.append(f"score.{name}: {now[name]} becomes {number}")
+            break
+    return said

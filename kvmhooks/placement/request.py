@@ -1,0 +1,199 @@
+"""What a VM asks for, brought into one form: its cells, in guest cores and units of memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from attrs import evolve, frozen
+
+from kvmhooks.errors import PlanError
+from kvmhooks.placement.model import ORDINARY_PAGE_KIB
+from kvmhooks.spec.model import VmSpec
+from kvmhooks.values import CpuSet
+
+MIB: Final = 1024
+"""In KiB: ordinary memory is divided among cells in these units."""
+
+AUTO_PAGES: Final = (1 << 20, 2 << 10, ORDINARY_PAGE_KIB)
+"""The page sizes in KiB that ``hugepages = "auto"`` means, the best first."""
+
+
+@frozen
+class CellAsk:
+    """One guest cell: what it needs of a node."""
+
+    vcpus: CpuSet
+    cores: int
+    """Guest cores with a CPU for each of their threads."""
+    floating: int
+    """vCPUs that float."""
+    units: int
+    """Memory."""
+    room: int
+    """The units that there must be room for: those, but for shares that were rounded."""
+    node: int | None = None
+
+    def with_other(self, other: CellAsk) -> CellAsk:
+        """Both, on one node."""
+        return CellAsk(
+            self.vcpus | other.vcpus,
+            self.cores + other.cores,
+            self.floating + other.floating,
+            self.units + other.units,
+            self.room + other.room,
+            self.node if other.node is None else other.node,
+        )
+
+    def contradicts(self, other: CellAsk) -> bool:
+        """Whether they must be on different nodes."""
+        return self.node is not None and other.node is not None and self.node != other.node
+
+
+@frozen(kw_only=True)
+class Request:
+    """A VM, with the guest's threads in a core and its page size chosen."""
+
+    spec: VmSpec
+    threads: int
+    page_kib: int
+    page_rank: int
+    cells: tuple[CellAsk, ...]
+    """Those that were given; empty when the planner is to make them."""
+
+    @property
+    def unit_kib(self) -> int:
+        """What memory is divided in."""
+        return MIB if self.page_kib == ORDINARY_PAGE_KIB else self.page_kib
+
+    @property
+    def dedicated(self) -> CpuSet:
+        """The vCPUs with a CPU each."""
+        return dedicated_of(self.spec)
+
+    @property
+    def units(self) -> int:
+        """All of the memory."""
+        return self.spec.memory.size // 1024 // self.unit_kib
+
+    @property
+    def guest_cores(self) -> int:
+        """How many there are."""
+        return self.spec.cpu.vcpus // self.threads
+
+    def even_cells(self, sizes: Sequence[int]) -> tuple[CellAsk, ...]:
+        """Cells of so many guest cores each, the memory divided as the vCPUs are."""
+        shares = [self.units * size // self.guest_cores for size in sizes]
+        left = self.units - sum(shares)
+        made, first = [], 0
+        for at, size in enumerate(sizes):
+            vcpus = CpuSet(range(first * self.threads, (first + size) * self.threads))
+            cell = self._cell(vcpus, shares[at] + (at < left))
+            made.append(evolve(cell, room=self.room_for(size)))
+            first += size
+        return tuple(made)
+
+    def room_for(self, size: int) -> int:
+        """The units that a cell of so many guest cores needs room for."""
+        return -(-self.units * size // self.guest_cores)
+
+    def _cell(self, vcpus: CpuSet, units: int, node: int | None = None) -> CellAsk:
+        own = vcpus & self.dedicated
+        return CellAsk(vcpus, len(own) // self.threads, len(vcpus) - len(own), units, units, node)
+
+    def with_given_cells(self) -> Request | None:
+        """The same with the cells that the spec gives; None when its pages cannot make them."""
+        memory, vcpus = self.spec.memory, self.spec.cpu.vcpus
+        if memory.cell:
+            sizes = [cell.size // 1024 for cell in memory.cell]
+            if any(size % self.unit_kib for size in sizes):
+                return None
+            cells = tuple(
+                self._cell(cell.vcpus, size // self.unit_kib, cell.node)
+                for cell, size in zip(memory.cell, sizes, strict=True)
+            )
+            return evolve(self, cells=cells)
+        if self.spec.memory.size // 1024 % self.unit_kib:
+            return None
+        count = memory.cells or (1 if self.spec.cpu.placement == "mixed" else None)
+        if count is None:
+            return self
+        if self.units % count:
+            return None
+        share = vcpus // count
+        return evolve(
+            self,
+            cells=tuple(
+                self._cell(CpuSet(range(at * share, (at + 1) * share)), self.units // count)
+                for at in range(count)
+            ),
+        )
+
+
+def dedicated_of(spec: VmSpec) -> CpuSet:
+    """The vCPUs that have a CPU each."""
+    if spec.cpu.placement == "dedicated":
+        return CpuSet(range(spec.cpu.vcpus))
+    return spec.cpu.dedicated or CpuSet()
+
+
+def requests(spec: VmSpec, host_threads: int) -> list[Request]:
+    """Every way to read a spec: each number of threads and page size that is left open.
+
+    Raises ``PlanError`` when its own numbers do not come out even.
+    """
+    made = [
+        request
+        for threads in thread_counts(spec, host_threads)
+        for rank, page_kib in page_sizes(spec)
+        if (
+            request := Request(
+                spec=spec, threads=threads, page_kib=page_kib, page_rank=rank, cells=()
+            ).with_given_cells()
+        )
+        is not None
+    ]
+    assert made  # ordinary pages divide whatever the spec's own checks let pass
+    return made
+
+
+def page_sizes(spec: VmSpec) -> list[tuple[int, int]]:
+    """(rank, KiB): the page sizes that the memory may be made of."""
+    pages = spec.memory.hugepages
+    if pages == "auto":
+        return list(enumerate(AUTO_PAGES))
+    return [(0, pages.in_kib if pages else ORDINARY_PAGE_KIB)]
+
+
+def thread_counts(spec: VmSpec, host_threads: int) -> list[int]:
+    """The guest's threads in a core that may be tried, the most first. Raises ``PlanError``."""
+    cpu = spec.cpu
+    known = math.prod(count or 1 for count in (cpu.sockets, cpu.dies, cpu.cores))
+    if cpu.threads is not None:
+        candidates = [cpu.threads]
+    elif cpu.sockets is not None and cpu.cores is not None:
+        candidates = [cpu.vcpus // known]
+    elif cpu.placement == "shared" or cpu.smt == "isolate":
+        candidates = [1]
+    else:
+        candidates = [
+            threads for threads in range(host_threads, 0, -1) if cpu.vcpus % (known * threads) == 0
+        ]
+    whole = [threads for threads in candidates if not any(_cuts(spec, threads))]
+    if not whole:
+        at = next(_cuts(spec, candidates[-1]))
+        raise PlanError(*at)
+    return whole
+
+
+def _cuts(spec: VmSpec, threads: int) -> Iterator[tuple[str, str, str]]:
+    """What would cut a guest core in two."""
+    cells = spec.memory.cells
+    guest_cores = spec.cpu.vcpus // threads
+    if cells is not None and guest_cores % cells:
+        yield "memory.cells", str(cells), f"a divisor of the {guest_cores} cores"
+    given = [(f"memory.cell[{at}].vcpus", cell.vcpus) for at, cell in enumerate(spec.memory.cell)]
+    for at, vcpus in (*given, ("cpu.dedicated", dedicated_of(spec))):
+        if len(vcpus) != threads * len({vcpu // threads for vcpu in vcpus}):
+            yield at, str(vcpus), f"whole guest cores of {threads} threads"

@@ -1,0 +1,25 @@
+"""Several numbers as one, so that sums and comparisons of all are one machine operation.
+
+The lexicographic order of the tuples is the order of the packed numbers while every part stays
+below 2^40, which sums of CPUs, pages and their squares do.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kvmhooks.placement.objective import WEIGHED
+
+WIDTH: Final = 40
+_MASK: Final = (1 << WIDTH) - 1
+
+FIELDS: Final = (*WEIGHED, "moved_mib", "moved_cores", "tie")
+"""The most important first. What is not of the score: how much moves, and the lowest numbers."""
+
+UNIT: Final = {name: 1 << WIDTH * (len(FIELDS) - 1 - place) for place, name in enumerate(FIELDS)}
+"""One of each field, to be multiplied and added."""
+
+
+def part(packed: int, name: str) -> int:
+    """One field of a packed number."""
+    return packed // UNIT[name] & _MASK

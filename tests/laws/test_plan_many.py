@@ -1,0 +1,118 @@
+"""Laws of several VMs on one host, and of a VM that is planned anew."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+from attrs import evolve
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from kvmhooks.errors import PlanError
+from kvmhooks.host import Host
+from kvmhooks.isolate.claim import Claim
+from kvmhooks.placement import Cell, plan, plan_all, replan, score_of
+from kvmhooks.placement.holding import Holding, of_plan
+from kvmhooks.spec import VmSpec
+from kvmhooks.spec.model import VmName
+from kvmhooks.values import CpuSet, union
+from tests.laws.strategies import hosts
+from tests.laws.test_plan import DEDICATED, PLACED, Made, plans, situations
+
+
+@given(plans(PLACED))
+def test_the_score_is_what_the_pins_say(made: Made) -> None:
+    """The score of a plan is counted from its pins and cells again, and is the same."""
+    decided, host, claims = made
+    kept = decided.housekeeping
+    assert score_of(decided, host, claims, housekeeping=kept) == dict(decided.score)
+
+
+@given(plans(PLACED))
+def test_who_is_where_it_is_best_does_not_move(made: Made) -> None:
+    """A VM that is planned anew on the host that it was planned for stays where it is."""
+    decided, host, claims = made
+    assert replan(decided, _with_mapped(host, decided.cells), claims) is None
+
+
+@given(plans(DEDICATED), st.integers(0, 2))
+def test_moving_makes_it_better(made: Made, left: int) -> None:
+    """When others have gone, a VM moves to what is better, and from there no more."""
+    decided, host, claims = made
+    kept, fewer = decided.housekeeping, claims[:left]
+    host = _with_mapped(host, decided.cells)
+    moved = replan(decided, host, fewer, housekeeping=kept)
+    if moved is None:
+        return
+    before = score_of(decided, host, fewer, housekeeping=kept)
+    after = score_of(moved, host, fewer, housekeeping=kept)
+    assert tuple(after.values()) < tuple(before.values())
+    assert [cell.vcpus for cell in moved.cells] == [cell.vcpus for cell in decided.cells]
+    assert moved.topology == decided.topology
+    assert replan(moved, host, fewer, housekeeping=kept) is None
+
+
+@given(plans(DEDICATED))
+def test_who_may_not_stay_moves(made: Made) -> None:
+    """A VM whose CPU another one took goes elsewhere, or the refusal says why not."""
+    decided, host, claims = made
+    thief = Holding(name="thief", uuid="f", exclusive=decided.vcpus[0].cpus)
+    try:
+        moved = replan(decided, _with_mapped(host, decided.cells), (*claims, thief))
+    except PlanError:
+        return
+    assert moved is not None
+    assert union(pin.cpus for pin in moved.vcpus).isdisjoint(thief.exclusive)
+
+
+@given(st.data(), hosts)
+def test_the_order_is_the_one_that_fits_the_most(data: st.DataObject, host: Host) -> None:
+    """Of three VMs as many are placed together as in any order, each beside those before it."""
+    specs = [
+        evolve(data.draw(situations(PLACED))[0], name=VmName(f"vm{at}"), uuid=None)
+        for at in range(3)
+    ]
+    together = plan_all(specs, host)
+    assert together.is_proven
+    kept = next((made.housekeeping for made in together.plans), None)
+    assume(kept is not None)
+    held: list[Claim | Holding] = []
+    for made in together.plans:
+        assert plan(made.spec, host, held, housekeeping=kept) == made
+        held.append(of_plan(made))
+    assert {made.name for made in together.plans} | set(together.refused) == {"vm0", "vm1", "vm2"}
+    most = max(_placed(order, host, kept) for order in permutations(specs))
+    assert len(together.plans) == most
+
+
+def _placed(order: tuple[VmSpec, ...], host: Host, kept: CpuSet | None) -> int:
+    held: list[Claim | Holding] = []
+    for spec in order:
+        try:
+            held.append(of_plan(plan(spec, host, held, housekeeping=kept)))
+        except PlanError:
+            continue
+    return len(held)
+
+
+def _with_mapped(host: Host, cells: tuple[Cell, ...]) -> Host:
+    """The host once the huge pages of a VM are no longer free."""
+    used: dict[tuple[int | None, int], int] = {}
+    for cell in cells:
+        key = (cell.node, cell.page_kib)
+        used[key] = used.get(key, 0) + cell.pages
+    if host.nodes is None:
+        return host
+    return evolve(
+        host,
+        nodes=tuple(
+            evolve(
+                node,
+                hugepages=tuple(
+                    evolve(pool, free=(pool.free or 0) - used.get((node.id, pool.size_kib), 0))
+                    for pool in node.hugepages or ()
+                ),
+            )
+            for node in host.nodes
+        ),
+    )
