@@ -19,6 +19,7 @@ VERBS = {
     "host": ("kvmhooks.cli.host", "show this machine or a captured one, as text, JSON or SVG"),
     "import": ("kvmhooks.cli.importing", "make the vm.toml of a libvirt domain XML"),
     "hooks": ("kvmhooks.cli.hooks", "install, remove or examine the libvirt hook"),
+    "install-units": ("kvmhooks.cli.units", "install systemd's units for VMs of kvm-launch"),
     "isolate": ("kvmhooks.cli.isolate", "write an isolation policy into a libvirt domain"),
     "plan": ("kvmhooks.cli.printed", "show where a vm.toml's VM would live on a host, and why"),
     "profiles": ("kvmhooks.cli.profiles", "list the profiles, or show what one sets and why"),
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _usage() -> str:
     lines = ["usage: kvmhooks VERB [options]", "", "verbs (kvmhooks VERB --help tells more):"]
-    lines += [f"  {verb:<9} {does}" for verb, (_, does) in VERBS.items()]
+    lines += [f"  {verb:<13} {does}" for verb, (_, does) in VERBS.items()]
     lines += ["", "kvm-launch VM.toml boots a VM."]
     return "\n".join(lines) + "\n"
 

@@ -363,10 +363,6 @@ class Door:
         """Seconds on a clock that only goes forward."""
         return time.monotonic()
 
-    def remaining(self) -> float:
-        """Seconds to the deadline; 0 where it has passed or there is none."""
-        return 0 if self.deadline is None else max(0, self.deadline - self.now())
-
     def is_late(self) -> bool:
         """Whether the deadline has passed."""
         return self.deadline is not None and self.now() >= self.deadline

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import stat
 import subprocess
 from pathlib import Path
@@ -130,7 +131,9 @@ def reload_daemons(root: str = "/") -> list[str]:
     if root != "/":
         return ["systemctl reload libvirtd"]
     left = []
-    if Path("/run/systemd/system").exists() and os.access("/usr/bin/systemctl", os.X_OK):
+    if not Path("/run/systemd/system").exists():
+        return [] if any(map(_reload_by_signal, DAEMONS)) else ["kill -HUP $(pidof libvirtd)"]
+    if os.access("/usr/bin/systemctl", os.X_OK):
         done = subprocess.run(
             ["/usr/bin/systemctl", "daemon-reload"], check=False, stdin=subprocess.DEVNULL
         )
@@ -149,6 +152,18 @@ def reload_daemons(root: str = "/") -> list[str]:
             if done.returncode != 0:
                 left.append(f"systemctl reload {daemon}")
     return left
+
+
+def _reload_by_signal(daemon: str) -> bool:
+    """Send SIGHUP to a daemon by its pid file; whether it is there (libvirtd(8), «SIGNALS»)."""
+    try:
+        pid = int(Path(f"/run/{daemon}.pid").read_text())
+        if Path(f"/proc/{pid}/comm").read_text().strip() != daemon:
+            return False
+        os.kill(pid, signal.SIGHUP)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def libvirt_version() -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from kvmhooks.isolate.groups import LIBVIRT, Groups, libvirt_pid, sweep
 from kvmhooks.isolate.knob import View
 from kvmhooks.isolate.report import FAILED, REFUSAL, Report, Result
 from kvmhooks.isolate.state import PENDING, RUNNING, Held, Process, State, boot_id
+from kvmhooks.isolate.store import LockedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 LOCK_SHARE: Final = 0.8
 """How much of the budget may be spent waiting for the lock."""
 
+SHORTEST: Final = 0.5
+"""Seconds for the record at the end of a wait for pages, however long that took."""
+
 DAEMONS: Final = ("libvirtd", "virtqemud")
 
 
@@ -38,6 +42,8 @@ class Keeper:
         self.store = store
         self.budget = BUDGET if budget is None else budget
         self._is_told = budget is not None
+        self._owns_pools = False
+        """Whether we hold the lock of the huge pages."""
 
     def prepare(self, claim: Claim, holder: Process | None = None) -> Report:
         """Take a claim, before the VM exists: refuse an overlap, and get its huge pages.
@@ -47,30 +53,60 @@ class Keeper:
         another live process holds is somebody's who does not know of us.
         """
         limits = self._limits()
-        with self._entry(limits.budget_hugepages if claim.hugepages else self.budget) as state:
-            report = self._recover(state)
-            before = state.held.pop(claim.key, None)  # the same VM again: its start never ended
-            if before is not None and holder is not None:
-                raise IsolationError(
-                    f"{claim.name}: it runs already: process {before.holder.pid} holds its claim"
-                )
-            self._check(claim, state)
-            _check_housekeeping(claim, limits)
-            held = Held(
-                claim,
-                holder=self._daemon() if holder is None else holder,
-                since=1 + max((one.since for one in state.held.values()), default=0),
-            )
-            state.held[claim.key] = held
+        if not claim.hugepages:
+            with self._entry() as state:
+                return self._take(state, claim, holder, limits)
+        self.budget = max(self.budget, limits.budget_hugepages)
+        until = self.door.now() + self.budget
+        with self.store.lock(self.door, self.budget * LOCK_SHARE, pool.LOCK):
+            self._owns_pools = True
             try:
-                if claim.hugepages:
-                    pool.take(self.door, self.store, state, held)
-            except BaseException:
-                del state.held[claim.key]
-                self._save(state)
-                raise
-            self._save(state)
+                with self._entry() as state:
+                    report = self._take(state, claim, holder, limits)
+                self._take_pages(claim, until)
+            finally:
+                self._owns_pools = False
         return report
+
+    def _take(self, state: State, claim: Claim, holder: Process | None, limits: Limits) -> Report:
+        """Check a claim and put it on record."""
+        report = self._recover(state)
+        before = state.held.get(claim.key)
+        if before is not None and holder is not None:
+            raise IsolationError(
+                f"{claim.name}: it runs already: process {before.holder.pid} holds its claim"
+            )
+        if before is not None:  # the same VM again: its last start never ended
+            pool.owe(state, state.held.pop(claim.key))
+        self._check(claim, state)
+        _check_housekeeping(claim, limits)
+        state.held[claim.key] = Held(
+            claim,
+            holder=self._daemon() if holder is None else holder,
+            since=1 + max((one.since for one in state.held.values()), default=0),
+        )
+        self._save(state)
+        return report
+
+    def _take_pages(self, claim: Claim, until: float) -> None:
+        """Get a claim's huge pages, all or none, and drop it if there are not enough."""
+
+        def entry() -> _Entry:
+            return self._entry(max(until - self.door.now(), SHORTEST))
+
+        try:
+            pool.take(self.door, self.store, entry, claim.key)
+        except BaseException:
+            with entry() as state:
+                held = state.held.pop(claim.key, None)
+                if held is not None:
+                    pool.owe(state, held)
+                self._settle(state)
+                self._save(state)
+            raise
+        with entry() as state:  # what others came to owe meanwhile
+            self._settle(state)
+            self._save(state)
 
     def start(self, claim: Claim) -> Report:
         """Isolate the VM's CPUs from the host: no QEMU exists yet."""
@@ -144,8 +180,8 @@ class Keeper:
             if leave is not None:
                 leave()
             held = state.held.pop(key, None)
-            if held is not None and held.pages:
-                pool.give_back(self.door, self.store, state, held)
+            if held is not None:
+                pool.owe(state, held)
             self._drop_dead(state)
             return self._converge(state)
 
@@ -178,8 +214,8 @@ class Keeper:
         with self._entry() as state:
             for one in [key] if key is not None else list(state.held):
                 held = state.held.pop(one, None)
-                if held is not None and held.pages:
-                    pool.give_back(self.door, self.store, state, held)
+                if held is not None:
+                    pool.owe(state, held)
             return self._converge(state)
 
     def claims(self) -> list[Claim]:
@@ -226,12 +262,24 @@ class Keeper:
         from kvmhooks.isolate.engine import converge  # noqa: PLC0415
         from kvmhooks.isolate.knobs import discover  # noqa: PLC0415
 
-        if state.pools:
-            pool.settle(self.door, self.store, state)
+        self._settle(state)
         view = View.read(self.door, state.held.values())
         groups = Groups.find(self.door, view.held)
         knobs = discover(self.door, view, groups, state.records)
         return converge(self.door, self.store, state, knobs, view)
+
+    def _settle(self, state: State) -> None:
+        """Give back huge pages that are owed; a hook that is changing the pools does it itself."""
+        if not state.pools:
+            return
+        if self._owns_pools:
+            pool.settle(self.door, self.store, state)
+            return
+        try:
+            with self.store.lock(self.door, 0, pool.LOCK):
+                pool.settle(self.door, self.store, state)
+        except LockedError:
+            return
 
     def _save(self, state: State) -> None:
         if state.is_empty:
@@ -264,8 +312,7 @@ class Keeper:
         dead = [key for key, one in state.held.items() if key != but and not self._is_live(one)]
         for key in dead:
             held = state.held.pop(key)
-            for pages, share in held.pages.items():
-                state.pools.setdefault(pages, {"owed": 0})["owed"] += share
+            pool.owe(state, held)
             if held.claim.driver != LIBVIRT:
                 sweep(self.door)
         return bool(dead)
@@ -327,9 +374,7 @@ class Keeper:
         unmet = [one for one in report.of(REFUSAL, FAILED) if not one.key.startswith("irq/")]
         if not unmet:
             return
-        held = state.held.pop(claim.key)
-        if held.pages:
-            pool.give_back(self.door, self.store, state, held)
+        pool.owe(state, state.held.pop(claim.key))
         self._converge(state)
         said = "; ".join(f"{one.key}: {one.why}" for one in unmet[:3])
         raise IsolationError(f"{claim.name}: strict, and {len(unmet)} could not be met: {said}")

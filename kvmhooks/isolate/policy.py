@@ -47,6 +47,7 @@ _CLAMP: Final = r"\d{1,3}|10[01]\d|102[0-4]"
 SETTINGS: Final[Mapping[str, Setting]] = {
     "isolation.exclusive": Setting(*_YES_NO, default="no"),
     "isolation.strict": Setting(*_YES_NO, default="no"),
+    "isolation.siblings": Setting("share|idle", '"share" or "idle"', default="share"),
     "isolation.irqs": Setting(*_YES_NO, default="yes"),
     "isolation.tasks": Setting(*_YES_NO, default="yes"),
     "isolation.workqueues": Setting(*_YES_NO, default="yes"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvmhooks.isolate.bus import Systemd
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.keeper import Keeper
-from kvmhooks.isolate.store import Store
+from kvmhooks.isolate.store import RECORD, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,6 +152,6 @@ class _Memory(Store):
         self._text = None
 
     @contextmanager
-    def lock(self, door: Door, timeout: float) -> Iterator[None]:
-        del door, timeout
+    def lock(self, door: Door, timeout: float, name: str = RECORD) -> Iterator[None]:
+        del door, timeout, name
         yield

@@ -11,7 +11,7 @@ from kvmhooks.placement.packing import Packer, Rules
 from kvmhooks.placement.request import Request
 from kvmhooks.placement.search import Cut, Effort, Near, Search, Seating
 from kvmhooks.placement.seats import Seats
-from kvmhooks.placement.weights import UNIT
+from kvmhooks.placement.weights import UNIT, part
 from kvmhooks.values import CpuSet
 
 SCORED = UNIT["moved_mib"] << 40
@@ -73,6 +73,8 @@ def choose(terms: Terms) -> Choice | None:
                 continue
             if found is not None and (best is None or found.key < best.key):
                 best = found
+                if _is_unbeaten_by_fewer_threads(best, terms):
+                    break
         if best is not None and not was_cut:
             return best
         if best is not None:
@@ -86,6 +88,25 @@ def choose(terms: Terms) -> Choice | None:
     if was_cut:
         raise Cut
     return None
+
+
+def _is_unbeaten_by_fewer_threads(best: Choice, terms: Terms) -> bool:
+    """Whether no request with fewer guest threads in a core can be better.
+
+    Where each guest core has a whole core, nothing that weighs more could be less, and all cores of
+    the host are alike: of any placement with fewer threads in a core in which every guest core is
+    alone, too, a part of the cores is enough with more, in no more caches.
+    """
+    request, seating = best.request, best.seating
+    wanted = len(request.cells) or 1
+    return (
+        len(request.dedicated) == request.spec.cpu.vcpus
+        and request.page_rank == 0
+        and terms.ground.is_uniform
+        and (seating.cohabiting, seating.nodes, seating.remote_devices) == (0, wanted, 0)
+        and seating.distance == terms.ground.least_distance(wanted)
+        and not any(part(seating.packed, name) for name in ("allocated", "slow", "company"))
+    )
 
 
 def _passes(terms: Terms) -> Sequence[tuple[CpuSet, bool]]:
@@ -114,6 +135,7 @@ def _crowded_least(
             usable=usable.mask,
             may_be_beside_host=may_be_beside_host,
             is_slow_counted=cpu.kind is None,
+            is_any_usable=not terms.current and terms.ground.online <= usable,
             current=terms.current.mask,
         ),
         len(request.dedicated) // request.threads,

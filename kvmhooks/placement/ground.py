@@ -38,6 +38,15 @@ class Core(NamedTuple):
         return self.cpus == self.free
 
 
+class Kind(NamedTuple):
+    """All of a core that counts when every CPU is as good as another."""
+
+    size: int
+    free: int
+    is_beside_host: bool
+    is_slow: bool
+
+
 class Domain(NamedTuple):
     """The cores of one node that share an L3 cache."""
 
@@ -45,6 +54,8 @@ class Domain(NamedTuple):
     cores: tuple[Core, ...]
     whole: int
     """How many of its cores are whole."""
+    kinds: tuple[Kind, ...]
+    """Those of its cores, sorted."""
 
 
 @frozen(eq=False, kw_only=True)
@@ -60,6 +71,8 @@ class Site:
     load: Fraction
     """Shared vCPUs of other VMs on it."""
     domains: tuple[Domain, ...]
+    kinds: tuple[tuple[Kind, ...], ...]
+    """Those of its cores by L3, sorted: nodes with the same ones are alike."""
     whole: int
     """How many of its cores are whole."""
     memory_kib: int | None
@@ -86,6 +99,7 @@ class Ground:
     """What a host has to give, node by node."""
 
     host: Host
+    online: CpuSet
     sites: tuple[Site, ...]
     housekeeping: CpuSet
     held: CpuSet
@@ -94,12 +108,28 @@ class Ground:
     """Online CPUs that the kernel does not balance."""
     threads: int
     """The threads of the largest core."""
+    is_uniform: bool
+    """Whether all cores have as many threads."""
     holdings: tuple[Holding, ...]
+
+    def least_distance(self, count: int) -> int:
+        """No ``count`` nodes have less distance between them, there and back."""
+        if count == 1:
+            return 0
+        sums = sorted(
+            sum(
+                sorted(away for at, away in enumerate(site.distances) if at != site.index)[
+                    : count - 1
+                ]
+            )
+            for site in self.sites
+        )
+        return sum(sums[:count])
 
     @property
     def free(self) -> CpuSet:
         """CPUs that a dedicated vCPU could have."""
-        return self.host.online - self.held - self.housekeeping
+        return self.online - self.held - self.housekeeping
 
 
 def survey(
@@ -122,6 +152,12 @@ def survey(
         for holding in holdings
         for cpus in (holding.exclusive, holding.dedicated, holding.idle)
     )
+    held |= union(
+        host.core_of(cpu)
+        for holding in holdings
+        if holding.keeps_siblings
+        for cpu in holding.exclusive & online
+    )
     if housekeeping is None:
         housekeeping = choose_housekeeping(host, held)
     elif not housekeeping <= online:
@@ -129,11 +165,13 @@ def survey(
     cores = {core.mask: core for core in map(host.core_of, online)}
     return Ground(
         host=host,
+        online=online,
         sites=tuple(_sites(host, holdings, held, housekeeping, own_pages or {})),
         housekeeping=housekeeping,
         held=held,
         isolated=_isolated(host) & online,
         threads=max(map(len, cores.values())),
+        is_uniform=len(set(map(len, cores.values()))) == 1,
         holdings=tuple(holdings),
     )
 
@@ -146,28 +184,29 @@ def choose_housekeeping(host: Host, taken: CpuSet) -> CpuSet:
     core at least is the host's, unless it is the only one: then one of its threads, if it has
     more, or all that there is.
     """
-    usable = host.online - _isolated(host) - taken
-    packages: dict[int, CpuSet] = {}
-    nodes: dict[int | None, CpuSet] = {}
+    online = host.online
+    usable = online - _isolated(host) - taken
+    packages: defaultdict[int, int] = defaultdict(int)
+    nodes: defaultdict[int | None, int] = defaultdict(int)
     for cpu in host.cpus or ():
         if cpu.online:
-            package = -1 if cpu.package is None else cpu.package
-            packages[package] = packages.get(package, CpuSet()) | CpuSet((cpu.id,))
-            nodes[cpu.node] = nodes.get(cpu.node, CpuSet()) | CpuSet((cpu.id,))
+            packages[-1 if cpu.package is None else cpu.package] |= 1 << cpu.id
+            nodes[cpu.node] |= 1 << cpu.id
     chosen = CpuSet()
-    for package in sorted(packages):
-        cores = list(dict.fromkeys(host.core_of(cpu) for cpu in packages[package]))
-        if len(cores) < 2:
+    for _, mask in sorted(packages.items()):
+        cpus = CpuSet.from_mask(mask)
+        if host.core_of(cpus.first()) >= cpus:
             continue
-        for core in cores:
-            if core & usable and core != nodes[host.cpu(core.first()).node]:
+        for cpu_id in cpus & usable:
+            core = host.core_of(cpu_id)
+            if core.mask != nodes[host.cpu(cpu_id).node]:
                 chosen |= core & usable
                 break
     if chosen or not usable:
         return chosen
     core = host.core_of(usable.first())
     first = CpuSet((usable.first(),))
-    return core & usable if host.online - core else first
+    return core & usable if online - core else first
 
 
 def _sites(
@@ -177,25 +216,26 @@ def _sites(
     housekeeping: CpuSet,
     own_pages: Mapping[tuple[int | None, int], int],
 ) -> Iterable[Site]:
-    isolated = _isolated(host)
-    pool = host.online - isolated - held
+    online = host.online
+    pool = online - _isolated(host) - held
     floating = [one for holding in holdings for one in holding.floating]
     memory: Counter[int] = Counter()
     for holding in holdings:
         memory.update(dict(holding.memory))
     promised = _promised(host, holdings)
     efficiency = CpuSet(cpu.id for cpu in host.cpus or () if cpu.kind == "efficiency")
-    free = host.online - held - housekeeping
+    free = online - held - housekeeping
     nodes = host.nodes or ()
     if not nodes:
         known = host.memory or Memory()
         yield Site(
             index=0,
             node=None,
-            cpus=host.online,
+            cpus=online,
             pool=pool,
-            load=_load(floating, host.online, host.online),
-            domains=(domains := _domains(host, host.online, free, housekeeping, efficiency)),
+            load=_load(floating, online, online),
+            domains=(domains := _domains(host, online, free, housekeeping, efficiency)),
+            kinds=tuple(sorted(domain.kinds for domain in domains)),
             whole=sum(domain.whole for domain in domains),
             memory_kib=_room(known.total_kib, known.hugepages, sum(memory.values())),
             pages=_unpromised(known.hugepages, promised.get(None, {}), own_pages, None),
@@ -204,15 +244,16 @@ def _sites(
         )
         return
     for index, node in enumerate(nodes):
-        cpus = (node.cpus or CpuSet()) & host.online
+        cpus = (node.cpus or CpuSet()) & online
         domains = _domains(host, cpus, free, housekeeping, efficiency)
         yield Site(
             index=index,
             node=node.id,
             cpus=cpus,
             pool=pool & cpus,
-            load=_load(floating, cpus, host.online),
+            load=_load(floating, cpus, online),
             domains=domains,
+            kinds=tuple(sorted(domain.kinds for domain in domains)),
             whole=sum(domain.whole for domain in domains),
             memory_kib=_room(node.memory_kib, node.hugepages, memory[node.id]),
             pages=_unpromised(node.hugepages, promised.get(node.id, {}), own_pages, node.id),
@@ -242,10 +283,15 @@ def _domains(
             bool(core & housekeeping.mask),
             bool(core & efficiency.mask),
         )
-    return tuple(
-        Domain(cache, tuple(cores.values()), sum(core.is_whole for core in cores.values()))
-        for cache, cores in groups.items()
+    return tuple(_domain(cache, tuple(cores.values())) for cache, cores in groups.items())
+
+
+def _domain(cache: int | None, cores: tuple[Core, ...]) -> Domain:
+    kinds = sorted(
+        Kind(core.cpus.bit_count(), core.free.bit_count(), core.is_beside_host, core.is_slow)
+        for core in cores
     )
+    return Domain(cache, cores, sum(core.is_whole for core in cores), tuple(kinds))
 
 
 def _load(floating: Iterable[tuple[CpuSet, int]], here: CpuSet, online: CpuSet) -> Fraction:

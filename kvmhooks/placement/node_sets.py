@@ -7,8 +7,9 @@ order of the objective, and which cell is where follows. Nodes that are as far f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import groupby
+from operator import ne
 from typing import NamedTuple
 
 from attrs import frozen
@@ -124,6 +125,7 @@ def neighbourhood(
     Those are as far from all others, have as many devices, and are of the same ``likeness``.
     """
     groups: list[list[Site]] = []
+    columns = _columns(sites)
     for site in sites:
         for group in groups:
             first = group[0]
@@ -131,19 +133,32 @@ def neighbourhood(
                 not required & {site.index, first.index}
                 and devices(site) == devices(first)
                 and likeness(site) == likeness(first)
-                and all(
-                    site.distances[other.index] == first.distances[other.index]
-                    and other.distances[site.index] == other.distances[first.index]
-                    for other in sites
-                    if other is not site and other is not first
-                )
-                and site.distances[first.index] == first.distances[site.index]
+                and _are_exchangeable(site, first, columns)
             ):
                 group.append(site)
                 break
         else:
             groups.append([site])
     return Neighbourhood(tuple(tuple(group) for group in groups), devices, total_devices, required)
+
+
+def _columns(sites: Sequence[Site]) -> dict[int, tuple[int, ...]]:
+    """The distances from every site of ``sites`` to each, by index."""
+    rows = [site.distances for site in sites]
+    return {site.index: tuple(row[site.index] for row in rows) for site in sites}
+
+
+def _are_exchangeable(one: Site, other: Site, columns: Mapping[int, tuple[int, ...]]) -> bool:
+    """Whether two nodes are as far from each other as back, and from any other as far."""
+    row = list(one.distances)
+    row[one.index], row[other.index] = row[other.index], row[one.index]
+    if tuple(row) != other.distances:
+        return False
+    differ = sum(map(ne, columns[one.index], columns[other.index]))
+    there, back = one.distances[other.index], other.distances[one.index]
+    own = (one.distances[one.index], other.distances[other.index])
+    # Those two themselves differ: 10 to itself, something else to the other.
+    return there == back and differ == (2 if own != (there, there) else 0)
 
 
 def _between(one: Site, other: Site) -> int:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from attrs import field, frozen
 
-from kvmhooks.placement.ground import Core, Domain, Site
+from kvmhooks.placement.ground import Core, Domain, Kind, Site
 from kvmhooks.placement.weights import UNIT, part
 
 SLOW: Final = UNIT["slow"]
@@ -36,6 +36,8 @@ class Rules(NamedTuple):
     """The mask of CPUs that dedicated vCPUs may have, as far as they are free."""
     may_be_beside_host: bool
     is_slow_counted: bool
+    is_any_usable: bool = False
+    """Whether ``usable`` is every CPU of the host, and the VM has none now."""
     current: int = 0
     """The mask of CPUs that the VM has now."""
 
@@ -60,12 +62,18 @@ class Packer:
     _by_shapes: dict[tuple[int, tuple[Shape, ...]], list[int]] = field(factory=dict)
     _by_domains: dict[tuple[int, tuple[tuple[Shape, ...], ...]], list[int]] = field(factory=dict)
     _by_site: dict[int, list[int]] = field(factory=dict)
+    _by_domain: dict[tuple[Kind, ...], list[int]] = field(factory=dict)
+    _by_kinds: dict[tuple[tuple[Kind, ...], ...], list[int]] = field(factory=dict)
 
     def costs(self, site: Site) -> list[int]:
         """The least cost of 0, 1, … guest cores on a node, packed, as far as they fit."""
         table = self._by_site.get(site.index)
         if table is None:
-            table = self._by_site[site.index] = self._of_site(site)
+            if self.rules.is_any_usable:
+                table = self._by_kinds.get(site.kinds)
+            if table is None:
+                table = self._by_kinds[site.kinds] = self._of_site(site)
+            self._by_site[site.index] = table
         return table
 
     def choose(self, site: Site, count: int) -> list[tuple[int, Domain, list[tuple[Core, int]]]]:
@@ -103,6 +111,14 @@ class Packer:
         return table
 
     def _of_domain(self, domain: Domain) -> list[int]:
+        if not self.rules.is_any_usable:
+            return self._of_shapes(domain)
+        table = self._by_domain.get(domain.kinds)
+        if table is None:
+            table = self._by_domain[domain.kinds] = self._of_shapes(domain)
+        return table
+
+    def _of_shapes(self, domain: Domain) -> list[int]:
         shapes = self._shapes(domain)
         key = (domain.whole, shapes)
         table = self._by_shapes.get(key)
@@ -119,7 +135,10 @@ class Packer:
 
     def _shapes(self, domain: Domain) -> tuple[Shape, ...]:
         """The shapes of the cores of an L3 that take a guest core, in order."""
-        shapes = [self._shape(core) for core in domain.cores]
+        if self.rules.is_any_usable:
+            shapes = [self._shape_of_kind(kind) for kind in domain.kinds]
+        else:
+            shapes = [self._shape(core) for core in domain.cores]
         return tuple(sorted(shape for shape in shapes if len(self._of_shape(shape)) > 1))
 
     def _shape(self, core: Core) -> Shape:
@@ -130,6 +149,10 @@ class Packer:
             core.is_slow,
             bool(core.cpus & self.rules.current),
         )
+
+    def _shape_of_kind(self, kind: Kind) -> Shape:
+        is_usable = not kind.is_beside_host or self.rules.may_be_beside_host
+        return Shape(kind.size, kind.free, kind.free if is_usable else 0, kind.is_slow, False)
 
     def _of_core(self, core: Core) -> tuple[int, ...]:
         return self._of_shape(self._shape(core))

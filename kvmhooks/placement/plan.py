@@ -231,7 +231,7 @@ def terms_of(
 ) -> Terms:
     """What is looked for. Raises ``PlanError`` when the spec's own numbers do not come out even."""
     host = ground.host
-    usable = host.online
+    usable = ground.online
     if spec.cpu.kind is not None:
         usable = CpuSet(
             cpu.id for cpu in host.cpus or () if cpu.online and cpu.kind in {None, spec.cpu.kind}

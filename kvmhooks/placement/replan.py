@@ -122,7 +122,7 @@ def _placed(current: Plan, ground: Ground) -> Placed | None:
     site_of = {site.node: site for site in ground.sites}
     if any(cell.node not in site_of for cell in current.cells):
         return None
-    if not all(pin.cpus <= ground.host.online for pin in current.vcpus):
+    if not all(pin.cpus <= ground.online for pin in current.vcpus):
         return None
     page_kib = current.cells[0].page_kib
     unit = page_kib if page_kib > ORDINARY_PAGE_KIB else MIB
@@ -140,7 +140,7 @@ def _may_stay(current: Plan, spec: VmSpec, ground: Ground) -> bool:
     """Whether every vCPU may go on where it is."""
     terms = terms_of(spec, ground, ways_for(spec, ground), effort=Effort())
     allowed = terms.usable & ground.free
-    pool = ground.host.online - ground.isolated - ground.held
+    pool = ground.online - ground.isolated - ground.held
     return all(
         pin.cpus <= (allowed if pin.vcpu in current.dedicated else pool) for pin in current.vcpus
     )

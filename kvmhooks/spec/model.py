@@ -350,6 +350,36 @@ class Run:
 
 
 @frozen(kw_only=True)
+class Image:
+    """An image that kvm-launch makes when it is not there; it never overwrites one."""
+
+    path: Path
+    """The file; a disk names it as well."""
+    format: Literal["raw", "qcow2"] = "qcow2"
+    """Its format; over a base it is qcow2."""
+    size: ByteSize | None = None
+    """How large the disk is that the guest sees; by default as the base."""
+    base: Path | None = None
+    """The image that it begins as; what the guest writes goes to this one only."""
+    base_format: Literal["raw", "qcow2"] = "qcow2"
+    """The format of the base."""
+
+
+@frozen(kw_only=True)
+class CloudInit:
+    """What cloud-init in the guest is told; kvm-launch makes a seed of it at each start."""
+
+    seed: Path
+    """The ISO to make, which a disk names as well."""
+    user_data: Path | None = None
+    """The file with the user data; by default nothing is asked for."""
+    meta_data: Path | None = None
+    """The file with the meta data; by default the VM's UUID and name."""
+    network: Path | None = None
+    """The file with the network configuration; by default cloud-init's own."""
+
+
+@frozen(kw_only=True)
 class VmSpec:
     """A VM, as a person described it."""
 
@@ -433,6 +463,10 @@ class VmSpec:
     """What the VM asks of the host while it runs."""
     run: Run = Run()
     """How kvm-launch follows the VM."""
+    image: tuple[Image, ...] = ()
+    """Images that are made before the first start."""
+    cloud_init: CloudInit | None = None
+    """What cloud-init in the guest is told."""
     applied: tuple[Applied, ...] = field(default=(), eq=False, metadata={"key": False})
     """The profile's defaults that can give way; not a key of the file."""
     source: str = field(default="vm.toml", eq=False, metadata={"key": False})

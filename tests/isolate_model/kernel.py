@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kvmhooks.isolate.bus import BusError, Systemd
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.scheduling import COOKIE, DEFAULTS, NEW
-from kvmhooks.isolate.store import Store
+from kvmhooks.isolate.store import RECORD, Store
 from kvmhooks.values import CpuSet
 from tests.isolate_model.cgroups import Cgroups, Group
 
@@ -155,6 +155,8 @@ class Kernel(Door):
         self.spawn("cron", group=home)
         if self.flavour == "legacy":
             self.spawn("container", group="docker/a")
+        if self.flavour == "plain":  # an init that makes no groups leaves everything in the root
+            self.spawn("udevd")
 
     # --- the door -------------------------------------------------------------------------------
 
@@ -379,6 +381,9 @@ class Kernel(Door):
             raise BusError(f"systemd: Unit {unit} not loaded.")
         text = f"# By systemd.\n[{section}]\nAllowedCPUs=\nAllowedCPUs={cpus}\n"
         self.files[drop_in(unit)] = text
+        if not cpus:  # the live set stays as it is (systemd#43846)
+            self._drop_controllers()
+            return
         above: list[Group] = []
         parent: Group | None = group.parent
         while parent is not None:
@@ -392,21 +397,23 @@ class Kernel(Door):
         self.put(f"{self.base}/{group.path}/cpuset.cpus", str(cpus))
 
     def reload_systemd(self) -> None:
-        """It applies what its drop-ins say; without one it leaves the set as it is.
-
-        A controller that no unit needs any more is dropped (seen in the lab).
-        """
-        groups = list(self.groups.root.walk())
-        for group in groups:
+        """It applies what its drop-ins say; without one it leaves the set as it is."""
+        for group in list(self.groups.root.walk()):
             text = self.files.get(drop_in(group.name))
             if text is not None:
-                self.set_unit(group.name, CpuSet.parse(text.strip().rpartition("=")[2]))
-        has_users = any(one.path.startswith("machine.slice/") for one in groups)
-        if not has_users and not any(path.endswith("/50-AllowedCPUs.conf") for path in self.files):
-            for group in reversed(groups):
-                if group.has_controller:
-                    path = f"{self.base}/{group.path}/cgroup.subtree_control"
-                    self.put(path.replace("//", "/"), "-cpuset")
+                self.set_unit(group.name, _cpus_of(text))
+        self._drop_controllers()
+
+    def _drop_controllers(self) -> None:
+        """A controller that no unit needs any more is dropped, as seen in the lab."""
+        said = [text for path, text in self.files.items() if path.endswith("/50-AllowedCPUs.conf")]
+        groups = list(self.groups.root.walk())
+        if any(map(_cpus_of, said)) or any(one.path.startswith("machine.slice/") for one in groups):
+            return
+        for group in reversed(groups):
+            if group.has_controller:
+                path = f"{self.base}/{group.path}/cgroup.subtree_control".replace("//", "/")
+                self.put(path, "-cpuset")
 
     @property
     def keeps_wishes(self) -> bool:
@@ -490,6 +497,11 @@ class Kernel(Door):
                 task.mask = (effective & wish if wish else effective) or effective
 
 
+def _cpus_of(drop_in: str) -> CpuSet:
+    """What a drop-in says in the end."""
+    return CpuSet.parse(drop_in.strip().rpartition("=")[2])
+
+
 class ModelSystemd(Systemd):
     """systemd's manager, asked without a bus."""
 
@@ -529,6 +541,6 @@ class Record(Store):
             self._kernel.record = None
 
     @contextmanager
-    def lock(self, door: Door, timeout: float) -> Iterator[None]:
-        del door, timeout
+    def lock(self, door: Door, timeout: float, name: str = RECORD) -> Iterator[None]:
+        del door, timeout, name
         yield
