@@ -51,7 +51,7 @@ class Bundled:
     def __init__(self):
         magic, packed = code[2:].split()
         if magic.decode() == MAGIC_NUMBER.hex():
-            self.modules = marshal.loads(decompress(a2b_base64(packed)))
+            self.modules = marshal.loads(a2b_base64(packed))
         else:
             import json, lzma
             self.modules = json.loads(lzma.decompress(a2b_base64(text[2:])))
@@ -68,10 +68,11 @@ class Bundled:
         if isinstance(said, str):
             said = compile(said, f"<{module.__name__}>", "exec", dont_inherit=True)
         else:
-            said = marshal.loads(said)
+            said = marshal.loads(decompress(said))
         exec(said, module.__dict__)
 
-gc.disable()  # one call, and the process ends
+if xml is not None:
+    gc.disable()  # a call of libvirt's: soon the process ends
 sys.meta_path.insert(0, Bundled())
 from kvmhooks.isolate.hook import command
 status = command(sys.argv[1:], xml, chained)
@@ -84,10 +85,11 @@ _COMPILER: Final = """
 import json, marshal, sys, zlib
 from importlib.util import MAGIC_NUMBER
 def compiled(name, text):
-    return marshal.dumps(compile(text, f"<{name}>", "exec", dont_inherit=True, optimize=2))
+    code = compile(text, f"<{name}>", "exec", dont_inherit=True, optimize=2)
+    return zlib.compress(marshal.dumps(code), 9)
 modules = json.load(sys.stdin)
 found = {name: (is_package, compiled(name, text)) for name, (is_package, text) in modules.items()}
-print(MAGIC_NUMBER.hex(), zlib.compress(marshal.dumps(found), 9).hex())
+print(MAGIC_NUMBER.hex(), marshal.dumps(found).hex())
 """
 """Without docstrings and without the columns that tracebacks underline: less to unpack."""
 

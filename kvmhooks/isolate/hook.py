@@ -101,12 +101,13 @@ def carry_out(keeper: Keeper, operation: str, xml: bytes) -> Report | None:
 
 def follow_up(keeper: Keeper, xml: bytes, program: Sequence[str]) -> None:
     """Start the VM's follower."""
-    if gate.MARK not in xml:
-        return
     from kvmhooks.errors import IsolationError  # noqa: PLC0415 -- see the module's docstring
+    from kvmhooks.isolate.configuration import VMS  # noqa: PLC0415
     from kvmhooks.isolate.domain import read_key  # noqa: PLC0415
     from kvmhooks.isolate.service import ensure  # noqa: PLC0415
 
+    if gate.MARK not in xml and not keeper.door.has(VMS):
+        return
     try:
         key = read_key(xml)
     except IsolationError:

@@ -15,6 +15,7 @@ from typing import Final, Self
 
 from kvm_launch.cgroup import Tree, group_of
 from kvm_launch.outcome import Isolated
+from kvm_launch.stop import SIGNALS
 from kvmhooks.errors import IsolationError, KvmhooksError
 from kvmhooks.host import Host
 from kvmhooks.isolate import gate, hook, service
@@ -29,8 +30,6 @@ from kvmhooks.placement import Plan, Target, claim, plan
 from kvmhooks.placement.target import OLDEST
 from kvmhooks.spec import VmSpec
 from kvmhooks.values import CpuSet
-
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 ATTEMPTS: Final = 8
 """How often to plan anew when another VM has taken the CPUs between the plan and the claim."""
@@ -67,11 +66,7 @@ class Hold:
                 self._give_back(self.claim)
 
     def plan(
-        self,
-        spec: VmSpec,
-        host: Host,
-        others: Sequence[Claim] = (),
-        target: Target = OLDEST,
+        self, spec: VmSpec, host: Host, others: Sequence[Claim] = (), target: Target = OLDEST
     ) -> Plan:
         """Plan for a target around the VMs that live, and take what the plan claims.
 
@@ -88,8 +83,7 @@ class Hold:
                     raise  # nobody came in between
             else:
                 return decided
-        claims = live_claims(self._keeper)
-        decided = plan(spec, host, (*claims, *others), target=target)
+        decided = plan(spec, host, (*live_claims(self._keeper), *others), target=target)
         self.take(decided)
         return decided
 

@@ -62,8 +62,9 @@ def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
 
 
 def _interruptible(arguments: argparse.Namespace, door: Door | None) -> int:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN or number is not signal.SIGHUP:
+            signal.signal(number, signal.default_int_handler)
     is_special = arguments.libvirt or arguments.json or arguments.print or arguments.dry_run
     if arguments.detach and is_special:
         raise UsageError("--detach: found --libvirt, --json, --print or --dry-run beside it")

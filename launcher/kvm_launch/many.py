@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
+from kvm_launch.stop import SIGNALS
 from kvmhooks.errors import InputError, QemuError, SpecError
 from kvmhooks.spec import VmSpec, load_vm
 
@@ -115,7 +116,7 @@ def run_many(specs: Sequence[VmSpec], launch: Callable[[VmSpec], int]) -> int:
     A signal is passed on to each: asked once they power off, asked twice they quit.
     """
     follower = Follower()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         for spec in specs:
             follower.start(spec.name, lambda spec=spec: launch(spec))  # type: ignore[misc]

@@ -187,3 +187,19 @@ def test_an_ordinary_user_runs_what_needs_no_root(launcher: Launcher) -> None:
         assert "vCPU 0" in ran.stdout
         assert "1 s were over" in ran.stdout
         assert os.listdir(f"{folder}/kvm-launch") == []  # noqa: PTH208 -- names
+
+
+def test_a_terminal_that_is_closed_asks_the_guest_to_power_off(launcher: Launcher) -> None:
+    """The VM is not cut off, and nothing of it is left; what is written to a terminal that is gone
+    fails, and is no reason to fail."""
+    ours, theirs = pty.openpty()
+    spec = launcher.vm("window", top="machine.accel = 'tcg'", patience=2)
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *launcher.command(spec)], stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    assert b"state: running" in _until(lambda: os.read(ours, 4096), b"state: running")
+    os.close(ours)
+    eventually(lambda: shown(launcher) == {"window": "shutting down"})
+    assert process.wait(30) == 3
+    assert (processes_of("window"), launcher.left_behind()) == ([], [])

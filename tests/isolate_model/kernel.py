@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvmhooks.isolate.bus import BusError, Systemd
 from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.knobs.caches import SCHEMATA, merged
 from kvmhooks.isolate.scheduling import COOKIE, DEFAULTS, NEW
 from kvmhooks.isolate.store import RECORD, Store
 from kvmhooks.values import CpuSet
@@ -36,23 +37,6 @@ BOUND_THREAD = 0x0420_0040
 def nothing(what: str) -> None:
     """No test looks at this step."""
     del what
-
-
-def merged(schemata: str, said: str) -> str:
-    """What resctrl's ``schemata`` holds after a write of one cache's mask: runs of ones only."""
-    resource, _, change = said.partition(":")
-    cache, _, mask = change.partition("=")
-    if "0" in f"{int(mask, 16):b}".strip("0") or not int(mask, 16):
-        raise OSError(errno.EINVAL, "ways that are not adjacent", said)
-    lines = []
-    for line in schemata.splitlines():
-        name, _, masks = line.partition(":")
-        words = [
-            change if (name, word.partition("=")[0]) == (resource, cache) else word
-            for word in masks.split(";")
-        ]
-        lines.append(f"{name}:{';'.join(words)}")
-    return "\n".join(lines)
 
 
 class Irq:
@@ -227,7 +211,10 @@ class Kernel(Door):
 
     def _kept(self, path: str, text: str) -> str:
         """What a file holds after a write, where that is not the text itself."""
-        if path == "sys/fs/resctrl/schemata":
+        if path == SCHEMATA:
+            ways = f"{int(text.partition('=')[2], 16):b}"
+            if "0" in ways.strip("0") or "1" not in ways:
+                raise OSError(errno.EINVAL, "ways that are not adjacent", text)
             return merged(self.files[path], text)
         if path.endswith("enabled"):
             words = ("always", "madvise", "never")

@@ -225,16 +225,22 @@ def test_failure_7_bans_of_others_survive(root: Path) -> None:
 def test_failure_7_the_interrupts_of_devices_that_vms_have_are_banned_as_well(root: Path) -> None:
     """It would move them away from where the VM wants them; others' bans stay."""
     plant(Kernel("plain", 8, 4), root)
-    for irq in (1, 2):
-        path = root / f"sys/bus/pci/drivers/vfio-pci/0000:01:00.0/msi_irqs/{irq}"
+    for device, irq in (("01:00.0", 1), ("01:00.0", 2), ("02:00.0", 0)):
+        path = root / f"sys/bus/pci/devices/0000:{device}/msi_irqs/{irq}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     daemon = Irqbalance(f"{root}/run/irqbalance/irqbalance7.sock", CpuSet())
-    run(root, guest(), "prepare", "begin")
-    run(root, guest(), "start", "begin")
-    assert str(daemon.irqs) == "1-3"
-    run(root, guest(), "release", "end")
-    assert str(daemon.irqs) == "3"
+    given = (
+        b"<devices><hostdev type='pci'><source><address domain='0x0000' bus='0x01' slot='0x00' "
+        b"function='0x0'/></source></hostdev></devices></domain>"
+    )
+    xml = guest().xml.replace(b"</domain>", given)
+    arguments = ("begin", "begin", "end")
+    bans = []
+    for operation, sub in zip(("prepare", "start", "release"), arguments, strict=True):
+        assert hook.main(["a", operation, sub, "-"], io.BytesIO(xml), io.StringIO(), str(root)) == 0
+        bans.append(str(daemon.irqs))
+    assert bans == ["3", "1-3", "3"]
     daemon.close()
 
 

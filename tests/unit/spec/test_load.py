@@ -162,8 +162,7 @@ MISTAKES = [
             "colour: found an unknown key, expected one of name, uuid, profile, machine, boot, "
             "cpu, memory, clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, "
             "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, "
-            "tuning, console, guest, shutdown, isolation, run, image, "
-            "cloud_init"
+            "tuning, console, guest, shutdown, isolation, run, image, cloud_init"
         ),
     ),
     (
@@ -172,8 +171,7 @@ MISTAKES = [
             "source: found an unknown key, expected one of name, uuid, profile, machine, boot, "
             "cpu, memory, clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, "
             "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, "
-            "tuning, console, guest, shutdown, isolation, run, image, "
-            "cloud_init"
+            "tuning, console, guest, shutdown, isolation, run, image, cloud_init"
         ),
     ),
     (LEAST + "disks = []", 'disks: found an unknown key, expected "disk"?'),
