@@ -35,7 +35,9 @@ THE_HOSTS: Final[Fields] = {
     "Plan": "exclusive housekeeping idle vhost",
     "Run": "hang_timeout restart restart_delay",
     "Shutdown": "timeout",
-    "VmSpec": "run shutdown",
+    "VmSpec": "cloud_init image run shutdown",
+    "CloudInit": "meta_data network seed user_data",
+    "Image": "base base_format format path size",
 }
 """What the claim, the hook or kvm-launch does with the host; no part of the guest."""
 
@@ -44,7 +46,7 @@ DECIDED: Final[Fields] = {
     "Cpu": (
         "caches cores cpu_pm dedicated dies features hidden hint_dedicated hyperv "
         "iothreads kind l3 migratable model placement pmu poll_control pv_eoi pv_ipi "
-        "pv_spinlocks ratio smt sockets threads vcpus"
+        "pv_spinlocks ratio sockets threads vcpus"
     ),
     "Disk": "aio boot bus iothread iothreads serial",
     "Guest": "os",
@@ -67,7 +69,7 @@ DECIDED: Final[Fields] = {
 NOT_IN_ARGV: Final[Fields] = {
     "Bandwidth": "period quota",
     "CacheShare": "cache size_kib type",
-    "Cpu": "realtime",
+    "Cpu": "realtime smt",
     "Encryption": "secret",
     "Filesystem": "path readonly",
     "Io": "device weight",
@@ -113,7 +115,7 @@ SHARED: Final[Fields] = {
     "Place": "announces_others bus function slot",
     "Plan": "cells hardware iothreads spec vcpus",
     "Usb": "controller",
-    "VmSpec": "balloon boot host_usb input machine memory name net usb",
+    "VmSpec": "balloon boot cpu host_usb input machine memory name net usb",
 }
 """What several concerns read: where devices are, what others depend on; all else has one module."""
 
