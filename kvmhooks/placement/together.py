@@ -48,7 +48,8 @@ def plan_all(
     """Plan several VMs beside each other and beside ``claims``.
 
     All orders are tried, the given one first and then the largest first, until all fit that fit at
-    all, or ``tries`` plans were made. ``target`` tells what will run each VM. Raises ``PlanError`` when two have one UUID.
+    all, or ``tries`` plans were made. ``target`` tells what will run each VM. Raises ``PlanError``
+    when two have one UUID.
     """
     identities = [identity_of(spec) for spec in specs]
     for at, identity in enumerate(identities):
