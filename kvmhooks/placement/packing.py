@@ -60,7 +60,9 @@ class Packer:
     limit: int
     _by_shape: dict[Shape, tuple[int, ...]] = field(factory=dict)
     _by_shapes: dict[tuple[int, tuple[Shape, ...]], list[int]] = field(factory=dict)
-    _by_domains: dict[tuple[int, tuple[tuple[Shape, ...], ...]], list[int]] = field(factory=dict)
+    _by_domains: dict[tuple[int, tuple[tuple[int, tuple[Shape, ...]], ...]], list[int]] = field(
+        factory=dict
+    )
     _by_site: dict[int, list[int]] = field(factory=dict)
     _by_domain: dict[tuple[Kind, ...], list[int]] = field(factory=dict)
     _by_kinds: dict[tuple[tuple[Kind, ...], ...], list[int]] = field(factory=dict)
@@ -99,8 +101,8 @@ class Packer:
         return core.free & self.rules.usable
 
     def _of_site(self, site: Site) -> list[int]:
-        shapes = tuple(sorted(filter(None, (self._shapes(domain) for domain in site.domains))))
-        key = (site.whole, shapes)
+        shapes = [(domain.whole, self._shapes(domain)) for domain in site.domains]
+        key = (site.whole, tuple(sorted(one for one in shapes if one[1])))
         table = self._by_domains.get(key)
         if table is None:
             table = [0]
