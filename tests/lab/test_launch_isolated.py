@@ -34,9 +34,6 @@ placement = "dedicated"
 threads = 2
 """
 
-PF_NO_SETAFFINITY = 0x0400_0000
-"""include/linux/sched.h"""
-
 CANARIES = """
 for cpus in 2 3 6 7; do
     setsid taskset -c $cpus sleep 3000 < /dev/null > /dev/null 2>&1 &
@@ -119,23 +116,14 @@ def warm(lab: Lab) -> Lab:
 def left_behind(lab: Lab, before: object) -> list[str]:
     """What differs, but for what the kernel alone does.
 
-    A CPU set with tasks cannot be emptied again; the rescuer of a workqueue stays where it rescued
-    last, and nobody may move it (``worker_attach_to_pool()``, kernel/workqueue.c).
+    A CPU set with tasks cannot be emptied again.
     """
     time.sleep(2)
     lab.output("rm -f /root/own.*")
     found = before.diff(lab.snapshot())  # type: ignore[attr-defined]
     assert lab.output("kvmhooks status") == "nothing is held"
     forced = "cpuset.cpus (requested): '' became '0-7'"
-    return [line for line in found if not (line.endswith(forced) or _is_immovable(lab, line))]
-
-
-def _is_immovable(lab: Lab, line: str) -> bool:
-    """Whether a difference is the affinity of a kernel thread that refuses to be moved."""
-    if not line.startswith("task: kernel thread "):
-        return False
-    stat = lab.output(f"cat /proc/{line.split()[3]}/stat")
-    return bool(int(stat.rpartition(")")[2].split()[6]) & PF_NO_SETAFFINITY)
+    return [line for line in found if not line.endswith(forced)]
 
 
 def settle(lab: Lab, name: str, *, code: int | None = None) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from kvmhooks.isolate.groups import Groups
 from kvmhooks.isolate.knob import TASKS, Knob
 from kvmhooks.isolate.knobs import threads
+from kvmhooks.isolate.knobs.cpusets import has_partitions
 from kvmhooks.isolate.threads import name_of, owner_of
 from kvmhooks.values import CpuSet
 
@@ -37,6 +38,7 @@ def knobs(door: Door, view: View, groups: Groups, records: Mapping[str, Record])
         return
     effective: dict[str, CpuSet] = {}
     owners = threads.running(view)
+    is_spread = has_partitions(view, groups)
     for pid in sorted(int(name) for name in door.names("proc") if name.isdigit()):
         try:
             text = door.read(f"proc/{pid}/stat")
@@ -49,7 +51,8 @@ def knobs(door: Door, view: View, groups: Groups, records: Mapping[str, Record])
             if owner in owners:
                 yield from threads.worker(door, owner, pid, owners[owner])
             elif not flags & _NO_SETAFFINITY:
-                yield from _one(door, _KernelThread(pid, pid, parent, view.online, taken), records)
+                thread = _KernelThread(pid, pid, parent, view.online, taken, is_spread=is_spread)
+                yield from _one(door, thread, records)
             continue
         path = groups.of_process(door, pid)
         if path is None or groups.is_machine(path):
@@ -135,15 +138,31 @@ class _Task(Knob):
 
 
 class _KernelThread(_Task):
-    """A kernel thread that may be moved: it is in the root group, which cannot be narrowed."""
+    """A kernel thread that may be moved: it is in the root group, which cannot be narrowed.
 
-    __slots__ = ()
+    A kernel with partitions spreads every one of them, kswapd of a node too, over all that is not
+    isolated, whenever that changes (``update_tasks_cpumask()``, kernel/cgroup/cpuset.c).
+    """
+
+    __slots__ = ("is_spread",)
+
+    def __init__(
+        self,
+        pid: int,
+        tid: int,
+        parent: int,
+        effective: CpuSet,
+        taken: CpuSet,
+        *,
+        is_spread: bool,
+    ) -> None:
+        super().__init__(pid, tid, parent, effective, taken)
+        self.is_spread = is_spread
 
     def is_of_interest(self, cpus: CpuSet) -> bool:
-        return not cpus.isdisjoint(self.taken)
+        return not cpus.isdisjoint(self.taken) or (self.is_spread and cpus != self.effective)
 
     def is_forced(self, current: str, door: Door) -> bool:  # noqa: ARG002 -- the base's
-        """A kernel with partitions spreads them over all that is not isolated, at each change."""
         return self.effective - self.taken <= CpuSet.parse(current)
 
     def first_original(self, current: str, records: dict[str, Record]) -> str:  # noqa: ARG002

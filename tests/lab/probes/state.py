@@ -67,6 +67,12 @@ FILES = [
 ]
 
 # counters and switches that only act: no state that anyone could restore
+NO_SETAFFINITY = 0x0400_0000
+"""``PF_NO_SETAFFINITY`` (include/linux/sched.h): the kernel alone places such a thread.
+
+A workqueue's rescuer stays where it rescued last (``worker_attach_to_pool()``, kernel/workqueue.c).
+The thread of an interrupt follows its interrupt, which is compared itself."""
+
 NOT_STATE = re.compile(
     "/pages_(collapsed|scanned|shared|sharing|skipped|unshared|volatile)$|/full_(scans|collapsed)$"
     "|/(general_profit|ksm_zero_pages|stable_node_chains|stable_node_dups)$"
@@ -232,10 +238,21 @@ def tasks() -> Iterator[Task]:
         name = stat[stat.index("(") + 1 : stat.rindex(")")]
         # fields 3 and on of proc(5): 9 is flags, 22 the start, 40 and 41 priority and policy
         rest = stat[stat.rindex(")") + 2 :].split()
-        is_kernel = bool(int(rest[6]) & 0x00200000)
+        flags = int(rest[6])
+        is_kernel = bool(flags & 0x00200000)
+        is_bound = is_kernel and (flags & NO_SETAFFINITY or name.startswith("irq/"))
         mems = status.partition("Mems_allowed_list:")[2].split()[0]
         policy = f"{rest[38]}/{rest[37]}"
-        yield pid, tid, int(rest[19]), name, is_kernel, as_list(affinity), mems, policy
+        yield (
+            pid,
+            tid,
+            int(rest[19]),
+            name,
+            is_kernel,
+            "bound" if is_bound else as_list(affinity),
+            mems,
+            policy,
+        )
 
 
 def as_list(cpus: set[int]) -> str:

@@ -390,7 +390,7 @@ def test_failure_10_guest_siblings_are_host_siblings(host: str, pins: str) -> No
 
 def test_failure_10_no_guest_threads_without_host_threads() -> None:
     """kubevirt#11749: refused, and what binds is named."""
-    with pytest.raises(PlanError, match="1 whole core of 2 threads, expected at most 0"):
+    with pytest.raises(PlanError, match="1 core with 2 free threads, expected at most 0"):
         plan(_dedicated(), golden_host("laptop"))
 
 
