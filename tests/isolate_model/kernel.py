@@ -135,7 +135,7 @@ class Kernel(Door):
         self.spawn("kthreadd", flags=KERNEL_THREAD, pid=2, parent=0)
         self.spawn("rcu_sched", flags=KERNEL_THREAD, parent=2)
         kswapd = self.spawn("kswapd0", flags=KERNEL_THREAD, parent=2)
-        self.pin(kswapd, CpuSet(range(len(self.online) // 2)))
+        self.pin(kswapd, CpuSet({0}))  # of a small node, which no VM has
         self.spawn("migration/0", flags=BOUND_THREAD, parent=2)
         self.libvirtd = self.spawn("libvirtd", group=home)
         self.spawn("cron", group=home)

@@ -66,13 +66,13 @@ FILES = [
     ("power", CPU + "/cpufreq/policy*/energy_performance_preference", "requested"),
 ]
 
-# counters and switches that only act: no state that anyone could restore
 NO_SETAFFINITY = 0x0400_0000
 """``PF_NO_SETAFFINITY`` (include/linux/sched.h): the kernel alone places such a thread.
 
 A workqueue's rescuer stays where it rescued last (``worker_attach_to_pool()``, kernel/workqueue.c).
 The thread of an interrupt follows its interrupt, which is compared itself."""
 
+# counters and switches that only act: no state that anyone could restore
 NOT_STATE = re.compile(
     "/pages_(collapsed|scanned|shared|sharing|skipped|unshared|volatile)$|/full_(scans|collapsed)$"
     "|/(general_profit|ksm_zero_pages|stable_node_chains|stable_node_dups)$"
