@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     parser.add_argument("--programs", metavar="DIR", type=Path, help="where kvm-launch is")
     parser.add_argument("--root", metavar="DIR", type=Path, default=Path("/"),
                         help="a host's root directory")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     directory = units.user_directory() if arguments.user else arguments.root / units.SYSTEM
     programs = arguments.programs or Path(sys.argv[0]).parent
@@ -31,11 +33,13 @@ def main(verb: str, argv: Sequence[str]) -> int:
             paths = units.install(directory, programs.absolute(), is_user=arguments.user)
     except OSError as error:
         raise LaunchError(f"{error.filename}: {error.strerror}") from error
-    for path in paths:
-        print(path)
+    if arguments.json:
+        print(json.dumps({"removed" if arguments.remove else "installed": list(map(str, paths))}))
+    else:
+        print("".join(f"{path}\n" for path in paths), end="")
     if arguments.root == Path("/") and paths:
         _reload(is_user=arguments.user)
-    if not arguments.remove:
+    if not arguments.remove and not arguments.json:
         where = "~/.config" if arguments.user else "/etc"
         scope = "systemctl --user" if arguments.user else "systemctl"
         print(f"{where}/kvm-launch/NAME.toml is a VM: `{scope} start kvm-launch@NAME`")

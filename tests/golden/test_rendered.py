@@ -32,7 +32,7 @@ THE_HOSTS: Final[Fields] = {
     "Cell": "allocate",
     "Guest": "report",
     "Isolation": "cache_ways",
-    "Plan": "exclusive housekeeping idle vhost",
+    "Plan": "exclusive housekeeping vhost",
     "Run": "hang_timeout restart restart_delay",
     "Shutdown": "timeout",
     "VmSpec": "cloud_init image run shutdown",
@@ -46,7 +46,7 @@ DECIDED: Final[Fields] = {
     "Cpu": (
         "caches cores cpu_pm dedicated dies features hidden hint_dedicated hyperv "
         "iothreads kind l3 migratable model placement pmu poll_control pv_eoi pv_ipi "
-        "pv_spinlocks ratio sockets threads vcpus"
+        "pv_spinlocks ratio smt sockets threads vcpus"
     ),
     "Disk": "aio boot bus iothread iothreads serial",
     "Guest": "os",
@@ -69,7 +69,7 @@ DECIDED: Final[Fields] = {
 NOT_IN_ARGV: Final[Fields] = {
     "Bandwidth": "period quota",
     "CacheShare": "cache size_kib type",
-    "Cpu": "realtime smt",
+    "Cpu": "realtime",
     "Encryption": "secret",
     "Filesystem": "path readonly",
     "Io": "device weight",
@@ -81,7 +81,7 @@ NOT_IN_ARGV: Final[Fields] = {
     "Net": "managed mode vlan",
     "Nvme": "managed",
     "Pci": "managed",
-    "Plan": "bandwidth caches dedicated emulator",
+    "Plan": "bandwidth caches dedicated emulator idle",
     "Threads": "period priority quota scheduler",
     "Tuning": "emulator io iothreads memory shares total vcpus",
     "VcpuPin": "cpus vcpu",
@@ -115,7 +115,7 @@ SHARED: Final[Fields] = {
     "Place": "announces_others bus function slot",
     "Plan": "cells hardware iothreads spec vcpus",
     "Usb": "controller",
-    "VmSpec": "balloon boot cpu host_usb input machine memory name net usb",
+    "VmSpec": "balloon boot host_usb input machine memory name net usb",
 }
 """What several concerns read: where devices are, what others depend on; all else has one module."""
 

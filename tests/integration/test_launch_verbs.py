@@ -194,8 +194,12 @@ def test_a_terminal_that_is_closed_asks_the_guest_to_power_off(launcher: Launche
     fails, and is no reason to fail."""
     ours, theirs = pty.openpty()
     spec = launcher.vm("window", top="machine.accel = 'tcg'", patience=2)
+    heard = ["env", "--default-signal=HUP"]  # the tests may run under nohup
     process = subprocess.Popen(
-        ["setsid", "--ctty", *launcher.command(spec)], stdin=theirs, stdout=theirs, stderr=theirs
+        ["setsid", "--ctty", *heard, *launcher.command(spec)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
     )
     os.close(theirs)
     assert b"state: running" in _until(lambda: os.read(ours, 4096), b"state: running")

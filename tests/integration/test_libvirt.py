@@ -10,6 +10,7 @@ from lxml import etree
 
 from kvmhooks.domain.tune import tune
 from kvmhooks.host import read
+from kvmhooks.values import CpuSet
 from tests.fakehost import LARGE_SERVER, write_host
 from tests.integration.components import QEMU, ROOT, Launcher, processes_of
 
@@ -91,7 +92,7 @@ def test_libvirt_defines_what_we_render(libvirtd: str, xml: Path, tmp_path: Path
         emulator.text = str(QEMU)
     domain = tmp_path / "domain.xml"
     domain.write_bytes(etree.tostring(ours))
-    name = xml.stem.partition("@")[0]
+    name = str(ours.findtext("name"))
     virsh(libvirtd, "define", "--validate", str(domain))
     try:
         kept = etree.fromstring(virsh(libvirtd, "dumpxml", "--inactive", name).encode())
@@ -109,11 +110,16 @@ def test_libvirt_defines_what_we_render(libvirtd: str, xml: Path, tmp_path: Path
         assert _attributes(kept, path) == _attributes(ours, path), path
 
 
-def _attributes(domain: etree._Element, path: str) -> list[dict[str, str]]:
-    return [
-        {str(key): str(value) for key, value in each.attrib.items()}
-        for each in domain.iterfind(path)
-    ]
+def _attributes(domain: etree._Element, path: str) -> list[list[str]]:
+    """Each element's name and attributes; libvirt orders them anew, and parts sets of vCPUs."""
+    found: list[list[str]] = []
+    for each in domain.iterfind(path):
+        said = {str(key): str(value) for key, value in each.attrib.items()}
+        numbers = next((name for name in ("vcpus", "iothreads") if name in said), None)
+        each_of = CpuSet.parse(said.pop(numbers)) if numbers else (None,)
+        rest = [str(item) for item in sorted(said.items())]
+        found += [[str(each.tag), str(number), *rest] for number in each_of]
+    return sorted(found)
 
 
 DOMAINS = sorted((ROOT / "tests" / "golden" / "domains").glob("*.xml"))
