@@ -42,11 +42,13 @@ def test_what_is_best_stays(situation: Situation) -> None:
 def as_placed(decided: Plan) -> VmSpec:
     """A VM that asks for the cells, the pages and the threads that a plan gave it."""
     spec, cells = decided.spec, decided.cells
+    nodes = [cell.node for cell in spec.memory.cell] or [None] * len(cells)
     memory = evolve(
         spec.memory,
         cells=None,
         cell=tuple(
-            MemoryCell(vcpus=cell.vcpus, size=ByteSize.kib(cell.memory_kib)) for cell in cells
+            MemoryCell(vcpus=cell.vcpus, size=ByteSize.kib(cell.memory_kib), node=node)
+            for cell, node in zip(cells, nodes, strict=True)
         ),
         hugepages=ByteSize.kib(cells[0].page_kib) if cells[0].is_huge else False,
     )
