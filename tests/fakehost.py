@@ -26,6 +26,17 @@ def write_host(root: Path, **described: Any) -> Path:
     return root
 
 
+LARGE_SERVER: dict[str, Any] = {
+    "packages": 2,
+    "cores": 8,
+    "threads": 2,
+    "nodes": 2,
+    "memory_mib": 262_144,
+    "hugepages": {2048: (65_536, 65_536), 1_048_576: (64, 64)},
+}
+"""A host that holds any of the tests' domains, as ``write_host`` takes it."""
+
+
 @dataclass(frozen=True)
 class Thread:
     """One logical CPU and where it sits; all numbers of places count over the whole machine."""

@@ -14,14 +14,17 @@ from kvmhooks.errors import HostError, InputError
 if TYPE_CHECKING:
     from kvmhooks.host import Host
     from kvmhooks.placement.holding import Holding
+    from kvmhooks.placement.target import Target
     from kvmhooks.spec import VmSpec
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Take ``--host`` and ``--claims``."""
+    """Take ``--host``, ``--claims``, ``--qemu`` and ``--libvirt``."""
     add = parser.add_argument
     add("--host", metavar="DIR|FILE.tar", default="/", help="plan for a captured host")
     add("--claims", metavar="FILE", type=Path, help="what other VMs hold, instead of what is live")
+    add("--qemu", metavar="VERSION", type=_version, help="plan for this QEMU")
+    add("--libvirt", metavar="VERSION", type=_version, help="and for this libvirt; 0: for none")
 
 
 def read_ground(
@@ -65,3 +68,30 @@ def _read_claims(file: Path) -> tuple[Holding, ...]:
     except ValueError as error:
         raise InputError(f"{file}: found no JSON: {error}") from error
     return tuple(from_json(one) for one in (said if isinstance(said, list) else [said]))
+
+
+def _version(text: str) -> tuple[int, int]:
+    from kvmhooks.placement.target import parse_version
+
+    try:
+        return parse_version(text)
+    except ValueError as error:
+        expected = 'a version such as "9.2"'
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}") from error
+
+
+def target_of(arguments: argparse.Namespace, spec: VmSpec, *, has_libvirt: bool) -> Target:
+    """What was said will run the VM; else what is installed here, for this machine."""
+    import attrs
+
+    from kvmhooks.live.target import target_for
+    from kvmhooks.placement.target import OLDEST
+
+    is_here = arguments.host == "/" and arguments.qemu is None
+    target = target_for(spec) if is_here else OLDEST
+    if arguments.qemu is not None:
+        target = attrs.evolve(target, qemu=arguments.qemu)
+    if arguments.libvirt is not None:
+        target = attrs.evolve(target, libvirt=arguments.libvirt)
+    none = arguments.libvirt == (0, 0) or (arguments.libvirt is None and not has_libvirt)
+    return attrs.evolve(target, libvirt=None) if none else target

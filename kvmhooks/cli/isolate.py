@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -28,13 +29,16 @@ def main(verb: str, argv: Sequence[str]) -> int:
     )
     parser.add_argument("--connect", metavar="URI", default="qemu:///system")
     parser.add_argument("--print", action="store_true", help="print the element and do nothing")
+    parser.add_argument("--json", action="store_true", help="print what was set as JSON")
     arguments = parser.parse_args(argv)
     said = [word.partition("=") for word in arguments.policy]
     if not all(equals for _, equals, _ in said):
         raise UsageError(f"found {' '.join(arguments.policy)!r}, expected SETTING=VALUE")
-    element = element_of(check({name: value for name, _, value in said}))
+    settings = check({name: value for name, _, value in said}, place="--policy")
+    element = element_of(settings)
+    told = json.dumps({"name": arguments.name, "settings": settings, "element": element}, indent=2)
     if arguments.print:
-        print(element)
+        print(told if arguments.json else element)
         return 0
     done = subprocess.run(
         ["/usr/bin/virsh", "--connect", arguments.connect, "metadata", "--domain", arguments.name,
@@ -43,7 +47,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     )  # fmt: skip
     if done.returncode != 0:
         raise QemuError(f"virsh metadata {arguments.name}: {done.stderr.strip()}")
-    print(f"{arguments.name}: its next start follows the policy")
+    print(told if arguments.json else f"{arguments.name}: its next start follows the policy")
     return 0
 
 

@@ -72,12 +72,20 @@ def held_things(state: State, door: Door) -> dict[str, Any]:
             "fallback": one.fallback,
             "follower": _follower_of(one, door),
             "stale": stale(door, one),
-            "warnings": list(one.warnings),
+            "warnings": [*one.warnings, *_moot(one, door)],
         }
         for one in state.held.values()
     ]
     owed = {key: pool["owed"] for key, pool in state.pools.items()}
     return {"claims": claims, "knobs": knobs, "huge_pages_owed": owed}
+
+
+def _moot(one: Held, door: Door) -> list[str]:
+    """That where its devices' interrupts are taken makes no difference, if so."""
+    from kvmhooks.isolate.knobs.vectors import posted
+
+    why = posted(door) if one.claim.devices else ""
+    return [f"placing VFIO's interrupts is moot: {why}"] if why else []
 
 
 def _follower_of(one: Held, door: Door) -> int | str | None:

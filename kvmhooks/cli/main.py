@@ -19,9 +19,12 @@ VERBS = {
     "host": ("kvmhooks.cli.host", "show this machine or a captured one, as text, JSON or SVG"),
     "import": ("kvmhooks.cli.importing", "make the vm.toml of a libvirt domain XML"),
     "hooks": ("kvmhooks.cli.hooks", "install, remove or examine the libvirt hook"),
+    "install-units": ("kvmhooks.cli.units", "install systemd's units for VMs of kvm-launch"),
     "isolate": ("kvmhooks.cli.isolate", "write an isolation policy into a libvirt domain"),
     "plan": ("kvmhooks.cli.plan", "show where VMs would live on a host together, and why"),
+    "profiles": ("kvmhooks.cli.profiles", "list the profiles, or show what one sets and why"),
     "reconcile": ("kvmhooks.cli.isolation", "give back what VMs that are gone still hold"),
+    "replan": ("kvmhooks.cli.replan", "move a running VM to better CPUs, if there are any"),
     "schema": ("kvmhooks.cli.schema", "print the JSON Schema of vm.toml"),
     "simulate": ("kvmhooks.cli.simulate", "list every write that a start and a stop would make"),
     "status": ("kvmhooks.cli.isolation", "show what VMs hold of this host, and the originals"),
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _usage() -> str:
     lines = ["usage: kvmhooks VERB [options]", "", "verbs (kvmhooks VERB --help tells more):"]
-    lines += [f"  {verb:<9} {does}" for verb, (_, does) in VERBS.items()]
+    lines += [f"  {verb:<13} {does}" for verb, (_, does) in VERBS.items()]
     lines += ["", "kvm-launch VM.toml boots a VM."]
     return "\n".join(lines) + "\n"
 

@@ -37,7 +37,12 @@ def main(verb: str, argv: Sequence[str]) -> int:
     specs = [load_vm(file) for file in arguments.vms]
     _check_names(specs)
     host, others = ground.read_ground(arguments, specs)
-    together = plan_all(specs, host, others)
+    together = plan_all(
+        specs,
+        host,
+        others,
+        target=lambda spec: ground.target_of(arguments, spec, has_libvirt=True),
+    )
     if arguments.svg is not None and together.plans:
         _draw(host, together.plans, others, arguments.svg)
     if arguments.json:

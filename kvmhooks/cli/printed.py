@@ -23,5 +23,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     spec = load_vm(arguments.vm)
     host, others = ground.read_ground(arguments, [spec])
-    sys.stdout.write(printed(plan(spec, host, others), verb, as_json=arguments.json))
+    target = ground.target_of(arguments, spec, has_libvirt=verb in {"xml", "claim"})
+    decided = plan(spec, host, others, target=target)
+    sys.stdout.write(printed(decided, verb, as_json=arguments.json))
     return 0

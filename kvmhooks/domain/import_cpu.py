@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from kvmhooks.domain.reading import Reading, fits
@@ -91,7 +92,7 @@ def cpu_set(element: Element, name: str) -> CpuSet:
 
 def number(text: str, at: str) -> int:
     """A count. Raises ``SpecError`` with its place."""
-    if text.strip().isascii() and text.strip().isdigit() and len(text.strip()) < 10:
+    if text.strip().isascii() and text.strip().isdigit() and len(text.strip()) < 16:
         return int(text)
     raise SpecError("domain", (Problem(at, repr(text[:80]), "a whole number"),))
 
@@ -177,12 +178,22 @@ def memory(reading: Reading) -> Tables:
     pages = _pages(reading)
     cells = list(root.all("cpu/numa/cell"))
     said: Tables = {}
+    shares = [_cell(reading, cell) for cell in cells]
     if cells:
-        size = sum(_cell(reading, cell, len(cells)) for cell in cells)
+        size = sum(share for _, share in shares)
         reading.find("cpu/numa")
-        if len(cells) > 1 or root.find("numatune") is not None:
+    if _are_alike(shares):
+        if len(cells) > 1 or (cells and root.find("numatune") is not None):
             said["cells"] = len(cells)  # a single one that is bound to no node promises nothing
-    whole = max(pages or 0, _MIB) * (len(cells) or 1)
+    elif all(share and share % max(pages or 0, _MIB) == 0 for _, share in shares):
+        said["cell"] = [
+            {"vcpus": str(vcpus), "size": str(ByteSize(share))} for vcpus, share in shares
+        ]
+    else:
+        root_cells = cells[0].parent
+        assert root_cells is not None  # <numa>
+        reading.leave(root_cells, "cells of whole MiB or pages are known")
+    whole = max(pages or 0, _MIB) * int(said.get("cells", 1))
     if size % whole or not size:
         more = (size // whole + 1) * whole
         reading.leave(root.find("memory") or root, f"found {size} bytes: {ByteSize(more)}")
@@ -211,19 +222,22 @@ def amount(element: Element, text: str, unit: str) -> int:
     return int(text) * _UNITS[unit]
 
 
-def _cell(reading: Reading, cell: Element, count: int) -> int:
-    """The bytes of one cell; cells of kvmhooks are equal, in the order of the vCPUs."""
+def _cell(reading: Reading, cell: Element) -> tuple[CpuSet, int]:
+    """The vCPUs and the bytes of one cell."""
     reading.read(cell, "id", "cpus", "memory", "unit")
-    for distances in cell.all("distances"):
-        reading.decide(distances, "distances", "they are the host's between the cells' nodes")
-    size = amount(cell, cell.get("memory") or "", cell.get("unit") or "KiB")
-    first = cell.parent.find("cell") if cell.parent is not None else None
-    assert first is not None  # the cell itself, if no other
-    if size != amount(first, first.get("memory") or "", first.get("unit") or "KiB"):
-        reading.leave_attribute(cell, "memory", f"{count} equal cells are made")
-    if len(cpu_set(cell, "cpus")) != len(cpu_set(first, "cpus")):
-        reading.leave_attribute(cell, "cpus", f"{count} equal cells are made")
-    return size
+    for child in cell.all("distances"):
+        reading.decide(child, "cpu/numa/cell/distances", "they are those of the nodes")
+    vcpus = cpu_set(cell, "cpus") if cell.get("cpus") else CpuSet()
+    return vcpus, amount(cell, cell.get("memory") or "", cell.get("unit") or "KiB")
+
+
+def _are_alike(cells: Sequence[tuple[CpuSet, int]]) -> bool:
+    """Whether cells are equal, their vCPUs dealt out in order: the plan makes such by itself."""
+    each = len(cells[0][0]) if cells else 0
+    return all(
+        size == cells[0][1] and vcpus == CpuSet(range(at * each, (at + 1) * each))
+        for at, (vcpus, size) in enumerate(cells)
+    )
 
 
 def _pages(reading: Reading) -> int | None:

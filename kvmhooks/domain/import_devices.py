@@ -7,16 +7,32 @@ from typing import Any, Final
 from kvmhooks.domain.import_cpu import number
 from kvmhooks.domain.reading import Reading, fits
 from kvmhooks.domain.source import Element
-from kvmhooks.spec.model import InterfaceName, MacAddress
+from kvmhooks.spec.forms import InterfaceName, MacAddress, Serial
+from kvmhooks.values import ByteSize
 
 Tables = dict[str, Any]
 
 _CACHES: Final = {"none", "writeback", "writethrough", "unsafe"}
-_OUR_CONTROLLERS: Final = {"pci", "virtio-serial", "usb", "sata", "ide"}
+_OUR_CONTROLLERS: Final = {"pci", "virtio-serial", "usb", "sata", "ide", "scsi", "nvme"}
+_ADDRESSES: Final = {"pci", "usb", "drive", "virtio-serial"}
+_BUSES: Final = {"virtio": "virtio-blk", "scsi": "virtio-scsi", "sata": "sata"}
+_LIMITS: Final = {
+    "total_bytes_sec": "bytes", "read_bytes_sec": "read_bytes", "write_bytes_sec": "write_bytes",
+    "total_iops_sec": "operations", "read_iops_sec": "read_operations",
+    "write_iops_sec": "write_operations",
+}  # fmt: skip
+_MODES: Final = {"bridge", "vepa", "private", "passthrough"}
+_NETS: Final = {
+    "user": ("user", None, None),
+    "bridge": ("bridge", "source", "bridge"),
+    "ethernet": ("tap", "target", "dev"),
+    "direct": ("macvtap", "source", "dev"),
+}
+"""libvirt's word for an interface: vm.toml's, and where its device is named."""
 
 
 def disks(reading: Reading) -> Tables:
-    """The virtio disks of files and block devices."""
+    """The disks of files and block devices."""
     said = [
         table
         for order, element in enumerate(reading.root.all("devices/disk"), 1)
@@ -32,16 +48,19 @@ def _disk(reading: Reading, element: Element, order: int) -> Tables | None:
     driver = element.find("driver")
     form = "raw" if driver is None else driver.get("type") or "raw"
     target = element.find("target")
-    bus = None if target is None else target.get("bus")
+    bus = _BUSES.get("" if target is None else target.get("bus", ""))
+    device = element.get("device", "disk")
     is_known = (
         kind in {"file", "block"}
-        and element.get("device", "disk") == "disk"
-        and bus == "virtio"
+        and (device == "disk" or (device == "cdrom" and bus != "virtio-blk"))
+        and bus is not None
         and path
         and form in {"raw", "qcow2"}
     )
     if not is_known or source is None or target is None:
-        reading.leave(element, "disks are virtio disks of raw or qcow2 files and block devices")
+        reading.leave(
+            element, "disks are raw or qcow2 files and block devices on virtio, virtio-scsi or sata"
+        )
         return None
     reading.read(element, "type", "device")
     reading.read(source, "file", "dev")
@@ -50,23 +69,82 @@ def _disk(reading: Reading, element: Element, order: int) -> Tables | None:
     said: Tables = {"path": path}
     if form != "raw":
         said["format"] = form
-    said |= _driver(reading, driver)
-    if element.find("readonly") is not None:
-        reading.read(element.find("readonly") or element)
-        said["readonly"] = True
+    if device != "disk":
+        said["device"] = device
+    if bus != "virtio-blk":
+        said["bus"] = bus
+    said |= _driver(reading, driver) | _traits(reading, element)
+    if bus == "virtio-scsi":
+        said |= _of_controller(reading, element)
     for child in element.children:
         if child.tag == "boot" and child.get("order") == str(order):
             reading.decide(child, "devices/disk/boot", "disks are tried in their order")
+        elif child.tag == "boot":
+            reading.read(child, "order")
+            said["boot"] = number(child.get("order", ""), f"{child.path}@order")
     return said
+
+
+def _traits(reading: Reading, element: Element) -> Tables:
+    """What a disk is besides its driver: read-only, shared, its serial number, its limits."""
+    said: Tables = {}
+    for tag, key in (("readonly", "readonly"), ("shareable", "shared")):
+        found = element.find(tag)
+        if found is not None:
+            reading.read(found)
+            said[key] = True
+    serial = element.find("serial")
+    if serial is not None and fits(Serial, serial.text.strip()):
+        reading.read(serial)
+        said["serial"] = serial.text.strip()
+    block = element.find("blockio")
+    size = "" if block is None else block.get("logical_block_size", "")
+    if block is not None and size.isdigit() and int(size) % 1024 == 0:
+        reading.read(block, "logical_block_size")
+        reading.expect(block, {"physical_block_size": size})
+        said["logical_block"] = str(ByteSize(int(size)))
+    throttle: Tables = {}
+    tune = element.find("iotune")
+    for child in [] if tune is None else tune.children:
+        limit = _LIMITS.get(child.tag)
+        count = number(child.text, child.path)
+        if tune is not None and limit is not None and count:
+            if limit.endswith("bytes") and count % 1024:
+                continue
+            reading.read(tune)
+            reading.read(child)
+            throttle[limit] = str(ByteSize(count)) if limit.endswith("bytes") else count
+    return {**said, "throttle": throttle} if throttle else said
+
+
+def _of_controller(reading: Reading, disk: Element) -> Tables:
+    """The queues and the iothread of the controller that a SCSI disk is on."""
+    address = disk.find("address")
+    index = "0" if address is None else address.get("controller", "0")
+    for controller in reading.root.all("devices/controller"):
+        driver = controller.find("driver")
+        is_it = controller.get("type") == "scsi" and controller.get("index", "0") == index
+        if is_it and driver is not None:
+            return {
+                key: number(driver.get(key, ""), f"{driver.path}@{key}")
+                for key in ("iothread", "queues")
+                if driver.get(key) is not None
+            }
+    return {}
 
 
 def _driver(reading: Reading, driver: Element | None) -> Tables:
     if driver is None:
-        return {"cache": "writeback"}
+        return {"cache": "writeback", "discard": False}
     reading.read(driver, "type")
     reading.expect(driver, {"name": "qemu"})
-    reading.expect(driver, {"discard": "unmap"})
     said: Tables = {}
+    if driver.get("discard", "ignore") in {"unmap", "ignore"}:
+        reading.read(driver, "discard")
+        said["discard"] = driver.get("discard") == "unmap"
+    if driver.get("detect_zeroes") in {"off", "on", "unmap"}:
+        reading.read(driver, "detect_zeroes")
+        said["detect_zeroes"] = driver.get("detect_zeroes")
     cache = driver.get("cache", "writeback")
     if cache == "default":
         cache = "writeback"
@@ -76,7 +154,7 @@ def _driver(reading: Reading, driver: Element | None) -> Tables:
     if driver.get("io") in {"io_uring", "native", "threads"}:
         reading.read(driver, "io")
         said["aio"] = driver.get("io")
-    for key in ("iothread", "queues"):
+    for key in ("iothread", "queues", "queue_size"):
         text = driver.get(key)
         if text is not None:
             reading.read(driver, key)
@@ -85,7 +163,7 @@ def _driver(reading: Reading, driver: Element | None) -> Tables:
 
 
 def nets(reading: Reading) -> Tables:
-    """The virtio interfaces on taps and bridges, and QEMU's own NAT."""
+    """The interfaces on taps, bridges and macvtaps, and QEMU's own NAT."""
     said = [
         table
         for element in reading.root.all("devices/interface")
@@ -95,31 +173,56 @@ def nets(reading: Reading) -> Tables:
 
 
 def _net(reading: Reading, element: Element) -> Tables | None:
-    kind = element.get("type", "")
+    word, place, name = _NETS.get(element.get("type", ""), ("", None, None))
     model = element.find("model")
-    source = element.find("source")
-    target = element.find("target")
-    holder, name = {"bridge": (source, "bridge"), "ethernet": (target, "dev")}.get(kind, (None, ""))
-    device = None if holder is None else holder.get(name)
-    is_known = kind == "user" or (kind in {"bridge", "ethernet"} and fits(InterfaceName, device))
-    is_virtio = model is not None and model.get("type") == "virtio"
-    if not is_known or not is_virtio or model is None:
-        reading.leave(element, "interfaces are virtio ones on taps, bridges or QEMU's own NAT")
+    holder = None if place is None else element.find(place)
+    device = None if holder is None or name is None else holder.get(name)
+    is_known = word == "user" or (bool(word) and fits(InterfaceName, device))
+    kind = "" if model is None else model.get("type", "")
+    if not is_known or kind not in {"virtio", "e1000e"} or model is None:
+        reading.leave(
+            element,
+            "interfaces are virtio or e1000e ones on taps, bridges, macvtaps or QEMU's own NAT",
+        )
         return None
     reading.read(element, "type")
     reading.read(model, "type")
-    said: Tables = {"type": {"ethernet": "tap"}.get(kind, kind)}
-    if holder is not None:
+    said: Tables = {"type": word}
+    if kind != "virtio":
+        said["model"] = kind
+    if holder is not None and name is not None:
         reading.read(holder, name)
-        if kind == "ethernet":
+        if word == "tap":
             reading.expect(holder, {"managed": "no"})
+        if word == "macvtap" and holder.get("mode", "vepa") in _MODES:
+            reading.read(holder, "mode")
+            said["mode"] = holder.get("mode", "vepa")
         said["device"] = device
+    said |= _net_driver(reading, element)
     mac = element.find("mac")
     if mac is not None:
         address = (mac.get("address") or "").lower()
         if fits(MacAddress, address):
             reading.read(mac, "address")
             said["mac"] = address
+    return said
+
+
+def _net_driver(reading: Reading, element: Element) -> Tables:
+    said: Tables = {}
+    driver, mtu = element.find("driver"), element.find("mtu")
+    if driver is not None:
+        reading.read(driver)
+        if driver.get("name") in {"vhost", "qemu"}:
+            reading.read(driver, "name")
+            said["vhost"] = driver.get("name") == "vhost"
+        for key in ("queues", "rx_queue_size", "tx_queue_size"):
+            if driver.get(key) is not None:
+                reading.read(driver, key)
+                said[key] = number(driver.get(key, ""), f"{driver.path}@{key}")
+    if mtu is not None:
+        reading.read(mtu, "size")
+        said["mtu"] = number(mtu.get("size", ""), f"{mtu.path}@size")
     return said
 
 
@@ -152,8 +255,8 @@ def others(reading: Reading) -> Tables:
         elif element.tag == "memballoon" and element.get("model") == "none":
             reading.read(element, "model")
         for child in element.walk():
-            if child.tag == "address" and child.get("type") == "pci":
-                if child.parent is element and element.tag != "hostdev":
+            if child.tag == "address" and child.get("type") in _ADDRESSES:
+                if child.parent is element:
                     what = f"devices/{element.tag}/address"
                     reading.decide(child, what, "kvmhooks gives its own: a guest may notice")
             elif child.tag == "alias":

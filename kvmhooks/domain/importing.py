@@ -6,17 +6,18 @@ functions in a flat list; each reads its elements and says its tables of ``vm.to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from attrs import frozen
 
-from kvmhooks.domain import import_cpu, import_devices, import_machine
+from kvmhooks.domain import import_cpu, import_devices, import_hardware, import_machine
 from kvmhooks.domain.reading import Left, Reading
 from kvmhooks.domain.source import Source, parse
 from kvmhooks.domain.toml import to_toml
-from kvmhooks.errors import InputError
+from kvmhooks.errors import InputError, SpecError
 from kvmhooks.spec.load import parse_vm
 from kvmhooks.spec.model import VmSpec
 
@@ -25,13 +26,19 @@ Tables = dict[str, Any]
 CONCERNS: Final[tuple[Callable[[Reading], Tables], ...]] = (
     import_machine.identity,
     import_machine.machine,
+    import_hardware.machine,
     import_machine.boot,
     import_cpu.cpu,
+    import_hardware.interface,
     import_cpu.memory,
+    import_hardware.backing,
     import_machine.isolation,
     import_devices.disks,
     import_devices.nets,
     import_devices.console,
+    import_hardware.clock,
+    import_hardware.devices,
+    import_hardware.limits,
     import_machine.constants,
     import_devices.others,
 )
@@ -68,11 +75,59 @@ def import_source(source: Source) -> Import:
     reading = Reading(root)
     tables: Tables = {}
     for concern in CONCERNS:
-        tables |= concern(reading)
-    toml = to_toml(tables)
+        for key, said in concern(reading).items():
+            known = tables.get(key)
+            tables[key] = {**known, **said} if isinstance(known, dict) else said
+    toml, spec, refused = _fitting(tables, source.name)
     return Import(
         toml=toml,
-        spec=parse_vm(toml, source=source.name, folder=Path("/")),
+        spec=spec,
         decided=reading.decided(),
-        unexpressed=(*reading.unexpressed, *reading.rest()),
+        unexpressed=(*reading.unexpressed, *reading.rest(), *refused),
     )
+
+
+def _fitting(tables: Tables, name: str) -> tuple[str, VmSpec, list[Left]]:
+    """The tables as a spec, without what it refuses but does not need: that is told.
+
+    Raises ``SpecError`` for what it needs.
+    """
+    refused: list[Left] = []
+    while True:
+        toml = to_toml(tables)
+        try:
+            return toml, parse_vm(toml, source=name, folder=Path("/")), refused
+        except SpecError as error:
+            problem = next((one for one in error.problems if _remove(tables, one.at)), None)
+            if problem is None:
+                raise
+            refused.append(Left(problem.at, f"found {problem.found}: {problem.expected}"))
+
+
+def _remove(tables: Tables, at: str) -> bool:
+    """Take away what a problem is about; false for what every VM must have."""
+    if at in _NEEDED or not at:
+        return False
+    holder: Any = tables
+    key: Any
+    *steps, last = re.findall(r"[^.\[\]]+", at)
+    trail: list[tuple[Any, Any]] = []
+    for step in steps:
+        key = int(step) if isinstance(holder, list) else step
+        trail.append((holder, key))
+        try:
+            holder = holder[key]
+        except (KeyError, IndexError):
+            return False
+    key = int(last) if isinstance(holder, list) else last
+    if isinstance(holder, list) or key in holder:
+        del holder[key]
+        return True
+    for owner, index in reversed(trail):
+        if isinstance(owner, list):  # a table of an array lacks what it needs: the whole goes
+            del owner[index]
+            return True
+    return trail != [] and trail[0][0].pop(trail[0][1], None) is not None
+
+
+_NEEDED: Final = {"name", "cpu", "cpu.vcpus", "memory", "memory.size"}

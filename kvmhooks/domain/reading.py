@@ -58,6 +58,11 @@ class Reading:
         found = self.find(path, *names)
         return None if found is None else found.text.strip()
 
+    def whole(self, path: str, *names: str) -> str | None:
+        """The same with every blank of it: a file's name may end in one."""
+        found = self.find(path, *names)
+        return None if found is None else found.text
+
     def expect(self, element: Element | None, said: dict[str, str], text: str = "") -> None:
         """Note that an element says what kvmhooks writes in any case, if it does."""
         if element is None or element.text.strip() != text:

@@ -79,6 +79,8 @@ class Situation:
     @property
     def is_dedicated(self) -> bool:
         """Whether each vCPU will have a CPU of its own."""
+        if not self.kept_pins and self.spec.cpu.placement == "shared":
+            return False
         pins = self.pins
         singles = [cpus for cpus in pins.values() if len(cpus) == 1]
         return len(singles) == self.vcpus == len(union(singles))

@@ -93,4 +93,7 @@ def _plan(spec: VmSpec, editor: Editor, host: Host, claims: Sequence[Claim]) -> 
             ids = set(range(1, int(new.text) + 1))
     disks = tuple(Disk(path=Path("/dev/null"), iothread=number) for number in sorted(ids))
     machine = attrs.evolve(spec.machine, accel="auto")
-    return plan(attrs.evolve(spec, disk=disks, machine=machine), host, claims)
+    memory = spec.memory
+    if root.find("cpu/numa/cell") is not None and not memory.cell:
+        memory = attrs.evolve(memory, cells=len(list(root.all("cpu/numa/cell"))))  # they stay
+    return plan(attrs.evolve(spec, disk=disks, machine=machine, memory=memory), host, claims)

@@ -11,13 +11,15 @@ from kvmhooks.values import CpuSet, union
 def pins(situation: Situation) -> None:
     """A pin for each vCPU, for the emulator and for each iothread, as planned.
 
-    Shared vCPUs that may run on every CPU of the host need none.
+    Shared vCPUs that may run on every CPU of the host need none, and with one CPU for each they
+    would look as if they owned it.
     """
     root = situation.root
     plan = situation.plan
     is_everywhere = all(pin.cpus >= situation.host.online for pin in plan.vcpus)
+    is_narrow = not situation.is_dedicated and all(len(pin.cpus) == 1 for pin in plan.vcpus)
     has_pins = root.find("cputune/vcpupin") is not None
-    if is_everywhere and not has_pins and not situation.kept_pins:
+    if not situation.kept_pins and (is_narrow or (is_everywhere and not has_pins)):
         return
     why = "close together, and their memory with them"
     if situation.is_dedicated:

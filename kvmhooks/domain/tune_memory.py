@@ -6,7 +6,7 @@ from kvmhooks.domain.edit import New
 from kvmhooks.domain.import_cpu import cpu_set
 from kvmhooks.domain.situation import Situation
 from kvmhooks.domain.source import Element
-from kvmhooks.placement import Cell
+from kvmhooks.placement import Cell, Plan
 from kvmhooks.values import CpuSet, union
 
 
@@ -15,14 +15,25 @@ def cells(situation: Situation) -> None:
     root, plan = situation.root, situation.plan
     if root.find("cpu/numa") is not None or len(plan.cells) < 2 or situation.kept_pins:
         return
-    if root.find("maxMemory") is not None or root.find("cpu") is None:
+    if root.find("maxMemory") is not None or not situation.editor.children(root, "cpu"):
         return
     why = "the guest keeps its programs and their memory on one node"
     numa = New("numa")
     for cell in plan.cells:
         said = {"id": str(cell.id), "cpus": str(cell.vcpus), "memory": str(cell.memory_kib)}
-        numa.children.append(New("cell", {**said, "unit": "KiB"}))
+        numa.children.append(New("cell", {**said, "unit": "KiB"}, _distances(plan, cell.id)))
     situation.editor.add(situation.child("cpu", why), numa, why)
+
+
+def _distances(plan: Plan, cell: int) -> list[New]:
+    """How far a cell is from each, as its host node is."""
+    if not plan.distances:
+        return []
+    said = [
+        New("sibling", {"id": str(other), "value": str(value)})
+        for other, value in enumerate(plan.distances[cell])
+    ]
+    return [New("distances", children=said)]
 
 
 def nodes(situation: Situation) -> None:
@@ -37,11 +48,7 @@ def nodes(situation: Situation) -> None:
         return
     root, editor, plan = situation.root, situation.editor, situation.plan
     why = "memory of the vCPUs' own node"
-    numa = (
-        situation.editor.children(situation.child("cpu", why), "numa")
-        if (root.find("cpu") is not None)
-        else []
-    )
+    numa = [found for cpu in editor.children(root, "cpu") for found in editor.children(cpu, "numa")]
     memory = root.find("numatune/memory")
     every = union(nodes for nodes in where.values() if nodes is not None)
     if memory is not None:

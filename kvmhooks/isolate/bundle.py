@@ -15,6 +15,7 @@ import json
 import lzma
 import subprocess
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ _START: Final = """
 import sys
 
 chained = {chained!r}
+planner = {planner!r}
 options = sys.argv[1:2] and sys.argv[1].startswith("--")
 xml = None if options else sys.stdin.buffer.read(MAX_STDIN)
 if options or chained or concerns(sys.argv[1:], xml):
@@ -51,7 +53,7 @@ class Bundled:
     def __init__(self):
         magic, packed = code[2:].split()
         if magic.decode() == MAGIC_NUMBER.hex():
-            self.modules = marshal.loads(decompress(a2b_base64(packed)))
+            self.modules = marshal.loads(a2b_base64(packed))
         else:
             import json, lzma
             self.modules = json.loads(lzma.decompress(a2b_base64(text[2:])))
@@ -68,13 +70,14 @@ class Bundled:
         if isinstance(said, str):
             said = compile(said, f"<{module.__name__}>", "exec", dont_inherit=True)
         else:
-            said = marshal.loads(said)
+            said = marshal.loads(decompress(said))
         exec(said, module.__dict__)
 
-gc.disable()  # one call, and the process ends
+if xml is not None:
+    gc.disable()  # a call of libvirt's: soon the process ends
 sys.meta_path.insert(0, Bundled())
 from kvmhooks.isolate.hook import command
-status = command(sys.argv[1:], xml, chained)
+status = command(sys.argv[1:], xml, chained, planner)
 sys.stdout.flush()
 os._exit(status)
 """
@@ -84,16 +87,21 @@ _COMPILER: Final = """
 import json, marshal, sys, zlib
 from importlib.util import MAGIC_NUMBER
 def compiled(name, text):
-    return marshal.dumps(compile(text, f"<{name}>", "exec", dont_inherit=True, optimize=2))
+    code = compile(text, f"<{name}>", "exec", dont_inherit=True, optimize=2)
+    return zlib.compress(marshal.dumps(code), 9)
 modules = json.load(sys.stdin)
 found = {name: (is_package, compiled(name, text)) for name, (is_package, text) in modules.items()}
-print(MAGIC_NUMBER.hex(), zlib.compress(marshal.dumps(found), 9).hex())
+print(MAGIC_NUMBER.hex(), marshal.dumps(found).hex())
 """
 """Without docstrings and without the columns that tracebacks underline: less to unpack."""
 
 
-def build(interpreter: str = "/usr/bin/python3", chained: str = "") -> str:
+def build(
+    interpreter: str = "/usr/bin/python3", chained: str = "", planner: Sequence[str] = ()
+) -> str:
     """The file's text, for an interpreter that is asked to compile it.
+
+    ``chained`` is a script to be called after it, ``planner`` the words that run `kvmhooks`.
 
     Raises ``IsolationError`` when there is no such interpreter or it is too old.
     """
@@ -125,7 +133,7 @@ def build(interpreter: str = "/usr/bin/python3", chained: str = "") -> str:
             f"#!{interpreter} -IS\n",
             HEADER.format(version=VERSION),
             gate,
-            _START.replace("{chained!r}", repr(chained)),
+            _START.replace("{chained!r}", repr(chained)).replace("{planner!r}", repr([*planner])),
             *(f"# {line}\n" for line in lines),
         )
     )

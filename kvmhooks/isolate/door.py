@@ -192,15 +192,18 @@ class Door:
             return {}
 
     def crowded(self, path: str, names: Iterable[str]) -> set[str]:
-        """Which of these directories are known to hold others, from the links to them alone."""
-        found = set()
+        """Which of these directories are known to hold others, from the links to them alone.
+
+        They hold the same files, and procfs counts these as well: the least is that of none.
+        """
+        links: dict[str, int] = {}
         for name in names:
             try:
-                if os.stat(f"{self.root}{path}/{name}").st_nlink > 2:  # noqa: PTH116 -- as above
-                    found.add(name)
+                links[name] = os.stat(f"{self.root}{path}/{name}").st_nlink  # noqa: PTH116 -- as above
             except OSError:  # it has gone, or never was
                 continue
-        return found
+        least = min(links.values(), default=0)
+        return {name for name, count in links.items() if count > least}
 
     def has(self, path: str) -> bool:
         """Whether there is something of this name."""
@@ -362,10 +365,6 @@ class Door:
     def now(self) -> float:
         """Seconds on a clock that only goes forward."""
         return time.monotonic()
-
-    def remaining(self) -> float:
-        """Seconds to the deadline; 0 where it has passed or there is none."""
-        return 0 if self.deadline is None else max(0, self.deadline - self.now())
 
     def is_late(self) -> bool:
         """Whether the deadline has passed."""

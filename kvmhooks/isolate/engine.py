@@ -37,9 +37,6 @@ GONE: Final = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO}
 REFUSED: Final = {errno.EIO, errno.EPERM, errno.EINVAL, errno.EBUSY, errno.EACCES, errno.EOPNOTSUPP}
 """The kernel does not let this be changed; which of them depends on its version and the knob."""
 
-RELOAD: Final = 5.0
-"""Seconds that systemd may take to read its units again, though the budget be spent."""
-
 
 def converge(door: Door, store: Store, state: State, knobs: Iterable[Knob], view: View) -> Report:
     """Make the host as the live claims want it, and record every step before it is taken.
@@ -185,15 +182,13 @@ def verify(
     """Read back everything that was written or that a write may have changed.
 
     A knob that is back at its original is cleaned up after, and only then off the record. Tasks
-    come last: when systemd is told, it may drop a controller that nobody needs any more, and older
-    kernels then set every task to its group's CPUs.
+    come last: at that systemd may drop a controller that nobody needs any more, and older kernels
+    then set every task to its group's CPUs.
     """
-    is_settled = True
     for is_volatile in (False, True):
         several = [one for one in seen if one[0].is_volatile is is_volatile]
         restored = [one for one in several if _is_restored(door, state, one, refused, report)]
-        if is_settled:
-            is_settled = _finish(door, restored, report)
+        _finish(door, restored, report)
 
 
 def _is_restored(
@@ -261,32 +256,26 @@ def _judge(door: Door, one: Seen, now: str, why: str, report: Report) -> None:
         report.add(knob.key, FAILED, now, why)
 
 
-def _finish(door: Door, restored: list[Seen], report: Report) -> bool:
-    """Clean up after what stands at its original again; a record goes last.
-
-    Tell whether systemd, where it had to, has taken notice. Where it has not, the records that need
-    it stay, and the next entry tells it again.
-    """
+def _finish(door: Door, restored: list[Seen], report: Report) -> None:
+    """Clean up after what stands at its original again; a record goes last."""
     done: list[Record] = []
-    untold: list[Record] = []
+    is_reload_due = False
     for knob, record, current, _ in restored:
         try:
-            (untold if knob.finish(door, record) else done).append(record)
+            is_reload_due |= knob.finish(door, record)
         except (OSError, IsolationError) as error:
             report.add(knob.key, FAILED, current, reason_of(error))
-    systemd = door.systemd(max(RELOAD, door.remaining())) if untold else None
+        else:
+            done.append(record)
+    systemd = door.systemd() if is_reload_due else None
     if systemd is not None:
         try:
             with systemd:
                 systemd.reload()
-        except IsolationError as error:  # the sets are right; only its memory of them is late
-            report.add("systemd/reload", FAILED, "", str(error))
-        else:
-            done += untold
-            untold = []
+        except IsolationError as error:  # all is right but for its list of the files that it read
+            report.add("systemd/reload", REFUSAL, "", f"{error}: run `systemctl daemon-reload`")
     for record in done:
         record.ours = record.intent = None
-    return not untold
 
 
 def drop_restored(state: State, kept: Iterable[Seen] = ()) -> None:

@@ -12,6 +12,8 @@ minute. A look writes nothing and takes no lock.
 
 from __future__ import annotations
 
+import gc
+import math
 import os
 import sys
 from typing import TYPE_CHECKING, Final
@@ -45,13 +47,14 @@ _IRQS: Final = "sys/kernel/irq"
 
 def follow(root: str, key: str) -> int:
     """Follow the VM that holds this claim to its end. Return the exit code."""
+    gc.enable()  # the installed hook switches it off: most of its calls end at once
     door = Door(root)
     keeper = Keeper(door, Store(root))
     try:
         held = keeper.look().held.get(key)
     except KvmhooksError as error:
         sys.stderr.write(f"kvmhooks: {error}\n")
-        return 1
+        return 0  # nobody can follow by such a record: systemd must not try again and again
     if held is None or (held.follower is not None and held.follower.is_alive(door)):
         return 0
     try:
@@ -101,16 +104,19 @@ class Follower:
             self._lower()
         self._say_moot()
         self.seen = self._look(self.seen)
-        is_due, comes_more = True, False
+        is_due, again = True, math.inf
         while not is_due or self._act():
             self._watch()
-            events = self.events.wait(self.interval)
+            events = self.events.wait(min(self.interval, max(again - self.door.now(), 0)))
             held = None if ENDED in events else self._held()
             if held is None:
                 break
             is_new = self._is_new(held) or DEVICE in events
-            is_due = is_new or comes_more
-            comes_more = is_new  # a socket is made before it listens, a device before it is used
+            is_due = is_new or self.door.now() >= again
+            if is_new:  # a socket is made before it listens, a device before it is used
+                again = self.door.now() + FIRST
+            elif is_due:
+                again = math.inf
             if is_due or self._tell(events):
                 self.interval = FIRST
             elif not events:

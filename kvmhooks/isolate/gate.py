@@ -11,6 +11,7 @@ import os
 MARK = b"urn:kvmhooks:1"
 MAX_STDIN = 64 << 20
 OURS = {"prepare begin", "start begin", "started begin", "release end", "reconnect begin"}
+FILTERS = {"migrate begin", "restore begin"}
 ANYBODYS = {"started begin", "release end", "reconnect begin"}
 
 
@@ -20,7 +21,7 @@ def concerns(argv: list[str], xml: bytes, root: str = "/") -> bool:
     A guest is ours by its metadata or by a file of its name; others' are if claims live.
     """
     operation = " ".join(argv[1:3])
-    if operation not in OURS or (root == "/" and os.geteuid() != 0):
+    if operation not in OURS | FILTERS or (root == "/" and os.geteuid() != 0):
         return False
     if exists(root, "etc/kvmhooks/disabled"):
         return False

@@ -25,14 +25,34 @@ MAY_FAIL = {"prepare", "start", "started"}
 """The operations whose exit code may be another than 0: at `reconnect` it would kill the guest."""
 
 
-def main(argv: list[str], stdin: IO[bytes], stdout: IO[str], root: str = "/") -> int:
+def main(
+    argv: list[str],
+    stdin: IO[bytes],
+    stdout: IO[str],
+    root: str = "/",
+    planner: Sequence[str] = (),
+) -> int:
     """Run one hook call; ``argv`` is GUEST OPERATION SUB-OPERATION EXTRA. Return the exit code.
 
-    ``stdout`` is for the two operations that filter XML; nothing is written to it today: an empty
-    answer keeps the XML as it is.
+    ``stdout`` is for the two operations that filter XML: an empty answer keeps the XML as it is.
     """
-    del stdout
-    return answer(argv, stdin.read(gate.MAX_STDIN), root)
+    xml = stdin.read(gate.MAX_STDIN)
+    if " ".join(argv[1:3]) in gate.FILTERS:
+        stdout.write(filtered(argv, xml, root, planner).decode())
+        return 0
+    return answer(argv, xml, root)
+
+
+def filtered(argv: list[str], xml: bytes, root: str, planner: Sequence[str]) -> bytes:
+    """The XML that a domain should have instead; empty for the same. ``planner`` runs kvmhooks."""
+    if not gate.concerns(argv, xml, root):
+        return b""
+    from kvmhooks.isolate import filter as filters  # noqa: PLC0415 -- see the module's docstring
+    from kvmhooks.isolate.door import Door  # noqa: PLC0415
+    from kvmhooks.isolate.keeper import Keeper  # noqa: PLC0415
+    from kvmhooks.isolate.store import Store  # noqa: PLC0415
+
+    return filters.answer(xml, Keeper(Door(root), Store(root)), planner)
 
 
 def answer(argv: list[str], xml: bytes, root: str, program: Sequence[str] = ()) -> int:
@@ -100,13 +120,14 @@ def carry_out(keeper: Keeper, operation: str, xml: bytes) -> Report | None:
 
 
 def follow_up(keeper: Keeper, xml: bytes, program: Sequence[str]) -> None:
-    """Start the VM's follower."""
-    if gate.MARK not in xml:
-        return
+    """Start the VM's follower, if it holds a claim that needs one."""
     from kvmhooks.errors import IsolationError  # noqa: PLC0415 -- see the module's docstring
+    from kvmhooks.isolate.configuration import VMS  # noqa: PLC0415
     from kvmhooks.isolate.domain import read_key  # noqa: PLC0415
     from kvmhooks.isolate.service import ensure  # noqa: PLC0415
 
+    if gate.MARK not in xml and not keeper.door.has(VMS):
+        return
     try:
         key = read_key(xml)
     except IsolationError:
@@ -173,12 +194,18 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text[:80])
 
 
-def command(arguments: list[str], xml: bytes | None = None, chained: str = "") -> int:
+def command(
+    arguments: list[str],
+    xml: bytes | None = None,
+    chained: str = "",
+    planner: Sequence[str] = (),
+) -> int:
     """``GUEST OPERATION SUB-OPERATION EXTRA``, or ``--reconcile``, or ``--follow KEY``.
 
     ``--root DIR`` before them is for tests. ``xml`` is stdin's text where it was read already;
     ``chained`` the script that was in our place before: it gets the same call once ours is done, in
-    this very process, and its output and exit code are the answer.
+    this very process, and its output and exit code are the answer. ``planner`` are the words that
+    run `kvmhooks`.
     """
     root = "/"
     if arguments[:1] == ["--root"] and len(arguments) > 1:
@@ -193,7 +220,14 @@ def command(arguments: list[str], xml: bytes | None = None, chained: str = "") -
     program = [own] if os.access(own, os.X_OK) and not own.endswith(".py") else []
     if xml is None:
         xml = sys.stdin.buffer.read(gate.MAX_STDIN)
-    code = answer(arguments, xml, root, program)
+    code = 0
+    if " ".join(arguments[1:3]) in gate.FILTERS:
+        found = filtered(arguments, xml, root, planner)
+        if not (chained and os.access(chained, os.X_OK)):
+            sys.stdout.buffer.write(found)
+        xml = found or xml
+    else:
+        code = answer(arguments, xml, root, program)
     if code == 0 and chained and os.access(chained, os.X_OK):
         hand_on(chained, arguments, xml)
     return code

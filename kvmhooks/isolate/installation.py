@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import stat
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -65,9 +68,15 @@ class Installed(NamedTuple):
 
 
 def install(
-    root: str = "/", interpreter: str = "/usr/bin/python3", libvirt: tuple[int, ...] | None = None
+    root: str = "/",
+    interpreter: str = "/usr/bin/python3",
+    libvirt: tuple[int, ...] | None = None,
+    planner: Sequence[str] | None = None,
 ) -> Installed:
     """Put the hook where this libvirt looks for it, with its unit for `reconcile`.
+
+    ``planner`` are the words that run `kvmhooks`, for new pins at a migration: this interpreter and
+    this package, where nobody but root can change them.
 
     Installing again replaces our own file. Raises ``IsolationError`` or ``OSError``.
     """
@@ -79,7 +88,9 @@ def install(
         os.replace(path, top / BEFORE)  # noqa: PTH105 -- one step, as it says
     if path == top / SINGLE and (top / BEFORE).exists():
         chained = f"/{BEFORE}" if root == "/" else str(top / BEFORE)
-    _write(path, build(interpreter, chained), 0o755)
+    _write(
+        path, build(interpreter, chained, trusted_planner() if planner is None else planner), 0o755
+    )
     text = _UNIT_TEXT.format(hook=f"/{path.relative_to(top)}", wanted_by=" ".join(WANTED_BY))
     _write(top / UNIT, text, 0o644)
     for link in _links(top):
@@ -120,6 +131,16 @@ def status(root: str = "/") -> Installed:
     return Installed("", "", chained=False, unit=False, problems=("not installed",))
 
 
+def trusted_planner() -> list[str]:
+    """Words that run this `kvmhooks`; none where somebody else than root could change what runs."""
+    package = Path(__file__).resolve().parents[1]
+    places = [Path(sys.executable), Path(sys.executable).resolve(), package, package / "cli"]
+    every = {above for place in places for above in (place, *place.parents)}
+    if any(one.stat().st_uid != 0 or one.stat().st_mode & 0o022 for one in every):
+        return []
+    return [sys.executable, "-I", "-m", "kvmhooks.cli.main"]
+
+
 def reload_daemons(root: str = "/") -> list[str]:
     """Have systemd read its units again and the running daemons look for hooks; return what remains
     to be done by hand.
@@ -130,7 +151,9 @@ def reload_daemons(root: str = "/") -> list[str]:
     if root != "/":
         return ["systemctl reload libvirtd"]
     left = []
-    if Path("/run/systemd/system").exists() and os.access("/usr/bin/systemctl", os.X_OK):
+    if not Path("/run/systemd/system").exists():
+        return [] if any(map(_reload_by_signal, DAEMONS)) else ["kill -HUP $(pidof libvirtd)"]
+    if os.access("/usr/bin/systemctl", os.X_OK):
         done = subprocess.run(
             ["/usr/bin/systemctl", "daemon-reload"], check=False, stdin=subprocess.DEVNULL
         )
@@ -149,6 +172,18 @@ def reload_daemons(root: str = "/") -> list[str]:
             if done.returncode != 0:
                 left.append(f"systemctl reload {daemon}")
     return left
+
+
+def _reload_by_signal(daemon: str) -> bool:
+    """Send SIGHUP to a daemon by its pid file; whether it is there (libvirtd(8), «SIGNALS»)."""
+    try:
+        pid = int(Path(f"/run/{daemon}.pid").read_text())
+        if Path(f"/proc/{pid}/comm").read_text().strip() != daemon:
+            return False
+        os.kill(pid, signal.SIGHUP)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def libvirt_version() -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from kvmhooks.isolate.groups import LIBVIRT, Groups, libvirt_pid, sweep
 from kvmhooks.isolate.knob import View
 from kvmhooks.isolate.report import FAILED, REFUSAL, Report, Result
 from kvmhooks.isolate.state import PENDING, RUNNING, Held, Process, State, boot_id
+from kvmhooks.isolate.store import LockedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 LOCK_SHARE: Final = 0.8
 """How much of the budget may be spent waiting for the lock."""
 
+SHORTEST: Final = 0.5
+"""Seconds for the record at the end of a wait for pages, however long that took."""
+
 DAEMONS: Final = ("libvirtd", "virtqemud")
 
 
@@ -38,6 +42,8 @@ class Keeper:
         self.store = store
         self.budget = BUDGET if budget is None else budget
         self._is_told = budget is not None
+        self._owns_pools = False
+        """Whether we hold the lock of the huge pages."""
 
     def prepare(self, claim: Claim, holder: Process | None = None) -> Report:
         """Take a claim, before the VM exists: refuse an overlap, and get its huge pages.
@@ -47,30 +53,61 @@ class Keeper:
         another live process holds is somebody's who does not know of us.
         """
         limits = self._limits()
-        with self._entry(limits.budget_hugepages if claim.hugepages else self.budget) as state:
-            report = self._recover(state)
-            before = state.held.pop(claim.key, None)  # the same VM again: its start never ended
-            if before is not None and holder is not None:
-                raise IsolationError(
-                    f"{claim.name}: it runs already: process {before.holder.pid} holds its claim"
-                )
-            self._check(claim, state)
-            _check_housekeeping(claim, limits)
-            held = Held(
-                claim,
-                holder=self._daemon() if holder is None else holder,
-                since=1 + max((one.since for one in state.held.values()), default=0),
-            )
-            state.held[claim.key] = held
+        if not claim.hugepages:
+            with self._entry() as state:
+                return self._take(state, claim, holder, limits)
+        self.budget = max(self.budget, limits.budget_hugepages)
+        until = self.door.now() + self.budget
+        with self.store.lock(self.door, self.budget * LOCK_SHARE, pool.LOCK):
+            self._owns_pools = True
             try:
-                if claim.hugepages:
-                    pool.take(self.door, self.store, state, held)
-            except BaseException:
-                del state.held[claim.key]
-                self._save(state)
-                raise
-            self._save(state)
+                with self._entry() as state:
+                    report = self._take(state, claim, holder, limits)
+                self._take_pages(claim, until)
+            finally:
+                self._owns_pools = False
         return report
+
+    def _take(self, state: State, claim: Claim, holder: Process | None, limits: Limits) -> Report:
+        """Check a claim and put it on record."""
+        report = self._recover(state)
+        before = state.held.get(claim.key)
+        if before is not None and holder is not None:
+            raise IsolationError(
+                f"{claim.name}: it runs already: process {before.holder.pid} holds its claim"
+            )
+        if before is not None:  # the same VM again: its last start never ended
+            pool.owe(state, state.held.pop(claim.key))
+        self._check(claim, state)
+        _check_housekeeping(claim, limits)
+        state.reserved.pop(claim.key, None)
+        state.held[claim.key] = Held(
+            claim,
+            holder=self._daemon() if holder is None else holder,
+            since=1 + max((one.since for one in state.held.values()), default=0),
+        )
+        self._save(state)
+        return report
+
+    def _take_pages(self, claim: Claim, until: float) -> None:
+        """Get a claim's huge pages, all or none, and drop it if there are not enough."""
+
+        def entry() -> _Entry:
+            return self._entry(max(until - self.door.now(), SHORTEST))
+
+        try:
+            pool.take(self.door, self.store, entry, claim.key)
+        except BaseException:
+            with entry() as state:
+                held = state.held.pop(claim.key, None)
+                if held is not None:
+                    pool.owe(state, held)
+                self._settle(state)
+                self._save(state)
+            raise
+        with entry() as state:  # what others came to owe meanwhile
+            self._settle(state)
+            self._save(state)
 
     def start(self, claim: Claim) -> Report:
         """Isolate the VM's CPUs from the host: no QEMU exists yet."""
@@ -144,8 +181,8 @@ class Keeper:
             if leave is not None:
                 leave()
             held = state.held.pop(key, None)
-            if held is not None and held.pages:
-                pool.give_back(self.door, self.store, state, held)
+            if held is not None:
+                pool.owe(state, held)
             self._drop_dead(state)
             return self._converge(state)
 
@@ -178,13 +215,57 @@ class Keeper:
         with self._entry() as state:
             for one in [key] if key is not None else list(state.held):
                 held = state.held.pop(one, None)
-                if held is not None and held.pages:
-                    pool.give_back(self.door, self.store, state, held)
+                if held is not None:
+                    pool.owe(state, held)
             return self._converge(state)
 
     def claims(self) -> list[Claim]:
-        """The claims of VMs that live, without the lock and without a change."""
-        return [one.claim for one in self.look().held.values() if self._is_live(one)]
+        """The claims of VMs that live or are awaited, without the lock and without a change."""
+        state = self.look()
+        held = [one.claim for one in state.held.values() if self._is_live(one)]
+        return held + [claim for claim, _ in self._awaited(state) if claim.key not in state.held]
+
+    def reserve(self, claim: Claim, seconds: float) -> None:
+        """Keep CPUs for a VM that is about to come; nobody else may claim them until then.
+
+        Raises ``IsolationError`` when another has them or awaits them.
+        """
+        with self._entry() as state:
+            self._check(claim, state)
+            state.reserved[claim.key] = claim, int(self.door.now() + seconds)
+            self._save(state)
+
+    def loosen(self, key: str) -> None:
+        """Isolate a running VM by narrowing everything else, so that its vCPUs can be pinned anew.
+
+        From a partition the kernel lets no thread go.
+        """
+        with self._entry() as state:
+            held = state.held.get(key)
+            if held is not None:
+                held.fallback = True
+                self._converge(state)
+
+    def tighten(self, key: str) -> Report:
+        """Isolate a running VM where its vCPUs are now, by partitions if the kernel has them."""
+        with self._entry() as state:
+            state.reserved.pop(key, None)
+            held = state.held.get(key)
+            if held is None:
+                raise IsolationError("its claim was dropped meanwhile")
+            self._reread(state, held)
+            held.fallback = False
+            report = self._converge(state)
+            if self._was_refused(held, report):
+                held.fallback = True
+                report = self._converge(state)
+            return report
+
+    def _awaited(self, state: State) -> list[tuple[Claim, int]]:
+        """What is reserved and has not expired; the rest is forgotten."""
+        now = self.door.now()
+        state.reserved = {key: one for key, one in state.reserved.items() if now < one[1]}
+        return list(state.reserved.values())
 
     def left_over(self, report: Report) -> list[Result]:
         """What should be as it was before and is not, after a claim was given back.
@@ -214,7 +295,7 @@ class Keeper:
 
     def _recover(self, state: State, *, is_thorough: bool = False) -> Report:
         """Leave what was interrupted behind; without an interruption, the host is not looked at."""
-        is_changed = self._drop_dead(state)
+        is_changed = self._drop_dead(state) or len(state.reserved) != len(self._awaited(state))
         is_open = any(record.intent is not None for record in state.records.values())
         is_left = bool(state.records) and not state.held
         if is_thorough or is_changed or is_open or is_left or state.pools:
@@ -226,12 +307,24 @@ class Keeper:
         from kvmhooks.isolate.engine import converge  # noqa: PLC0415
         from kvmhooks.isolate.knobs import discover  # noqa: PLC0415
 
-        if state.pools:
-            pool.settle(self.door, self.store, state)
+        self._settle(state)
         view = View.read(self.door, state.held.values())
         groups = Groups.find(self.door, view.held)
         knobs = discover(self.door, view, groups, state.records)
         return converge(self.door, self.store, state, knobs, view)
+
+    def _settle(self, state: State) -> None:
+        """Give back huge pages that are owed; a hook that is changing the pools does it itself."""
+        if not state.pools:
+            return
+        if self._owns_pools:
+            pool.settle(self.door, self.store, state)
+            return
+        try:
+            with self.store.lock(self.door, 0, pool.LOCK):
+                pool.settle(self.door, self.store, state)
+        except LockedError:
+            return
 
     def _save(self, state: State) -> None:
         if state.is_empty:
@@ -249,6 +342,14 @@ class Keeper:
                     f"({one.claim.uuid}): stop it, or pin {claim.name} elsewhere "
                     f"(`kvmhooks tune {claim.name}`)"
                 )
+        for other, until in self._awaited(state):
+            both = other.exclusive & claim.exclusive
+            if both and other.key != claim.key:
+                left = until - self.door.now()
+                raise IsolationError(
+                    f"{claim.name}: CPUs {both} are kept for {other.name}, which is expected "
+                    f"within {left:.0f} s"
+                )
         view = View.read(self.door, [*state.held.values()])
         absent = claim.exclusive - view.online
         if absent:
@@ -264,8 +365,7 @@ class Keeper:
         dead = [key for key, one in state.held.items() if key != but and not self._is_live(one)]
         for key in dead:
             held = state.held.pop(key)
-            for pages, share in held.pages.items():
-                state.pools.setdefault(pages, {"owed": 0})["owed"] += share
+            pool.owe(state, held)
             if held.claim.driver != LIBVIRT:
                 sweep(self.door)
         return bool(dead)
@@ -327,9 +427,7 @@ class Keeper:
         unmet = [one for one in report.of(REFUSAL, FAILED) if not one.key.startswith("irq/")]
         if not unmet:
             return
-        held = state.held.pop(claim.key)
-        if held.pages:
-            pool.give_back(self.door, self.store, state, held)
+        pool.owe(state, state.held.pop(claim.key))
         self._converge(state)
         said = "; ".join(f"{one.key}: {one.why}" for one in unmet[:3])
         raise IsolationError(f"{claim.name}: strict, and {len(unmet)} could not be met: {said}")

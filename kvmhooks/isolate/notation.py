@@ -1,8 +1,8 @@
 """JSON without ``json``, which loads ``re`` and with it takes as long as the interpreter's start.
 
-``json`` and ``re`` take 6.6 ms of a call, where a bare interpreter takes 6.3 (and an empty call of
-ours 7.5): with them `prepare` and `start` of a large host cost 3.0 times a bare loop over the same
-files, the very limit, and 2.4 times without (``benchmarks/hook_cost.py``).
+With ``json`` in its place `prepare` and `start` of a large host take 3.04 to 3.18 times a bare loop
+over the same files, where 3 is the limit; with this 2.48 to 2.55 (three runs of each in turns,
+``benchmarks/hook_cost.py``).
 
 What is written is JSON that anyone reads; what is read is JSON that was written here: no blanks
 between the tokens, whole numbers only. Long lists of texts, which most of a state is, are taken

@@ -47,6 +47,7 @@ _CLAMP: Final = r"\d{1,3}|10[01]\d|102[0-4]"
 SETTINGS: Final[Mapping[str, Setting]] = {
     "isolation.exclusive": Setting(*_YES_NO, default="no"),
     "isolation.strict": Setting(*_YES_NO, default="no"),
+    "isolation.siblings": Setting("share|idle", '"share" or "idle"', default="share"),
     "isolation.irqs": Setting(*_YES_NO, default="yes"),
     "isolation.tasks": Setting(*_YES_NO, default="yes"),
     "isolation.workqueues": Setting(*_YES_NO, default="yes"),
@@ -68,6 +69,7 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "kernel.timer_migration": Setting("[01]", '"0" or "1"'),
     "kernel.nmi_watchdog": Setting("[01]", '"0" or "1"'),
     "kernel.perf_cpu_limit": Setting(r"\d{1,3}", "per cent, 0 for no limit"),
+    "kernel.perf_sample_rate": Setting(r"[1-9]\d{0,8}", "samples a second"),
     "kernel.halt_poll": Setting(r"\d{1,9}", "nanoseconds, 0 for none"),
     "storage.scheduler": Setting(_WORD, 'an I/O scheduler such as "none"'),
     "storage.requests": Setting(r"\d{1,6}", "a queue depth"),

@@ -14,42 +14,90 @@ from kvmhooks.isolate.state import PENDING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from typing import Final
 
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.state import Held, State
     from kvmhooks.isolate.store import Store
 
+LOCK: Final = "pages.lock"
+"""Held by whoever changes a pool. To find many pages may take the kernel seconds, in which all
+other hooks go on: the lock of the record is held only before and after. Who holds that one never
+waits for this one."""
+
 _ATTEMPTS: Final = 3
 _GLOBAL: Final = "sys/kernel/mm/hugepages"
 _NODE: Final = "sys/devices/system/node/node"
 
 
-def take(door: Door, store: Store, state: State, held: Held) -> None:
-    """Make the pools large enough for a claim, or leave them as they were.
+def take(
+    door: Door, store: Store, entry: Callable[[], AbstractContextManager[State]], key: str
+) -> None:
+    """Make the pools large enough for a claim that is held, under ``LOCK``.
 
-    Raises ``IsolationError`` with what is missing.
+    ``entry`` opens the record. Raises ``IsolationError`` with what is missing; what was had by then
+    is in the claim's ``pages``.
     """
+    for attempt in range(_ATTEMPTS):
+        with entry() as state:
+            held = held_by(state, key)
+            intended = [
+                (pool, _intend(door, state, pool, need))
+                for pool, _, need in missing(door, state, held)
+            ]
+            store.save(state.to_text())
+        for pool, count in intended:
+            if attempt:
+                _compact(door, pool)
+            door.write(f"{_path(pool)}/nr_hugepages", str(count))
+        with entry() as state:
+            held = held_by(state, key)
+            for pool, _ in intended:
+                moved = _conclude(door, pool, state.pools[pool])
+                held.pages[pool] = held.pages.get(pool, 0) + moved
+                if not state.pools[pool]["owed"]:
+                    del state.pools[pool]
+            store.save(state.to_text())
+            lacking = missing(door, state, held)
+        if not lacking:
+            return
+        if door.is_late():
+            break
+    pool, count, need = lacking[0]
+    node, size = pool.split("/")
+    raise IsolationError(
+        f"{held.claim.name}: huge pages: {need} of {count} pages of {size} KiB are missing on node "
+        f"{node}, also after compaction: free memory there, or reserve them at boot (hugepages=)"
+    )
+
+
+def held_by(state: State, key: str) -> Held:
+    """The claim. Raises ``IsolationError`` when it was taken away while nobody held the record."""
+    if key not in state.held:
+        raise IsolationError(f"{key}: its claim was given back meanwhile (`kvmhooks undo`)")
+    return state.held[key]
+
+
+def missing(door: Door, state: State, held: Held) -> list[tuple[str, int, int]]:
+    """(pool, pages that a claim needs, pages that are missing for it), where some are.
+
+    Raises ``IsolationError`` for a pool that this host does not have.
+    """
+    found = []
     for node, size, count in wanted(door, held):
-        key = f"{node}/{size}"
+        pool = f"{node}/{size}"
         try:
-            need = count - _available(door, state, key, held)
+            need = count - _available(door, state, pool, held)
         except FileNotFoundError:
             raise IsolationError(
                 f"{held.claim.name}: huge pages of {size} KiB on node {node}: this host has no "
                 "such pool"
             ) from None
-        if need <= 0:
-            continue
-        held.pages[key] = held.pages.get(key, 0) + _grow(door, store, state, key, need)
-        missing = need - held.pages[key]
-        if missing > 0:
-            give_back(door, store, state, held)
-            raise IsolationError(
-                f"{held.claim.name}: huge pages: {missing} of {count} pages of {size} KiB are "
-                f"missing on node {node}, also after compaction: free memory there, or reserve "
-                "them at boot (hugepages=)"
-            )
+        if need > 0:
+            found.append((pool, count, need))
+    return found
 
 
 def wanted(door: Door, held: Held) -> list[tuple[int, int, int]]:
@@ -64,66 +112,46 @@ def wanted(door: Door, held: Held) -> list[tuple[int, int, int]]:
     return found
 
 
-def give_back(door: Door, store: Store, state: State, held: Held) -> None:
-    """Turn a claim's share into a debt to the host, and pay it as far as pages are free."""
-    for key, share in held.pages.items():
-        pool = state.pools.setdefault(key, {"owed": 0})
-        pool["owed"] += share
+def owe(state: State, held: Held) -> None:
+    """Turn a claim's share into a debt to the host, which ``settle`` pays."""
+    for pool, share in held.pages.items():
+        state.pools.setdefault(pool, {"owed": 0})
+        state.pools[pool]["owed"] += share
     held.pages = {}
-    store.save(state.to_text())
-    settle(door, store, state)
 
 
 def settle(door: Door, store: Store, state: State) -> None:
     """Find out how far an interrupted change went, and give back what is owed and free."""
     for key, pool in list(state.pools.items()):
         try:
-            _conclude(door, key, pool)
-            free = max(_available(door, state, key, None), 0)
-            give = min(pool["owed"], free)
+            pool["owed"] += _conclude(door, key, pool)
+            give = min(pool["owed"], max(_available(door, state, key, None), 0))
             if give > 0:
-                _set(door, store, state, key, -give)
-                _conclude(door, key, pool)
+                count = _intend(door, state, key, -give)
+                store.save(state.to_text())
+                door.write(f"{_path(key)}/nr_hugepages", str(count))
+                pool["owed"] += _conclude(door, key, pool)
         except FileNotFoundError:  # the node is offline, and its pages with it
             pool["owed"] = 0
         if pool["owed"] <= 0:
             del state.pools[key]
 
 
-def _grow(door: Door, store: Store, state: State, key: str, need: int) -> int:
-    """Ask for ``need`` more pages; compact and ask again if there are fewer. Return how many."""
-    pool = state.pools.setdefault(key, {"owed": 0})
-    debt = pool["owed"]  # pages of earlier claims; ours are on top of it until the claim has them
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            _compact(door, key)
-        _set(door, store, state, key, need - (pool["owed"] - debt))
-        _conclude(door, key, pool)
-        if pool["owed"] - debt >= need or door.is_late():
-            break
-    got, pool["owed"] = pool["owed"] - debt, debt
-    if not debt:
-        del state.pools[key]
-    return got
+def _intend(door: Door, state: State, key: str, delta: int) -> int:
+    """Note that a pool is about to be changed by ``delta``; return how many pages it will have."""
+    before = int(door.read(f"{_path(key)}/nr_hugepages"))
+    state.pools.setdefault(key, {"owed": 0}).update(before=before, want=before + delta)
+    return before + delta
 
 
-def _set(door: Door, store: Store, state: State, key: str, delta: int) -> None:
-    """Change a pool by ``delta``, with the intent on record before the write."""
-    path = f"{_path(key)}/nr_hugepages"
-    before = int(door.read(path))
-    state.pools[key].update(before=before, want=before + delta)
-    store.save(state.to_text())
-    door.write(path, str(before + delta))
-
-
-def _conclude(door: Door, key: str, pool: dict[str, int]) -> None:
+def _conclude(door: Door, key: str, pool: dict[str, int]) -> int:
     """Count what a change that was begun has really moved."""
     if "want" not in pool:
-        return
+        return 0
     before, want = pool.pop("before"), pool.pop("want")
     moved = int(door.read(f"{_path(key)}/nr_hugepages")) - before
     least, most = sorted((0, want - before))
-    pool["owed"] += max(least, min(moved, most))
+    return max(least, min(moved, most))
 
 
 def _available(door: Door, state: State, key: str, asking: Held | None) -> int:

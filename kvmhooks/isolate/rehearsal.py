@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvmhooks.isolate.bus import Systemd
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.keeper import Keeper
-from kvmhooks.isolate.store import Store
+from kvmhooks.isolate.knobs.caches import SCHEMATA, merged
+from kvmhooks.isolate.store import RECORD, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,6 +82,8 @@ class _Rehearsal(Door):
             present = set(self.read(path).split())
             present = present | {"cpuset"} if text == "+cpuset" else present - {"cpuset"}
             text = " ".join(sorted(present))
+        elif path == SCHEMATA:
+            text = merged(self.read(path), text)
         self._files[path] = text
 
     def unlink(self, path: str) -> None:
@@ -152,6 +155,6 @@ class _Memory(Store):
         self._text = None
 
     @contextmanager
-    def lock(self, door: Door, timeout: float) -> Iterator[None]:
-        del door, timeout
+    def lock(self, door: Door, timeout: float, name: str = RECORD) -> Iterator[None]:
+        del door, timeout, name
         yield

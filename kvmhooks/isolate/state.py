@@ -205,7 +205,7 @@ class Held:
 class State:
     """All that is on record about this boot of the host."""
 
-    __slots__ = ("boot", "held", "pools", "records")
+    __slots__ = ("boot", "held", "pools", "records", "reserved")
 
     def __init__(self, boot: str) -> None:
         self.boot = boot
@@ -213,13 +213,15 @@ class State:
         """By the claim's key, in the order in which they came."""
         self.records: dict[str, Record] = {}
         """By the knob's key."""
+        self.reserved: dict[str, tuple[Claim, int]] = {}
+        """By the claim's key, claims that will be made, and until when they are waited for."""
         self.pools: dict[str, dict[str, int]] = {}
         """Huge-page pools with a change under way or a share to give back later."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is held and nothing remains to be restored."""
-        return not (self.held or self.records or self.pools)
+        return not (self.held or self.records or self.pools or self.reserved)
 
     def to_text(self) -> str:
         """The JSON text."""
@@ -230,6 +232,7 @@ class State:
                 "boot": self.boot,
                 "held": {key: held.to_json() for key, held in self.held.items()},
                 "pools": self.pools,
+                "reserved": [[claim.to_json(), until] for claim, until in self.reserved.values()],
                 "records": [record.to_line(key) for key, record in self.records.items()],
             }
         )
@@ -254,6 +257,9 @@ class State:
             for key, one in said["held"].items():
                 state.held[key] = Held.from_json(one)
             state.records = dict(map(Record.from_line, said["records"]))
+            for one, until in said.get("reserved", ()):
+                claim = Claim.from_json(one)
+                state.reserved[claim.key] = claim, int(until)
             for key, one in said["pools"].items():
                 state.pools[key] = {str(name): int(count) for name, count in one.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -24,9 +24,13 @@ PATH: Final = ("run", "kvmhooks")
 """The directory, one step at a time."""
 
 STATE: Final = "state.json"
-_LOCK: Final = "lock"
+RECORD: Final = "lock"
 _NEW: Final = ".new"
 _POLL: Final = 0.005
+
+
+class LockedError(IsolationError):
+    """Another hook holds a lock."""
 
 
 class Store:
@@ -75,12 +79,14 @@ class Store:
             except FileNotFoundError:
                 return
 
-    def lock(self, door: Door, timeout: float) -> AbstractContextManager[object]:
-        """Hold the one lock, waiting at most ``timeout`` seconds for it.
+    def lock(
+        self, door: Door, timeout: float, name: str = RECORD
+    ) -> AbstractContextManager[object]:
+        """Hold a lock, that of the record without a name, waiting at most ``timeout`` seconds.
 
-        Entering raises ``IsolationError`` when another holds it for longer.
+        Entering raises ``LockedError`` when another holds it for longer.
         """
-        return _Lock(self._open(create=True), door, timeout)
+        return _Lock(self._open(create=True), name, door, timeout)
 
     def close(self) -> None:
         """Let go of the directory."""
@@ -135,15 +141,16 @@ def _check_own(status: os.stat_result) -> None:
 class _Lock:
     """The kernel drops a ``flock(2)`` when its holder dies, however that happens."""
 
-    def __init__(self, directory: int | None, door: Door, timeout: float) -> None:
+    def __init__(self, directory: int | None, name: str, door: Door, timeout: float) -> None:
         self._directory = directory
+        self._name = name
         self._door = door
         self._timeout = timeout
         self._descriptor = -1
 
     def __enter__(self) -> object:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor = os.open(_LOCK, flags, 0o600, dir_fd=self._directory)
+        self._descriptor = os.open(self._name, flags, 0o600, dir_fd=self._directory)
         try:
             self._wait()
         except BaseException:
@@ -158,9 +165,9 @@ class _Lock:
         until = self._door.now() + self._timeout
         while not _try_lock(self._descriptor):
             if self._door.now() >= until:
-                raise IsolationError(
-                    f"/run/kvmhooks/{_LOCK}: another hook has held it for {self._timeout:.0f} s; "
-                    "`kvmhooks status` shows what is held"
+                raise LockedError(
+                    f"/run/kvmhooks/{self._name}: another hook has held it for "
+                    f"{self._timeout:.0f} s; `kvmhooks status` shows what is held"
                 )
             self._door.sleep(_POLL)
 

@@ -25,7 +25,7 @@ from kvmhooks.live.emulator import PLACES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Of what is kept; counted up when more is asked."""
 
 _SECONDS: Final = 20
@@ -56,6 +56,12 @@ _QUESTIONS: Final[tuple[tuple[str, Mapping[str, object]], ...]] = (
     ("qom-list-types", {"abstract": False}),
     ("query-commands", {}),
     *[("device-list-properties", {"typename": name}) for name in _OPTIONS_OF],
+    # Refused in any case: either the kind of I/O is not known, or /dev/null is no regular file.
+    # (query-qmp-schema would tell as well, but QEMU quits before so much has been written.)
+    (
+        "blockdev-add",
+        {"driver": "file", "node-name": "a", "filename": "/dev/null", "aio": "io_uring"},
+    ),
 )
 
 
@@ -73,6 +79,8 @@ class Qemu:
     commands: tuple[str, ...]
     options: Mapping[str, tuple[str, ...]]
     """Of some devices, those that it has."""
+    io_uring: bool = False
+    """Whether it was built with io_uring; the kernel may still refuse it."""
 
 
 @frozen
@@ -91,11 +99,16 @@ class Programs:
 def probe(emulators: Sequence[Path] = PLACES, daemons: Sequence[Path] = _LIBVIRTD) -> Programs:
     """Find the programs and ask them, or remember what they said. Raises ``LaunchError``."""
     qemu = next((place for place in emulators if os.access(place, os.X_OK)), None)
-    daemon = next((place for place in daemons if os.access(place, os.X_OK)), None)
     return Programs(
         qemu=None if qemu is None else capabilities(qemu, cache_directory()),
-        libvirt=None if daemon is None else _ask_version(daemon),
+        libvirt=libvirt_version(daemons),
     )
+
+
+def libvirt_version(daemons: Sequence[Path] = _LIBVIRTD) -> str | None:
+    """Libvirt's version; None where it is not found or does not say."""
+    daemon = next((place for place in daemons if os.access(place, os.X_OK)), None)
+    return None if daemon is None else _ask_version(daemon)
 
 
 def capabilities(emulator: Path, cache: Path) -> Qemu:
@@ -132,6 +145,7 @@ def parse_answers(emulator: Path, lines: Sequence[str]) -> Qemu:
     """Read what QEMU wrote: a greeting, an answer for each question, and events between."""
     said = [json.loads(line) for line in lines if line.strip()]
     answers = {each["id"]: each.get("return") for each in said if "id" in each}
+    refusals = {each["id"]: str(each["error"]) for each in said if "error" in each and "id" in each}
     version = (answers.get(0) or {}).get("qemu")
     if version is None:
         raise LaunchError(f"{emulator}: did not say over QMP what it is")
@@ -139,7 +153,7 @@ def parse_answers(emulator: Path, lines: Sequence[str]) -> Qemu:
     aliases = [{"name": each["alias"]} for each in machines if "alias" in each]
     options = {
         name: _names(answers.get(at) or [])
-        for at, name in enumerate(_OPTIONS_OF, len(_QUESTIONS) - len(_OPTIONS_OF))
+        for at, name in enumerate(_OPTIONS_OF, len(_QUESTIONS) - len(_OPTIONS_OF) - 1)
     }
     return Qemu(
         path=str(emulator),
@@ -150,6 +164,7 @@ def parse_answers(emulator: Path, lines: Sequence[str]) -> Qemu:
         types=_names(answers.get(4) or []),
         commands=_names(answers.get(5) or []),
         options=options,
+        io_uring="regular file" in refusals.get(len(_QUESTIONS) - 1, ""),
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -58,6 +60,20 @@ def private_directory(path: Path) -> int:
             f"expected owner {os.geteuid()} and mode 700"
         )
     return descriptor
+
+
+@contextmanager
+def planning(base: Path) -> Iterator[None]:
+    """Be the only one below ``base`` who plans, so that each sees what the one before has taken.
+
+    A plan takes a second at the most; its holder's death frees the lock. Raises ``LaunchError``.
+    """
+    directory = private_directory(base)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 class RunDir:

@@ -24,6 +24,13 @@ ON_ROOT: Final = {"video": 0x01, "sound": 0x1B, "watchdog": 0x1C, "panic": 0x1D,
 """The slots of what stands on the root bus: libvirt's own places for video and sound."""
 
 
+EXPANDER_SLOT: Final = 0x1A
+"""The highest slot of a host bridge that stands for a guest cell; further ones are below it."""
+
+BUSES: Final = 256
+"""The numbers of PCI buses."""
+
+
 @frozen
 class Port:
     """One ``pcie-root-port`` with the device behind it."""
@@ -32,22 +39,26 @@ class Port:
     """The id of the device, such as ``disk0``."""
     index: int
     """The number of its bus, from 1: QEMU's id is ``pci.1``, libvirt's bus ``0x01``."""
+    position: int
+    """Which of the ports on its parent it is, from 0."""
     first_slot: int = FIRST_SLOT
+    parent: int = 0
+    """The number of the bus that it stands on: 0 is the root bus."""
 
     @property
     def bus(self) -> str:
         """The id of the bus."""
-        return f"pci.{self.index}"
+        return bus_id(self.index)
 
     @property
     def slot(self) -> int:
-        """The slot on the root bus; eight ports share one."""
-        return self.first_slot + (self.index - 1) // FUNCTIONS
+        """The slot on its parent; eight ports share one."""
+        return self.first_slot + self.position // FUNCTIONS
 
     @property
     def function(self) -> int:
         """The function in that slot."""
-        return (self.index - 1) % FUNCTIONS
+        return self.position % FUNCTIONS
 
     @property
     def announces_others(self) -> bool:
@@ -58,6 +69,19 @@ class Port:
     def number(self) -> int:
         """The port's own number: slot and function, as a real one would have."""
         return self.slot << 3 | self.function
+
+
+@frozen
+class Expander:
+    """A host bridge of its own (``pxb-pcie``): devices behind it are near to one guest cell."""
+
+    index: int
+    """The number of its bus, counted with those of the ports."""
+    cell: int
+    slot: int
+    """Its slot on the root bus."""
+    first_bus: int
+    """The guest's number of its bus; those behind its ports follow."""
 
 
 @frozen
@@ -75,30 +99,53 @@ class Layout:
     """The ports and the places of all devices."""
 
     ports: tuple[Port, ...]
+    expanders: tuple[Expander, ...]
     places: Mapping[str, Place] = field(eq=False)
 
 
+def bus_id(index: int) -> str:
+    """QEMU's id of a bus."""
+    return f"pci.{index}" if index else "pcie.0"
+
+
 def lay_out(
-    spec: VmSpec, paths: tuple[DiskPath, ...], controllers: tuple[ScsiController, ...]
+    spec: VmSpec,
+    paths: tuple[DiskPath, ...],
+    controllers: tuple[ScsiController, ...],
+    cells: tuple[int | None, ...] = (),
 ) -> Layout:
-    """Plug in every device of a spec. ``microvm`` has no PCI: its devices have no places."""
+    """Plug in every device of a spec; ``cells`` names the guest cell that each ``pci`` is near to.
+
+    ``microvm`` has no PCI: its devices have no places.
+    """
     on_root = [name for name, is_there in _on_root(spec) if is_there]
     places = {name: Place(0, ON_ROOT[name]) for name in on_root}
-    first = FIRST_SLOT + ("video" in on_root)
-    ports: list[Port] = []
     groups: dict[str, list[str]] = {}
     for device in _express(spec, paths, controllers):
-        group = _group(spec, device)
-        if group in groups:
-            groups[group].append(device)
-            leader = places[groups[group][0]]
-            places[groups[group][0]] = Place(leader.bus, 0, 0, announces_others=True)
-            places[device] = Place(leader.bus, 0, len(groups[group]) - 1)
-            continue
-        groups[group] = [device]
-        ports.append(Port(device, len(ports) + 1, first))
-        places[device] = Place(len(ports))
-    return Layout(tuple(ports), places)
+        groups.setdefault(_group(spec, device), []).append(device)
+    near = {f"pci{at}": cell for at, cell in enumerate(cells) if cell is not None}
+    first = FIRST_SLOT + ("video" in on_root)
+    ports: list[Port] = []
+    for members in groups.values():
+        if near.get(members[0]) is None:
+            ports.append(Port(members[0], len(ports) + 1, len(ports), first))
+    expanders: list[Expander] = []
+    free = BUSES
+    for cell in sorted(set(near.values())):
+        behind = [members[0] for members in groups.values() if near.get(members[0]) == cell]
+        if not behind:
+            continue  # its devices are functions of one that is elsewhere
+        index = len(ports) + len(expanders) + 1
+        free -= len(behind) + 1
+        slot = EXPANDER_SLOT - len(expanders)
+        expanders.append(Expander(index, cell, slot, free))
+        ports += [Port(device, index + 1 + at, at, 0, index) for at, device in enumerate(behind)]
+    for port in ports:
+        (members,) = [each for each in groups.values() if each[0] == port.device]
+        for function, device in enumerate(members):
+            shares = function == 0 and len(members) > 1
+            places[device] = Place(port.index, 0, function, shares)
+    return Layout(tuple(ports), tuple(expanders), places)
 
 
 def _on_root(spec: VmSpec) -> Iterator[tuple[str, bool]]:

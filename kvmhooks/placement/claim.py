@@ -27,4 +27,5 @@ def claim(plan: Plan, *, driver: str = "kvm-launch") -> Claim:
         exclusive=plan.exclusive,
         hugepages=tuple((node, size, count) for (node, size), count in sorted(pages.items())),
         strict=plan.spec.isolation.strict,
+        settings=(("isolation.siblings", "idle"),) if plan.idle else (),
     )

@@ -152,6 +152,12 @@ def survey(
         for holding in holdings
         for cpus in (holding.exclusive, holding.dedicated, holding.idle)
     )
+    held |= union(
+        host.core_of(cpu)
+        for holding in holdings
+        if holding.keeps_siblings
+        for cpu in holding.exclusive & online
+    )
     if housekeeping is None:
         housekeeping = choose_housekeeping(host, held)
     elif not housekeeping <= online:

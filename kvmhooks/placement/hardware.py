@@ -5,6 +5,7 @@ other words.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Literal
 
 from attrs import frozen
@@ -19,6 +20,7 @@ from kvmhooks.placement.security import LaunchSecurity, choose_security
 from kvmhooks.placement.storage import DiskPath, ScsiController, choose_disks
 from kvmhooks.placement.target import (
     MICROVM,
+    MODEL_VERSIONS,
     PANIC_PCI,
     PIPEWIRE,
     READONLY_VIRTIOFS,
@@ -60,26 +62,36 @@ class Hardware:
     """What was asked for and is not there, with since when it would be."""
 
 
+@frozen(kw_only=True)
+class Decided:
+    """What the planner has decided before the hardware is."""
+
+    accel: str
+    model: str
+    """The CPU model that the guest sees."""
+    identity: str
+    """The VM's UUID."""
+    iothreads: tuple[int | None, ...]
+    """The one of each disk that names no others."""
+    cells: tuple[int | None, ...]
+    """The guest cell that each ``spec.pci`` is near to; None: none, or there is but one."""
+    cell_count: int
+
+
 def choose_hardware(
-    spec: VmSpec,
-    host: Host,
-    target: Target,
-    *,
-    accel: str,
-    model: str,
-    identity: str,
-    iothreads: tuple[int | None, ...],
+    spec: VmSpec, host: Host, target: Target, decided: Decided
 ) -> tuple[Hardware, tuple[str, ...]]:
     """Decide the hardware of a VM for a ``target``, and say why.
 
-    ``model`` is the CPU model that the guest sees, ``iothreads`` the one of each disk that names no
-    others. Raises ``PlanError`` for what the VM cannot be without and the target has not.
+    Raises ``PlanError`` for what the VM cannot be without and the target has not.
     """
+    accel, identity = decided.accel, decided.identity
     wishes = Wishes(target)
+    _check_cells(spec, decided.cell_count)
     _require(spec, wishes)
-    interface = choose_interface(spec, wishes, accel=accel, model=model)
+    interface = choose_interface(spec, wishes, accel=accel, model=decided.model)
     backing, why_backing = choose_backing(spec)
-    disks, scsi = choose_disks(spec, wishes, identity, iothreads)
+    disks, scsi = choose_disks(spec, wishes, identity, decided.iothreads)
     security = choose_security(spec, host, wishes, accel=accel)
     hardware = Hardware(
         target=target,
@@ -93,10 +105,19 @@ def choose_hardware(
         security=security,
         cid=spec.vsock.cid or derived_cid(identity),
         has_run_with=RUN_WITH_USER.lacking(target) is None,
-        layout=lay_out(spec, disks, scsi),
+        layout=lay_out(spec, disks, scsi, decided.cells),
         left_out=tuple(wishes.left_out),
     )
     return hardware, why_backing
+
+
+def _check_cells(spec: VmSpec, cells: int) -> None:
+    """Memory that is added belongs to a cell that there is."""
+    named = {f"memory.dimm[{at}]": each.cell for at, each in enumerate(spec.memory.dimm)}
+    named |= {f"memory.virtio[{at}]": each.cell for at, each in enumerate(spec.memory.virtio)}
+    for at, cell in named.items():
+        if cell >= cells:
+            raise PlanError(f"{at}.cell", str(cell), f"a cell of the guest: 0 to {cells - 1}")
 
 
 def derived_cid(identity: str) -> int:
@@ -107,8 +128,11 @@ def derived_cid(identity: str) -> int:
 
 def _require(spec: VmSpec, wishes: Wishes) -> None:
     """Refuse what cannot be left out without another VM coming of it."""
+    model = spec.cpu.model
+    has_version = re.fullmatch(r".+-v[0-9]+", model) is not None
     readonly = any(shared.readonly for shared in spec.filesystem)
     asked: tuple[tuple[bool, Gate, str, str], ...] = (
+        (has_version, MODEL_VERSIONS, "cpu.model", f'"{model}"'),
         (spec.machine.type == "microvm", MICROVM, "machine.type", '"microvm"'),
         (spec.panic.model == "pci", PANIC_PCI, "panic.model", '"pci"'),
         (spec.sound.model == "virtio", SOUND_VIRTIO, "sound.model", '"virtio"'),

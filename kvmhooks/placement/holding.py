@@ -30,6 +30,8 @@ class Holding:
     """CPUs of its vCPUs that no other VM's vCPU may run on, though the host's tasks may."""
     idle: CpuSet = CpuSet()
     """Siblings of its CPUs that nobody may use (``smt = "isolate"``)."""
+    keeps_siblings: bool = False
+    """Whether all siblings of its exclusive CPUs are such, though ``idle`` does not tell them."""
     floating: tuple[tuple[CpuSet, int], ...] = ()
     """(CPUs, vCPUs): so many vCPUs float over these CPUs. They give way to dedicated ones."""
     memory: tuple[tuple[int, int], ...] = ()
@@ -51,6 +53,7 @@ class Holding:
             "exclusive": str(self.exclusive),
             "dedicated": str(self.dedicated),
             "idle": str(self.idle),
+            "keeps_siblings": self.keeps_siblings,
             "floating": [{"cpus": str(cpus), "vcpus": count} for cpus, count in self.floating],
             "memory": [{"node": node, "kib": kib} for node, kib in self.memory],
             "hugepages": [
@@ -68,6 +71,7 @@ def of_claim(claim: Claim, *, is_mapped: bool = False) -> Holding:
         name=claim.name,
         uuid=claim.uuid,
         exclusive=claim.exclusive,
+        keeps_siblings=claim.setting("isolation.siblings") == "idle",
         hugepages=() if is_mapped else claim.hugepages,
     )
 
@@ -141,6 +145,7 @@ def from_json(said: object) -> Holding:
             exclusive=CpuSet.parse(said["exclusive"]),
             dedicated=CpuSet.parse(said["dedicated"]),
             idle=CpuSet.parse(said["idle"]),
+            keeps_siblings=said["keeps_siblings"] is True,
             floating=tuple(
                 (CpuSet.parse(one["cpus"]), int(one["vcpus"])) for one in said["floating"]
             ),

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import PLANNED, Host
@@ -19,7 +19,7 @@ from kvmhooks.placement.cpu_model import choose_cpu
 from kvmhooks.placement.devices import check_devices, near, place_devices
 from kvmhooks.placement.evaluate import Placed, score
 from kvmhooks.placement.ground import Ground, Site, survey
-from kvmhooks.placement.hardware import choose_hardware
+from kvmhooks.placement.hardware import Decided, choose_hardware
 from kvmhooks.placement.holding import Holding, of_claim
 from kvmhooks.placement.iothreads import serve_disks
 from kvmhooks.placement.model import (
@@ -30,6 +30,7 @@ from kvmhooks.placement.model import (
     VcpuPin,
 )
 from kvmhooks.placement.pins import Pins, nearest_of, pin
+from kvmhooks.placement.profile import give_way
 from kvmhooks.placement.reasons import Settled, reasons, warnings
 from kvmhooks.placement.request import requests
 from kvmhooks.placement.search import Cut, Effort
@@ -68,15 +69,24 @@ def plan(
 
     A claim counts its huge pages as promised and not mapped yet. ``housekeeping`` are the CPUs that
     no dedicated vCPU is put on; without it some are chosen. ``target`` says which QEMU and libvirt
-    will run it: only what they have is used.
-
-    It reads nothing but its arguments. Raises ``PlanError`` when the VM does not fit; the message
-    names what binds.
+    will run it: only what they have is used. It reads nothing but its arguments.
+    Raises ``PlanError`` when the VM does not fit; the message names what binds.
     """
     identity = identity_of(spec)
     holdings = holdings_of(claims, without=identity)
     ground = survey(host, holdings, housekeeping)
-    return plan_on(spec, ground, target=target, effort=effort or Effort())
+    given_up: list[str] = []
+    while True:
+        try:
+            decided = plan_on(spec, ground, effort=effort or Effort(), target=target)
+        except PlanError as error:
+            other = give_way(spec, error)
+            if other is None:
+                raise
+            spec, sentence = other
+            given_up.append(sentence)
+        else:
+            return evolve(decided, warnings=(*given_up, *decided.warnings))
 
 
 def parts_of(spec: VmSpec) -> tuple[str, ...]:
@@ -106,8 +116,8 @@ def plan_on(
     ground: Ground,
     *,
     effort: Effort,
-    target: Target = OLDEST,
     present: Present | None = None,
+    target: Target = OLDEST,
 ) -> Plan:
     """The plan on a host that was looked at. Raises ``PlanError``."""
     host = ground.host
@@ -145,15 +155,6 @@ def plan_on(
     others = _others(spec, ground, pins, sites)
     served = serve_disks(spec)
     identity = identity_of(spec)
-    hardware, why_hardware = choose_hardware(
-        spec,
-        host,
-        target,
-        accel=accel,
-        model=cpu.model,
-        identity=identity,
-        iothreads=served.disks,
-    )
     numbers = score(spec, placed, ground, terms.near)
     settled = Settled(
         spec=spec,
@@ -164,6 +165,20 @@ def plan_on(
         others=others,
         score=numbers,
         devices=place_devices(spec, host, cells),
+    )
+    near_cells = tuple(device.cell for device in settled.devices) if len(cells) > 1 else ()
+    hardware, why_hardware = choose_hardware(
+        spec,
+        host,
+        target,
+        Decided(
+            accel=accel,
+            model=cpu.model,
+            identity=identity,
+            iothreads=served.disks,
+            cells=near_cells,
+            cell_count=len(cells),
+        ),
     )
     caches = sorted({cache for cache, _, _ in pins.caches if cache is not None})
     limit = spec.isolation.memory_bandwidth

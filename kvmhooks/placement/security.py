@@ -21,6 +21,9 @@ of ATTRIBUTES, whose bit 28 (SEPT_VE_DISABLE) Linux guests insist on (qapi/qom.j
 MODULES: Final = {"sev": "sev", "sev-es": "sev_es", "sev-snp": "sev_snp", "tdx": "tdx"}
 """Parameters of kvm_amd and kvm_intel that say what is switched on."""
 
+VENDORS: Final = {"sev": "amd", "sev-es": "amd", "sev-snp": "amd", "tdx": "intel"}
+"""Whose processors have it."""
+
 
 @frozen(kw_only=True)
 class LaunchSecurity:
@@ -43,6 +46,9 @@ def choose_security(
     found = f'"{asked.type}"'
     if accel != "kvm":
         raise PlanError("security.type", f"{found} under {accel}", "KVM")
+    vendor = host.kvm.vendor if host.kvm else None
+    if vendor is not None and vendor != VENDORS[asked.type]:
+        raise PlanError("security.type", f"{found} on a processor of {vendor}", VENDORS[asked.type])
     parameters = (host.kvm.module_parameters if host.kvm else None) or {}
     said = parameters.get(MODULES[asked.type])
     if said in {"N", "0"}:

@@ -8,7 +8,7 @@ and of libvirt's formatdomain page.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from attrs import define, field, frozen
@@ -76,6 +76,7 @@ SCSI_IOTHREADS: Final = Gate(
     "iothread-vq-mapping of virtio-scsi", (10, 0), (11, 2), "virtio-scsi-pci.iothread-vq-mapping"
 )
 EMULATED_NVME: Final = Gate("an emulated NVMe disk", OLDEST_QEMU, (11, 5))
+MODEL_VERSIONS: Final = Gate("a CPU model with its version", OLDEST_QEMU, (10, 10))
 PANIC_PCI: Final = Gate("pvpanic-pci", OLDEST_QEMU, (9, 1))
 WATCHDOG_ITCO: Final = Gate("a working iTCO watchdog", OLDEST_QEMU, (9, 1))
 SOUND_VIRTIO: Final = Gate("virtio-sound", (8, 2), (10, 4), "virtio-sound-pci")
@@ -138,7 +139,7 @@ def parse_version(text: str) -> Version:
     return int(major), int(minor)
 
 
-def told_by(types: Collection[str], options: dict[str, Collection[str]]) -> frozenset[str]:
+def told_by(types: Collection[str], options: Mapping[str, Collection[str]]) -> frozenset[str]:
     """What ``Target.told`` says of a QEMU with these types, and options of devices."""
     named = {f"{device}.{option}" for device, has in options.items() for option in has}
     return frozenset({*types, *named})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from attrs import define, field, frozen
@@ -15,6 +15,7 @@ from kvmhooks.placement.holding import Holding, of_plan
 from kvmhooks.placement.model import Plan
 from kvmhooks.placement.plan import holdings_of, identity_of, plan
 from kvmhooks.placement.search import Effort
+from kvmhooks.placement.target import OLDEST, Target
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet
 
@@ -42,11 +43,13 @@ def plan_all(
     housekeeping: CpuSet | None = None,
     effort: Effort | None = None,
     tries: int = TRIES,
+    target: Callable[[VmSpec], Target] = lambda _: OLDEST,
 ) -> Together:
     """Plan several VMs beside each other and beside ``claims``.
 
     All orders are tried, the given one first and then the largest first, until all fit that fit at
-    all, or ``tries`` plans were made. Raises ``PlanError`` when two have one UUID.
+    all, or ``tries`` plans were made. ``target`` tells what will run each VM. Raises ``PlanError``
+    when two have one UUID.
     """
     identities = [identity_of(spec) for spec in specs]
     for at, identity in enumerate(identities):
@@ -58,7 +61,12 @@ def plan_all(
     if housekeeping is None:
         housekeeping = survey(host, holdings_of(others, without="")).housekeeping
     trial = _Trial(
-        host=host, others=others, housekeeping=housekeeping, effort=effort or Effort(), left=tries
+        host=host,
+        others=others,
+        housekeeping=housekeeping,
+        effort=effort or Effort(),
+        left=tries,
+        targets={spec.name: target(spec) for spec in specs},
     )
     largest_first = sorted(specs, key=lambda spec: (-spec.cpu.vcpus, -spec.memory.size))
     for order in (list(specs), largest_first):
@@ -77,6 +85,7 @@ class _Trial:
     others: list[Claim | Holding]
     housekeeping: CpuSet
     effort: Effort
+    targets: Mapping[str, Target]
     left: int
     best: tuple[Plan, ...] = ()
     possible: int = -1
@@ -93,6 +102,7 @@ class _Trial:
                 [*self.others, *map(of_plan, placed)],
                 housekeeping=self.housekeeping,
                 effort=self.effort,
+                target=self.targets[spec.name],
             )
         except PlanError as error:
             if not placed:

@@ -12,7 +12,8 @@ VmName = NewType("VmName", str)
 Uuid = NewType("Uuid", str)
 MacAddress = NewType("MacAddress", str)
 InterfaceName = NewType("InterfaceName", str)
-"""A network interface of the host: at most 15 bytes (``IFNAMSIZ`` - 1, linux/if.h)."""
+"""A network interface of the host: at most 15 bytes (``IFNAMSIZ`` - 1, linux/if.h), of the letters
+that libvirt's schema has (deviceName, basictypes.rng)."""
 CpuFeature = NewType("CpuFeature", str)
 """A CPU feature, by QEMU's name for it, to add (``+``) or to take away (``-``)."""
 CpuModel = NewType("CpuModel", str)
@@ -37,7 +38,7 @@ TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
         r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}",
         'a unicast MAC address in lower case such as "52:54:00:12:34:56"',
     ),
-    InterfaceName: (r"[A-Za-z0-9_.+-]{1,15}", "an interface's name of at most 15 characters"),
+    InterfaceName: (r"[A-Za-z0-9_.-]{1,15}", "an interface's name of at most 15 characters"),
     CpuFeature: (r"[+-][a-z0-9][a-z0-9._-]*", '"+name" or "-name"'),
     CpuModel: (r"[A-Za-z0-9][A-Za-z0-9_.-]*", '"host", "max" or a model of QEMU'),
     MachineType: (

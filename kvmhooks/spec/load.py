@@ -11,6 +11,7 @@ import attrs
 from kvmhooks.errors import Problem, SpecError
 from kvmhooks.spec.consistency import inconsistencies
 from kvmhooks.spec.model import VmSpec
+from kvmhooks.spec.profiles import with_profile
 from kvmhooks.spec.structure import Unsuitable, structure
 
 MAX_BYTES = 1 << 20
@@ -47,8 +48,9 @@ def parse_vm(text: str, *, folder: Path, source: str = "vm.toml") -> VmSpec:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
         raise _refused(source, "", str(error), "TOML") from error
+    document, applied = with_profile(document)
     try:
-        spec = attrs.evolve(structure(document, folder), source=source)
+        spec = attrs.evolve(structure(document, folder), source=source, applied=applied)
     except Unsuitable as error:
         raise SpecError(source, error.problems) from error
     problems = tuple(inconsistencies(spec))

@@ -48,6 +48,7 @@ from kvmhooks.spec.forms import (
     VmName,
 )
 from kvmhooks.spec.network import Net
+from kvmhooks.spec.profiles import Applied
 from kvmhooks.spec.security import Security
 from kvmhooks.spec.storage import Disk, Nvme
 from kvmhooks.spec.tuning import Tuning
@@ -55,6 +56,7 @@ from kvmhooks.values import ByteSize, CpuSet
 
 __all__ = [
     "TEXT_FORMS",
+    "Applied",
     "Balloon",
     "Boot",
     "CellId",
@@ -348,6 +350,36 @@ class Run:
 
 
 @frozen(kw_only=True)
+class Image:
+    """An image that kvm-launch makes when it is not there; it never overwrites one."""
+
+    path: Path
+    """The file; a disk names it as well."""
+    format: Literal["raw", "qcow2"] = "qcow2"
+    """Its format; over a base it is qcow2."""
+    size: ByteSize | None = None
+    """How large the disk is that the guest sees; by default as the base."""
+    base: Path | None = None
+    """The image that it begins as; what the guest writes goes to this one only."""
+    base_format: Literal["raw", "qcow2"] = "qcow2"
+    """The format of the base."""
+
+
+@frozen(kw_only=True)
+class CloudInit:
+    """What cloud-init in the guest is told; kvm-launch makes a seed of it at each start."""
+
+    seed: Path
+    """The ISO to make, which a disk names as well."""
+    user_data: Path | None = None
+    """The file with the user data; by default nothing is asked for."""
+    meta_data: Path | None = None
+    """The file with the meta data; by default the VM's UUID and name."""
+    network: Path | None = None
+    """The file with the network configuration; by default cloud-init's own."""
+
+
+@frozen(kw_only=True)
 class VmSpec:
     """A VM, as a person described it."""
 
@@ -355,6 +387,20 @@ class VmSpec:
     """The VM's name: letters, digits and . _ + -, 63 at most."""
     uuid: Uuid | None = None
     """Its UUID; by default derived from the name."""
+    profile: (
+        Literal[
+            "general",
+            "compute",
+            "database",
+            "web",
+            "realtime",
+            "desktop",
+            "edge",
+            "confidential",
+        ]
+        | None
+    ) = None
+    """What the VM is for: defaults under its own words (`kvmhooks profiles show NAME`)."""
     machine: Machine = Machine()
     """The kind of machine."""
     boot: Boot = Boot()
@@ -417,5 +463,11 @@ class VmSpec:
     """What the VM asks of the host while it runs."""
     run: Run = Run()
     """How kvm-launch follows the VM."""
+    image: tuple[Image, ...] = ()
+    """Images that are made before the first start."""
+    cloud_init: CloudInit | None = None
+    """What cloud-init in the guest is told."""
+    applied: tuple[Applied, ...] = field(default=(), eq=False, metadata={"key": False})
+    """The profile's defaults that can give way; not a key of the file."""
     source: str = field(default="vm.toml", eq=False, metadata={"key": False})
     """The name of the file, for messages; not a key of it."""

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
 from kvm_launch.cgroup import Tree, group_of
 from kvm_launch.outcome import Isolated
+from kvm_launch.stop import SIGNALS
 from kvmhooks.errors import IsolationError, KvmhooksError
 from kvmhooks.host import Host
-from kvmhooks.isolate import gate, hook
+from kvmhooks.isolate import gate, hook, service
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.keeper import Keeper
@@ -25,11 +26,10 @@ from kvmhooks.isolate.report import FAILED, REFUSAL, Report
 from kvmhooks.isolate.state import Process
 from kvmhooks.isolate.store import Store
 from kvmhooks.live.threads import EMULATOR, planned_cpus
-from kvmhooks.placement import Plan, claim, plan
+from kvmhooks.placement import Plan, Target, claim, plan
+from kvmhooks.placement.target import OLDEST
 from kvmhooks.spec import VmSpec
 from kvmhooks.values import CpuSet
-
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 ATTEMPTS: Final = 8
 """How often to plan anew when another VM has taken the CPUs between the plan and the claim."""
@@ -65,14 +65,17 @@ class Hold:
             with _uninterrupted():
                 self._give_back(self.claim)
 
-    def plan(self, spec: VmSpec, host: Host) -> Plan:
-        """Plan around the VMs that live, and take what the plan claims.
+    def plan(
+        self, spec: VmSpec, host: Host, others: Sequence[Claim] = (), target: Target = OLDEST
+    ) -> Plan:
+        """Plan for a target around the VMs that live, and take what the plan claims.
 
+        ``others`` are VMs that claim nothing, as claims on the CPUs of their dedicated vCPUs.
         Raises ``PlanError``, or ``IsolationError`` for what is refused; nothing was changed then.
         """
         for _ in range(ATTEMPTS - 1):
             claims = live_claims(self._keeper)
-            decided = plan(spec, host, claims)
+            decided = plan(spec, host, (*claims, *others), target=target)
             try:
                 self.take(decided)
             except IsolationError:
@@ -80,7 +83,7 @@ class Hold:
                     raise  # nobody came in between
             else:
                 return decided
-        decided = plan(spec, host, live_claims(self._keeper))
+        decided = plan(spec, host, (*live_claims(self._keeper), *others), target=target)
         self.take(decided)
         return decided
 
@@ -132,6 +135,11 @@ class Hold:
                 lambda: {tid: groups.get(tid, EMULATOR) for tid in names(f"proc/{pid}/task")},
             )
             self._report = self._keeper.started(self.claim, pid)
+
+    def follow(self) -> None:
+        """Have what changes while the VM runs seen to: the same small process as libvirt's VMs."""
+        if self.claim is not None:
+            service.ensure(self._keeper, self.claim.key)
 
     @property
     def isolated(self) -> Isolated | None:

@@ -7,25 +7,28 @@ import asyncio
 import gc
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
 
+from kvm_launch import images, seed
 from kvm_launch.console import Console
 from kvm_launch.hold import Hold
 from kvm_launch.life import State
 from kvm_launch.outcome import Outcome, judge
-from kvm_launch.planning import base_of
-from kvm_launch.record import Account
+from kvm_launch.planning import base_of, target_of
+from kvm_launch.record import Account, pinned
 from kvm_launch.restart import wait_of
 from kvm_launch.show import not_restored, outcome_lines
 from kvm_launch.stop import Stop
 from kvm_launch.supervise import supervise
+from kvm_launch.user import user_of
 from kvmhooks.errors import QemuError, RestoreError
 from kvmhooks.host import Host
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.live import emulator
-from kvmhooks.live.rundir import RunDir
+from kvmhooks.live.rundir import RunDir, planning
 from kvmhooks.placement import Plan
 from kvmhooks.render.picture import picture
 from kvmhooks.spec import VmSpec
@@ -35,7 +38,12 @@ class Launch:
     """Runs one VM: each time it starts it is planned anew, and claims anew."""
 
     def __init__(
-        self, arguments: argparse.Namespace, spec: VmSpec, host: Host, keeper: Keeper
+        self,
+        arguments: argparse.Namespace,
+        spec: VmSpec,
+        host: Host,
+        keeper: Keeper,
+        ready: Callable[[], None] | None = None,
     ) -> None:
         self._arguments = arguments
         self._spec = spec
@@ -43,7 +51,8 @@ class Launch:
         self._keeper = keeper
         self._say = sys.stderr if arguments.json else sys.stdout
         self._program: Path = emulator.find(spec)
-        self._account = Account(spec, self._say)
+        self._target = target_of(spec, arguments)
+        self._account = Account(spec, self._say, ready)
 
     def run(self) -> tuple[Plan, Outcome]:
         """Run it to its last end. Raises ``KvmhooksError`` when that was no outcome of its own."""
@@ -92,7 +101,7 @@ class Launch:
         decided = None
         try:
             with hold:
-                decided = hold.plan(self._spec, self._host)
+                decided = self._decide(hold)
                 self._begin(decided, hold)
                 ended = asyncio.run(
                     supervise(
@@ -118,15 +127,26 @@ class Launch:
         outcome = judge(decided, ended, hold.isolated)
         return decided, attrs.evolve(outcome, steps=tuple(life.steps[first:])), None
 
+    def _decide(self, hold: Hold) -> Plan:
+        """Plan around the VMs that run, and tell the next one what this one has taken."""
+        base = base_of(self._arguments)
+        with planning(base):
+            decided = hold.plan(self._spec, self._host, list(pinned(base)), self._target)
+            self._account.planned(decided)
+        return decided
+
     def _begin(self, decided: Plan, hold: Hold) -> None:
-        """Tell what was decided and claimed."""
+        """Tell what was decided and claimed, and make what the VM needs."""
         print(picture(decided), end="", file=self._say, flush=True)
-        self._account.planned(decided)
         if hold.claim is not None:
             self._account.life.enter(State.CLAIMED, f"CPUs {hold.claim.exclusive}")
         if hold.omitted:
             print(f"warning: isolation.exclusive: {hold.omitted}: threads are pinned, and the host "
                   "stays as it is", file=self._say)  # fmt: skip
+        user = user_of(self._spec)
+        for path in images.make(self._spec, user):
+            print(f"image: {path} was made", file=self._say)
+        seed.make(self._spec, decided.uuid, user)
         gc.enable()
 
     def _tell(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -25,6 +25,8 @@ examples:
   kvm-launch --print argv --host tree vm.toml
                                            QEMU's arguments on another, captured host
   kvm-launch --libvirt vm.toml             define and start it in libvirt instead
+  kvm-launch a.toml b.toml folder/         run several until all have ended
+  kvm-launch --detach vm.toml              leave it in the background once it runs
   kvm-launch ps                            the VMs that run
   kvm-launch status|stop|console NAME      one of them: Ctrl-] leaves its console
   kvm-launch qmp NAME query-status         ask its QEMU something
@@ -60,9 +62,45 @@ def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
 
 
 def _interruptible(arguments: argparse.Namespace, door: Door | None) -> int:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    return _launch(arguments, door)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN or number is not signal.SIGHUP:
+            signal.signal(number, signal.default_int_handler)
+    is_special = arguments.libvirt or arguments.json or arguments.print or arguments.dry_run
+    if arguments.detach and is_special:
+        raise UsageError("--detach: found --libvirt, --json, --print or --dry-run beside it")
+    if len(arguments.vm) > 1 or arguments.vm[0].is_dir():
+        if is_special or arguments.host is not None:
+            raise UsageError(
+                "found several VMs, expected one beside --libvirt, --json, --print, --dry-run or "
+                "--host"
+            )
+        return _several(arguments, door)
+    (arguments.vm,) = arguments.vm
+    if not arguments.detach:
+        return _launch(arguments, door)
+    from kvm_launch.detach import detached
+
+    return detached(lambda ready: _launch(arguments, door, ready))
+
+
+def _several(arguments: argparse.Namespace, door: Door | None) -> int:
+    """Run several VMs; with ``--detach`` one after the other, until one does not run."""
+    from kvm_launch.detach import detached
+    from kvm_launch.many import files_of, load_all, run_many
+    from kvm_launch.run import run
+
+    specs = [_with_accel(spec, arguments.accel) for spec in load_all(files_of(arguments.vm))]
+    if not arguments.detach:
+        return run_many(specs, lambda spec: _ended(lambda: run(arguments, spec, door)))
+    for spec in specs:
+        code = detached(lambda ready, spec=spec: run(arguments, spec, door, ready))  # type: ignore[misc]
+        if code != 0:
+            return code
+    return 0
+
+
+def _ended(launch: Callable[[], int]) -> int:
+    return exit_code_of(launch, interrupted="interrupted: nothing is running")
 
 
 def _verb(verb: str, words: Sequence[str]) -> int:
@@ -81,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("vm", metavar="VM.toml", type=Path, help="the VM's description")
+    add("vm", metavar="VM.toml", type=Path, nargs="+", help="a VM's description, or a folder")
     add("--print", choices=PRINTABLE, metavar="WHAT", help="print argv, xml, plan or claim")
     add("--dry-run", action="store_true", help="check, show the plan, and start nothing")
     add("--accel", choices=("auto", "kvm", "tcg"), help="instead of what the file says")
@@ -90,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON; a guest's console goes to stderr")
     add("--timeout", metavar="SECONDS", type=_seconds, help="stop the VM after this time")
     add("--run-dir", metavar="DIR", type=Path, help="where the VM's sockets are")
+    add("--detach", action="store_true", help="leave it in the background once it runs")
     add("--version", action="version", version=f"kvm-launch {VERSION}")
     return parser
 
@@ -114,7 +153,9 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _launch(arguments: argparse.Namespace, door: Door | None) -> int:
+def _launch(
+    arguments: argparse.Namespace, door: Door | None, ready: Callable[[], None] | None = None
+) -> int:
     if arguments.host is not None and not (arguments.print or arguments.dry_run):
         raise UsageError("--host: another host's plan cannot run here: add --print or --dry-run")
     from kvmhooks.spec import load_vm
@@ -124,7 +165,7 @@ def _launch(arguments: argparse.Namespace, door: Door | None) -> int:
         return _print(arguments, spec)
     from kvm_launch.run import run
 
-    return run(arguments, spec, door)
+    return run(arguments, spec, door, ready)
 
 
 def _with_accel(spec: VmSpec, accel: Literal["auto", "kvm", "tcg"] | None) -> VmSpec:

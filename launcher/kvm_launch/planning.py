@@ -6,11 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
+import attrs
+
 from kvmhooks.errors import LaunchError
-from kvmhooks.host import PLANNED, Host, read
+from kvmhooks.host import Host, read
 from kvmhooks.live import accel, emulator
 from kvmhooks.live.rundir import default_base
-from kvmhooks.placement import Plan, plan
+from kvmhooks.placement import Plan, Target, parts_of, plan
+from kvmhooks.placement.target import OLDEST
 from kvmhooks.spec import VmSpec
 
 
@@ -20,15 +23,15 @@ def plan_to_print(spec: VmSpec, arguments: argparse.Namespace) -> Plan:
     A verdict of an earlier probe is used; without one ``auto`` is KVM if it is there, and a
     message says so.
     """
-    host = read_host(arguments)
+    host = read_host(arguments, spec)
     if spec.machine.accel == "auto" and arguments.host is None:
         spec = _settled_from_memory(spec, host, arguments)
-    return plan(spec, host)
+    return plan(spec, host, target=target_of(spec, arguments))
 
 
-def read_host(arguments: argparse.Namespace) -> Host:
-    """The host to plan for; what is wrong with it goes to stderr."""
-    host = read("/" if arguments.host is None else arguments.host, parts=PLANNED)
+def read_host(arguments: argparse.Namespace, spec: VmSpec) -> Host:
+    """The host to plan for, as far as ``spec`` needs it; what is wrong with it goes to stderr."""
+    host = read("/" if arguments.host is None else arguments.host, parts=parts_of(spec))
     if arguments.host is not None:
         for warning in host.warnings:
             print(f"{arguments.host}: {warning}", file=sys.stderr)
@@ -49,3 +52,16 @@ def _settled_from_memory(spec: VmSpec, host: Host, arguments: argparse.Namespace
         print("accelerator: auto, and KVM was not tried yet on this boot", file=sys.stderr)
         return spec
     return choice.spec
+
+
+def target_of(spec: VmSpec, arguments: argparse.Namespace) -> Target:
+    """What will run the VM: the QEMU of this machine, and libvirt only if it is asked for.
+
+    What is printed as XML is for libvirt. For a captured host nothing is known of its programs.
+    """
+    has_libvirt = arguments.libvirt is not None or arguments.print == "xml"
+    if arguments.host is not None:
+        return OLDEST if has_libvirt else attrs.evolve(OLDEST, libvirt=None)
+    from kvmhooks.live.target import target_for
+
+    return target_for(spec, has_libvirt=has_libvirt)

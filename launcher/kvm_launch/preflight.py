@@ -3,21 +3,52 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from kvm_launch.user import User, problems_of
 from kvmhooks.errors import Problem, SpecError
 from kvmhooks.spec import Net, VmSpec
 
 INTERFACES = Path("/sys/class/net")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
+KVM = Path("/dev/kvm")
 
 
-def check(spec: VmSpec) -> None:
-    """Raise ``SpecError`` with everything that is missing."""
-    problems = (*_files(spec), *_interfaces(spec), *_helpers(spec))
+def check(spec: VmSpec, user: User | None = None) -> None:
+    """Raise ``SpecError`` with everything that is missing, or that ``user`` may not open."""
+    files = tuple(_files(spec)) if user is None else problems_of(user, lambda: _files(spec))
+    problems = (*files, *_interfaces(spec), *_owners(spec, user), *_helpers(spec))
     if problems:
         raise SpecError(spec.source, problems)
+
+
+def check_accel(spec: VmSpec, user: User | None) -> None:
+    """Raise ``SpecError`` when KVM is settled on and ``user`` may not open it."""
+    if user is None or spec.machine.accel != "kvm":
+        return
+    mode = os.R_OK | os.W_OK
+    problems = problems_of(user, lambda: _file("machine.user", KVM, mode, "a KVM to use"))
+    if problems:
+        raise SpecError(spec.source, problems)
+
+
+def _owners(spec: VmSpec, user: User | None) -> Iterator[Problem]:
+    """A tap can be opened by its owner (``ip tuntap add … user NAME``), or by root."""
+    for index, net in enumerate(spec.net):
+        if user is None or net.type != "tap" or net.device is None:
+            continue
+        owner = INTERFACES / net.device / "owner"
+        if owner.exists() and owner.read_text().strip() != str(user.uid):
+            expected = f"a tap that belongs to machine.user: ip tuntap add … user {user.name}"
+            yield Problem(f"net[{index}].device", repr(str(net.device)), expected)
+
+
+def _coming(spec: VmSpec) -> set[Path]:
+    """What is made for the VM before it starts."""
+    seed = set() if spec.cloud_init is None else {spec.cloud_init.seed}
+    return {image.path for image in spec.image} | seed
 
 
 def _files(spec: VmSpec) -> Iterator[Problem]:
@@ -28,7 +59,10 @@ def _files(spec: VmSpec) -> Iterator[Problem]:
     for at, path in named.items():
         if path is not None:
             yield from _file(at, path, os.R_OK, "a file that can be read")
+    coming = _coming(spec)
     for index, disk in enumerate(spec.disk):
+        if disk.path in coming and not disk.path.exists():
+            continue
         if disk.readonly:
             yield from _file(f"disk[{index}].path", disk.path, os.R_OK, "an image to read")
         else:
@@ -37,11 +71,15 @@ def _files(spec: VmSpec) -> Iterator[Problem]:
 
 
 def _file(at: str, path: Path, mode: int, expected: str) -> Iterator[Problem]:
-    if not path.exists():
-        yield Problem(at, f"no file {str(path)!r}", expected)
-    elif path.is_dir() or not os.access(path, mode):
-        kind = "a folder" if path.is_dir() else "no permission for"
-        yield Problem(at, f"{kind} {str(path)!r}", expected)
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+        found = "a folder" if is_folder else "" if os.access(path, mode) else "no permission for"
+    except PermissionError:  # it is in a folder that may not be searched
+        found = "no permission for"
+    except OSError:
+        found = "no file"
+    if found:
+        yield Problem(at, f"{found} {str(path)!r}", expected)
 
 
 def _helpers(spec: VmSpec) -> Iterator[Problem]:

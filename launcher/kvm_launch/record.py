@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self, TextIO
@@ -12,18 +12,24 @@ from typing import Any, Final, Self, TextIO
 from attrs import asdict, evolve, frozen
 
 from kvm_launch.life import Life, State, Step
+from kvm_launch.notify import ServiceManager
 from kvmhooks.errors import LaunchError
+from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.state import start_time
 from kvmhooks.live.rundir import RunDir
 from kvmhooks.placement import Plan
 from kvmhooks.spec import VmSpec
+from kvmhooks.values import CpuSet, union
 
 NAME: Final = "status.json"
 MONITOR: Final = "control.sock"
 """The second monitor, for ``kvm-launch qmp``."""
 
 CONSOLE: Final = "console.sock"
+
+MARGIN_SECONDS: Final = 60
+"""What QEMU's end and the host's restoration may take beyond the guest's own time."""
 
 
 @frozen(kw_only=True)
@@ -45,6 +51,9 @@ class Record:
     """Where its threads may run."""
     exclusive: str = ""
     """Which of those are its own."""
+    dedicated: str = ""
+    """On which of those no other VM's vCPU is put."""
+    uuid: str = ""
 
     def after(self, step: Step) -> Self:
         """The record after a step of the VM's life."""
@@ -61,13 +70,20 @@ class Record:
 
 
 class Account:
-    """Tells each step of a VM's life as it is reached: to a person, and in the run directory."""
+    """Tells each step of a VM's life as it is reached: to a person, and in the run directory.
 
-    def __init__(self, spec: VmSpec, say: TextIO) -> None:
+    With ``ready``, which is called when the guest runs, nobody sees what is said from there on: it
+    goes to the system's log.
+    """
+
+    def __init__(self, spec: VmSpec, say: TextIO, ready: Callable[[], None] | None = None) -> None:
         pid = os.getpid()
         self.life: Final = Life(self._tell)
         self._say = say
+        self._ready = ready
         self._run_dir: RunDir | None = None
+        self._manager = ServiceManager()
+        self._patience = spec.shutdown.timeout + MARGIN_SECONDS
         self._record = Record(
             name=spec.name,
             source=spec.source,
@@ -87,10 +103,28 @@ class Account:
     def _tell(self, step: Step) -> None:
         print(f"state: {step}", file=self._say, flush=True)
         self._keep(self._record.after(step))
+        status = f"{step}".replace("\n", " ")
+        if self._ready is not None:
+            Door().log(f"{self._record.name}: {status}")
+        if step.state is State.RUNNING and self._ready is not None:
+            self._ready()
+        if step.state is State.RUNNING:
+            self._manager.tell(READY=1, STATUS=status)
+        elif step.state is State.SHUTTING_DOWN:
+            microseconds = self._patience * 1_000_000
+            self._manager.tell(STATUS=status, EXTEND_TIMEOUT_USEC=microseconds)
+        else:
+            self._manager.tell(STATUS=status)
 
     def planned(self, plan: Plan) -> None:
         """It is decided where it lives."""
-        self._record = evolve(self._record, cpus=str(plan.cpus), exclusive=str(plan.exclusive))
+        self._record = evolve(
+            self._record,
+            cpus=str(plan.cpus),
+            exclusive=str(plan.exclusive),
+            dedicated=str(dedicated_cpus(plan)),
+            uuid=plan.uuid,
+        )
         self.life.enter(State.PLANNED)
 
     def started(self, qemu: int) -> None:
@@ -113,6 +147,25 @@ def running(base: Path) -> Iterator[Record]:
         record = _read(base / name)
         if record is not None and record.is_followed:
             yield record
+
+
+def pinned(base: Path) -> Iterator[Claim]:
+    """The VMs that run with dedicated vCPUs, as claims on their CPUs."""
+    for record in running(base):
+        if record.dedicated:
+            yield Claim(
+                driver="kvm-launch",
+                uuid=record.uuid,
+                name=record.name,
+                exclusive=CpuSet.parse(record.dedicated),
+            )
+
+
+def dedicated_cpus(plan: Plan) -> CpuSet:
+    """The CPUs of vCPUs that have one each."""
+    if plan.spec.cpu.placement == "shared":
+        return CpuSet()
+    return union(pin.cpus for pin in plan.vcpus if len(pin.cpus) == 1)
 
 
 def find(base: Path, name: str) -> Record:

@@ -6,14 +6,16 @@ import argparse
 import asyncio
 import gc
 import sys
+from collections.abc import Callable
 
-from kvm_launch import preflight
+from kvm_launch import images, preflight, seed
 from kvm_launch.console import Console
 from kvm_launch.hold import keeper_of, live_claims
 from kvm_launch.outcome import Outcome, as_text, judge
-from kvm_launch.planning import base_of, read_host
+from kvm_launch.planning import base_of, read_host, target_of
 from kvm_launch.show import outcome_lines
 from kvm_launch.stop import Stop
+from kvm_launch.user import user_of
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
 from kvmhooks.live import accel, emulator
@@ -22,33 +24,46 @@ from kvmhooks.render.picture import picture
 from kvmhooks.spec import VmSpec
 
 
-def run(arguments: argparse.Namespace, spec: VmSpec, door: Door | None = None) -> int:
+def run(
+    arguments: argparse.Namespace,
+    spec: VmSpec,
+    door: Door | None = None,
+    ready: Callable[[], None] | None = None,
+) -> int:
     """Run the VM, or with ``--dry-run`` only show what would be; give the exit code.
 
-    ``door`` is the host whose CPUs are isolated: this machine without it.
+    ``door`` is the host whose CPUs are isolated: this machine without it. ``ready`` is called when
+    the guest runs.
     """
-    host = read_host(arguments)
+    host = read_host(arguments, spec)
     say = sys.stderr if arguments.json else sys.stdout
     keeper = keeper_of(Door() if door is None else door)
     claims: list[Claim] = []
     if arguments.host is None:
-        preflight.check(spec)
+        # libvirt gives its user the files that a VM needs.
+        user = user_of(spec) if arguments.libvirt is None else None
+        preflight.check(spec, user)
+        images.check(spec)
+        seed.check(spec)
         choice = accel.choose(spec, host, emulator.find(spec), base_of(arguments))
         spec = choice.spec
+        preflight.check_accel(spec, user)
         print(choice.why, file=say)
         claims = live_claims(keeper)
     if not arguments.dry_run and arguments.libvirt is None:
         from kvm_launch.launch import Launch
 
-        decided, outcome = Launch(arguments, spec, host, keeper).run()
+        decided, outcome = Launch(arguments, spec, host, keeper, ready).run()
         return _told(arguments, decided, outcome)
-    decided = plan(spec, host, claims)
+    decided = plan(spec, host, claims, target=target_of(spec, arguments))
     print(picture(decided), end="", file=say, flush=True)
     if arguments.dry_run:
         return 0
     gc.enable()
     from kvm_launch.through_libvirt import follow
 
+    images.make(spec, None)
+    seed.make(spec, decided.uuid, None)
     console = Console((sys.stderr if arguments.json else sys.stdout).buffer)
     stop = Stop(arguments.timeout, spec.shutdown.timeout)
     ended = asyncio.run(follow(decided, arguments.libvirt, console=console, stop=stop))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+SIGNALS: Final = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    *(() if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)),
+)
+"""What asks for the end; a terminal that is closed does, unless it was started with nohup(1)."""
 
 
 class Stop:
-    """What may ask a VM to stop: SIGINT, SIGTERM, and the end of ``seconds``.
+    """What may ask a VM to stop: a signal of ``SIGNALS``, and the end of ``seconds``.
 
     ``grace`` is how long the guest has to power off after it was asked to, in seconds.
     """
@@ -21,6 +27,7 @@ class Stop:
         self._seconds = seconds
         self._grace = grace
         self._asked: asyncio.Queue[str] = asyncio.Queue()
+        self._terminals: list[int] = []
         self.was_asked = False
         """Whether the VM was asked to stop: it did not end by itself."""
 
@@ -32,15 +39,21 @@ class Stop:
         is put back.
         """
         loop = asyncio.get_running_loop()
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         before = {number: signal.getsignal(number) for number in SIGNALS}
         for number in SIGNALS:
-            loop.add_signal_handler(number, self._asked.put_nowait, number.name)
+            loop.add_signal_handler(number, self._ask, number)
         try:
             yield
         finally:
             for number, handler in before.items():
                 loop.remove_signal_handler(number)
                 signal.signal(number, handler)
+
+    def _ask(self, number: signal.Signals) -> None:
+        if number is signal.SIGHUP:
+            _leave(self._terminals)
+        self._asked.put_nowait(number.name)
 
     async def escalate(
         self,
@@ -82,3 +95,11 @@ class Stop:
             return asked.result()
         asked.cancel()
         return None
+
+
+def _leave(terminals: Iterable[int]) -> None:
+    """Write nowhere instead of to a terminal that is gone, where every write would fail (EIO)."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in terminals:
+        os.dup2(null, descriptor)
+    os.close(null)

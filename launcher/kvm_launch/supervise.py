@@ -13,6 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
+import attrs
+
 from kvm_launch import child
 from kvm_launch.console import Console
 from kvm_launch.hold import Hold
@@ -20,6 +22,7 @@ from kvm_launch.life import State
 from kvm_launch.outcome import Ended
 from kvm_launch.record import CONSOLE, MONITOR, Account
 from kvm_launch.stop import Stop
+from kvm_launch.user import user_of
 from kvm_launch.watch import Watch
 from kvmhooks.errors import QemuError
 from kvmhooks.live import threads as live_threads
@@ -72,6 +75,7 @@ async def supervise(
                 live_threads.require_planned(pins)
                 with stop.listening():
                     await monitor.execute("cont")
+                    await asyncio.to_thread(hold.follow)
                     forced = await _follow(plan, process, ended, monitor, stop, watch)
         except QemuError as error:
             await _end(process)
@@ -109,8 +113,9 @@ async def _started(
         monitors = (listener.fileno(), second.fileno())
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", child.__file__, str(ours), str(os.getpid())),
+            *_identity(plan),
             emulator,
-            *qemu_argv(plan)[1:],
+            *_arguments(plan),
             "-S",
             *chain.from_iterable(_monitor(at, fd) for at, fd in enumerate(monitors)),
             stdin=asyncio.subprocess.PIPE,
@@ -138,6 +143,22 @@ async def _started(
                 if process.returncode is None:  # a second Ctrl-C: no more patience
                     process.kill()
             await ended
+
+
+def _arguments(plan: Plan) -> list[str]:
+    """QEMU's arguments; it does not change its user itself: the child has done so before."""
+    spec = attrs.evolve(plan.spec, machine=attrs.evolve(plan.spec.machine, user=None))
+    return qemu_argv(attrs.evolve(plan, spec=spec))[1:]
+
+
+def _identity(plan: Plan) -> tuple[str, str]:
+    """What the child may gain, and whom it becomes."""
+    # qemu-bridge-helper is setuid: it makes the port of a bridge for a QEMU that may not.
+    needs_helper = any(net.type == "bridge" for net in plan.spec.net)
+    user = user_of(plan.spec)
+    groups = "" if user is None else ",".join(map(str, user.groups))
+    ids = "" if user is None else f"{user.uid}:{user.gid}:{groups}"
+    return "keep" if needs_helper else "drop", ids
 
 
 def _listening(path: Path) -> socket.socket:
@@ -192,7 +213,9 @@ async def _follow(
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for failed in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(failed, Exception):  # to be cancelled is none
+                raise failed
         for event in await monitor.last_events(seconds=QUIT_SECONDS):
             watch.handle(event)
 

@@ -22,27 +22,19 @@ from kvmhooks.errors import KvmhooksError, PlanError, SpecError
 from kvmhooks.host import Host, read
 from kvmhooks.isolate.domain import read_claim
 from kvmhooks.spec import parse_vm
-from tests.fakehost import write_host
+from tests.fakehost import LARGE_SERVER, write_host
 from tests.laws.strategies import hosts
 from tests.schemas import flaws
 
 OWN = sorted((Path(__file__).parents[1] / "golden" / "domains").glob("*.xml"))
 EXPECTED = Path(__file__).parents[1] / "golden" / "tuned"
-SERVER: dict[str, Any] = {
-    "packages": 2,
-    "cores": 8,
-    "threads": 2,
-    "nodes": 2,
-    "memory_mib": 262_144,
-    "hugepages": {2048: (65_536, 65_536), 1_048_576: (64, 64)},
-}
 
 
 @cache
 def server() -> Host:
     """A host that is large enough for every domain of our own making."""
     with TemporaryDirectory() as folder:
-        return read(write_host(Path(folder), **SERVER))
+        return read(write_host(Path(folder), **LARGE_SERVER))
 
 
 def test_the_domains_exercise_every_device() -> None:

@@ -16,6 +16,7 @@ BELOW = {
     "version": set(),
     "wording": set(),
     "exits": {"errors"},
+    "units": {"errors"},
     "values": {"errors"},
     "isolate": {"errors", "values", "version"},
     "host": {"errors", "values", "version", "wording"},
@@ -33,7 +34,7 @@ BELOW["cli"] = EVERYTHING - {"cli"}
 BELOW["kvm_launch"] = EVERYTHING - {"cli"}
 BELOW["hooks"] = {"isolate"}
 
-STANDARD_ONLY = {"errors", "version", "wording", "exits", "values", "isolate", "hooks"}
+STANDARD_ONLY = {"errors", "version", "wording", "exits", "units", "values", "isolate", "hooks"}
 """Rooms that import nothing but the standard library and what ``BELOW`` says."""
 
 

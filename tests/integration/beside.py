@@ -22,6 +22,9 @@ class Beside(Door):
             return Door("/").read(path)
         return super().read(path)
 
+    def detach(self, words: list[str]) -> None:
+        """No follower: another process would find nobody alive in the tree."""
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[2:], Beside(sys.argv[1])))

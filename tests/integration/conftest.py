@@ -53,9 +53,46 @@ def guest() -> Path:
     return folder
 
 
+class Daemon:
+    """A libvirtd whose every directory is below ``base``."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        """Where clients find it."""
+        return f"qemu:///system?socket={self.base / 'run' / 'libvirt-sock'}"
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return int((self.base / "libvirtd.pid").read_text())
+
+    def start(self) -> None:
+        """Start it, and wait until it listens; VMs that run already are found again."""
+        socket = self.base / "run" / "libvirt-sock"
+        socket.unlink(missing_ok=True)
+        with (self.base / "libvirtd.log").open("ab") as log:
+            process = self._process = subprocess.Popen(
+                ["unshare", "--mount", "--propagation", "private", "sh", "-c", LIBVIRTD, "sh",
+                 self.base],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        eventually(lambda: socket.exists() or process.poll() is not None, seconds=120)
+        assert process.poll() is None, (self.base / "libvirtd.log").read_text()
+
+    def end(self, number: signal.Signals) -> None:
+        """End it with a signal; its VMs stay."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(timeout=60)
+
+
 @pytest.fixture(scope="session")
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URI of a libvirtd of the tests' own, in its own directories."""
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A libvirtd of the tests' own, in its own directories."""
     if os.geteuid() != 0:
         pytest.skip("a libvirtd of the tests' own needs a mount namespace: only root can make one")
     if shutil.which("libvirtd") is None:
@@ -66,18 +103,15 @@ def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     shutil.copytree("/etc/libvirt", base / "etc", symlinks=True)
     shutil.rmtree(base / "etc" / "qemu" / "networks" / "autostart", ignore_errors=True)
     (base / "etc" / "qemu.conf").write_text(QEMU_CONF)
-    with (base / "libvirtd.log").open("wb") as log:
-        process = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", LIBVIRTD, "sh", base],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            socket = base / "run" / "libvirt-sock"
-            eventually(lambda: socket.exists() or process.poll() is not None, seconds=120)
-            assert process.poll() is None, (base / "libvirtd.log").read_text()
-            yield f"qemu:///system?socket={socket}"
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=60)
+    daemon = Daemon(base)
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.end(signal.SIGTERM)
+
+
+@pytest.fixture(scope="session")
+def libvirtd(daemon: Daemon) -> str:
+    """The URI of the tests' libvirtd."""
+    return daemon.uri

@@ -13,18 +13,19 @@ import pytest
 
 from kvmhooks.isolate import installation
 from tests.integration.components import QEMU, eventually
+from tests.integration.conftest import Daemon
 from tests.isolate_model.kernel import Kernel
-from tests.isolate_model.tree import add_process, plant, snapshot
+from tests.isolate_model.tree import plant, snapshot
 
 DOMAIN = """
 <domain type='qemu'>
   <name>{name}</name>
   <metadata><kvmhooks:vm xmlns:kvmhooks="urn:kvmhooks:1">
     <kvmhooks:isolation exclusive="yes"/></kvmhooks:vm></metadata>
-  <memory unit='MiB'>64</memory>
+  <memory unit='MiB'>{memory}</memory>
   <vcpu>1</vcpu>
   <cputune><vcpupin vcpu='0' cpuset='{cpu}'/><emulatorpin cpuset='{other}'/></cputune>
-  <os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <os><type arch='x86_64' machine='q35'>hvm</type>{boot}</os>
   <features><acpi/></features>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
@@ -34,12 +35,28 @@ DOMAIN = """
 """
 
 
+HOOK = """\
+#!/bin/sh
+for pid in $(cat {base}/run/qemu/*.pid {tree}.seen 2> /dev/null); do
+    echo $pid >> {tree}.seen
+    rm -rf {tree}/proc/$pid
+    case $(cat /proc/$pid/stat 2> /dev/null) in
+        "" | *") Z "*) ;;
+        *) mkdir {tree}/proc/$pid && cat /proc/$pid/stat > {tree}/proc/$pid/stat;;
+    esac
+done
+exec {hook} --root {tree} "$@"
+"""
+"""Shows the tree which of libvirt's processes live, and runs the installed hook on it."""
+
+
 class Host:
     """libvirtd, and the tree that its hook believes to be the host."""
 
-    def __init__(self, uri: str, tree: Path) -> None:
-        self.uri = uri
-        self.base = Path(uri.partition("socket=")[2]).parent.parent
+    def __init__(self, daemon: Daemon, tree: Path) -> None:
+        self.daemon = daemon
+        self.uri = daemon.uri
+        self.base = daemon.base
         self.tree = tree
         self.before: dict[str, str] = {}
 
@@ -52,12 +69,22 @@ class Host:
         assert (done.returncode != 0) is fails, done.stderr
         return done.stderr if fails else done.stdout.strip()
 
-    def define(self, name: str, cpu: int, other: int) -> None:
-        """A VM that sits in its firmware."""
+    def define(self, name: str, cpu: int, other: int, boot: str = "") -> None:
+        """A VM that sits in its firmware unless it is given a kernel to boot."""
         path = self.tree / f"{name}.xml"
-        path.write_text(DOMAIN.format(name=name, cpu=cpu, other=other))
+        path.write_text(
+            DOMAIN.format(name=name, cpu=cpu, other=other, boot=boot, memory=256 if boot else 64)
+        )
         self.virsh("define", str(path))
         path.unlink()
+
+    def pid(self, name: str) -> int:
+        """A VM's QEMU."""
+        return int((self.base / f"run/qemu/{name}.pid").read_text())
+
+    def is_running(self, name: str) -> bool:
+        """Whether libvirt knows that it runs."""
+        return name in self.virsh("list", "--name").split()
 
     @property
     def held(self) -> list[str]:
@@ -67,13 +94,20 @@ class Host:
             return []
         return [one["claim"]["name"] for one in json.loads(path.read_text())["held"].values()]
 
+    def look(self) -> dict[str, str]:
+        """Every file, but for the processes that are not the tree's own."""
+        seen = Path(f"{self.tree}.seen")
+        others = set(seen.read_text().split()) if seen.exists() else set()
+        files = snapshot(self.tree)
+        return {one: text for one, text in files.items() if one.split("/")[1] not in others}
+
     def is_restored(self) -> bool:
         """Whether nothing is held and every file is as it was."""
-        return not self.held and snapshot(self.tree) == self.before
+        return not self.held and self.look() == self.before
 
 
 @pytest.fixture
-def host(libvirtd: str, tmp_path: Path) -> Iterator[Host]:
+def host(daemon: Daemon, tmp_path: Path) -> Iterator[Host]:
     """The hook installed into a running daemon, which is told to look for it (SIGHUP)."""
     if not QEMU.exists():
         pytest.skip("there is no QEMU here: apt install qemu-system-x86")
@@ -81,19 +115,20 @@ def host(libvirtd: str, tmp_path: Path) -> Iterator[Host]:
         pytest.skip("two CPUs are needed: one for the vCPU and one for the emulator")
     tree = tmp_path / "tree"
     plant(Kernel("plain", 8, 12), tree)
-    host = Host(libvirtd, tree)
-    pid = int((host.base / "libvirtd.pid").read_text())
-    add_process(tree, pid)
-    host.before = snapshot(tree)
+    host = Host(daemon, tree)
+    (tree / "run").mkdir(exist_ok=True)
+    (tree / "run/libvirt").symlink_to(daemon.base / "run")
+    host.before = host.look()
     found = installation.install(str(tmp_path / "installed"), libvirt=(9, 0, 0))
     hook = host.base / "etc/hooks/qemu.d/kvmhooks"
     hook.parent.mkdir(parents=True, exist_ok=True)
-    hook.write_text(f'#!/bin/sh\nexec {tmp_path}/installed{found.path} --root {tree} "$@"\n')
+    installed = f"{tmp_path}/installed{found.path}"
+    hook.write_text(HOOK.format(base=host.base, tree=tree, hook=installed))
     hook.chmod(0o755)
-    os.kill(pid, signal.SIGHUP)
+    os.kill(daemon.pid, signal.SIGHUP)
     yield host
     hook.unlink()
-    os.kill(pid, signal.SIGHUP)
+    os.kill(daemon.pid, signal.SIGHUP)
     for name in host.virsh("list", "--all", "--name").split():
         if name in host.virsh("list", "--name").split():
             host.virsh("destroy", name)
@@ -127,8 +162,7 @@ def test_a_vm_that_is_killed_gives_its_cpu_back(host: Host) -> None:
     host.define("owner", cpu=1, other=0)
     host.virsh("start", "owner")
     assert host.held == ["owner"]
-    pid = int((host.base / "run/qemu/owner.pid").read_text())
-    os.kill(pid, signal.SIGKILL)
+    os.kill(host.pid("owner"), signal.SIGKILL)
     eventually(host.is_restored, 30)
 
 
@@ -142,3 +176,32 @@ def test_a_saved_vm_gives_its_cpu_back_and_takes_it_again(host: Host) -> None:
     assert host.held == ["owner"]
     host.virsh("destroy", "owner")
     eventually(host.is_restored)
+
+
+def test_a_guest_that_powers_off_gives_its_cpu_back(host: Host, guest: Path) -> None:
+    """It does so by itself, and nobody asks libvirt for anything."""
+    boot = (
+        f"<kernel>{guest}/vmlinuz</kernel><initrd>{guest}/initramfs.img</initrd>"
+        "<cmdline>quiet no_timer_check</cmdline>"
+    )
+    host.define("owner", cpu=1, other=0, boot=boot)
+    host.virsh("start", "owner")
+    assert host.held == ["owner"]
+    eventually(host.is_restored, 60)
+    assert not host.is_running("owner")
+
+
+@pytest.mark.parametrize("end", ["destroyed", "killed while nobody looks"])
+def test_a_vm_outlives_libvirtd(host: Host, end: str) -> None:
+    """libvirtd is killed and started again: the claim stays as long as the VM, and goes with it."""
+    host.define("owner", cpu=1, other=0)
+    host.virsh("start", "owner")
+    host.daemon.end(signal.SIGKILL)
+    if end != "destroyed":
+        os.kill(host.pid("owner"), signal.SIGKILL)
+    host.daemon.start()
+    if end == "destroyed":
+        eventually(lambda: host.is_running("owner"), 30)
+        assert host.held == ["owner"]
+        host.virsh("destroy", "owner")
+    eventually(host.is_restored, 30)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pwd
 import signal
-from typing import TYPE_CHECKING, Any
+import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.components import QEMU, Launcher, eventually, processes_of
 from tests.integration.roms import write_rom
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 START = ["planned", "starting", "paused", "running"]
 END = ["shutting down", "ended"]
@@ -138,3 +139,50 @@ def test_a_qemu_that_crashed_is_started_again(launcher: Launcher) -> None:
     assert err.startswith("QEMU failed (QEMU ended with status -9)\n")
     assert "end: QEMU ended: SIGTERM, and the guest did not power off" in out
     assert (processes_of("tiny"), launcher.left_behind()) == ([], [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_qemu_runs_as_another_user_who_can_gain_nothing(launcher: Launcher) -> None:
+    """No capability, no group of ours, no_new_privs; and it still dies with kvm-launch."""
+    spec = launcher.vm("tiny", top="[machine]\naccel = 'tcg'\nuser = 'nobody'")
+    process = launcher.start(spec)
+    assert process.stdout is not None
+    while "state: running" not in process.stdout.readline():
+        pass
+    (qemu,) = processes_of("tiny")
+    lines = Path(f"/proc/{qemu}/status").read_text().splitlines()
+    status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    nobody = pwd.getpwnam("nobody")
+    assert status["Uid"] == [str(nobody.pw_uid)] * 4
+    assert status["Gid"] == [str(nobody.pw_gid)] * 4
+    assert "0" not in status["Groups"]
+    assert (status["CapEff"], status["CapPrm"]) == (["0" * 16], ["0" * 16])
+    assert status["NoNewPrivs"] == ["1"]
+    process.kill()
+    process.communicate()
+    eventually(lambda: not processes_of("tiny"))
+
+
+def test_a_service_manager_is_told(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ready when the guest runs, each state, how long the end may take; QEMU knows nothing."""
+    path = launcher.base / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(30)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        process = launcher.start(vm(launcher, "sits"))
+        said = [manager.recv(4096).decode()]
+        while "READY=1" not in said[-1]:
+            said.append(manager.recv(4096).decode())
+        (qemu,) = processes_of("tiny")
+        assert b"NOTIFY_SOCKET" not in Path(f"/proc/{qemu}/environ").read_bytes()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=40)
+        manager.settimeout(0.1)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                said.append(manager.recv(4096).decode())
+    assert [one.splitlines()[0] for one in said[:2]] == ["STATUS=planned", "STATUS=starting"]
+    assert said[3] == "READY=1\nSTATUS=running"
+    assert said[4] == "STATUS=shutting down: asked to power off\nEXTEND_TIMEOUT_USEC=61000000"
+    assert said[-1].startswith("STATUS=ended: QEMU ended: SIGTERM")

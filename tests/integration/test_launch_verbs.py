@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pty
+import pwd
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -141,3 +144,62 @@ def _until(read: Callable[[], bytes], wanted: bytes) -> bytes:
     while wanted not in said and time.monotonic() < until:
         said += read()
     return said
+
+
+def test_a_detached_vm_outlives_its_terminal(launcher: Launcher) -> None:
+    """The command ends when the guest runs, and nothing holds its output; errors come before."""
+    spec = launcher.vm("away", top="machine.accel = 'tcg'")
+    ran = launcher.run("--detach", spec, timeout=30)  # it waits for the end of both pipes
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "state: running"
+    assert shown(launcher) == {"away": "running"}
+    (qemu,) = processes_of("away")
+    supervisor = int(Path(f"/proc/{qemu}/stat").read_text().split()[3])
+    assert os.getsid(supervisor) == supervisor
+    again = launcher.run("--detach", spec)
+    said = "name: found 'away', expected one that does not run already\n"
+    assert (again.returncode, again.stderr) == (1, said)
+    assert verb(launcher, "stop", "--now", "away").returncode == 0
+    assert (processes_of("away"), launcher.left_behind()) == ([], [])
+    assert launcher.run("--detach", "--json", spec).returncode == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user runs all the other tests then")
+def test_an_ordinary_user_runs_what_needs_no_root(launcher: Launcher) -> None:
+    """Its VM runs below its own runtime directory, and what is left out is said."""
+    user = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory(prefix="kvm-launch-") as folder:
+        os.chown(folder, user.pw_uid, user.pw_gid)
+        spec = Path(folder, "mine.toml")
+        spec.write_text(
+            'name = "mine"\nmachine.accel = "tcg"\nmemory.size = "64MiB"\nshutdown.timeout = 1\n'
+            'cpu = { vcpus = 1, placement = "dedicated", threads = 1 }\n'
+            "isolation.exclusive = true\n"
+        )
+        ran = subprocess.run(
+            [*map(str, launcher.program), "--timeout", "1", str(spec)],
+            user=user.pw_uid, group=user.pw_gid, extra_groups=[], cwd=folder, check=False,
+            env={"XDG_RUNTIME_DIR": folder, "HOME": folder}, capture_output=True, text=True,
+            stdin=subprocess.DEVNULL, timeout=60,
+        )  # fmt: skip
+        assert ran.returncode == 3, ran.stderr
+        assert "warning: isolation.exclusive: only root can isolate CPUs: threads" in ran.stdout
+        assert "vCPU 0" in ran.stdout
+        assert "1 s were over" in ran.stdout
+        assert os.listdir(f"{folder}/kvm-launch") == []  # noqa: PTH208 -- names
+
+
+def test_a_terminal_that_is_closed_asks_the_guest_to_power_off(launcher: Launcher) -> None:
+    """The VM is not cut off, and nothing of it is left; what is written to a terminal that is gone
+    fails, and is no reason to fail."""
+    ours, theirs = pty.openpty()
+    spec = launcher.vm("window", top="machine.accel = 'tcg'", patience=2)
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *launcher.command(spec)], stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    assert b"state: running" in _until(lambda: os.read(ours, 4096), b"state: running")
+    os.close(ours)
+    eventually(lambda: shown(launcher) == {"window": "shutting down"})
+    assert process.wait(30) == 3
+    assert (processes_of("window"), launcher.left_behind()) == ([], [])

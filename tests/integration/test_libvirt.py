@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
+from kvmhooks.domain.tune import tune
+from kvmhooks.host import read
+from tests.fakehost import LARGE_SERVER, write_host
 from tests.integration.components import QEMU, ROOT, Launcher, processes_of
 
 QUICKSTART = ROOT / "examples" / "quickstart.toml"
@@ -111,3 +114,34 @@ def _attributes(domain: etree._Element, path: str) -> list[dict[str, str]]:
         {str(key): str(value) for key, value in each.attrib.items()}
         for each in domain.iterfind(path)
     ]
+
+
+DOMAINS = sorted((ROOT / "tests" / "golden" / "domains").glob("*.xml"))
+
+
+def test_libvirt_defines_what_was_tuned(libvirtd: str, tmp_path: Path) -> None:
+    """Of our own domains, each that libvirtd defines, validated, it defines tuned as well."""
+    (tmp_path / "host").mkdir()
+    host = read(write_host(tmp_path / "host", **LARGE_SERVER))
+    count = 0
+    for file in DOMAINS:
+        before = etree.parse(file).getroot()
+        if not _is_defined(libvirtd, before, tmp_path):
+            continue
+        tuned = etree.fromstring(tune(file.read_bytes(), host).document)
+        assert _is_defined(libvirtd, tuned, tmp_path), file.name
+        count += 1
+    print(f"{count} of {len(DOMAINS)} domains are defined, as they are and tuned")
+    assert count >= 12
+
+
+def _is_defined(uri: str, domain: etree._Element, folder: Path) -> bool:
+    for emulator in domain.iterfind("devices/emulator"):
+        emulator.text = str(QEMU)
+    path = folder / "domain.xml"
+    path.write_bytes(etree.tostring(domain))
+    command = ["virsh", "--quiet", "--connect", uri, "define", "--validate", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode == 0:
+        virsh(uri, "undefine", "--nvram", str(domain.findtext("name")))
+    return done.returncode == 0

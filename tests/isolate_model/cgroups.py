@@ -53,6 +53,8 @@ class Cgroups:
         self.online = online
         self.is_unified = is_unified
         self.has_partitions = has_partitions
+        self.refuses_partitions = False
+        """Whether each partition becomes invalid, as when somebody else has made one."""
         self.root = Group("", None)
 
     def find(self, path: str) -> Group:
@@ -196,7 +198,7 @@ class Cgroups:
             while above is not None and above.parent is not None:
                 is_valid = is_valid and group.exclusive <= above.exclusive
                 above = above.parent
-            is_valid = is_valid and self.has_partitions
+            is_valid = is_valid and self.has_partitions and not self.refuses_partitions
             group.partition = "isolated" if is_valid else "isolated invalid (Parent unusable)"
 
     def _own(self, group: Group) -> CpuSet:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from kvmhooks.isolate.bus import BusError, Systemd
 from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.knobs.caches import SCHEMATA, merged
 from kvmhooks.isolate.scheduling import COOKIE, DEFAULTS, NEW
-from kvmhooks.isolate.store import Store
+from kvmhooks.isolate.store import RECORD, Store
 from kvmhooks.values import CpuSet
 from tests.isolate_model.cgroups import Cgroups, Group
 
@@ -36,23 +37,6 @@ BOUND_THREAD = 0x0420_0040
 def nothing(what: str) -> None:
     """No test looks at this step."""
     del what
-
-
-def merged(schemata: str, said: str) -> str:
-    """What resctrl's ``schemata`` holds after a write of one cache's mask: runs of ones only."""
-    resource, _, change = said.partition(":")
-    cache, _, mask = change.partition("=")
-    if "0" in f"{int(mask, 16):b}".strip("0") or not int(mask, 16):
-        raise OSError(errno.EINVAL, "ways that are not adjacent", said)
-    lines = []
-    for line in schemata.splitlines():
-        name, _, masks = line.partition(":")
-        words = [
-            change if (name, word.partition("=")[0]) == (resource, cache) else word
-            for word in masks.split(";")
-        ]
-        lines.append(f"{name}:{';'.join(words)}")
-    return "\n".join(lines)
 
 
 class Irq:
@@ -155,6 +139,8 @@ class Kernel(Door):
         self.spawn("cron", group=home)
         if self.flavour == "legacy":
             self.spawn("container", group="docker/a")
+        if self.flavour == "plain":  # an init that makes no groups leaves everything in the root
+            self.spawn("udevd")
 
     # --- the door -------------------------------------------------------------------------------
 
@@ -225,7 +211,10 @@ class Kernel(Door):
 
     def _kept(self, path: str, text: str) -> str:
         """What a file holds after a write, where that is not the text itself."""
-        if path == "sys/fs/resctrl/schemata":
+        if path == SCHEMATA:
+            ways = f"{int(text.partition('=')[2], 16):b}"
+            if "0" in ways.strip("0") or "1" not in ways:
+                raise OSError(errno.EINVAL, "ways that are not adjacent", text)
             return merged(self.files[path], text)
         if path.endswith("enabled"):
             words = ("always", "madvise", "never")
@@ -379,6 +368,9 @@ class Kernel(Door):
             raise BusError(f"systemd: Unit {unit} not loaded.")
         text = f"# By systemd.\n[{section}]\nAllowedCPUs=\nAllowedCPUs={cpus}\n"
         self.files[drop_in(unit)] = text
+        if not cpus:  # the live set stays as it is (systemd#43846)
+            self._drop_controllers()
+            return
         above: list[Group] = []
         parent: Group | None = group.parent
         while parent is not None:
@@ -392,21 +384,23 @@ class Kernel(Door):
         self.put(f"{self.base}/{group.path}/cpuset.cpus", str(cpus))
 
     def reload_systemd(self) -> None:
-        """It applies what its drop-ins say; without one it leaves the set as it is.
-
-        A controller that no unit needs any more is dropped (seen in the lab).
-        """
-        groups = list(self.groups.root.walk())
-        for group in groups:
+        """It applies what its drop-ins say; without one it leaves the set as it is."""
+        for group in list(self.groups.root.walk()):
             text = self.files.get(drop_in(group.name))
             if text is not None:
-                self.set_unit(group.name, CpuSet.parse(text.strip().rpartition("=")[2]))
-        has_users = any(one.path.startswith("machine.slice/") for one in groups)
-        if not has_users and not any(path.endswith("/50-AllowedCPUs.conf") for path in self.files):
-            for group in reversed(groups):
-                if group.has_controller:
-                    path = f"{self.base}/{group.path}/cgroup.subtree_control"
-                    self.put(path.replace("//", "/"), "-cpuset")
+                self.set_unit(group.name, _cpus_of(text))
+        self._drop_controllers()
+
+    def _drop_controllers(self) -> None:
+        """A controller that no unit needs any more is dropped, as seen in the lab."""
+        said = [text for path, text in self.files.items() if path.endswith("/50-AllowedCPUs.conf")]
+        groups = list(self.groups.root.walk())
+        if any(map(_cpus_of, said)) or any(one.path.startswith("machine.slice/") for one in groups):
+            return
+        for group in reversed(groups):
+            if group.has_controller:
+                path = f"{self.base}/{group.path}/cgroup.subtree_control".replace("//", "/")
+                self.put(path, "-cpuset")
 
     @property
     def keeps_wishes(self) -> bool:
@@ -490,6 +484,11 @@ class Kernel(Door):
                 task.mask = (effective & wish if wish else effective) or effective
 
 
+def _cpus_of(drop_in: str) -> CpuSet:
+    """What a drop-in says in the end."""
+    return CpuSet.parse(drop_in.strip().rpartition("=")[2])
+
+
 class ModelSystemd(Systemd):
     """systemd's manager, asked without a bus."""
 
@@ -529,6 +528,6 @@ class Record(Store):
             self._kernel.record = None
 
     @contextmanager
-    def lock(self, door: Door, timeout: float) -> Iterator[None]:
-        del door, timeout
+    def lock(self, door: Door, timeout: float, name: str = RECORD) -> Iterator[None]:
+        del door, timeout, name
         yield

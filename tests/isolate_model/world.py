@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.report import Report
 
 METADATA = '<metadata><kvmhooks:vm xmlns:kvmhooks="urn:kvmhooks:1">{}</kvmhooks:vm></metadata>'
+PAGES = "sys/devices/system/node/node0/hugepages/hugepages-2048kB"
+"""The pool of ``PagedVm``."""
+
 ISOLATION = '<kvmhooks:isolation exclusive="yes"/>'
 
 
@@ -64,6 +67,23 @@ class Vm:
             f"<domain type='kvm'><name>{self.name}</name><uuid>{self.uuid}</uuid>{metadata}"
             f"<vcpu>{len(self.cpus)}</vcpu>{tune}{self.devices}</domain>"
         ).encode()
+
+
+class PagedVm(Vm):
+    """A guest on ``pages`` huge pages of 2 MiB of node 0."""
+
+    def __init__(self, name: str, cpus: CpuSet, emulator: CpuSet, *, pages: int) -> None:
+        super().__init__(name, cpus, emulator)
+        self.pages = pages
+
+    @property
+    def xml(self) -> bytes:
+        pages = (
+            f"<memory unit='MiB'>{2 * self.pages}</memory><memoryBacking><hugepages>"
+            "<page size='2' unit='M'/></hugepages></memoryBacking>"
+            "<numatune><memory nodeset='0'/></numatune></domain>"
+        )
+        return super().xml.replace(b"</domain>", pages.encode())
 
 
 class World:

@@ -12,26 +12,46 @@ from . import isolated
 if TYPE_CHECKING:
     from .lab import Lab
 
-pytestmark = pytest.mark.slow
-"""Run with `python -m tests.lab test -- --slow` until all of issue 4 is there and proved."""
+pytestmark = [
+    pytest.mark.slow,  # until it passes on all of these
+    pytest.mark.variants("default", "backports", "nosystemd", "v1", "irqbalance"),
+]
 
 CPUS = (6, 7)
 SECONDS = 10.0
 
+SCAN = 12
+"""Seconds in which irqbalance scans at least once: it does every ten."""
+
+KERNEL_SWITCHES = 184
+RUN_DELAY = 0.3
+"""The best figures of other tools, with the same guest, CPUs and time: vfio-isolate 0.5.2, a copied
+hook with AllowedCPUs and TuneD 2.20 had 184 to 349 switches to kernel threads and a worst vCPU run
+delay of 0.3 to 2.9 % (docs/isolation.md)."""
+
 
 def test_nothing_but_the_guest_runs_on_its_cpus(lab: Lab) -> None:
-    """Zero user tasks and zero device interrupts, where there were many without; also after a
-    daemon-reload."""
-    lab.output(isolated.LOAD)
-    time.sleep(2)
-    isolated.start(lab, "plain", CPUS, policy="")
-    without = isolated.intruders(lab, "plain", CPUS, SECONDS)
+    """Zero user tasks and device interrupts, where there were many without, and less of the kernel
+    than with other tools; also after a daemon-reload and after irqbalance restarts."""
+    isolated.disturb(lab)
+    isolated.start_busy(lab, "plain", CPUS, policy="")
+    without = isolated.measure(lab, "plain", CPUS, SECONDS)
     isolated.stop(lab, "plain")
-    isolated.start(lab, "own", CPUS)
-    during = isolated.intruders(lab, "own", CPUS, SECONDS)
-    lab.output("systemctl daemon-reload", seconds=60)
-    after = isolated.intruders(lab, "own", CPUS, SECONDS)
-    print(f"{lab.variant.name}: without {without}, with {during}, after daemon-reload {after}")
-    assert without["user"] + without["unknown"] > 0
-    for measured in (during, after):
-        assert (measured["user"], measured["device interrupts"]) == (0, 0), measured
+    isolated.start_busy(lab, "own", CPUS)
+    measured = {"with": isolated.measure(lab, "own", CPUS, SECONDS)}
+    if lab.variant.has_systemd:
+        lab.output("systemctl daemon-reload", seconds=60)
+        measured["after daemon-reload"] = isolated.measure(lab, "own", CPUS, SECONDS / 2)
+        lab.output("systemctl unmask irqbalance; systemctl restart irqbalance", seconds=60)
+        time.sleep(SCAN)
+        measured["after irqbalance restarted"] = isolated.measure(lab, "own", CPUS, SECONDS)
+    for when, one in {"without": without, **measured}.items():
+        print(f"{lab.variant.name}, {when}: {one}")
+    assert without.user
+    assert without.devices
+    for when, one in measured.items():
+        assert one.is_alone, f"{when}: {one}: {one.user}, {one.devices}"
+        assert sum(one.kernel.values()) < KERNEL_SWITCHES, f"{when}: {one}"
+        assert one.delay < without.delay, f"{when}: {one}"
+    # the emulated server's own waits for this machine add to it, so the least is nearest the truth
+    assert min(one.delay for one in measured.values()) < RUN_DELAY

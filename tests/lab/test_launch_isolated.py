@@ -162,12 +162,15 @@ def test_a_launched_vm_has_its_cpus_alone_and_leaves_nothing(warm: Lab) -> None:
     partitions = warm.output("cd /sys/fs/cgroup; cat machine*/*/libvirt/vcpu*/cpuset.cpus.partition"
                              " 2> /dev/null | sort -u; true")  # fmt: skip
     during = vm.intruders()
+    (claim,) = json.loads(warm.output("kvmhooks status --json"))["claims"]
+    follower = warm.output(f"tr '\\0' ' ' < /proc/{claim['follower']}/cmdline")
     vm.stop()
     settle(warm, "own", code=0)
     told = json.loads(warm.output("cat /root/own.json"))
     left = left_behind(warm, before)
     print(f"{warm.variant.name}: {during}, {group}, partitions {partitions!r}, {told['isolation']}")
     assert group.endswith("/emulator")
+    assert f"--follow {claim['driver']}-{claim['uuid']}" in follower
     assert (during, left) == ({"user": 0, "device interrupts": 0}, [])
 
 
@@ -186,3 +189,29 @@ def test_a_kill_leaves_nothing(warm: Lab, whom: str) -> None:
         settle(warm, "own")
         warm.output("rm -rf /run/kvm-launch/own /run/kvm-launch/.own.lock")
     assert left_behind(warm, before) == []
+
+
+@pytest.mark.variants("default", "backports")
+def test_a_vm_is_a_service(lab: Lab) -> None:
+    """Active when its guest runs, started again after kill -9, powered off by a stop."""
+    vm = Launched(lab, "own")
+    lab.output("kvmhooks install-units && mkdir -p /etc/kvm-launch && mv /root/own.toml "
+               "/etc/kvm-launch/ && systemd-analyze verify kvm-launch@own.service")  # fmt: skip
+    lab.output("systemctl start kvm-launch@own", seconds=120)
+    assert json.loads(lab.output("kvm-launch ps --json"))[0]["state"] == "running"
+    first = vm.qemu()
+    group = lab.output(f"cat /proc/{first}/cgroup")
+    assert group.endswith("/machine.slice/machine-kvm-launch-own.scope/libvirt/emulator")
+    cpus = vm.cpus()
+    lab.output("systemctl kill --kill-whom=main --signal=KILL kvm-launch@own")
+    again = "until systemctl is-active -q kvm-launch@own; do sleep 1; done"
+    lab.output(f"{again}; while [ -e /proc/{first} ]; do sleep 1; done; {again}", seconds=180)
+    assert vm.qemu() not in {"", first}
+    assert vm.cpus() == cpus
+    lab.output("until journalctl -u kvm-launch@own | tail -n 5 | grep -q NESTED-HOLD; do sleep 1; "
+               "done", seconds=180)  # fmt: skip
+    lab.output("systemctl stop kvm-launch@own", seconds=180)
+    shown = lab.output("systemctl show -P Result -P ActiveState kvm-launch@own").split()
+    assert sorted(shown) == ["inactive", "success"]
+    assert lab.output("kvmhooks reconcile && kvmhooks status").endswith("nothing is held")
+    assert vm.qemu() == ""

@@ -7,15 +7,19 @@ that lives is alone on its CPUs, stops them, and compares the host with what it 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
 from typing import TYPE_CHECKING
 
 import pytest
 
+from kvmhooks.errors import IsolationError
 from kvmhooks.values import CpuSet
-from tests.isolate_model.kernel import Kernel, nothing
+from tests.isolate_model.kernel import Kernel, Pool, nothing
 from tests.isolate_model.world import (
+    PAGES,
+    PagedVm,
     Vm,
     World,
     effective_state,
@@ -122,6 +126,32 @@ def die_everywhere(flavour: str, others: int, irqs: int, every: int = 1) -> int:
     return count
 
 
+@pytest.mark.parametrize("wanted", [64, 100])
+def test_the_hook_may_die_while_it_gets_huge_pages(wanted: int) -> None:
+    """With enough after compaction, and with too few: the pool is as it was once the VM is gone."""
+    kernel = Kernel("plain", 16, 4)
+    kernel.files["sys/devices/system/node/node0/compact"] = ""
+    kernel.pools[PAGES] = Pool(total=10, used=8, limit=40, compacted=90)
+    world = World(kernel)
+    guest = PagedVm("guest", CpuSet({13, 14, 15}), CpuSet({0, 2}), pages=wanted)
+
+    def aftermath() -> None:
+        world.vms.pop("guest", None)
+        world._end(guest)
+        world.call(guest, "release", "end")
+        world.reconcile()
+        assert kernel.pools[PAGES].total == 10
+        assert kernel.record is None
+
+    kernel.step = deaths = Deaths(kernel, aftermath, every=1)
+    with contextlib.suppress(IsolationError):
+        world.start(guest)
+        world.stop(guest)
+    deaths("the end")
+    assert deaths.count > 10
+    assert not deaths.failed, deaths.failed[0]
+
+
 @pytest.mark.parametrize("others", [0, 2])
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_the_hook_may_die_at_any_write(flavour: str, others: int) -> None:
@@ -132,4 +162,5 @@ def test_the_hook_may_die_at_any_write(flavour: str, others: int) -> None:
 def test_the_hook_may_die_at_any_of_two_thousand_writes() -> None:
     """The same with more interrupts, on all kinds of host together."""
     counts = [die_everywhere(flavour, others, irqs=40) for flavour in FLAVOURS for others in (0, 2)]
+    print(f"the hook died at {sum(counts)} writes: {counts}")
     assert sum(counts) >= 2_000

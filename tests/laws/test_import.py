@@ -74,11 +74,13 @@ def _settled(planned: Plan) -> VmSpec:
             model=CpuModel(planned.cpu.model),
             features=tuple(map(CpuFeature, planned.cpu.features)),
             pmu=planned.hardware.interface.pmu,
+            hint_dedicated=planned.hardware.interface.hint_dedicated,
         ),
         memory=attrs.evolve(
             spec.memory,
             cells=None if [cell.node for cell in planned.cells] == [None] else len(planned.cells),
         ),
+        clock=attrs.evolve(spec.clock, offset=planned.hardware.clock.offset),
         disk=tuple(
             attrs.evolve(disk, aio=path.aio, iothread=iothread)
             for disk, path, iothread in zip(

@@ -198,7 +198,8 @@ def test_arguments_are_plain_words(made: Made) -> None:
     decided, _, _ = made
     argv = qemu_argv(decided)
     assert all("\0" not in word for word in argv)
-    assert argv.count("-numa") == len(decided.cells) + sum(map(len, decided.distances))
+    distances = sum(map(len, decided.distances))
+    assert argv.count("-numa") == len(decided.cells) + distances
     assert sum(word.startswith('{"qom-type":"iothread"') for word in argv) == len(decided.iothreads)
 
 

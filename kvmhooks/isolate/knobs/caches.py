@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.state import Record
 
 _BASE: Final = "sys/fs/resctrl"
+SCHEMATA: Final = f"{_BASE}/schemata"
 _CPUS: Final = "sys/devices/system/cpu"
 _LIBVIRTS: Final = "qemu-"
 """libvirt's groups begin with the machine's name (``virResctrlAllocDeterminePath()``)."""
@@ -32,7 +33,7 @@ _RESOURCES: Final = {"both": "", "code": "CODE", "data": "DATA"}
 
 def knobs(door: Door, view: View, records: Mapping[str, Record]) -> Iterator[Knob]:
     """One for each cache of which a VM wants ways, and for those on record."""
-    if not door.has(f"{_BASE}/schemata"):
+    if not door.has(SCHEMATA):
         return
     wanted: dict[tuple[str, int], list[int]] = {}
     for one in view.held:
@@ -123,6 +124,21 @@ def _masks(text: str) -> dict[tuple[str, int], int]:
     return found
 
 
+def merged(schemata: str, said: str) -> str:
+    """What ``schemata`` holds once ``L3:0=ff`` was written: the other caches stay as they are."""
+    resource, _, change = said.strip().partition(":")
+    cache = change.partition("=")[0]
+    lines = []
+    for line in schemata.splitlines():
+        name, _, masks = line.strip().partition(":")
+        words = [
+            change if (name, word.partition("=")[0]) == (resource, cache) else word
+            for word in masks.split(";")
+        ]
+        lines.append(f"{name}:{';'.join(words)}")
+    return "\n".join(lines)
+
+
 class _Ways(Knob):
     """The default group's ways of one cache."""
 
@@ -139,13 +155,13 @@ class _Ways(Knob):
         self.least = least
 
     def read(self, door: Door) -> str:
-        masks = _masks(door.read(f"{_BASE}/schemata"))
+        masks = _masks(door.read(SCHEMATA))
         if (self.resource, self.cache) not in masks:
             raise ValueFormatError(sorted(masks), f"cache {self.cache} of {self.resource}")
         return f"{masks[self.resource, self.cache]:x}"
 
     def write(self, door: Door, value: str) -> None:
-        door.write(f"{_BASE}/schemata", f"{self.resource}:{self.cache}={value}")
+        door.write(SCHEMATA, f"{self.resource}:{self.cache}={value}")
 
     def target(self, original: str, view: View) -> str:
         if not any(one.claim.caches for one in view.held):

@@ -230,14 +230,17 @@ class _Unit(_Cpus):
         return "theirs" if self._drop_ins(door) else ""
 
     def finish(self, door: Door, record: Record) -> bool:
-        """Remove our drop-in, and nothing else: the live set has the full mask already.
+        """Have systemd forget our set, and remove our drop-in, and nothing else.
 
-        An empty ``AllowedCPUs=`` would not widen it (systemd#43846), and ``systemctl revert`` would
-        remove the administrator's own drop-ins as well. systemd has to reload in any case: a hook
-        may have died between the removal and that.
+        The live set has the full mask already: an empty ``AllowedCPUs=`` would not widen it
+        (systemd#43846). ``systemctl revert`` would remove the administrator's own drop-ins as well.
         """
         if record.note == "theirs":
             return False
+        systemd = None if record.original else door.systemd()
+        if systemd is not None:
+            with systemd:
+                systemd.set_cpus(self.unit, CpuSet())
         for directory in self._drop_ins(door):
             if _is_ours(door.read(f"{directory}/{_DROP_IN}")):
                 door.unlink(f"{directory}/{_DROP_IN}")

@@ -29,7 +29,7 @@ _TIMEOUT: Final = 2.0
 _MAX_REQUEST: Final = 499
 """The daemon reads a request into 500 bytes."""
 
-_VFIO: Final = "sys/bus/pci/drivers/vfio-pci"
+_DEVICES: Final = "sys/bus/pci/devices"
 
 
 def knobs(door: Door, view: View) -> Iterator[Knob]:
@@ -43,17 +43,18 @@ def knobs(door: Door, view: View) -> Iterator[Knob]:
 
 
 def passed_through(door: Door, view: View) -> CpuSet:
-    """The interrupts of devices that VMs have (ABI/testing/sysfs-bus-pci, ``msi_irqs``).
+    """The interrupts of devices that VMs were given (ABI/testing/sysfs-bus-pci, ``msi_irqs``).
 
-    Who isolates a VM puts them where its vCPUs run, and the daemon would move them away.
+    They are where the VM's vCPUs are, and the daemon would move them away.
     """
-    found: set[int] = set()
-    if view.taken("isolation.irqs"):
-        for device in door.names(_VFIO):
-            if ":" in device:
-                irqs = door.names(f"{_VFIO}/{device}/msi_irqs")
-                found |= {int(irq) for irq in irqs if irq.isdigit()}
-    return CpuSet(found)
+    given = [
+        device
+        for one in view.held
+        for device in one.claim.devices
+        if one.claim.setting("isolation.irqs") == "yes"
+    ]
+    irqs = (irq for device in given for irq in door.names(f"{_DEVICES}/{device}/msi_irqs"))
+    return CpuSet(int(irq) for irq in irqs if irq.isdigit())
 
 
 class _Bans(Knob):

@@ -33,7 +33,7 @@ def knobs(door: Door, view: View, records: Mapping[str, Record]) -> Iterator[Kno
     affinity would not be what it was. One that was made since has our default, and is not.
     """
     default = records.get(_DEFAULT)
-    yield CpuListKnob(_DEFAULT, "proc/irq/default_smp_affinity", setting=_SETTING, is_mask=True)
+    yield _Default()
     descriptors = door.inodes("sys/kernel/irq") or dict.fromkeys(door.names("proc/irq"), 0)
     numbers = sorted([int(name) for name in descriptors if name.isdigit()])
     fresh = [str(number) for number in numbers if f"irq/{number}" not in records]
@@ -59,6 +59,20 @@ def _is_requested(door: Door, name: str) -> bool:
         return door.read(f"sys/kernel/irq/{name}/actions") != ""
     except OSError:  # a kernel without CONFIG_SPARSE_IRQ does not tell
         return True
+
+
+class _Default(CpuListKnob):
+    """The mask that a new interrupt gets."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        path = "proc/irq/default_smp_affinity"
+        super().__init__(_DEFAULT, path, setting=_SETTING, is_mask=True)
+
+    def note(self, door: Door) -> str:
+        """The last of the descriptors that were made before: see ``Irq.identity``."""
+        return str(max(door.inodes("sys/kernel/irq").values(), default=0))
 
 
 class Irq(CpuListKnob):
@@ -99,16 +113,20 @@ class Irq(CpuListKnob):
     def first_original(self, current: str, records: dict[str, Record]) -> str:
         """A new interrupt got the default's mask: what the default was is what it would be."""
         default = records.get(_DEFAULT)
-        if default is not None and default.made(current):
+        if default is not None and self._is_newer(default) and default.made(current):
             return default.original
         return current
 
     def carries(self, door: Door, default: Record | None) -> bool:
         """Whether it has the mask that we gave the default."""
         try:
-            return default is not None and default.made(self.read(door))
+            return default is not None and self._is_newer(default) and default.made(self.read(door))
         except (OSError, ValueFormatError):
             return False
+
+    def _is_newer(self, default: Record) -> bool:
+        """Whether it was made after the default was first changed: others may have such a mask."""
+        return int(self.descriptor) > int(default.note or 0)
 
     def note(self, door: Door) -> str:
         """The CPU that takes it, which the kernel has chosen from the mask."""

@@ -56,7 +56,8 @@ def knobs(door: Door, view: View, groups: Groups, records: Mapping[str, Record])
             continue
         if path not in effective:
             effective[path] = groups.effective(door, path) or view.online
-        is_swept = not groups.base or (not groups.is_unified and not path)
+        is_in_root = not path or not groups.base  # only partitions narrow that
+        is_swept = is_in_root and not taken.isdisjoint(effective[path])
         for tid in sorted(int(name) for name in door.names(f"proc/{pid}/task")):
             task = _Task(pid, tid, parent, effective[path], taken, is_swept=is_swept)
             yield from _one(door, task, records)

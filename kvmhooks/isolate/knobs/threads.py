@@ -12,7 +12,7 @@ from kvmhooks.errors import IsolationError
 from kvmhooks.isolate import scheduling
 from kvmhooks.isolate.knob import TASKS, Knob
 from kvmhooks.isolate.state import RUNNING
-from kvmhooks.isolate.threads import VCPU, VHOST, Thread, threads_of
+from kvmhooks.isolate.threads import VCPU, VHOST, WORKER, Thread, threads_of
 from kvmhooks.values import CpuSet, union
 
 TYPE_CHECKING = False
@@ -104,7 +104,7 @@ def _classes(
     """The class of each vCPU; ``_Class`` with a reason where it would starve something."""
     if one is None:
         return
-    others = [thread for thread in every if thread.role not in {VCPU, VHOST}]
+    others = [thread for thread in every if thread.role not in {VCPU, VHOST, WORKER}]
     elsewhere = union(_affinities(door, others))
     general = _unguarded(door, one)
     for thread in vcpus:

@@ -53,6 +53,11 @@ HOST: Final = (
         "proc/sys/kernel/perf_cpu_time_max_percent",
         "admin-guide/sysctl/kernel.rst",
     ),
+    _Row(
+        "kernel.perf_sample_rate",
+        "proc/sys/kernel/perf_event_max_sample_rate",
+        "admin-guide/sysctl/kernel.rst",
+    ),
     _Row("kernel.halt_poll", "sys/module/kvm/parameters/halt_poll_ns", "virt/kvm/halt-polling.rst"),
 )
 """One value for the whole host: the first claim that asks has the say."""

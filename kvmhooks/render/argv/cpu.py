@@ -52,7 +52,9 @@ def _model(plan: Plan) -> list[str]:
     ]
     if interface.host_caches is not None:
         model += (
-            ["host-cache-info=on", "l3-cache=off"] if interface.host_caches else ["l3-cache=on"]
+            ["host-cache-info=on", "l3-cache=off"]
+            if interface.host_caches
+            else ["host-cache-info=off", "l3-cache=on"]
         )
     if clock.tsc_hertz is not None:
         model.append(f"tsc-frequency={clock.tsc_hertz}")

@@ -64,7 +64,8 @@ def _screen(plan: Plan) -> list[str]:
     graphics = plan.spec.graphics
     listen = f"[{graphics.listen}]" if ":" in graphics.listen else graphics.listen
     if graphics.type == "vnc":
-        return ["-vnc", f"{listen}:{graphics.port - FIRST_VNC_PORT}"]
+        heard = ",audiodev=audio1" if plan.spec.sound.model != "none" else ""
+        return ["-vnc", f"{listen}:{graphics.port - FIRST_VNC_PORT}{heard}"]
     if graphics.type == "spice":
         served = f"port={graphics.port},addr={graphics.listen}"
         return ["-spice", f"{served},disable-ticketing=on,seamless-migration=on"]

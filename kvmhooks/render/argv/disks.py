@@ -125,9 +125,8 @@ def _device(plan: Plan, index: int, disk: Disk, path: DiskPath) -> list[str]:
         }
     else:
         device = _on_controller(name, disk, path)
-    if disk.device == "disk":
-        common["write-cache"] = "on" if write_cache else "off"
-    return option("device", {**device, **common, "serial": path.serial})
+    cached = {"write-cache": "on" if write_cache else "off"}
+    return option("device", {**device, **common, **cached, "serial": path.serial})
 
 
 def _on_controller(name: str, disk: Disk, path: DiskPath) -> dict[str, Any]:

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from kvmhooks.placement.buses import bus_id
 from kvmhooks.placement.model import Plan
 from kvmhooks.render.argv.json_form import option
 from kvmhooks.render.argv.plug import where
 
 
 def arguments(plan: Plan) -> list[str]:
-    """One root port for each PCI device."""
+    """The host bridges of guest cells, and one root port for each PCI device."""
     said: list[str] = []
     if plan.spec.machine.type == "microvm":
         return said
+    for expander in plan.hardware.layout.expanders:
+        said += option(
+            "device",
+            {
+                "driver": "pxb-pcie",
+                "id": bus_id(expander.index),
+                "bus": "pcie.0",
+                "addr": f"{expander.slot:#x}",
+                "bus_nr": expander.first_bus,
+                "numa_node": expander.cell,
+            },
+        )
     for port in plan.hardware.layout.ports:
         said += option(
             "device",
             {
                 "driver": "pcie-root-port",
                 "id": port.bus,
-                "bus": "pcie.0",
+                "bus": bus_id(port.parent),
                 "addr": f"{port.slot:#x}.{port.function:#x}",
                 "chassis": port.index,
                 "port": port.number,

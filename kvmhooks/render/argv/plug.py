@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvmhooks.placement.buses import bus_id
 from kvmhooks.placement.model import Plan
 
 
@@ -19,7 +20,7 @@ def where(plan: Plan, name: str) -> dict[str, Any]:
     place = plan.hardware.layout.places[name]
     function = f".{place.function:#x}" if place.function else ""
     return {
-        "bus": "pcie.0" if place.bus == 0 else f"pci.{place.bus}",
+        "bus": bus_id(place.bus),
         "addr": f"{place.slot:#x}{function}",
         "multifunction": True if place.announces_others else None,
     }

@@ -14,5 +14,7 @@ def elements(plan: Plan) -> list[Element]:
     policy = plan.spec.isolation
     vm = etree.Element(f"{{{NAMESPACE}}}vm", nsmap={"kvmhooks": NAMESPACE})
     said = {"exclusive": yes_no(policy.exclusive), "strict": yes_no(policy.strict)}
+    if plan.idle:
+        said["siblings"] = "idle"
     etree.SubElement(vm, f"{{{NAMESPACE}}}isolation", said)
     return [element("metadata", children=[vm])]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from kvmhooks.placement.buses import Port
+from kvmhooks.placement.buses import Expander, Port
 from kvmhooks.placement.model import Plan
 from kvmhooks.render.domain.element import Element, element, on_off, yes_no
 from kvmhooks.values import PciAddress
 
 
 def devices(plan: Plan) -> list[Element]:
-    """The root bus and one root port for each PCI device."""
+    """The root bus, the host bridges of guest cells, and one root port for each PCI device."""
     root = element("controller", {"type": "pci", "index": 0, "model": "pcie-root"})
-    return [root, *(_port(port) for port in plan.hardware.layout.ports)]
+    layout = plan.hardware.layout
+    expanders = [_expander(expander) for expander in layout.expanders]
+    return [root, *expanders, *(_port(port) for port in layout.ports)]
 
 
 def passed_through(plan: Plan) -> list[Element]:
@@ -51,10 +53,18 @@ def host_address(address: PciAddress, kind: str | None = None) -> Element:
     )
 
 
+def _expander(expander: Expander) -> Element:
+    node = element("node", text=expander.cell)
+    target = element("target", {"busNr": expander.first_bus}, [node])
+    attributes = {"type": "pci", "index": expander.index, "model": "pcie-expander-bus"}
+    address = _address(bus=0, slot=expander.slot, function=0)
+    return element("controller", attributes, [target, address])
+
+
 def _port(port: Port) -> Element:
     target = element("target", {"chassis": port.index, "port": f"{port.number:#x}"})
     address = _address(
-        bus=0,
+        bus=port.parent,
         slot=port.slot,
         function=port.function,
         multifunction="on" if port.announces_others else None,

@@ -81,7 +81,7 @@ def test_json_has_the_xml_and_the_changes(host: str, capsys: pytest.CaptureFixtu
         "after": "static",
         "why": "numad knows nothing of the pins",
     }
-    assert "<memnode cellid='1' mode='strict' nodeset='0'/>" in said["xml"]
+    assert "<memnode cellid='1' mode='strict' nodeset='1'/>" in said["xml"]
 
 
 def test_claims_of_other_vms_are_kept_clear_of(

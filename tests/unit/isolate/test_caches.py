@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from kvmhooks.isolate.domain import read_claim
 from kvmhooks.isolate.knobs.caches import remaining
+from kvmhooks.isolate.rehearsal import rehearse
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
+from tests.isolate_model.tree import plant
 from tests.isolate_model.world import Vm, World
 
 RESCTRL = "sys/fs/resctrl"
 CACHE = "sys/devices/system/cpu/cpu0/cache/index3"
+CACHE_FILES = {"level": "3", "id": "0", "size": "12288K"}
 
 
 @pytest.mark.parametrize(
@@ -51,9 +57,7 @@ def test_libvirt_finds_the_ways_it_needs_and_the_host_gets_them_back() -> None:
         f"{RESCTRL}/schemata": "MB:0=100;1=100\nL3:0=fff;1=fff",
         f"{RESCTRL}/info/L3/cbm_mask": "fff",
         f"{RESCTRL}/info/L3/min_cbm_bits": "2",
-        f"{CACHE}/level": "3",
-        f"{CACHE}/id": "0",
-        f"{CACHE}/size": "12288K",
+        **{f"{CACHE}/{name}": said for name, said in CACHE_FILES.items()},
     }
     world = World(kernel)
     a = Tuned("a", CpuSet({6, 7}), CpuSet({0}))
@@ -76,6 +80,32 @@ def test_libvirt_finds_the_ways_it_needs_and_the_host_gets_them_back() -> None:
         world.stop(vm)
         assert kernel.files[f"{RESCTRL}/schemata"] == f"MB:0=100;1=100\nL3:0={left};1=fff"
     assert kernel.record is None
+
+
+def test_a_rehearsal_tells_the_writes(tmp_path: Path) -> None:
+    """Of both caches: what one write leaves out stays as it is."""
+    plant(Kernel("plain", 8, 2), tmp_path)
+    for path, text in {
+        f"{RESCTRL}/schemata": "    L3:0=fff;1=fff\n",
+        f"{RESCTRL}/info/L3/cbm_mask": "fff\n",
+        **{f"{CACHE}/{name}": f"{said}\n" for name, said in CACHE_FILES.items()},
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    xml = Tuned("a", CpuSet({6, 7}), CpuSet({0})).xml
+    second = b"<cache id='1' level='3' size='1' unit='MiB'/></cachetune>"
+    (tmp_path / "sys/devices/system/cpu/cpu1/cache/index3").mkdir(parents=True)
+    for name, said in (CACHE_FILES | {"id": "1"}).items():
+        (tmp_path / f"sys/devices/system/cpu/cpu1/cache/index3/{name}").write_text(said)
+    claim = read_claim(xml.replace(b"</cachetune>", second))
+    assert claim is not None
+    writes = [one for one in rehearse(claim, str(tmp_path)) if one.path == f"/{RESCTRL}/schemata"]
+    assert writes == [
+        ("start", f"/{RESCTRL}/schemata", "L3:0=3ff"),
+        ("start", f"/{RESCTRL}/schemata", "L3:1=7ff"),
+        ("release", f"/{RESCTRL}/schemata", "L3:0=fff"),
+        ("release", f"/{RESCTRL}/schemata", "L3:1=fff"),
+    ]
 
 
 def test_a_host_without_resctrl_is_left_alone() -> None:

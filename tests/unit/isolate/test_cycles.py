@@ -124,3 +124,24 @@ def test_libvirtd_restarts_and_finds_its_claims(kernel: Kernel) -> None:
     world.stop(guest)
     before[f"task/{kernel.libvirtd}"] = before.pop(f"task/{libvirtd}")
     assert effective_state(kernel) == before
+
+
+def test_where_partitions_are_refused_everything_else_is_narrowed() -> None:
+    """A kernel with partitions that makes ours invalid: the older way, at the same `started`."""
+    kernel = Kernel("partitions", 8, 30)
+    kernel.pin(kernel.spawn("canary", group="system.slice/cron.service"), CpuSet.parse("6"))
+    kernel.groups.refuses_partitions = True
+    world = World(kernel)
+    before, asked = effective_state(kernel), requested_state(kernel)
+    guests = [vm("a", "6-7"), vm("b", "4-5")]
+    for guest in guests:
+        world.start(guest)
+        assert list(intruders(kernel, world)) == []
+    assert all(one.fallback for one in world.state.held.values())
+    assert kernel.groups.isolated() == CpuSet()
+    for guest in guests:
+        world.stop(guest)
+        assert list(intruders(kernel, world)) == []
+    assert effective_state(kernel) == before
+    assert requested_state(kernel) == asked
+    assert kernel.record is None

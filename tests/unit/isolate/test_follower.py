@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 from kvmhooks.cli.isolation import held_things
 from kvmhooks.isolate import hook, installation, service
+from kvmhooks.isolate.domain import read_claim
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.isolate.knobs.vectors import parse, posted
 from kvmhooks.isolate.pins import moved, stale
-from kvmhooks.isolate.state import Process
+from kvmhooks.isolate.state import Held, Process, State
 from kvmhooks.isolate.store import Store
 from kvmhooks.values import CpuSet, union
 from tests.isolate_model.kernel import Kernel, Record
@@ -37,6 +38,7 @@ HOSTDEV = (
     "<devices><hostdev mode='subsystem' type='pci' managed='yes'><source>"
     "<address domain='0x0000' bus='0x01' slot='0x10' function='0x0'/></source></hostdev></devices>"
 )
+HOSTDEV_XML = f"{HOSTDEV}</domain>".encode()
 CPUS = st.sets(st.integers(0, 15), min_size=1, max_size=3).map(CpuSet)
 PINS = st.dictionaries(st.integers(0, 5), CPUS, max_size=6)
 
@@ -195,6 +197,12 @@ def test_posted_interrupts_make_it_moot(
         file.write_text(text + "\n")
     door = Door(str(tmp_path))
     assert bool(posted(door)) is expected
+    state = State("")
+    claim = read_claim(Vm("a", CpuSet({6}), CpuSet({0})).xml.replace(b"</domain>", HOSTDEV_XML))
+    assert claim is not None
+    state.held["a"] = Held(claim, holder=Process(1, 1))
+    warnings = held_things(state, door)["claims"][0]["warnings"]
+    assert any("moot" in one for one in warnings) is expected
     (tmp_path / "proc/cmdline").write_text("intremap=nopost")
     assert posted(door) == ""
 

@@ -14,21 +14,32 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, PlanError
 from kvmhooks.isolate import hook
+from kvmhooks.isolate.domain import read_claim
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.isolate.report import APPLIED, REFUSAL
 from kvmhooks.isolate.store import Store
+from kvmhooks.placement import plan
+from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.values import CpuSet
+from tests.golden.cases import golden_host
 from tests.isolate_model.kernel import Kernel, Pool, Record
 from tests.isolate_model.tree import plant, snapshot
-from tests.isolate_model.world import ISOLATION, Vm, World, effective_state, intruders
+from tests.isolate_model.world import (
+    ISOLATION,
+    PAGES,
+    PagedVm,
+    Vm,
+    World,
+    effective_state,
+    intruders,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PAGES = "sys/devices/system/node/node0/hugepages/hugepages-2048kB"
 ADMIN = "etc/systemd/system.control/system.slice.d/50-AllowedCPUs.conf"
 
 
@@ -111,6 +122,19 @@ def test_failure_5_a_mask_of_several_cpus_on_isolated_ones() -> None:
     xml = vm.xml.replace(b"cpuset='7'", b"cpuset='5,7'")
     world = World(Kernel("partitions", 8, 10))
     with pytest.raises(IsolationError, match="expected one CPU of its own"):
+        hook.carry_out(Keeper(world.kernel, Record(world.kernel)), "prepare", xml)
+
+
+@pytest.mark.parametrize(
+    "pin", ["<emulatorpin cpuset='0,6'/>", "<iothreadpin iothread='1' cpuset='7'/>"]
+)
+def test_failure_5_a_thread_behind_a_vcpu_never_runs(pin: str) -> None:
+    """seapath/ansible#438, kubevirt#15404: QEMU's other threads have to be elsewhere."""
+    vm = guest()
+    xml = vm.xml.replace(b"<cputune>", f"<iothreads>1</iothreads><cputune>{pin}".encode())
+    xml = xml.replace(b"<emulatorpin cpuset='0-1'/>", b"") if "emulator" in pin else xml
+    world = World(Kernel("partitions", 8, 10))
+    with pytest.raises(IsolationError, match="expected CPUs apart from 6-7"):
         hook.carry_out(Keeper(world.kernel, Record(world.kernel)), "prepare", xml)
 
 
@@ -201,16 +225,22 @@ def test_failure_7_bans_of_others_survive(root: Path) -> None:
 def test_failure_7_the_interrupts_of_devices_that_vms_have_are_banned_as_well(root: Path) -> None:
     """It would move them away from where the VM wants them; others' bans stay."""
     plant(Kernel("plain", 8, 4), root)
-    for irq in (1, 2):
-        path = root / f"sys/bus/pci/drivers/vfio-pci/0000:01:00.0/msi_irqs/{irq}"
+    for device, irq in (("01:00.0", 1), ("01:00.0", 2), ("02:00.0", 0)):
+        path = root / f"sys/bus/pci/devices/0000:{device}/msi_irqs/{irq}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     daemon = Irqbalance(f"{root}/run/irqbalance/irqbalance7.sock", CpuSet())
-    run(root, guest(), "prepare", "begin")
-    run(root, guest(), "start", "begin")
-    assert str(daemon.irqs) == "1-3"
-    run(root, guest(), "release", "end")
-    assert str(daemon.irqs) == "3"
+    given = (
+        b"<devices><hostdev type='pci'><source><address domain='0x0000' bus='0x01' slot='0x00' "
+        b"function='0x0'/></source></hostdev></devices></domain>"
+    )
+    xml = guest().xml.replace(b"</domain>", given)
+    arguments = ("begin", "begin", "end")
+    bans = []
+    for operation, sub in zip(("prepare", "start", "release"), arguments, strict=True):
+        assert hook.main(["a", operation, sub, "-"], io.BytesIO(xml), io.StringIO(), str(root)) == 0
+        bans.append(str(daemon.irqs))
+    assert bans == ["3", "1-3", "3"]
     daemon.close()
 
 
@@ -263,18 +293,7 @@ def test_failure_8_a_wait_is_bounded(tmp_path: Path) -> None:
 
 def with_pages(count: int) -> Vm:
     """A VM on 2 MiB pages of node 0."""
-
-    class Paged(Vm):
-        @property
-        def xml(self) -> bytes:
-            pages = (
-                f"<memory unit='MiB'>{2 * count}</memory><memoryBacking><hugepages>"
-                "<page size='2' unit='M'/></hugepages></memoryBacking>"
-                "<numatune><memory nodeset='0'/></numatune>"
-            )
-            return super().xml.replace(b"</domain>", pages.encode() + b"</domain>")
-
-    return Paged("a", CpuSet.parse("6-7"), CpuSet.parse("0-1"))
+    return PagedVm("a", CpuSet.parse("6-7"), CpuSet.parse("0-1"), pages=count)
 
 
 def test_failure_9_pages_are_had_by_compaction_or_not_at_all() -> None:
@@ -292,6 +311,43 @@ def test_failure_9_pages_are_had_by_compaction_or_not_at_all() -> None:
         world.start(with_pages(100))
     assert kernel.pools[PAGES].total == 10
     assert kernel.record is None
+
+
+def test_failure_9_others_go_on_while_memory_is_compacted(tmp_path: Path) -> None:
+    """vfio-isolate#6 was such a wait: VMs without huge pages start and stop in the middle of it."""
+    plant(Kernel("plain", 8, 4), tmp_path)
+    for name, text in {"nr": "0", "free": "0"}.items():
+        path = tmp_path / PAGES / f"{name}_hugepages"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "sys/devices/system/node/node0/compact").write_text("")
+    other = Vm("b", CpuSet.parse("4-5"), CpuSet.parse("0-1"))
+    calls: list[int] = []
+
+    class Slow(Door):
+        """Its pages come with the second compaction, in which another VM lives its whole life."""
+
+        def write(self, path: str, text: str) -> None:
+            super().write(path, text)
+            if path.endswith("/compact"):
+                calls.extend(
+                    run(tmp_path, other, *operation)
+                    for operation in (("prepare", "begin"), ("start", "begin"), ("release", "end"))
+                )
+            elif path.endswith("nr_hugepages"):
+                count = text if len(calls) > 3 else "20"
+                super().write(path, count)
+                (tmp_path / PAGES / "free_hugepages").write_text(count)
+
+    keeper = Keeper(Slow(str(tmp_path)), Store(str(tmp_path)))
+    claim = read_claim(with_pages(64).xml)
+    assert claim is not None
+    keeper.prepare(claim)
+    assert calls == [0] * 6
+    (held,) = keeper.look().held.values()
+    assert (held.claim.name, held.pages) == ("a", {"0/2048": 64})
+    keeper.release(claim.key)
+    assert (tmp_path / PAGES / "nr_hugepages").read_text().strip() == "0"
 
 
 def test_failure_9_only_our_share_is_given_back_and_only_what_is_free() -> None:
@@ -323,6 +379,24 @@ def test_failure_10_any_number_of_cpus_and_any_parity(cpus: str) -> None:
     assert list(intruders(kernel, world)) == []
     world.stop(vm)
     assert effective_state(kernel) == before
+
+
+@pytest.mark.parametrize(("host", "pins"), [("server", "1,9"), ("chiplets", "2-3")])
+def test_failure_10_guest_siblings_are_host_siblings(host: str, pins: str) -> None:
+    """kubevirt#4687: however the host numbers them, the threads of a core stay together."""
+    made = plan(_dedicated(), golden_host(host))
+    assert (made.topology.cores, made.topology.threads, str(made.exclusive)) == (1, 2, pins)
+
+
+def test_failure_10_no_guest_threads_without_host_threads() -> None:
+    """kubevirt#11749: refused, and what binds is named."""
+    with pytest.raises(PlanError, match="1 whole core of 2 threads, expected at most 0"):
+        plan(_dedicated(), golden_host("laptop"))
+
+
+def _dedicated() -> VmSpec:
+    text = 'name="a"\nmemory.size="1GiB"\nisolation.exclusive=true\n[cpu]\nvcpus=2\nthreads=2\n'
+    return parse_vm(f'{text}placement="dedicated"', folder=Path("/"))
 
 
 def test_the_tree_is_as_it_was_after_a_life(tmp_path: Path) -> None:

@@ -87,6 +87,21 @@ def test_a_vcpu_that_is_plugged_in_gets_the_same() -> None:
     assert scheduled(kernel, vm)["qemu-kvm"] == UNTOUCHED
 
 
+@pytest.mark.parametrize("flavour", ["partitions", "legacy"])
+def test_what_kvm_starts_from_a_vcpu_is_no_vcpu(flavour: str) -> None:
+    """Kernel 6.12 has a thread of its own in vCPU 0's group: it neither runs first nor hinders."""
+    kernel = Kernel(flavour, 8, 10)
+    world = World(kernel)
+    vm = guest()
+    world.start(vm)
+    inner = vm.scope if flavour == "legacy" else f"{vm.scope}/libvirt"
+    kernel.spawn("kvm-nx-lpage-re", group=f"{inner}/vcpu0", leader=vm.pid)
+    assert "scheduler" not in refusals(world, vm)
+    assert [one[0] for one in scheduled(kernel, vm).values()] == [
+        "other:0", "fifo:1", "fifo:1", "other:0",
+    ]  # fmt: skip
+
+
 def test_cookies_that_libvirt_gave_stay() -> None:
     """`sched_core = "emulator"` in qemu.conf: one for all of QEMU, and it is not replaced."""
     kernel = Kernel("systemd", 8, 10)

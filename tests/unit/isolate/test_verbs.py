@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmhooks.cli.main import main
+from kvmhooks.cli.main import VERBS, main
 from kvmhooks.isolate import hook
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
@@ -140,8 +140,23 @@ def test_isolate_prints_the_element(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["isolate", "web", *words]) == 0
     expected = '<vm><isolation exclusive="yes"/><power governor="performance"/></vm>\n'
     assert capsys.readouterr().out == expected
+    assert main(["isolate", "web", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "name": "web",
+        "settings": {"isolation.exclusive": "yes", "power.governor": "performance"},
+        "element": expected.strip(),
+    }
     assert main(["isolate", "web", "--policy", "power.gouverneur=x", "--print"]) == 1
     assert "did you mean power.governor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"schema"}))
+def test_every_verb_can_print_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """But for the one that prints nothing else."""
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    assert "--json" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(shutil.which("virsh") is None, reason="no virsh here")

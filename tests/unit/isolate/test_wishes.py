@@ -38,6 +38,7 @@ BEFORE = {
     "proc/sys/kernel/nmi_watchdog": "1",
     "proc/sys/kernel/watchdog_cpumask": "0-7",
     "proc/sys/kernel/perf_cpu_time_max_percent": "25",
+    "proc/sys/kernel/perf_event_max_sample_rate": "100000",
     "sys/module/kvm/parameters/halt_poll_ns": "200000",
     "sys/class/block/sdb/queue/scheduler": "none [mq-deadline]",
     "sys/class/block/sdb/queue/nr_requests": "64",
@@ -48,6 +49,7 @@ POLICY = (
     '<kvmhooks:power governor="performance" latency="n/a" boost="yes"/>'
     '<kvmhooks:memory thp="never" ksm="0" numa_balancing="0" stat_interval="120"/>'
     '<kvmhooks:kernel rt_runtime="-1" timer_migration="0" nmi_watchdog="0" perf_cpu_limit="0"'
+    ' perf_sample_rate="1000"'
     ' halt_poll="0"/><kvmhooks:storage scheduler="none" requests="512"/>'
 )
 DURING = {
@@ -66,6 +68,7 @@ DURING = {
     "proc/sys/kernel/nmi_watchdog": "0",
     "proc/sys/kernel/watchdog_cpumask": "0-5",
     "proc/sys/kernel/perf_cpu_time_max_percent": "0",
+    "proc/sys/kernel/perf_event_max_sample_rate": "1000",
     "sys/module/kvm/parameters/halt_poll_ns": "0",
     "sys/class/block/sdb/queue/scheduler": "none",
     "sys/class/block/sdb/queue/nr_requests": "512",

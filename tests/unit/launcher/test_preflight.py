@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from kvm_launch.preflight import check
+from kvm_launch.user import user_of
 from kvmhooks.errors import SpecError
 from kvmhooks.spec import parse_vm
 
@@ -44,3 +46,33 @@ def test_a_vm_that_has_everything_passes(tmp_path: Path) -> None:
     (tmp_path / "image").unlink()
     with pytest.raises(SpecError):
         check(parse_vm(text, folder=tmp_path))
+
+
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+@ROOT_ONLY
+def test_what_another_user_may_not_open_is_told(tmp_path: Path) -> None:
+    """The files are looked at as that user, and we stay who we are."""
+    image = tmp_path / "image"
+    image.write_bytes(b"")
+    text = (
+        'name = "web"\ncpu.vcpus = 1\nmemory.size = "1GiB"\nmachine.user = "nobody"\n'
+        'disk = [{path = "image"}, {path = "/none"}, {path = "/dev/null"}]'
+    )
+    spec = parse_vm(text, folder=tmp_path)
+    with pytest.raises(SpecError) as raised:
+        check(spec, user_of(spec))
+    assert [str(problem) for problem in raised.value.problems] == [
+        f"disk[0].path: found no permission for '{image}', expected an image to read and write",
+        "disk[1].path: found no file '/none', expected an image to read and write",
+    ]
+    assert (os.geteuid(), os.getgid()) == (0, 0)
+
+
+def test_a_user_who_is_not_there_is_refused() -> None:
+    """By name."""
+    text = 'name = "web"\ncpu.vcpus = 1\nmemory.size = "1GiB"\nmachine.user = "noone"'
+    said = r"machine\.user: found 'noone', expected a user of this host"
+    with pytest.raises(SpecError, match=said):
+        user_of(parse_vm(text, folder=Path("/")))

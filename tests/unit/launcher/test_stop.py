@@ -91,4 +91,5 @@ def test_the_handlers_of_before_are_put_back() -> None:
         asyncio.run(scene())
         assert [signal.getsignal(number) for number in SIGNALS] == before
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in SIGNALS[1:]:
+            signal.signal(number, signal.SIG_DFL)

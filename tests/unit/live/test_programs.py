@@ -32,6 +32,7 @@ ANSWERS = [
     {"return": [{"name": "quit"}], "id": 5},
     {"return": [{"name": "iothread-vq-mapping"}, {"name": "drive"}], "id": 6},
     {"error": {"class": "DeviceNotFound", "desc": "no such type"}, "id": 7},
+    {"error": {"class": "GenericError", "desc": "requires a regular file"}, "id": 10},
     {"timestamp": {}, "event": "SHUTDOWN", "data": {}},
 ]
 EXPECTED = Qemu(
@@ -48,6 +49,7 @@ EXPECTED = Qemu(
         "virtio-net-pci": (),
         "vfio-pci": (),
     },
+    io_uring=True,
 )
 
 

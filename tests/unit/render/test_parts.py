@@ -34,7 +34,7 @@ def test_letters_are_unique_and_ordered(one: int, other: int) -> None:
 def test_ports_fill_slots_of_eight() -> None:
     """The ninth device is in the second slot; function 0 of each slot announces the others."""
     ports = golden_plan("disks", "laptop").hardware.layout.ports
-    assert ports == tuple(Port(f"disk{at}", at + 1) for at in range(10))
+    assert ports == tuple(Port(f"disk{at}", at + 1, at) for at in range(10))
     told = [
         (port.bus, port.slot, port.function, port.announces_others, port.number)
         for port in (ports[at] for at in (0, 7, 8, 9))

@@ -159,19 +159,19 @@ MISTAKES = [
     (
         LEAST + "colour = 1",
         (
-            "colour: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, usb, "
-            "graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, tuning, "
-            "console, guest, shutdown, isolation, run"
+            "colour: found an unknown key, expected one of name, uuid, profile, machine, boot, "
+            "cpu, memory, clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, "
+            "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, "
+            "tuning, console, guest, shutdown, isolation, run, image, cloud_init"
         ),
     ),
     (
         LEAST + 'source = "x"',
         (
-            "source: found an unknown key, expected one of name, uuid, machine, boot, cpu, memory, "
-            "clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, usb, "
-            "graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, tuning, "
-            "console, guest, shutdown, isolation, run"
+            "source: found an unknown key, expected one of name, uuid, profile, machine, boot, "
+            "cpu, memory, clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, "
+            "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, "
+            "tuning, console, guest, shutdown, isolation, run, image, cloud_init"
         ),
     ),
     (LEAST + "disks = []", 'disks: found an unknown key, expected "disk"?'),
@@ -406,7 +406,8 @@ def test_the_schema_and_the_reader_agree_on_any_value() -> None:
     disagreed = []
     for place in _places(FULL):
         for odd in ODD:
-            document = copy.deepcopy(FULL)
+            needed = {"name", "cpu", "memory", place[0]}
+            document = copy.deepcopy({key: FULL[key] for key in FULL if key in needed})
             _put(document, place, odd)
             if _is_accepted(document) != validator.is_valid(document):
                 disagreed.append((place, odd))

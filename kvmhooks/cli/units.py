@@ -1,0 +1,54 @@
+"""``kvmhooks install-units``: systemd's units for VMs of kvm-launch."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvmhooks.errors import LaunchError
+
+
+def main(verb: str, argv: Sequence[str]) -> int:
+    """Write or remove them, and have systemd read its units again."""
+    from kvmhooks import units
+
+    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    parser.add_argument("--user", action="store_true", help="for this user's own VMs")
+    parser.add_argument("--remove", action="store_true", help="take them away again")
+    parser.add_argument("--programs", metavar="DIR", type=Path, help="where kvm-launch is")
+    parser.add_argument("--root", metavar="DIR", type=Path, default=Path("/"),
+                        help="a host's root directory")  # fmt: skip
+    arguments = parser.parse_args(argv)
+    directory = units.user_directory() if arguments.user else arguments.root / units.SYSTEM
+    programs = arguments.programs or Path(sys.argv[0]).parent
+    try:
+        if arguments.remove:
+            paths = units.remove(directory)
+        else:
+            paths = units.install(directory, programs.absolute(), is_user=arguments.user)
+    except OSError as error:
+        raise LaunchError(f"{error.filename}: {error.strerror}") from error
+    for path in paths:
+        print(path)
+    if arguments.root == Path("/") and paths:
+        _reload(is_user=arguments.user)
+    if not arguments.remove:
+        where = "~/.config" if arguments.user else "/etc"
+        scope = "systemctl --user" if arguments.user else "systemctl"
+        print(f"{where}/kvm-launch/NAME.toml is a VM: `{scope} start kvm-launch@NAME`")
+    return 0
+
+
+def _reload(*, is_user: bool) -> None:
+    """Where systemd does not run there is nobody to tell."""
+    scope = ["--user"] if is_user else []
+    command = ["/usr/bin/systemctl", *scope, "daemon-reload"]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    except FileNotFoundError:
+        return
+    if done.returncode != 0:
+        print(f"{' '.join(command)}: {done.stderr.strip()}", file=sys.stderr)

@@ -1,0 +1,61 @@
+"""A supervisor of its own session, which nobody waits for once its VM runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Final
+
+READY: Final = b"R"
+
+
+def detached(launch: Callable[[Callable[[], None]], int]) -> int:
+    """Call ``launch`` in a process of its own; give 0 when its VM runs, else its exit code.
+
+    What it prints before that is seen here. ``launch`` is given what it has to call then; from
+    there on its output goes nowhere, and Ctrl-C here does not reach it.
+    """
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        os.setsid()
+        return launch(_readiness(writer))
+    os.close(writer)
+    try:
+        is_ready = _read(reader) == READY
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGTERM)
+        is_ready = False
+    if is_ready:
+        return 0
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status if status >= 0 else 128 - status  # as a shell tells a signal
+
+
+def _readiness(writer: int) -> Callable[[], None]:
+    """What tells the waiting process that the VM runs, once."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    told: list[bool] = []
+
+    def ready() -> None:
+        if told:
+            return
+        told.append(True)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(null, stream.fileno())
+        os.write(writer, READY)
+        os.close(writer)
+
+    return ready
+
+
+def _read(reader: int) -> bytes:
+    with os.fdopen(reader, "rb") as file:
+        return file.read(1)

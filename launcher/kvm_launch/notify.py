@@ -1,0 +1,29 @@
+"""What a service manager is told (sd_notify(3)): nothing where none asks for it."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+
+class ServiceManager:
+    """Who started us as a service of ``Type=notify``, if somebody did.
+
+    Its socket's name is the one environment variable that is looked at for root as well: only the
+    state of the VM is sent there. QEMU does not get it.
+    """
+
+    def __init__(self) -> None:
+        self._path = os.environ.pop("NOTIFY_SOCKET", "")
+
+    def tell(self, **fields: str | int) -> None:
+        """Send fields such as ``READY=1``. One who does not listen is no reason to fail."""
+        if not self._path:
+            return
+        address = "\0" + self._path[1:] if self._path.startswith("@") else self._path
+        message = "\n".join(f"{name}={value}" for name, value in fields.items())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer:
+            try:
+                peer.sendto(message.encode(), address)
+            except OSError:
+                return

@@ -1,0 +1,106 @@
+"""Several VMs with one command, and fifty at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.integration.components import Launcher, eventually, processes_of
+from tests.integration.roms import write_rom
+from tests.integration.test_launch_verbs import shown, verb
+
+COUNT = 50
+
+
+@pytest.mark.slow
+def test_fifty_vms_start_and_stop_at_once(launcher: Launcher) -> None:
+    """All run at the same time, each with a QEMU of its own, and all are gone after."""
+    names = [f"vm{at:02}" for at in range(COUNT)]
+    specs = [launcher.vm(name, top="machine.accel = 'tcg'") for name in names]
+    begun = time.monotonic()
+    with ThreadPoolExecutor(COUNT) as pool:
+        ran = list(pool.map(lambda spec: launcher.run("--detach", spec, timeout=300), specs))
+        assert [one.returncode for one in ran] == [0] * COUNT, ran[0].stderr
+        started = time.monotonic()
+        assert shown(launcher) == dict.fromkeys(names, "running")
+        listed = json.loads(verb(launcher, "ps", "--json").stdout)
+        assert len({one["qemu"] for one in listed} | {one["supervisor"] for one in listed}) == (
+            2 * COUNT
+        )
+        stopped = list(pool.map(lambda name: verb(launcher, "stop", "--now", name), names))
+    print(f"{started - begun:.0f} s to start, {time.monotonic() - started:.0f} s to stop")
+    assert [one.returncode for one in stopped] == [0] * COUNT
+    assert [pid for name in names for pid in processes_of(name)] == []
+    assert launcher.left_behind() == []
+
+
+def test_several_vms_are_run_by_one_command(launcher: Launcher) -> None:
+    """Each line has its VM's name; one that ends leaves the others; SIGTERM reaches all of them."""
+    folder = launcher.base / "vms"
+    folder.mkdir()
+    rom = write_rom(launcher.base / "off.rom", "powers off")
+    off = f'[machine]\naccel = "tcg"\n[boot]\nfirmware = "{rom}"'
+    for name, top in (("brief", off), ("long", "machine.accel = 'tcg'")):
+        launcher.vm(name, top=top).rename(folder / f"{name}.toml")
+    third = launcher.vm("third", top="machine.accel = 'tcg'")
+    process = launcher.start(folder, third)
+    assert process.stdout is not None
+    said = ""
+    wanted = ("[brief] end: ", "[long] state: running", "[third] state: running")
+    while not all(one in said for one in wanted):
+        line = process.stdout.readline()
+        assert line.startswith(("[brief] ", "[long] ", "[third] "))
+        said += line
+    assert shown(launcher) == {"long": "running", "third": "running"}
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    for name in ("long", "third"):
+        assert f"[{name}] end: QEMU ended: SIGTERM, and the guest did not power off" in out
+        assert processes_of(name) == []
+    assert launcher.left_behind() == []
+
+
+def test_vms_die_with_the_command_that_runs_them(launcher: Launcher) -> None:
+    """kill -9 of the one above: each supervisor is asked to stop, and ends its VM."""
+    specs = [launcher.vm(name, top="machine.accel = 'tcg'") for name in ("one", "two")]
+    process = launcher.start(*specs)
+    eventually(lambda: shown(launcher) == {"one": "running", "two": "running"})
+    process.kill()
+    process.communicate()
+    eventually(lambda: not processes_of("one") and not processes_of("two"), seconds=30)
+    eventually(lambda: launcher.left_behind() == [])
+
+
+def test_several_mistakes_are_told_together(launcher: Launcher) -> None:
+    """All that is wrong with any, before any is started; options for one VM are refused."""
+    good, bad = launcher.vm("good"), launcher.vm("bad", "[cpu2]")
+    twin = launcher.base / "twin.toml"
+    twin.write_text(good.read_text())
+    ran = launcher.run(good, bad, twin)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "bad.toml: cpu2: found an unknown key" in ran.stderr
+    assert "name: found 'good' in good.toml and twin.toml, expected another for each" in ran.stderr
+    ran = launcher.run("--json", good, bad)
+    assert (ran.returncode, launcher.left_behind()) == (2, [])
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a dedicated CPU needs a second one")
+def test_dedicated_cpus_are_not_given_twice(launcher: Launcher) -> None:
+    """Without isolation, too: the second is refused, or is on other CPUs."""
+    cpu = 'vcpus = 1\nplacement = "dedicated"\nthreads = 1'
+    specs = [launcher.vm(name, cpu=cpu, top="machine.accel = 'tcg'") for name in ("a", "b")]
+    assert launcher.run("--detach", specs[0]).returncode == 0
+    second = launcher.run("--detach", specs[1])
+    listed = json.loads(verb(launcher, "ps", "--json").stdout)
+    taken = [one["dedicated"] for one in listed]
+    assert len(set(taken)) == len(taken) == (1 if second.returncode else 2)
+    assert second.returncode == 0 or second.stderr.startswith("cpu.vcpus: ")
+    for one in listed:
+        verb(launcher, "stop", "--now", one["name"])
+    assert launcher.left_behind() == []

@@ -1,0 +1,84 @@
+"""The units for VMs of kvm-launch: written, read by systemd itself, and taken away again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvmhooks import units
+from kvmhooks.errors import LaunchError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A folder with both programs."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("kvm-launch", "kvmhooks"):
+        (folder / name).symlink_to("/bin/true")
+    return folder
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+@pytest.mark.parametrize("is_user", [False, True])
+def test_systemd_has_nothing_to_say(tmp_path: Path, programs: Path, *, is_user: bool) -> None:
+    """``systemd-analyze verify`` reads them and says nothing, for either manager."""
+    paths = units.install(tmp_path / "units", programs, is_user=is_user)
+    assert [path.name for path in paths] == [units.NAME, units.RECONCILE][: 1 if is_user else 2]
+    scope = ["--user"] if is_user else []
+    command = ["systemd-analyze", *scope, "--man=no", "verify", *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60,
+                          env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)})  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_ours_are_replaced_and_removed_and_others_left_alone(
+    tmp_path: Path, programs: Path
+) -> None:
+    """The hook's own unit for reconcile stays; a unit of somebody else's is refused and stays."""
+    folder = tmp_path / "units"
+    paths = units.install(folder, programs)
+    before = {path.name: path.read_text() for path in folder.iterdir()}
+    units.install(folder, programs)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == before
+    paths[1].write_text("# Made by `kvmhooks hooks install`.\n")
+    assert units.install(folder, programs) == paths[:1]
+    assert units.remove(folder) == paths[:1]
+    assert [path.name for path in folder.iterdir()] == [units.RECONCILE]
+    paths[0].write_text("[Unit]\n")
+    with pytest.raises(LaunchError, match="found a unit that is not ours"):
+        units.install(folder, programs)
+    assert paths[0].read_text() == "[Unit]\n"
+    assert units.remove(folder) == []
+
+
+def test_the_verb_writes_below_a_root(tmp_path: Path, programs: Path) -> None:
+    """It names what it wrote and how a VM is started; without the programs it is refused."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "kvmhooks.cli.main", "install-units", "--root", tmp_path]
+        return subprocess.run([str(word) for word in (*command, *words)], cwd=ROOT, check=False,
+                              capture_output=True, text=True)  # fmt: skip
+
+    refused = run("--programs", tmp_path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith(f"{tmp_path}/kvm-launch: found nothing, expected a program")
+    done = run("--programs", programs)
+    folder = tmp_path / units.SYSTEM
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        [
+            f"{folder / units.NAME}",
+            f"{folder / units.RECONCILE}",
+            "/etc/kvm-launch/NAME.toml is a VM: `systemctl start kvm-launch@NAME`",
+        ],
+    ), done.stderr
+    assert run("--remove").returncode == 0
+    assert list(folder.iterdir()) == []
