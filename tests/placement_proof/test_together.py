@@ -33,6 +33,9 @@ def test_what_is_best_stays(situation: Situation) -> None:
     assert isinstance(decided, Plan)
     host, kept = situation.host, situation.housekeeping
     assert replan(decided, host, situation.others, housekeeping=kept) is None
+    assume(
+        not decided.cells[0].is_huge
+    )  # its own pages are mapped, which the reference cannot know
     now = replan(decided, host, (), housekeeping=kept) or decided
     as_it_is = as_placed(decided)
     ground = ground_of(as_it_is, host, (), kept)
