@@ -31,6 +31,8 @@ def test_what_is_best_stays(situation: Situation) -> None:
     decided = planned(situation)
     assume(isinstance(decided, Plan))
     assert isinstance(decided, Plan)
+    # Its huge pages would be mapped by then, and this host was read before.
+    assume(not decided.cells[0].is_huge)
     host, kept = situation.host, situation.housekeeping
     assert replan(decided, host, situation.others, housekeeping=kept) is None
     assume(
