@@ -81,11 +81,7 @@ class Keeper:
         self._check(claim, state)
         _check_housekeeping(claim, limits)
         state.reserved.pop(claim.key, None)
-        state.held[claim.key] = Held(
-            claim,
-            holder=self._daemon() if holder is None else holder,
-            since=1 + max((one.since for one in state.held.values()), default=0),
-        )
+        self._hold(state, claim, self._daemon() if holder is None else holder)
         self._save(state)
         return report
 
@@ -149,10 +145,7 @@ class Keeper:
                 self._adopt(held, pid)
                 self._reread(state, held)
             self._drop_dead(state, but=held.claim.key if held else "")
-            report = self._converge(state)
-            if held is not None and self._was_refused(held, report):
-                held.fallback = True
-                report = self._converge(state)
+            report = self._isolate(state, held)
             if held is not None and held.claim.strict:
                 self._refuse_incomplete(state, held.claim, report)
         return report
@@ -164,9 +157,7 @@ class Keeper:
                 held = state.held.get(claim.key)
                 if held is None:
                     self._check(claim, state)
-                    since = 1 + max((one.since for one in state.held.values()), default=0)
-                    held = Held(claim, holder=self._daemon(), since=since)
-                    state.held[claim.key] = held
+                    held = self._hold(state, claim, self._daemon())
                 self._adopt(held, 0)
                 self._reread(state, held)
             self._drop_dead(state, but="" if claim is None else claim.key)
@@ -204,11 +195,7 @@ class Keeper:
                 return None
             held.follower = follower
             self._reread(state, held)
-            report = self._converge(state)
-            if self._was_refused(held, report):
-                held.fallback = True
-                report = self._converge(state)
-            return report
+            return self._isolate(state, held)
 
     def undo(self, key: str | None) -> Report:
         """Drop one claim, or all, though the VMs still run."""
@@ -255,11 +242,7 @@ class Keeper:
                 raise IsolationError("its claim was dropped meanwhile")
             self._reread(state, held)
             held.fallback = False
-            report = self._converge(state)
-            if self._was_refused(held, report):
-                held.fallback = True
-                report = self._converge(state)
-            return report
+            return self._isolate(state, held)
 
     def _awaited(self, state: State) -> list[tuple[Claim, int]]:
         """What is reserved and has not expired; the rest is forgotten."""
@@ -302,6 +285,14 @@ class Keeper:
             return self._converge(state)
         return Report()
 
+    def _isolate(self, state: State, held: Held | None) -> Report:
+        """Converge; where a VM's partitions are refused, again by narrowing everything else."""
+        report = self._converge(state)
+        if held is not None and self._was_refused(held, report):
+            held.fallback = True
+            report = self._converge(state)
+        return report
+
     def _converge(self, state: State) -> Report:
         # Most of a `prepare` needs none of it, and libvirt waits.
         from kvmhooks.isolate.engine import converge  # noqa: PLC0415
@@ -331,6 +322,13 @@ class Keeper:
             self.store.clear()
         else:
             self.store.save(state.to_text())
+
+    @staticmethod
+    def _hold(state: State, claim: Claim, holder: Process) -> Held:
+        """Put a claim on record as the latest."""
+        since = 1 + max((one.since for one in state.held.values()), default=0)
+        held = state.held[claim.key] = Held(claim, holder=holder, since=since)
+        return held
 
     def _check(self, claim: Claim, state: State) -> None:
         """Nobody else has the CPUs, they exist, and something is left for the host."""
