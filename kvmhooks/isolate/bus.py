@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from kvmhooks.errors import IsolationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from kvmhooks.values import CpuSet
 
@@ -84,14 +84,10 @@ class Systemd:
         (``CollectMode``). At a shutdown it is stopped after the unit ``before``, if there is one
         (systemd.unit(5): the order of starts, reversed). Raises ``BusError``.
         """
-        body = Writer()
-        body.text(unit)
-        body.text("fail")
-        with body.array(8):
-            for name, value in (("Description", about), ("Slice", parent),
-                                ("CollectMode", "inactive-or-failed")):  # fmt: skip
-                body.property(name, "s")
-                body.text(value)
+
+        def properties(body: Writer) -> None:
+            body.property("Slice", "s")
+            body.text(parent)
             body.property("Delegate", "b")
             body.uint32(1)
             body.property("PIDs", "au")
@@ -101,9 +97,8 @@ class Systemd:
                 body.property("Before", "as")
                 with body.array(4):
                     body.text(before)
-        with body.array(8):  # no auxiliary units
-            pass
-        self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", body.data)
+
+        self._start_transient(unit, about, properties)
 
     def start_service(self, unit: str, words: Sequence[str], *, about: str) -> None:
         """Start a transient service that runs a program, again 5 s after it failed.
@@ -111,14 +106,10 @@ class Systemd:
         systemd.service(5): it is forgotten once it has ended, however that was. Raises
         ``BusError``, also when there is such a unit already.
         """
-        body = Writer()
-        body.text(unit)
-        body.text("fail")
-        with body.array(8):
-            for name, value in (("Description", about), ("Restart", "on-failure"),
-                                ("CollectMode", "inactive-or-failed")):  # fmt: skip
-                body.property(name, "s")
-                body.text(value)
+
+        def properties(body: Writer) -> None:
+            body.property("Restart", "s")
+            body.text("on-failure")
             body.property("RestartUSec", "t")
             body.uint64(5_000_000)
             body.property("ExecStart", "a(sasb)")
@@ -129,6 +120,19 @@ class Systemd:
                     for word in words:
                         body.text(word)
                 body.uint32(0)  # a failure is one
+
+        self._start_transient(unit, about, properties)
+
+    def _start_transient(self, unit: str, about: str, properties: Callable[[Writer], None]) -> None:
+        """Start a unit that is forgotten once it has ended; ``properties`` marshals its own."""
+        body = Writer()
+        body.text(unit)
+        body.text("fail")
+        with body.array(8):
+            for name, value in (("Description", about), ("CollectMode", "inactive-or-failed")):
+                body.property(name, "s")
+                body.text(value)
+            properties(body)
         with body.array(8):  # no auxiliary units
             pass
         self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", body.data)
