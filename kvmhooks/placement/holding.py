@@ -12,7 +12,7 @@ from kvmhooks.errors import PlanError, ValueFormatError
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.pages import ANY_NODE
 from kvmhooks.placement.model import Plan
-from kvmhooks.values import CpuSet, PciAddress, union
+from kvmhooks.values import CpuSet, PciAddress
 
 FORMAT: Final = 1
 """The version of the JSON form."""
@@ -86,14 +86,13 @@ def of_plan(plan: Plan, *, is_mapped: bool = False) -> Holding:
             pages[node, cell.page_kib] += cell.pages
         else:
             memory[node] += cell.memory_kib
-    own = union(pin.cpus for pin in plan.vcpus if pin.vcpu in plan.dedicated)
     floats = Counter(pin.cpus for pin in plan.vcpus if pin.vcpu not in plan.dedicated)
     promised = tuple((node, size, count) for (node, size), count in sorted(pages.items()))
     return Holding(
         name=plan.name,
         uuid=plan.uuid,
         exclusive=plan.exclusive,
-        dedicated=own - plan.exclusive,
+        dedicated=plan.dedicated_cpus - plan.exclusive,
         idle=plan.idle,
         floating=tuple(sorted(floats.items(), key=lambda item: item[0].first())),
         memory=tuple(sorted(memory.items())),

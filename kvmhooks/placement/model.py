@@ -166,6 +166,11 @@ class Plan:
         return self.spec.name
 
     @property
+    def dedicated_cpus(self) -> CpuSet:
+        """The CPUs of the vCPUs that have one each."""
+        return union(pin.cpus for pin in self.vcpus if pin.vcpu in self.dedicated)
+
+    @property
     def cpus(self) -> CpuSet:
         """All host CPUs on which anything of the VM may run."""
         vcpus = (pin.cpus for pin in self.vcpus)

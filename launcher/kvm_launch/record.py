@@ -20,7 +20,7 @@ from kvmhooks.isolate.state import start_time
 from kvmhooks.live.rundir import RunDir
 from kvmhooks.placement import Plan
 from kvmhooks.spec import VmSpec
-from kvmhooks.values import CpuSet, union
+from kvmhooks.values import CpuSet
 
 NAME: Final = "status.json"
 MONITOR: Final = "control.sock"
@@ -122,7 +122,7 @@ class Account:
             self._record,
             cpus=str(plan.cpus),
             exclusive=str(plan.exclusive),
-            dedicated=str(dedicated_cpus(plan)),
+            dedicated=str(plan.dedicated_cpus),
             uuid=plan.uuid,
         )
         self.life.enter(State.PLANNED)
@@ -159,13 +159,6 @@ def pinned(base: Path) -> Iterator[Claim]:
                 name=record.name,
                 exclusive=CpuSet.parse(record.dedicated),
             )
-
-
-def dedicated_cpus(plan: Plan) -> CpuSet:
-    """The CPUs of vCPUs that have one each."""
-    if plan.spec.cpu.placement == "shared":
-        return CpuSet()
-    return union(pin.cpus for pin in plan.vcpus if len(pin.cpus) == 1)
 
 
 def find(base: Path, name: str) -> Record:
