@@ -39,6 +39,11 @@ def default_base() -> Path:
     return Path(runtime, FOLDER)
 
 
+def base_of(run_dir: Path | None) -> Path:
+    """Where VMs have their directories: in the one that was said, else in this user's own."""
+    return default_base() if run_dir is None else run_dir.absolute()
+
+
 def private_directory(path: Path) -> int:
     """Open a directory that is ours alone, made if it is not there; give its descriptor.
 

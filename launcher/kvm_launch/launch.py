@@ -17,7 +17,7 @@ from kvm_launch.console import Console
 from kvm_launch.hold import Hold
 from kvm_launch.life import State
 from kvm_launch.outcome import Outcome, judge
-from kvm_launch.planning import base_of, target_of
+from kvm_launch.planning import target_of
 from kvm_launch.record import Account, pinned
 from kvm_launch.restart import wait_of
 from kvm_launch.show import not_restored, outcome_lines
@@ -28,7 +28,7 @@ from kvmhooks.errors import QemuError, RestoreError
 from kvmhooks.host import Host
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.live import emulator
-from kvmhooks.live.rundir import RunDir, planning
+from kvmhooks.live.rundir import RunDir, base_of, planning
 from kvmhooks.placement import Plan
 from kvmhooks.render.picture import picture
 from kvmhooks.spec import VmSpec
@@ -58,7 +58,7 @@ class Launch:
         """Run it to its last end. Raises ``KvmhooksError`` when that was no outcome of its own."""
         waited = 0.0
         with (
-            RunDir(base_of(self._arguments), self._spec.name) as run_dir,
+            RunDir(base_of(self._arguments.run_dir), self._spec.name) as run_dir,
             self._account.kept(run_dir),
         ):
             while True:
@@ -129,7 +129,7 @@ class Launch:
 
     def _decide(self, hold: Hold) -> Plan:
         """Plan around the VMs that run, and tell the next one what this one has taken."""
-        base = base_of(self._arguments)
+        base = base_of(self._arguments.run_dir)
         with planning(base):
             decided = hold.plan(self._spec, self._host, list(pinned(base)), self._target)
             self._account.planned(decided)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import attrs
 
 from kvmhooks.errors import LaunchError
 from kvmhooks.host import Host, read
 from kvmhooks.live import accel, emulator
-from kvmhooks.live.rundir import default_base
+from kvmhooks.live.rundir import base_of
 from kvmhooks.placement import Plan, Target, parts_of, plan
 from kvmhooks.placement.target import OLDEST
 from kvmhooks.spec import VmSpec
@@ -38,14 +37,9 @@ def read_host(arguments: argparse.Namespace, spec: VmSpec) -> Host:
     return host
 
 
-def base_of(arguments: argparse.Namespace) -> Path:
-    """Where this user's VMs have their directories."""
-    return arguments.run_dir.absolute() if arguments.run_dir else default_base()
-
-
 def _settled_from_memory(spec: VmSpec, host: Host, arguments: argparse.Namespace) -> VmSpec:
     try:
-        choice = accel.from_memory(spec, host, emulator.find(spec), base_of(arguments))
+        choice = accel.from_memory(spec, host, emulator.find(spec), base_of(arguments.run_dir))
     except LaunchError:
         choice = None  # no QEMU here, or no directory: the arguments can be printed all the same
     if choice is None:

@@ -12,13 +12,14 @@ from kvm_launch import images, preflight, seed
 from kvm_launch.console import Console
 from kvm_launch.hold import keeper_of, live_claims
 from kvm_launch.outcome import Outcome, as_text, judge
-from kvm_launch.planning import base_of, read_host, target_of
+from kvm_launch.planning import read_host, target_of
 from kvm_launch.show import outcome_lines
 from kvm_launch.stop import Stop
 from kvm_launch.user import user_of
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
 from kvmhooks.live import accel, emulator
+from kvmhooks.live.rundir import base_of
 from kvmhooks.placement import Plan, plan
 from kvmhooks.render.picture import picture
 from kvmhooks.spec import VmSpec
@@ -45,7 +46,7 @@ def run(
         preflight.check(spec, user)
         images.check(spec)
         seed.check(spec)
-        choice = accel.choose(spec, host, emulator.find(spec), base_of(arguments))
+        choice = accel.choose(spec, host, emulator.find(spec), base_of(arguments.run_dir))
         spec = choice.spec
         preflight.check_accel(spec, user)
         print(choice.why, file=say)

@@ -18,7 +18,7 @@ from attrs import asdict
 from kvm_launch.record import MONITOR, find, running
 from kvmhooks.errors import QemuError, UsageError
 from kvmhooks.live.qmp import connect
-from kvmhooks.live.rundir import default_base
+from kvmhooks.live.rundir import base_of
 from kvmhooks.render.table import table
 
 ANSWER_SECONDS: Final = 10.0
@@ -27,8 +27,7 @@ ANSWER_SECONDS: Final = 10.0
 def main(verb: str, argv: Sequence[str]) -> int:
     """Carry out a verb; give the exit code. Raises ``KvmhooksError``."""
     arguments = _parser(verb).parse_args(argv)
-    base = arguments.run_dir.absolute() if arguments.run_dir else default_base()
-    return VERBS[verb](arguments, base)
+    return VERBS[verb](arguments, base_of(arguments.run_dir))
 
 
 def _parser(verb: str) -> argparse.ArgumentParser:
