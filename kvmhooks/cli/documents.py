@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from kvmhooks.errors import InputError
 from kvmhooks.isolate.claim import Claim
@@ -25,15 +26,20 @@ def read_document(name: str, limit: int = 4 << 20) -> bytes:
         raise InputError(f"{name}: {error.strerror}") from error
 
 
+def read_json(name: str) -> Any:
+    """The value of a JSON document. Raises ``InputError``."""
+    try:
+        return json.loads(read_document(name))
+    except ValueError as error:
+        raise InputError(f"{name}: found no JSON: {error}") from error
+
+
 def read_claims(name: str) -> tuple[Claim, ...]:
     """The claims in a JSON file: a list of what ``kvmhooks claim`` prints.
 
     Raises ``InputError``, and ``IsolationError`` for one that is no claim.
     """
-    try:
-        said = json.loads(read_document(name))
-    except ValueError as error:
-        raise InputError(f"{name}: {error}") from error
+    said = read_json(name)
     if not isinstance(said, list):
         raise InputError(f"{name}: found no list, expected a JSON list of claims")
     return tuple(Claim.from_json(one) for one in said)

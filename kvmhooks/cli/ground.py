@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kvmhooks.errors import HostError, InputError
+from kvmhooks.cli.documents import read_json
+from kvmhooks.errors import HostError
 
 if TYPE_CHECKING:
     from kvmhooks.host import Host
@@ -22,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Take ``--host``, ``--claims``, ``--qemu`` and ``--libvirt``."""
     add = parser.add_argument
     add("--host", metavar="DIR|FILE.tar", default="/", help="plan for a captured host")
-    add("--claims", metavar="FILE", type=Path, help="what other VMs hold, instead of what is live")
+    add("--claims", metavar="FILE", help="what other VMs hold, instead of what is live")
     add("--qemu", metavar="VERSION", type=_version, help="plan for this QEMU")
     add("--libvirt", metavar="VERSION", type=_version, help="and for this libvirt; 0: for none")
 
@@ -57,16 +56,11 @@ def _live_ones() -> tuple[Holding, ...]:
         return ()
 
 
-def _read_claims(file: Path) -> tuple[Holding, ...]:
+def _read_claims(name: str) -> tuple[Holding, ...]:
     """The claims or holdings of a file: one, or a list of them."""
     from kvmhooks.placement.holding import from_json
 
-    try:
-        said: Any = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file}: found no JSON: {error}") from error
+    said = read_json(name)
     return tuple(from_json(one) for one in (said if isinstance(said, list) else [said]))
 
 
@@ -87,11 +81,12 @@ def target_of(arguments: argparse.Namespace, spec: VmSpec, *, has_libvirt: bool)
     from kvmhooks.live.target import target_for
     from kvmhooks.placement.target import OLDEST
 
-    is_here = arguments.host == "/" and arguments.qemu is None
-    target = target_for(spec) if is_here else OLDEST
-    if arguments.qemu is not None:
-        target = attrs.evolve(target, qemu=arguments.qemu)
     if arguments.libvirt is not None:
-        target = attrs.evolve(target, libvirt=arguments.libvirt)
-    none = arguments.libvirt == (0, 0) or (arguments.libvirt is None and not has_libvirt)
-    return attrs.evolve(target, libvirt=None) if none else target
+        has_libvirt = arguments.libvirt != (0, 0)
+    if arguments.host == "/" and arguments.qemu is None:
+        target = target_for(spec, has_libvirt=has_libvirt)
+    else:
+        target = attrs.evolve(OLDEST, qemu=arguments.qemu or OLDEST.qemu)
+    if not has_libvirt:
+        return attrs.evolve(target, libvirt=None)
+    return attrs.evolve(target, libvirt=arguments.libvirt or target.libvirt)
