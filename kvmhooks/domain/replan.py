@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import attrs
@@ -24,7 +23,7 @@ from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.placement import Plan, plan
-from kvmhooks.spec.model import Disk, VmSpec
+from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
 
 PLACES: Final = ("cputune/vcpupin", "cputune/emulatorpin", "cputune/iothreadpin", "numatune/")
@@ -146,9 +145,7 @@ def _known(found: Measure | None) -> Measure:
 def _plan(source: Source, spec: VmSpec, host: Host, claims: Sequence[Claim]) -> Plan:
     """The plan of the VM with the iothreads that it has; where it comes from is not checked."""
     ids = tune_devices.iothreads_of(source.root)
-    disks = tuple(Disk(path=Path("/dev/null"), iothread=number) for number in sorted(ids))
-    machine = attrs.evolve(spec.machine, accel="auto")
-    return plan(attrs.evolve(spec, disk=disks, machine=machine), host, claims)
+    return plan(tune_devices.with_iothreads(spec, ids), host, claims)
 
 
 def _check(changes: Sequence[Change], result: bytes, host: Host, claims: Sequence[Claim]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import attrs
@@ -23,7 +22,7 @@ from kvmhooks.domain.source import parse
 from kvmhooks.host.model import Host
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.placement import Plan, plan
-from kvmhooks.spec.model import Disk, VmSpec
+from kvmhooks.spec.model import VmSpec
 
 Step = Callable[[Situation], None]
 
@@ -91,9 +90,8 @@ def _plan(spec: VmSpec, editor: Editor, host: Host, claims: Sequence[Claim]) -> 
     for new in editor.children(root, "iothreads"):
         if isinstance(new, New):
             ids = set(range(1, int(new.text) + 1))
-    disks = tuple(Disk(path=Path("/dev/null"), iothread=number) for number in sorted(ids))
-    machine = attrs.evolve(spec.machine, accel="auto")
     memory = spec.memory
     if root.find("cpu/numa/cell") is not None and not memory.cell:
         memory = attrs.evolve(memory, cells=len(list(root.all("cpu/numa/cell"))))  # they stay
-    return plan(attrs.evolve(spec, disk=disks, machine=machine, memory=memory), host, claims)
+    spec = attrs.evolve(tune_devices.with_iothreads(spec, ids), memory=memory)
+    return plan(spec, host, claims)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Final
+
+import attrs
 
 from kvmhooks.domain.edit import New
 from kvmhooks.domain.import_cpu import number
 from kvmhooks.domain.situation import Situation
 from kvmhooks.domain.source import Element
+from kvmhooks.placement.iothreads import count_for
+from kvmhooks.spec.model import Disk, VmSpec
 
 MAX_QUEUES: Final = 8
 """Each queue of an interface is a vhost thread on the host; more than this rarely pays."""
@@ -29,7 +34,7 @@ def iothreads(situation: Situation) -> None:
     ids = sorted(iothreads_of(root))
     why = "requests do not wait for QEMU's main loop"
     if not ids:
-        ids = list(range(1, max(1, min(len(waiting), situation.vcpus // 2)) + 1))
+        ids = list(range(1, count_for(disks=len(waiting), vcpus=situation.vcpus) + 1))
         element = root.find("iothreads")
         if element is not None:
             return  # somebody said that there are to be none
@@ -57,6 +62,15 @@ def iothreads_of(root: Element) -> set[int]:
         listed.add(fresh)
         fresh += 1
     return listed
+
+
+def with_iothreads(spec: VmSpec, ids: Iterable[int]) -> VmSpec:
+    """A spec as far as the place of its VM depends on it: with these iothreads, for any host.
+
+    Where its disks are, and with which accelerator it runs elsewhere, is of no matter here.
+    """
+    disks = tuple(Disk(path=Path("/dev/null"), iothread=number) for number in sorted(ids))
+    return attrs.evolve(spec, disk=disks, machine=attrs.evolve(spec.machine, accel="auto"))
 
 
 def _without_iothread(situation: Situation) -> Iterator[Element]:

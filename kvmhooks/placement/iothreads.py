@@ -22,11 +22,18 @@ class Served:
     why: tuple[str, ...]
 
 
+def count_for(*, disks: int, vcpus: int) -> int:
+    """How many iothreads serve so many disks: one each, but no more than one for two vCPUs.
+
+    More would take more of the host than the guest can keep busy.
+    """
+    return min(disks, max(vcpus // 2, 1))
+
+
 def serve_disks(spec: VmSpec) -> Served:
     """Give the disks that name no iothread some, in turn.
 
-    There is one for each such disk, but no more than one for two vCPUs, since more would take more
-    of the host than the guest can keep busy; ``cpu.iothreads`` says another number.
+    There are as many as ``count_for`` says; ``cpu.iothreads`` says another number.
     """
     named = {number for disk in spec.disk for number in disk.served_by}
     named |= {nvme.iothread for nvme in spec.nvme if nvme.iothread is not None}
@@ -36,7 +43,7 @@ def serve_disks(spec: VmSpec) -> Served:
         if not disk.served_by and disk.attached in SERVED and spec.machine.type != "microvm"
     ]
     asked = spec.cpu.iothreads
-    count = min(len(others), max(spec.cpu.vcpus // 2, 1)) if asked is None else asked
+    count = count_for(disks=len(others), vcpus=spec.cpu.vcpus) if asked is None else asked
     fresh: list[int] = []
     number = 1
     while len(fresh) < count:
