@@ -13,7 +13,17 @@ from kvmhooks.isolate.configuration import BUDGET, Limits
 from kvmhooks.isolate.groups import LIBVIRT, Groups, libvirt_pid, sweep
 from kvmhooks.isolate.knob import View
 from kvmhooks.isolate.report import FAILED, REFUSAL, Report, Result
-from kvmhooks.isolate.state import PENDING, RUNNING, Held, Process, State, boot_id
+from kvmhooks.isolate.state import (
+    PARENT,
+    PENDING,
+    RUNNING,
+    Held,
+    Process,
+    State,
+    boot_id,
+    fields_of,
+    name_of,
+)
 from kvmhooks.isolate.store import LockedError
 
 TYPE_CHECKING = False
@@ -400,11 +410,10 @@ class Keeper:
                 text = self.door.read(f"proc/{pid}/stat")
             except OSError:
                 break
-            name, fields = text[text.find("(") + 1 : text.rfind(")")], text[text.rfind(")") :]
-            if name in DAEMONS:
+            if name_of(text) in DAEMONS:
                 parent = pid
                 break
-            pid = int(fields.split()[2])
+            pid = int(fields_of(text)[PARENT])
         return Process.find(self.door, parent) or Process(parent, 0)
 
     @staticmethod

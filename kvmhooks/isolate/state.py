@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 FORMAT: Final = 2
 
+PARENT, FLAGS, START = 1, 6, 19
+"""Places in ``fields_of``: the parent, the ``PF_*`` flags, the start in ticks since boot."""
+
 PENDING: Final = "pending"
 RUNNING: Final = "running"
 
@@ -123,8 +126,18 @@ def start_time(door: Door, pid: int) -> int | None:
         text = door.read(f"proc/{pid}/stat")
     except OSError:
         return None
-    fields = text[text.rfind(")") + 1 :].split()
-    return int(fields[19]) if len(fields) > 19 and fields[0] not in "ZX" else None
+    fields = fields_of(text)
+    return int(fields[START]) if len(fields) > START and fields[0] not in "ZX" else None
+
+
+def name_of(stat: str) -> str:
+    """A thread's name in proc_pid_stat(5); it may hold blanks and parentheses."""
+    return stat[stat.find("(") + 1 : stat.rfind(")")]
+
+
+def fields_of(stat: str) -> list[str]:
+    """What follows the name there: its state is the first."""
+    return stat[stat.rfind(")") + 2 :].split()
 
 
 class Held:

@@ -10,6 +10,7 @@ the unified hierarchy out).
 
 from __future__ import annotations
 
+from kvmhooks.isolate.state import name_of
 from kvmhooks.values import CpuSet
 
 TYPE_CHECKING = False
@@ -75,11 +76,6 @@ def vcpus_of(door: Door, groups: Groups, pid: int) -> dict[int, CpuSet]:
             except OSError:  # it was unplugged
                 continue
     return found
-
-
-def name_of(stat: str) -> str:
-    """A thread's name in proc_pid_stat(5); it may hold blanks and parentheses."""
-    return stat[stat.find("(") + 1 : stat.rfind(")")]
 
 
 def owner_of(name: str) -> int:

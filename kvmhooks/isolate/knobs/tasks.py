@@ -14,7 +14,8 @@ from kvmhooks.isolate.groups import Groups
 from kvmhooks.isolate.knob import TASKS, Knob
 from kvmhooks.isolate.knobs import threads
 from kvmhooks.isolate.knobs.cpusets import has_partitions
-from kvmhooks.isolate.threads import name_of, owner_of
+from kvmhooks.isolate.state import FLAGS, PARENT, START, fields_of, name_of
+from kvmhooks.isolate.threads import owner_of
 from kvmhooks.values import CpuSet
 
 TYPE_CHECKING = False
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 _KERNEL: Final = 0x0020_0000
 _NO_SETAFFINITY: Final = 0x0400_0000
-_PARENT, _FLAGS, _START = 1, 6, 19
 
 
 def knobs(door: Door, view: View, groups: Groups, records: Mapping[str, Record]) -> Iterator[Knob]:
@@ -38,21 +38,20 @@ def knobs(door: Door, view: View, groups: Groups, records: Mapping[str, Record])
         return
     effective: dict[str, CpuSet] = {}
     owners = threads.running(view)
-    is_spread = has_partitions(view, groups)
+    kind = _SpreadThread if has_partitions(view, groups) else _KernelThread
     for pid in sorted(int(name) for name in door.names("proc") if name.isdigit()):
         try:
             text = door.read(f"proc/{pid}/stat")
         except OSError:
             continue
-        fields = _fields(text)
-        flags, parent = int(fields[_FLAGS]), int(fields[_PARENT])
+        fields = fields_of(text)
+        flags, parent = int(fields[FLAGS]), int(fields[PARENT])
         if flags & _KERNEL:
             owner = owner_of(name_of(text)) if owners else 0
             if owner in owners:
                 yield from threads.worker(door, owner, pid, owners[owner])
             elif not flags & _NO_SETAFFINITY:
-                thread = _KernelThread(pid, pid, parent, view.online, taken, is_spread=is_spread)
-                yield from _one(door, thread, records)
+                yield from _one(door, kind(pid, pid, parent, view.online, taken), records)
             continue
         path = groups.of_process(door, pid)
         if path is None or groups.is_machine(path):
@@ -116,7 +115,7 @@ class _Task(Knob):
 
     def identity(self, door: Door) -> str:
         """When it started: a later task may get the same number."""
-        return _fields(door.read(f"proc/{self.pid}/task/{self.tid}/stat"))[_START]
+        return fields_of(door.read(f"proc/{self.pid}/task/{self.tid}/stat"))[START]
 
     def target(self, original: str, view: View) -> str:
         cpus = CpuSet.parse(original)
@@ -138,31 +137,15 @@ class _Task(Knob):
 
 
 class _KernelThread(_Task):
-    """A kernel thread that may be moved: it is in the root group, which cannot be narrowed.
+    """A kernel thread that may be moved: it is in the root group, which cannot be narrowed."""
 
-    A kernel with partitions spreads every one of them, kswapd of a node too, over all that is not
-    isolated, whenever that changes (``update_tasks_cpumask()``, kernel/cgroup/cpuset.c).
-    """
-
-    __slots__ = ("is_spread",)
-
-    def __init__(
-        self,
-        pid: int,
-        tid: int,
-        parent: int,
-        effective: CpuSet,
-        taken: CpuSet,
-        *,
-        is_spread: bool,
-    ) -> None:
-        super().__init__(pid, tid, parent, effective, taken)
-        self.is_spread = is_spread
+    __slots__ = ()
 
     def is_of_interest(self, cpus: CpuSet) -> bool:
-        return not cpus.isdisjoint(self.taken) or (self.is_spread and cpus != self.effective)
+        return not cpus.isdisjoint(self.taken)
 
     def is_forced(self, current: str, door: Door) -> bool:  # noqa: ARG002 -- the base's
+        """The kernel has put it on all that is not taken."""
         return self.effective - self.taken <= CpuSet.parse(current)
 
     def first_original(self, current: str, records: dict[str, Record]) -> str:  # noqa: ARG002
@@ -170,6 +153,14 @@ class _KernelThread(_Task):
         return current
 
 
-def _fields(text: str) -> list[str]:
-    """What follows the name, which may hold blanks and parentheses."""
-    return text[text.rfind(")") + 2 :].split()
+class _SpreadThread(_KernelThread):
+    """One of a kernel with partitions.
+
+    Such a kernel spreads every one of them, kswapd of a node too, over all that is not isolated,
+    whenever that changes (``update_tasks_cpumask()``, kernel/cgroup/cpuset.c).
+    """
+
+    __slots__ = ()
+
+    def is_of_interest(self, cpus: CpuSet) -> bool:
+        return cpus != self.effective or super().is_of_interest(cpus)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate import scheduling
 from kvmhooks.isolate.knob import TASKS, Knob
-from kvmhooks.isolate.state import RUNNING
+from kvmhooks.isolate.state import RUNNING, START, fields_of
 from kvmhooks.isolate.threads import VCPU, VHOST, WORKER, Thread, threads_of
 from kvmhooks.values import CpuSet, union
 
@@ -298,5 +298,4 @@ class _Worker(Knob):
 
 
 def _start_of(door: Door, tid: int) -> str:
-    text = door.read(f"proc/{tid}/stat")
-    return text[text.rfind(")") + 2 :].split()[19]
+    return fields_of(door.read(f"proc/{tid}/stat"))[START]
