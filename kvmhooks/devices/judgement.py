@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
-from attrs import field, frozen
+from attrs import frozen
 
 from kvmhooks.values import PciAddress
 
@@ -53,7 +53,7 @@ class Judged:
     objections: tuple[Objection, ...] = ()
     notes: tuple[str, ...] = ()
     """What a person should know that is no objection."""
-    is_given: bool = field(default=False)
+    is_given: bool = False
     """Its driver is one that waits for a VM or serves one already."""
 
     @property

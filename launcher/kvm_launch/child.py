@@ -40,8 +40,8 @@ def main(argv: list[str]) -> int:
         if ids:
             _become(*ids.split(":"))
         if privileges == "drop":
-            _prctl(PR_SET_NO_NEW_PRIVS, 1)
-        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            prctl(PR_SET_NO_NEW_PRIVS, 1)
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != int(parent):  # it died before it could be told
             return NOT_STARTED
         os.execv(command[0], command)  # noqa: S606 -- no shell on purpose
@@ -56,8 +56,8 @@ def _become(uid: str, gid: str, groups: str) -> None:
     os.setresuid(int(uid), int(uid), int(uid))
 
 
-def _prctl(option: int, value: int) -> None:
-    """prctl(2), which Python does not have."""
+def prctl(option: int, value: int) -> None:
+    """Call prctl(2), which Python does not have. Raises ``OSError``."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, value, 0, 0, 0) != 0:
         number = ctypes.get_errno()

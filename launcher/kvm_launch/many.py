@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import selectors
 import signal
@@ -13,12 +12,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
+from kvm_launch.child import PR_SET_PDEATHSIG, prctl
 from kvm_launch.stop import SIGNALS
 from kvmhooks.errors import InputError, QemuError, SpecError
 from kvmhooks.spec import VmSpec, load_vm
 
 CHUNK: Final = 1 << 16
-_PR_SET_PDEATHSIG: Final = 1
 
 
 def files_of(paths: Iterable[Path]) -> list[Path]:
@@ -67,7 +66,7 @@ class Follower:
             code = QemuError.exit_code
             try:
                 os.setsid()
-                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+                prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
                 for descriptor in (1, 2):
                     os.dup2(writer, descriptor)
                 code = launch() if os.getppid() == parent else code
