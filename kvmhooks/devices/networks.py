@@ -70,13 +70,21 @@ def _read_routes(tree: Tree) -> tuple[dict[str, str], set[str]]:
             defaults[words[0]] = f"/{_ROUTES}"
     for line in tree.lines(_ROUTES6, _LIMIT):
         words = line.split()
-        if len(words) < 10 or words[9] == "lo" or int(words[8], 16) & _REJECT:
+        if len(words) < 10 or words[9] == "lo" or _is_reject(words[8]):
             continue
         if not words[0].startswith(("fe80", "ff")):
             routed.add(words[9])
         if words[1] == "00" and not words[0].strip("0"):
             defaults.setdefault(words[9], f"/{_ROUTES6}")
     return defaults, routed - {"lo"}
+
+
+def _is_reject(flags: str) -> bool:
+    """Whether a route is none; what is no number, in a damaged tree, rejects nothing."""
+    try:
+        return bool(int(flags, 16) & _REJECT)
+    except ValueError:
+        return False
 
 
 def _uses_of(

@@ -97,6 +97,10 @@ OBJECTIONS = {
             f"{NIC} bridge: ens3 is a port of br0 [/sys/class/net/ens3/upper_br0]",
         ],
     ),
+    "a default route with damaged flags": (
+        {"proc/net/ipv6_route": IPV6.format(flags="noflags", iface="ens3")},
+        [f"{NIC} route: ens3 carries the default route [/proc/net/ipv6_route]"],
+    ),
     "the only address": (
         {"proc/net/route": f"{ROUTES}\nens3\t0000A8C0\t00\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0"},
         [f"{NIC} route: ens3 carries the only address of this host [/proc/net/route]"],
