@@ -57,7 +57,7 @@ def _become(uid: str, gid: str, groups: str) -> None:
 
 
 def prctl(option: int, value: int) -> None:
-    """Call prctl(2), which Python does not have. Raises ``OSError``."""
+    """Set an attribute of this process, for which Python has no function. Raises ``OSError``."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, value, 0, 0, 0) != 0:
         number = ctypes.get_errno()
