@@ -137,6 +137,7 @@ def warnings(settled: Settled) -> Iterator[str]:
             f"no housekeeping CPU on {settled.nodes}: QEMU's other threads are on the nearest, "
             f"CPUs {settled.others}"
         )
+    yield from _odd_count(settled)
     if spec.cpu.kind is not None and not any(cpu.kind for cpu in ground.host.cpus or ()):
         yield f'cpu.kind = "{spec.cpu.kind}": the cores of this host are all of one kind'
     missing = sum(cell.allocate for cell in settled.cells)
@@ -148,6 +149,23 @@ def warnings(settled: Settled) -> Iterator[str]:
         yield (
             f"not proven to be the best: not everything was tried; score.{name} could be lower by "
             f"{by} at most"
+        )
+
+
+def _odd_count(settled: Settled) -> Iterator[str]:
+    """Tell of siblings that the guest cannot see, for its vCPUs do not come in whole cores."""
+    cpu, threads = settled.spec.cpu, settled.ground.threads
+    if (
+        settled.choice.request.threads == 1
+        and settled.score["company"]
+        and cpu.threads is None
+        and cpu.vcpus % threads
+    ):
+        less = cpu.vcpus // threads * threads
+        better = f"{less} or {less + threads}" if less else str(threads)
+        yield (
+            f"cpu.vcpus: {cpu.vcpus} make no whole cores of {threads} threads: the guest sees each "
+            f"vCPU as a core, though some are siblings; with {better} it sees that"
         )
 
 

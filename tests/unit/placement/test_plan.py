@@ -190,6 +190,28 @@ def test_a_host_without_cpus_is_refused() -> None:
         plan(golden_vm("tiny"), Host())
 
 
+@pytest.mark.parametrize(
+    ("vcpus", "told"),
+    [
+        (
+            5,
+            (
+                (
+                    "cpu.vcpus: 5 make no whole cores of 2 threads: the guest sees each vCPU as a "
+                    "core, though some are siblings; with 4 or 6 it sees that"
+                ),
+            ),
+        ),
+        (3, ()),  # each on a core of its own
+        (6, ()),
+    ],
+)
+def test_siblings_that_the_guest_cannot_see_are_told(vcpus: int, told: tuple[str, ...]) -> None:
+    """A count of vCPUs that makes no whole cores is said, where siblings come of it."""
+    spec = vm(f'cpu = {{ vcpus = {vcpus}, placement = "dedicated" }}')
+    assert plan(spec, golden_host("server")).warnings == told
+
+
 def test_derived_addresses_are_warned_of() -> None:
     """An address that another host would derive as well is told, unless the VM has a UUID."""
     spec = vm("cpu.vcpus = 1\n[[net]]\ntype = 'tap'\ndevice = 'tap0'\n[memory]\nsize = '1GiB'")
