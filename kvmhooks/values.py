@@ -51,6 +51,9 @@ class CpuSet(AbstractSet[int]):
         if isinstance(cpus, CpuSet):
             self._mask = cpus.mask
             return
+        if isinstance(cpus, range) and cpus.step == 1 and 0 <= cpus.start <= cpus.stop <= MAX_CPU:
+            self._mask = (1 << cpus.stop) - (1 << cpus.start)
+            return
         mask = 0
         for cpu in cpus:
             if not 0 <= cpu <= MAX_CPU:

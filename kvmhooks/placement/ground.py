@@ -56,6 +56,8 @@ class Domain(NamedTuple):
     """How many of its cores are whole."""
     kinds: tuple[Kind, ...]
     """Those of its cores, sorted."""
+    likeness: int
+    """The same for all whose cores are of the same kinds."""
 
 
 @frozen(eq=False, kw_only=True)
@@ -71,8 +73,8 @@ class Site:
     load: Fraction
     """Shared vCPUs of other VMs on it."""
     domains: tuple[Domain, ...]
-    kinds: tuple[tuple[Kind, ...], ...]
-    """Those of its cores by L3, sorted: nodes with the same ones are alike."""
+    likeness: tuple[int, ...]
+    """Those of its L3 caches, sorted: nodes with the same ones are alike."""
     whole: int
     """How many of its cores are whole."""
     memory_kib: int | None
@@ -110,6 +112,8 @@ class Ground:
     """The threads of the largest core."""
     is_uniform: bool
     """Whether all cores have as many threads."""
+    is_flat: bool
+    """Whether each node is as far from any other, there and back."""
     holdings: tuple[Holding, ...]
 
     def least_distance(self, count: int) -> int:
@@ -162,17 +166,29 @@ def survey(
         housekeeping = choose_housekeeping(host, held)
     elif not housekeeping <= online:
         raise PlanError("housekeeping", str(housekeeping), f"online CPUs, some of {online}")
-    cores = {core.mask: core for core in map(host.core_of, online)}
+    sizes = {len(core) for core in set(map(host.core_of, online))}
+    sites = tuple(_sites(host, holdings, held, housekeeping, own_pages or {}))
     return Ground(
         host=host,
         online=online,
-        sites=tuple(_sites(host, holdings, held, housekeeping, own_pages or {})),
+        sites=sites,
         housekeeping=housekeeping,
         held=held,
         isolated=_isolated(host) & online,
-        threads=max(map(len, cores.values())),
-        is_uniform=len(set(map(len, cores.values()))) == 1,
+        threads=max(sizes),
+        is_uniform=len(sizes) == 1,
+        is_flat=_is_flat(sites),
         holdings=tuple(holdings),
+    )
+
+
+def _is_flat(sites: Sequence[Site]) -> bool:
+    if len(sites) < 2:
+        return True
+    near, far = sites[0].distances[:2]
+    others = len(sites) - 1
+    return near != far and all(
+        site.distances[site.index] == near and site.distances.count(far) == others for site in sites
     )
 
 
@@ -226,6 +242,7 @@ def _sites(
     efficiency = CpuSet(cpu.id for cpu in host.cpus or () if cpu.kind == "efficiency")
     free = online - held - housekeeping
     nodes = host.nodes or ()
+    seen: dict[tuple[Kind, ...], int] = {}
     if not nodes:
         known = host.memory or Memory()
         yield Site(
@@ -234,8 +251,8 @@ def _sites(
             cpus=online,
             pool=pool,
             load=_load(floating, online, online),
-            domains=(domains := _domains(host, online, free, housekeeping, efficiency)),
-            kinds=tuple(sorted(domain.kinds for domain in domains)),
+            domains=(domains := _domains(host, online, free, housekeeping, efficiency, seen)),
+            likeness=tuple(sorted(domain.likeness for domain in domains)),
             whole=sum(domain.whole for domain in domains),
             memory_kib=_room(known.total_kib, known.hugepages, sum(memory.values())),
             pages=_unpromised(known.hugepages, promised.get(None, {}), own_pages, None),
@@ -245,7 +262,7 @@ def _sites(
         return
     for index, node in enumerate(nodes):
         cpus = (node.cpus or CpuSet()) & online
-        domains = _domains(host, cpus, free, housekeeping, efficiency)
+        domains = _domains(host, cpus, free, housekeeping, efficiency, seen)
         yield Site(
             index=index,
             node=node.id,
@@ -253,7 +270,7 @@ def _sites(
             pool=pool & cpus,
             load=_load(floating, cpus, online),
             domains=domains,
-            kinds=tuple(sorted(domain.kinds for domain in domains)),
+            likeness=tuple(sorted(domain.likeness for domain in domains)),
             whole=sum(domain.whole for domain in domains),
             memory_kib=_room(node.memory_kib, node.hugepages, memory[node.id]),
             pages=_unpromised(node.hugepages, promised.get(node.id, {}), own_pages, node.id),
@@ -267,31 +284,37 @@ def _unknown_distances(index: int, count: int) -> tuple[int, ...]:
 
 
 def _domains(
-    host: Host, cpus: CpuSet, free: CpuSet, housekeeping: CpuSet, efficiency: CpuSet
+    host: Host,
+    cpus: CpuSet,
+    free: CpuSet,
+    housekeeping: CpuSet,
+    efficiency: CpuSet,
+    likenesses: dict[tuple[Kind, ...], int],
 ) -> tuple[Domain, ...]:
     """The cores of a node by L3 cache, in the order of their CPUs."""
-    groups: defaultdict[int | None, dict[int, Core]] = defaultdict(dict)
-    seen = 0
-    for number in cpus:
-        if seen >> number & 1:
-            continue
-        core = host.core_of(number).mask & cpus.mask
-        seen |= core
-        groups[host.cpu(number).l3][core] = Core(
-            core,
-            core & free.mask,
-            bool(core & housekeeping.mask),
-            bool(core & efficiency.mask),
+    groups: defaultdict[int | None, list[Core]] = defaultdict(list)
+    here, own, slow, left = cpus.mask, housekeeping.mask, efficiency.mask, cpus.mask
+    while left:
+        number = (left & -left).bit_length() - 1
+        core = host.core_of(number).mask & here
+        left &= ~core
+        groups[host.cpu(number).l3].append(
+            Core(core, core & free.mask, core & own != 0, core & slow != 0)
         )
-    return tuple(_domain(cache, tuple(cores.values())) for cache, cores in groups.items())
+    return tuple(_domain(cache, tuple(cores), likenesses) for cache, cores in groups.items())
 
 
-def _domain(cache: int | None, cores: tuple[Core, ...]) -> Domain:
-    kinds = sorted(
-        Kind(core.cpus.bit_count(), core.free.bit_count(), core.is_beside_host, core.is_slow)
-        for core in cores
+def _domain(
+    cache: int | None, cores: tuple[Core, ...], likenesses: dict[tuple[Kind, ...], int]
+) -> Domain:
+    kinds = tuple(
+        sorted(
+            Kind(core.cpus.bit_count(), core.free.bit_count(), core.is_beside_host, core.is_slow)
+            for core in cores
+        )
     )
-    return Domain(cache, cores, sum(core.is_whole for core in cores), tuple(kinds))
+    whole = sum(core.cpus == core.free for core in cores)
+    return Domain(cache, cores, whole, kinds, likenesses.setdefault(kinds, len(likenesses)))
 
 
 def _load(floating: Iterable[tuple[CpuSet, int]], here: CpuSet, online: CpuSet) -> Fraction:

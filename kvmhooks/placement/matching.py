@@ -32,6 +32,9 @@ def cheapest(costs: Sequence[Sequence[int | None]]) -> list[int] | None:
 
     There are at least as many columns as rows. None is a pair that must not be.
     """
+    nearest = _nearest(costs)
+    if len(set(nearest)) == len(costs):
+        return nearest
     masks = [
         sum(1 << column for column, cost in enumerate(row) if cost is not None) for row in costs
     ]
@@ -42,6 +45,17 @@ def cheapest(costs: Sequence[Sequence[int | None]]) -> list[int] | None:
     chosen = _hungarian(lines, never << 64)
     assert all(costs[row][column] is not None for row, column in enumerate(chosen))
     return chosen
+
+
+def _nearest(costs: Sequence[Sequence[int | None]]) -> list[int]:
+    """The first column that costs each row least; only those before a row that has none."""
+    columns = []
+    for row in costs:
+        allowed = [cost for cost in row if cost is not None]
+        if not allowed:
+            break
+        columns.append(row.index(min(allowed)))
+    return columns
 
 
 def _hungarian(costs: Sequence[Sequence[int]], infinite: int) -> list[int]:

@@ -84,6 +84,10 @@ class Neighbourhood:
 
     def _counts(self, size: int) -> Iterator[list[tuple[tuple[Site, ...], int]]]:
         groups = self.groups
+        if len(groups) == 1:
+            if size <= len(groups[0]):
+                yield [(groups[0], size)]
+            return
 
         def rest(place: int, left: int, after: int) -> Iterator[list[tuple[tuple[Site, ...], int]]]:
             if place == len(groups):
@@ -97,7 +101,7 @@ class Neighbourhood:
                 for more in rest(place + 1, left - count, behind):
                     yield [(group, count), *more] if count else more
 
-        return rest(0, size, sum(map(len, groups)))
+        yield from rest(0, size, sum(map(len, groups)))
 
     def _measured(self, counts: Sequence[tuple[tuple[Site, ...], int]]) -> NodeSet:
         distance = 0
@@ -119,13 +123,15 @@ def neighbourhood(
     total_devices: int,
     required: frozenset[int],
     likeness: Callable[[Site], Hashable] = lambda _: None,
+    is_flat: bool = False,
 ) -> Neighbourhood:
     """Sort ``sites`` into groups of those that can be exchanged.
 
     Those are as far from all others, have as many devices, and are of the same ``likeness``.
+    ``is_flat`` says that each is as far from any other.
     """
     groups: list[list[Site]] = []
-    columns = _columns(sites)
+    columns = {} if is_flat else _columns(sites)
     for site in sites:
         for group in groups:
             first = group[0]
@@ -133,7 +139,7 @@ def neighbourhood(
                 not required & {site.index, first.index}
                 and devices(site) == devices(first)
                 and likeness(site) == likeness(first)
-                and _are_exchangeable(site, first, columns)
+                and (is_flat or _are_exchangeable(site, first, columns))
             ):
                 group.append(site)
                 break

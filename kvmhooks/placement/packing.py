@@ -8,6 +8,8 @@ programme over cores, then over caches. Tables are made once for all that look a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
 from operator import add
 from typing import Final, NamedTuple
 
@@ -25,6 +27,10 @@ LOST: Final = UNIT["node_blocks"]
 field is at the end."""
 L3_BLOCKS: Final = UNIT["l3_blocks"]
 MOVED: Final = UNIT["moved_cores"]
+
+
+FEW: Final = 5
+"""A table that is no longer is merged entry by entry, which is quicker for short ones."""
 
 
 class Rules(NamedTuple):
@@ -59,22 +65,24 @@ class Packer:
     rules: Rules
     limit: int
     _by_shape: dict[Shape, tuple[int, ...]] = field(factory=dict)
+    _by_count: dict[Shape, list[list[int]]] = field(factory=dict)
     _by_shapes: dict[tuple[int, tuple[Shape, ...]], list[int]] = field(factory=dict)
     _by_domains: dict[tuple[int, tuple[tuple[int, tuple[Shape, ...]], ...]], list[int]] = field(
         factory=dict
     )
     _by_site: dict[int, list[int]] = field(factory=dict)
-    _by_domain: dict[tuple[Kind, ...], list[int]] = field(factory=dict)
-    _by_kinds: dict[tuple[tuple[Kind, ...], ...], list[int]] = field(factory=dict)
+    _by_kind: dict[Kind, Shape | None] = field(factory=dict)
+    _by_likeness: dict[int, tuple[Shape, ...]] = field(factory=dict)
+    _by_likenesses: dict[tuple[int, ...], list[int]] = field(factory=dict)
 
     def costs(self, site: Site) -> list[int]:
         """The least cost of 0, 1, … guest cores on a node, packed, as far as they fit."""
         table = self._by_site.get(site.index)
         if table is None:
             if self.rules.is_any_usable:
-                table = self._by_kinds.get(site.kinds)
+                table = self._by_likenesses.get(site.likeness)
             if table is None:
-                table = self._by_kinds[site.kinds] = self._of_site(site)
+                table = self._by_likenesses[site.likeness] = self._of_site(site)
             self._by_site[site.index] = table
         return table
 
@@ -88,7 +96,7 @@ class Packer:
         for place, taken in enumerate(_fill_first(tables, count)):
             if taken:
                 domain = site.domains[place]
-                options = [list(self._of_core(core)) for core in domain.cores]
+                options = [self._of_core(core) for core in domain.cores]
                 each = _fill_first(options, taken)
                 cores = [(core, n) for core, n in zip(domain.cores, each, strict=True) if n]
                 chosen.append((taken, domain, cores))
@@ -106,42 +114,56 @@ class Packer:
         table = self._by_domains.get(key)
         if table is None:
             table = [0]
-            for domain in site.domains:
-                if self._shapes(domain):
-                    table = _merged(table, self._of_domain(domain), self.limit)
-            table = self._by_domains[key] = [_squared(cost, site.whole) for cost in table]
-        return table
-
-    def _of_domain(self, domain: Domain) -> list[int]:
-        if not self.rules.is_any_usable:
-            return self._of_shapes(domain)
-        table = self._by_domain.get(domain.kinds)
-        if table is None:
-            table = self._by_domain[domain.kinds] = self._of_shapes(domain)
-        return table
-
-    def _of_shapes(self, domain: Domain) -> list[int]:
-        shapes = self._shapes(domain)
-        key = (domain.whole, shapes)
-        table = self._by_shapes.get(key)
-        if table is None:
-            table = [0]
-            for shape in shapes:
-                table = _merged(table, self._of_shape(shape), self.limit)
-            whole = domain.whole
-            table = self._by_shapes[key] = [
-                cost + (L3 + L3_BLOCKS * _loss(whole, part(cost, "node_blocks")) if count else 0)
-                for count, cost in enumerate(table)
+            for whole, own in shapes:
+                if own:
+                    table = _merged(table, self._of_shapes(whole, own), self.limit)
+            of_lost = _node_costs(site.whole)
+            table = self._by_domains[key] = [
+                cost + of_lost[part(cost, "node_blocks")] for cost in table
             ]
         return table
 
+    def _of_domain(self, domain: Domain) -> list[int]:
+        return self._of_shapes(domain.whole, self._shapes(domain))
+
+    def _of_shapes(self, whole: int, shapes: tuple[Shape, ...]) -> list[int]:
+        """An L3 that has so many whole cores, and cores of these shapes."""
+        key = (whole, shapes)
+        table = self._by_shapes.get(key)
+        if table is None:
+            table = [0]
+            for shape, alike in groupby(reversed(shapes)):
+                table = self._with(table, shape, len(list(alike)))
+            of_lost = _l3_costs(whole)
+            table = self._by_shapes[key] = [
+                0,
+                *[cost + of_lost[part(cost, "node_blocks")] for cost in table[1:]],
+            ]
+        return table
+
+    def _with(self, table: list[int], shape: Shape, count: int) -> list[int]:
+        """What so many cores of one shape make of a table."""
+        options = self._of_shape(shape)
+        if len(table) > 1 and len(options) == 2:
+            for _ in range(count):
+                table = _merged(table, options, self.limit)
+            return table
+        alike = self._by_count.setdefault(shape, [[0]])
+        while len(alike) <= count:
+            alike.append(_merged(alike[-1], options, self.limit))
+        return _merged(table, alike[count], self.limit)
+
     def _shapes(self, domain: Domain) -> tuple[Shape, ...]:
         """The shapes of the cores of an L3 that take a guest core, in order."""
-        if self.rules.is_any_usable:
-            shapes = [self._shape_of_kind(kind) for kind in domain.kinds]
-        else:
-            shapes = [self._shape(core) for core in domain.cores]
-        return tuple(sorted(shape for shape in shapes if len(self._of_shape(shape)) > 1))
+        if not self.rules.is_any_usable:
+            made = map(self._shape, domain.cores)
+            return tuple(sorted(shape for shape in made if len(self._of_shape(shape)) > 1))
+        shapes = self._by_likeness.get(domain.likeness)
+        if shapes is None:
+            some = map(self._shape_of_kind, domain.kinds)
+            shapes = tuple(sorted(shape for shape in some if shape is not None))
+            self._by_likeness[domain.likeness] = shapes
+        return shapes
 
     def _shape(self, core: Core) -> Shape:
         return Shape(
@@ -152,9 +174,14 @@ class Packer:
             bool(core.cpus & self.rules.current),
         )
 
-    def _shape_of_kind(self, kind: Kind) -> Shape:
-        is_usable = not kind.is_beside_host or self.rules.may_be_beside_host
-        return Shape(kind.size, kind.free, kind.free if is_usable else 0, kind.is_slow, False)
+    def _shape_of_kind(self, kind: Kind) -> Shape | None:
+        """None: it takes no guest core."""
+        if kind not in self._by_kind:
+            is_usable = not kind.is_beside_host or self.rules.may_be_beside_host
+            usable = kind.free if is_usable else 0
+            shape = Shape(kind.size, kind.free, usable, kind.is_slow, False)
+            self._by_kind[kind] = shape if len(self._of_shape(shape)) > 1 else None
+        return self._by_kind[kind]
 
     def _of_core(self, core: Core) -> tuple[int, ...]:
         return self._of_shape(self._shape(core))
@@ -192,6 +219,12 @@ class Packer:
 
 def _merged(first: list[int], second: Sequence[int], limit: int) -> list[int]:
     """The least cost of each total: so many by the one, the rest by the other."""
+    if len(second) == 1:
+        return first
+    if len(first) == 1:
+        return list(second[: limit + 1])
+    if len(second) <= FEW:
+        return _merged_few(first, second)[: limit + 1]
     most = min(len(first) + len(second) - 2, limit)
     backwards = list(second[::-1])
     last = len(second) - 1
@@ -207,8 +240,24 @@ def _merged(first: list[int], second: Sequence[int], limit: int) -> list[int]:
     ]
 
 
+def _merged_few(first: list[int], second: Sequence[int]) -> list[int]:
+    """The same for a second table that is short, as that of one core is."""
+    made = first
+    for taken, cost in enumerate(second[1:], start=1):
+        more = [least + cost for least in first]
+        pairs = zip(made[taken:], more, strict=False)
+        both = [a if a < b else b for a, b in pairs]  # noqa: FURB136 -- a call costs three times that
+        made = [*made[:taken], *both, *more[len(both) :]]
+    return made
+
+
 def _fill_first(tables: Sequence[Sequence[int]], count: int) -> list[int]:
     """How many each takes of the least costly way; of several ways, the first take the most."""
+    if len(tables) == 1:
+        return [count]
+    most = [len(table) - 1 for table in tables]
+    if sum(most) == count:
+        return most
     rest: list[list[int]] = [[0]]
     for table in reversed(tables):
         rest.append(_merged(rest[-1], table, count))
@@ -226,11 +275,18 @@ def _fill_first(tables: Sequence[Sequence[int]], count: int) -> list[int]:
     return taken
 
 
+@lru_cache(maxsize=512)
+def _l3_costs(whole: int) -> tuple[int, ...]:
+    """By the whole cores that it loses, what it costs to use an L3 that has so many."""
+    return tuple(L3 + L3_BLOCKS * _loss(whole, lost) for lost in range(whole + 1))
+
+
+@lru_cache(maxsize=512)
+def _node_costs(whole: int) -> tuple[int, ...]:
+    """The same of a node: what turns the count of lost cores into the loss of their square."""
+    return tuple(LOST * (_loss(whole, lost) - lost) for lost in range(whole + 1))
+
+
 def _loss(whole: int, lost: int) -> int:
     """By how much the square of the whole cores shrinks."""
     return whole * whole - (whole - lost) * (whole - lost)
-
-
-def _squared(cost: int, whole: int) -> int:
-    lost = part(cost, "node_blocks")
-    return cost + LOST * (_loss(whole, lost) - lost)

@@ -32,20 +32,20 @@ def pin(choice: Choice, current: Mapping[int, CpuSet] | None = None) -> Pins:
     for cell, site in enumerate(seating.sites):
         of_site[site.index].append(cell)
     pins: dict[int, CpuSet] = {}
-    idle = CpuSet()
+    own, idle = 0, 0
     caches: list[tuple[int | None, int, int]] = []
     for cells in of_site.values():
         site = seating.sites[cells[0]]
-        slots: list[CpuSet] = []
+        slots: list[list[int]] = []
         for taken, domain, cores in choice.packer.choose(
             site, sum(seating.cells[cell].cores for cell in cells)
         ):
             caches.append((domain.cache, site.index, taken))
             for core, count in cores:
-                own = _slots(choice, core, count)
-                slots += own
+                made = _slots(choice, core, count)
+                slots += made
                 if request.spec.cpu.smt == "isolate":
-                    idle |= CpuSet.from_mask(core.cpus) - own[0]
+                    idle |= core.cpus & ~sum(made[0])
         guest_cores = [
             first
             for cell in cells
@@ -55,22 +55,37 @@ def pin(choice: Choice, current: Mapping[int, CpuSet] | None = None) -> Pins:
         ]
         for first, slot in zip(guest_cores, _kept(guest_cores, slots, current or {}), strict=True):
             for place, cpu in enumerate(slot):
-                pins[first + place] = CpuSet((cpu,))
-    own_cpus = CpuSet(cpu for cpus in pins.values() for cpu in cpus)
+                own |= cpu
+                pins[first + place] = CpuSet.from_mask(cpu)
     for asked, site in zip(seating.cells, seating.sites, strict=True):
-        pool = site.pool - own_cpus - idle
-        pins.update(dict.fromkeys(asked.vcpus - request.dedicated, pool))
-    return Pins(vcpus=pins, idle=idle, caches=tuple(caches))
+        floating = asked.vcpus - request.dedicated
+        if floating:
+            pool = CpuSet.from_mask(site.pool.mask & ~own & ~idle)
+            pins.update(dict.fromkeys(floating, pool))
+    return Pins(vcpus=pins, idle=CpuSet.from_mask(idle), caches=tuple(caches))
 
 
-def _slots(choice: Choice, core: Core, count: int) -> list[CpuSet]:
-    """The CPUs of each guest core on a core: those that the VM has now first, then the lowest."""
-    usable = CpuSet.from_mask(choice.packer.usable(core))
-    now = usable & CpuSet.from_mask(choice.packer.rules.current)
-    cpus = [*now, *(usable - now)]
+def _slots(choice: Choice, core: Core, count: int) -> list[list[int]]:
+    """The CPUs of each guest core on a core: those that the VM has now first, then the lowest.
+
+    Each CPU is a mask of its own.
+    """
+    usable = choice.packer.usable(core)
+    now = usable & choice.packer.rules.current
     threads = choice.request.threads
-    cpus = sorted(cpus[: threads * count])
-    return [CpuSet(cpus[at * threads : (at + 1) * threads]) for at in range(count)]
+    cpus = _bits(usable)[: threads * count]
+    if now:
+        cpus = sorted([*_bits(now), *_bits(usable & ~now)][: threads * count])
+    return [cpus[at * threads : (at + 1) * threads] for at in range(count)]
+
+
+def _bits(mask: int) -> list[int]:
+    bits = []
+    while mask:
+        lowest = mask & -mask
+        bits.append(lowest)
+        mask ^= lowest
+    return bits
 
 
 def _guest_cores(vcpus: CpuSet, threads: int) -> list[int]:
@@ -78,15 +93,17 @@ def _guest_cores(vcpus: CpuSet, threads: int) -> list[int]:
 
 
 def _kept(
-    guest_cores: Sequence[int], slots: Sequence[CpuSet], current: Mapping[int, CpuSet]
-) -> list[CpuSet]:
+    guest_cores: Sequence[int], slots: Sequence[list[int]], current: Mapping[int, CpuSet]
+) -> Sequence[list[int]]:
     """The slot of each guest core: its own one where that is among them, the rest in order."""
+    if not current:
+        return slots
     left = list(slots)
-    chosen: dict[int, CpuSet] = {}
+    chosen: dict[int, list[int]] = {}
     for first in guest_cores:
         own = current.get(first)
         if own is not None:
-            kept = next((slot for slot in left if own <= slot), None)
+            kept = next((slot for slot in left if own.mask & ~sum(slot) == 0), None)
             if kept is not None:
                 chosen[first] = kept
                 left.remove(kept)

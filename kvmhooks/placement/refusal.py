@@ -206,7 +206,7 @@ def _no_node_for_a_cell(seats: Seats) -> Iterator[tuple[str, str, str]]:
         )
         return
     for index, cell in enumerate(request.cells):
-        if any(seats.cost(cell, site) is not None for site in seats.ground.sites):
+        if any(cost is not None for cost in seats.costs(cell)):
             continue
         yield _cell_binds(seats, index, cell)
 

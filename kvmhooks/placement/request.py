@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from kvmhooks.errors import PlanError
 from kvmhooks.placement.model import ORDINARY_PAGE_KIB
@@ -61,16 +61,17 @@ class Request:
     page_rank: int
     cells: tuple[CellAsk, ...]
     """Those that were given; empty when the planner is to make them."""
+    dedicated: CpuSet = field(init=False)
+    """The vCPUs with a CPU each."""
+
+    @dedicated.default
+    def _dedicated(self) -> CpuSet:
+        return dedicated_of(self.spec)
 
     @property
     def unit_kib(self) -> int:
         """What memory is divided in."""
         return MIB if self.page_kib == ORDINARY_PAGE_KIB else self.page_kib
-
-    @property
-    def dedicated(self) -> CpuSet:
-        """The vCPUs with a CPU each."""
-        return dedicated_of(self.spec)
 
     @property
     def units(self) -> int:
@@ -194,6 +195,7 @@ def _cuts(spec: VmSpec, threads: int) -> Iterator[tuple[str, str, str]]:
     if cells is not None and guest_cores % cells:
         yield "memory.cells", str(cells), f"a divisor of the {guest_cores} cores"
     given = [(f"memory.cell[{at}].vcpus", cell.vcpus) for at, cell in enumerate(spec.memory.cell)]
-    for at, vcpus in (*given, ("cpu.dedicated", dedicated_of(spec))):
+    dedicated = ("cpu.dedicated", dedicated_of(spec))
+    for at, vcpus in (*given, dedicated) if threads > 1 else ():
         if len(vcpus) != threads * len({vcpu // threads for vcpu in vcpus}):
             yield at, str(vcpus), f"whole guest cores of {threads} threads"

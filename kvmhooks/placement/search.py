@@ -78,6 +78,8 @@ class Search:
         request = self.seats.request
         if not request.cells:
             return self._of_made_cells()
+        if not self.seats.can_hold(request.cells):
+            return None
         for nodes in range(min(len(request.cells), len(self.seats.ground.sites)), 0, -1):
             found = self._of_given_cells(request.cells, nodes)
             if found is not None:
@@ -213,18 +215,18 @@ class Search:
         """What a cell costs on each node: early cells and low numbers go together."""
         cell = cells[at]
         order = len(cells) - at
-        moved = {}
-        if len(self.homes) == len(cells):
-            mib = cell.units * self.seats.request.unit_kib >> 10
-            moved = {
-                site.index: UNIT["moved_mib"] * mib for site in sites if site.node != self.homes[at]
-            }
-        return [
-            None
-            if (cost := self.seats.cost(cell, site)) is None
-            else cost + moved.get(site.index, 0) + site.index * order
+        known = self.seats.costs(cell)
+        costs = [
+            None if (cost := known[site.index]) is None else cost + site.index * order
             for site in sites
         ]
+        if len(self.homes) == len(cells):
+            moved = UNIT["moved_mib"] * (cell.units * self.seats.request.unit_kib >> 10)
+            costs = [
+                cost if cost is None or site.node == self.homes[at] else cost + moved
+                for cost, site in zip(costs, sites, strict=True)
+            ]
+        return costs
 
     def _around(
         self, usable: Sequence[Site], most: Mapping[int, int] | None = None
@@ -247,6 +249,7 @@ class Search:
             total_devices=sum(self.near.preferred.values()),
             required=self.near.required,
             likeness=likeness,
+            is_flat=self.seats.ground.is_flat,
         )
 
     def _sets(self, around: Neighbourhood, size: int) -> tuple[list[list[NodeSet]], int | None]:
@@ -264,6 +267,9 @@ def partitions(
 
     Ways that differ by cells that are alike only are one.
     """
+    if count == len(cells):
+        yield [[at] for at in range(count)], list(cells)
+        return
     seen = set()
     groups: list[list[int]] = []
     merged: list[CellAsk] = []
@@ -302,7 +308,7 @@ def partitions(
             groups.pop()
             merged.pop()
 
-    return rest(0)
+    yield from rest(0)
 
 
 def evenly(total: int, caps: Sequence[int]) -> list[int] | None:

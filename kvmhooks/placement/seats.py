@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, floor
 
 from attrs import field, frozen
@@ -22,32 +23,50 @@ class Seats:
     packer: Packer
     crowding: int
     """At most so many of the VM's own shared vCPUs on a CPU."""
-    _known: dict[tuple[int, int, int, int, int], int | None] = field(factory=dict)
+    _known: dict[tuple[int, int, int, int, int | None], list[int | None]] = field(factory=dict)
+    _nodes: list[tuple[Site, int | None, Sequence[int]]] = field(factory=list)
+    """Those that the spec allows, each with its room and what guest cores cost on it."""
 
-    def cost(self, cell: CellAsk, site: Site) -> int | None:
-        """The packed cost of a cell, alone on a node; None where it does not fit."""
+    def costs(self, cell: CellAsk) -> list[int | None]:
+        """The packed cost of a cell, alone on each node; None where it does not fit."""
+        key = (cell.cores, cell.floating, cell.units, cell.room, cell.node)
+        costs = self._known.get(key)
+        if costs is None:
+            costs = self._known[key] = [None] * len(self.ground.sites)
+            for site, room, table in self._allowed():
+                if cell.cores < len(table) and (room is None or cell.room <= room):
+                    costs[site.index] = self._cost(cell, site, table[cell.cores])
+        return costs
+
+    def can_hold(self, cells: Sequence[CellAsk]) -> bool:
+        """Whether each cell has a node, and the nodes as many places as there are guest cores.
+
+        Where not, cells that share nodes do not fit either.
+        """
+        if any(self.costs(cell).count(None) == len(self.ground.sites) for cell in cells):
+            return False
+        cores = sum(cell.cores for cell in cells)
+        return cores <= sum(len(table) - 1 for _, _, table in self._allowed())
+
+    def _allowed(self) -> list[tuple[Site, int | None, Sequence[int]]]:
+        if not self._nodes:
+            nodes = self.request.spec.memory.nodes
+            has_cores = bool(self.request.dedicated)
+            self._nodes.extend(
+                (site, self.room(site), self.packer.costs(site) if has_cores else (0,))
+                for site in self.ground.sites
+                if nodes is None or site.node in nodes
+            )
+        return self._nodes
+
+    def _cost(self, cell: CellAsk, site: Site, cost: int) -> int | None:
+        """What a cell costs whose guest cores cost so much there."""
         if cell.node is not None and cell.node != site.node:
             return None
-        key = (site.index, cell.cores, cell.floating, cell.units, cell.room)
-        if key not in self._known:
-            self._known[key] = self._cost(cell, site)
-        return self._known[key]
-
-    def _cost(self, cell: CellAsk, site: Site) -> int | None:
-        if cell.vcpus and not site.cpus:
+        if not site.cpus and cell.vcpus:
             return None
-        nodes = self.request.spec.memory.nodes
-        if nodes is not None and site.node not in nodes:
-            return None
-        room = self.room(site)
-        if room is not None and cell.room > room:
-            return None
-        cost = UNIT["allocated"] * self.to_allocate(cell, site)
-        if cell.cores:
-            table = self.packer.costs(site)
-            if cell.cores >= len(table):
-                return None
-            cost += table[cell.cores]
+        if self.request.page_kib != ORDINARY_PAGE_KIB:
+            cost += UNIT["allocated"] * self.to_allocate(cell, site)
         if cell.floating:
             pool = self.pool(site, cell.cores)
             if not self.floats(cell.floating, site, pool):
@@ -81,8 +100,6 @@ class Seats:
 
     def to_allocate(self, cell: CellAsk, site: Site) -> int:
         """How many huge pages of a cell are not there yet."""
-        if self.request.page_kib == ORDINARY_PAGE_KIB:
-            return 0
         return max(cell.units - site.pages.get(self.request.page_kib, 0), 0)
 
     def most(self, site: Site) -> int:

@@ -16,10 +16,12 @@ _MASK: Final = (1 << WIDTH) - 1
 FIELDS: Final = (*WEIGHED, "moved_mib", "moved_cores", "tie")
 """The most important first. What is not of the score: how much moves, and the lowest numbers."""
 
-UNIT: Final = {name: 1 << WIDTH * (len(FIELDS) - 1 - place) for place, name in enumerate(FIELDS)}
+_SHIFT: Final = {name: WIDTH * (len(FIELDS) - 1 - place) for place, name in enumerate(FIELDS)}
+
+UNIT: Final = {name: 1 << shift for name, shift in _SHIFT.items()}
 """One of each field, to be multiplied and added."""
 
 
 def part(packed: int, name: str) -> int:
     """One field of a packed number."""
-    return packed // UNIT[name] & _MASK
+    return packed >> _SHIFT[name] & _MASK
