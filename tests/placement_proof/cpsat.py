@@ -8,6 +8,7 @@ makes the cells. The numbers of the score are minimised one after the other, eac
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import permutations
 from typing import Any
 
 from ortools.sat.python import cp_model
@@ -72,6 +73,7 @@ class Model:
             place: sum(self.on_core[core] for core in self.cores[place]) for place in self.places
         }
         self.needs: dict[Place, Any] = {}
+        self.units: dict[Place, Any] = {}
         self.used: dict[Place, Any] = {}
         if layout.sizes is None:
             self._given_cells()
@@ -153,17 +155,23 @@ class Model:
             self.model.add(
                 self.guest_cores[place] == sum(cell.guest_cores * flag for cell, flag in here)
             )
-            self.needs[place] = sum(cell.units * flag for cell, flag in here)
+            self.needs[place] = self.units[place] = sum(cell.units * flag for cell, flag in here)
             self.used[place] = self.model.new_bool_var(f"used{place}")
             self.model.add_max_equality(self.used[place], [flag for _, flag in here])
 
     def _made_cells(self) -> None:
-        """A cell for each node that takes a guest core; its memory is its share, rounded up."""
+        """A cell for each node that takes a guest core; it needs room for its share, rounded up.
+
+        What it has is its share rounded down, and one unit more in the first cells, the largest
+        first, until none is left.
+        """
         spec = self.ground.spec
         unit = 1024 if self.layout.page_kib == ORDINARY else self.layout.page_kib
         units = spec.memory.size // 1024 // unit
         total = spec.cpu.vcpus // self.layout.threads
         self.model.add(sum(self.guest_cores.values()) == total)
+        counts: dict[Place, Any] = {}
+        more: dict[Place, Any] = {}
         for place in self.places:
             count = self.model.new_int_var(0, total, "")
             self.model.add(count == self.guest_cores[place])
@@ -172,6 +180,16 @@ class Model:
             self.needs[place] = self.model.new_int_var(0, units, "")
             self.model.add_division_equality(self.needs[place], units * count + total - 1, total)
             self.used[place] = self._is(count, 1)
+            counts[place] = count
+            floor = self.model.new_int_var(0, units, "")
+            self.model.add_division_equality(floor, units * count, total)
+            more[place] = self.model.new_bool_var("")
+            self.model.add_implication(more[place], self.used[place])
+            self.units[place] = floor + more[place]
+        self.model.add(sum(self.units.values()) == units)
+        for one, other in permutations(self.places, 2):
+            is_larger = self._is(counts[one] - counts[other], 1)
+            self.model.add(more[one] >= more[other]).only_enforce_if(is_larger)
 
     def _memory(self) -> None:
         ground, page = self.ground, self.layout.page_kib
@@ -195,7 +213,7 @@ class Model:
         for place in self.places:
             short = self.model.new_int_var(0, most, "")
             free = self.ground.free_pages.get((place, page), 0)
-            self.model.add_max_equality(short, [self.needs[place] - free, 0])
+            self.model.add_max_equality(short, [self.units[place] - free, 0])
             total += short
         return total
 
