@@ -84,6 +84,10 @@ def _count_dedicated(spec: VmSpec, placed: Placed, ground: Ground, numbers: dict
     if spec.cpu.realtime and ground.isolated:
         numbers["unisolated"] = int(not own <= ground.isolated)
     for site in ground.sites:
+        if own.isdisjoint(site.cpus):
+            numbers["l3_blocks"] -= sum(domain.whole * domain.whole for domain in site.domains)
+            numbers["node_blocks"] -= site.whole * site.whole
+            continue
         left = site.whole
         for domain in site.domains:
             whole = domain.whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Final, NamedTuple
 
@@ -166,7 +166,7 @@ def survey(
         housekeeping = choose_housekeeping(host, held)
     elif not housekeeping <= online:
         raise PlanError("housekeeping", str(housekeeping), f"online CPUs, some of {online}")
-    sizes = {len(core) for core in set(map(host.core_of, online))}
+    sizes = set(_core_sizes(host))
     sites = tuple(_sites(host, holdings, held, housekeeping, own_pages or {}))
     return Ground(
         host=host,
@@ -180,6 +180,14 @@ def survey(
         is_flat=_is_flat(sites),
         holdings=tuple(holdings),
     )
+
+
+def _core_sizes(host: Host) -> Iterator[int]:
+    left = host.online.mask
+    while left:
+        core = host.core_of((left & -left).bit_length() - 1)
+        yield len(core)
+        left &= ~core.mask
 
 
 def _is_flat(sites: Sequence[Site]) -> bool:

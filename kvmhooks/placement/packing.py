@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from attrs import field, frozen
 
 from kvmhooks.placement.ground import Core, Domain, Kind, Site
-from kvmhooks.placement.weights import UNIT, part
+from kvmhooks.placement.weights import UNIT, parts
 
 SLOW: Final = UNIT["slow"]
 COMPANY: Final = UNIT["company"]
@@ -73,6 +73,7 @@ class Packer:
     _by_site: dict[int, list[int]] = field(factory=dict)
     _by_kind: dict[Kind, Shape | None] = field(factory=dict)
     _by_likeness: dict[int, tuple[Shape, ...]] = field(factory=dict)
+    _by_alike: dict[int, list[int]] = field(factory=dict)
     _by_likenesses: dict[tuple[int, ...], list[int]] = field(factory=dict)
 
     def costs(self, site: Site) -> list[int]:
@@ -91,14 +92,16 @@ class Packer:
 
         Of the ways that cost least it is the one that fills the first caches and cores.
         """
-        tables = [self._of_domain(domain) for domain in site.domains]
+        each = [count]
+        if len(site.domains) > 1:
+            each = _fill_first([self._of_domain(domain) for domain in site.domains], count)
         chosen = []
-        for place, taken in enumerate(_fill_first(tables, count)):
+        for place, taken in enumerate(each):
             if taken:
                 domain = site.domains[place]
                 options = [self._of_core(core) for core in domain.cores]
-                each = _fill_first(options, taken)
-                cores = [(core, n) for core, n in zip(domain.cores, each, strict=True) if n]
+                numbers = _fill_first(options, taken)
+                cores = [(core, n) for core, n in zip(domain.cores, numbers, strict=True) if n]
                 chosen.append((taken, domain, cores))
         return chosen
 
@@ -114,17 +117,20 @@ class Packer:
         table = self._by_domains.get(key)
         if table is None:
             table = [0]
-            for whole, own in shapes:
+            for domain, (_, own) in zip(site.domains, shapes, strict=True):
                 if own:
-                    table = _merged(table, self._of_shapes(whole, own), self.limit)
-            of_lost = _node_costs(site.whole)
-            table = self._by_domains[key] = [
-                cost + of_lost[part(cost, "node_blocks")] for cost in table
-            ]
+                    table = _merged(table, self._of_domain(domain), self.limit)
+            table = self._by_domains[key] = _lossy(table, _node_costs(site.whole))
         return table
 
     def _of_domain(self, domain: Domain) -> list[int]:
-        return self._of_shapes(domain.whole, self._shapes(domain))
+        if not self.rules.is_any_usable:
+            return self._of_shapes(domain.whole, self._shapes(domain))
+        table = self._by_alike.get(domain.likeness)
+        if table is None:
+            table = self._of_shapes(domain.whole, self._shapes(domain))
+            self._by_alike[domain.likeness] = table
+        return table
 
     def _of_shapes(self, whole: int, shapes: tuple[Shape, ...]) -> list[int]:
         """An L3 that has so many whole cores, and cores of these shapes."""
@@ -134,11 +140,7 @@ class Packer:
             table = [0]
             for shape, alike in groupby(reversed(shapes)):
                 table = self._with(table, shape, len(list(alike)))
-            of_lost = _l3_costs(whole)
-            table = self._by_shapes[key] = [
-                0,
-                *[cost + of_lost[part(cost, "node_blocks")] for cost in table[1:]],
-            ]
+            table = self._by_shapes[key] = [0, *_lossy(table[1:], _l3_costs(whole))]
         return table
 
     def _with(self, table: list[int], shape: Shape, count: int) -> list[int]:
@@ -240,6 +242,13 @@ def _merged(first: list[int], second: Sequence[int], limit: int) -> list[int]:
     ]
 
 
+def _lossy(table: list[int], of_lost: Sequence[int]) -> list[int]:
+    """The table with what the loss of whole cores costs."""
+    return [
+        cost + of_lost[lost] for cost, lost in zip(table, parts(table, "node_blocks"), strict=True)
+    ]
+
+
 def _merged_few(first: list[int], second: Sequence[int]) -> list[int]:
     """The same for a second table that is short, as that of one core is."""
     made = first
@@ -265,11 +274,9 @@ def _fill_first(tables: Sequence[Sequence[int]], count: int) -> list[int]:
     taken = []
     for place, table in enumerate(tables):
         best, after = rest[place][count], rest[place + 1]
-        number = next(
-            number
-            for number in range(min(count, len(table) - 1), -1, -1)
-            if count - number < len(after) and table[number] + after[count - number] == best
-        )
+        number = min(count, len(table) - 1)
+        while table[number] + after[count - number] != best:
+            number -= 1
         taken.append(number)
         count -= number
     return taken

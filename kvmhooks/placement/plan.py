@@ -33,7 +33,7 @@ from kvmhooks.placement.pins import Pins, nearest_of, pin
 from kvmhooks.placement.profile import give_way
 from kvmhooks.placement.reasons import Settled, reasons, warnings
 from kvmhooks.placement.request import requests
-from kvmhooks.placement.search import Cut, Effort
+from kvmhooks.placement.search import Cut, Effort, Near
 from kvmhooks.placement.target import OLDEST, Target
 from kvmhooks.placement.topology import check_limits, choose_topology
 from kvmhooks.spec.model import VmSpec
@@ -124,15 +124,8 @@ def plan_on(
     check_limits(spec.machine, vcpus=spec.cpu.vcpus, cells=len(spec.memory.cell))
     check_devices(spec, host, ground.holdings)
     accel, why_accel = _accelerator(spec, host)
-    ways = ways_for(spec, ground)
-    terms = terms_of(spec, ground, ways, effort=effort, present=present)
-    try:
-        choice = choose(terms) if refusal.has_helpers(spec, ground) else None
-    except Cut as error:
-        raise refusal.undecided(spec) from error
-    if choice is None:
-        raise refusal.explain(spec, ground, terms, relaxed=lambda other: _fits(other, ground))
-    pins = pin(choice, present.vcpus if present else None)
+    found = place(spec, ground, effort=effort, present=present)
+    choice, pins, ways = found.choice, found.pins, found.ways
     cells = _cells(choice)
     request = choice.request
     placed = Placed(
@@ -155,7 +148,7 @@ def plan_on(
     others = _others(spec, ground, pins, sites)
     served = serve_disks(spec)
     identity = identity_of(spec)
-    numbers = score(spec, placed, ground, terms.near)
+    numbers = score(spec, placed, ground, found.near)
     settled = Settled(
         spec=spec,
         ground=ground,
@@ -219,6 +212,30 @@ def plan_on(
         why=(*reasons(settled), *served.why, *why_accel, *why_cpu, *why_hardware),
         warnings=(*warnings(settled), *_address_warnings(spec), *hardware.left_out),
     )
+
+
+@frozen(kw_only=True)
+class Found:
+    """Where a VM's vCPUs and cells go."""
+
+    choice: Choice
+    pins: Pins
+    near: Near
+    ways: Ways | None
+
+
+def place(spec: VmSpec, ground: Ground, *, effort: Effort, present: Present | None = None) -> Found:
+    """Find the best nodes for the cells and the best CPUs for the vCPUs. Raises ``PlanError``."""
+    ways = ways_for(spec, ground)
+    terms = terms_of(spec, ground, ways, effort=effort, present=present)
+    try:
+        choice = choose(terms) if refusal.has_helpers(spec, ground) else None
+    except Cut as error:
+        raise refusal.undecided(spec) from error
+    if choice is None:
+        raise refusal.explain(spec, ground, terms, relaxed=lambda other: _fits(other, ground))
+    pins = pin(choice, present.vcpus if present else None)
+    return Found(choice=choice, pins=pins, near=terms.near, ways=ways)
 
 
 def terms_of(

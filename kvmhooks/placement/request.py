@@ -114,7 +114,7 @@ class Request:
                 self._cell(cell.vcpus, size // self.unit_kib, cell.node)
                 for cell, size in zip(memory.cell, sizes, strict=True)
             )
-            return evolve(self, cells=cells)
+            return self._with(cells)
         if self.spec.memory.size // 1024 % self.unit_kib:
             return None
         count = memory.cells or (1 if self.spec.cpu.placement == "mixed" else None)
@@ -123,12 +123,20 @@ class Request:
         if self.units % count:
             return None
         share = vcpus // count
-        return evolve(
-            self,
-            cells=tuple(
+        return self._with(
+            tuple(
                 self._cell(CpuSet(range(at * share, (at + 1) * share)), self.units // count)
                 for at in range(count)
-            ),
+            )
+        )
+
+    def _with(self, cells: tuple[CellAsk, ...]) -> Request:
+        return Request(
+            spec=self.spec,
+            threads=self.threads,
+            page_kib=self.page_kib,
+            page_rank=self.page_rank,
+            cells=cells,
         )
 
 

@@ -33,9 +33,11 @@ class Seats:
         costs = self._known.get(key)
         if costs is None:
             costs = self._known[key] = [None] * len(self.ground.sites)
+            has_more = self._is_more_than_cores(cell)
             for site, room, table in self._allowed():
                 if cell.cores < len(table) and (room is None or cell.room <= room):
-                    costs[site.index] = self._cost(cell, site, table[cell.cores])
+                    cost = table[cell.cores]
+                    costs[site.index] = self._cost(cell, site, cost) if has_more else cost
         return costs
 
     def can_hold(self, cells: Sequence[CellAsk]) -> bool:
@@ -58,6 +60,16 @@ class Seats:
                 if nodes is None or site.node in nodes
             )
         return self._nodes
+
+    def _is_more_than_cores(self, cell: CellAsk) -> bool:
+        """Whether anything but the guest cores of a cell costs, or decides where it may be."""
+        return (
+            not cell.cores
+            or cell.floating > 0
+            or cell.node is not None
+            or self.request.page_kib != ORDINARY_PAGE_KIB
+            or not self.request.cells
+        )
 
     def _cost(self, cell: CellAsk, site: Site, cost: int) -> int | None:
         """What a cell costs whose guest cores cost so much there."""

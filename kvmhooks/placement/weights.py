@@ -6,6 +6,7 @@ below 2^40, which sums of CPUs, pages and their squares do.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from kvmhooks.placement.objective import WEIGHED
@@ -25,3 +26,9 @@ UNIT: Final = {name: 1 << shift for name, shift in _SHIFT.items()}
 def part(packed: int, name: str) -> int:
     """One field of a packed number."""
     return packed >> _SHIFT[name] & _MASK
+
+
+def parts(packed: Iterable[int], name: str) -> list[int]:
+    """One field of each of some packed numbers."""
+    shift = _SHIFT[name]
+    return [one >> shift & _MASK for one in packed]
