@@ -221,7 +221,7 @@ class Ours:
     whole: float
     """To look at the host, and to give each cell its node and each vCPU its CPU."""
     fit: float
-    """The same on a host that was looked at."""
+    """The same on a host that was looked at; it keeps what was made for a request like it."""
 
 
 def ours(request: Request) -> Ours:

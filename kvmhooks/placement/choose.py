@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from kvmhooks.placement.ground import Ground
-from kvmhooks.placement.packing import Packer, Rules
+from kvmhooks.placement.packing import Packer, Rules, packer_on
 from kvmhooks.placement.request import Request
 from kvmhooks.placement.search import Cut, Effort, Near, Search, Seating
 from kvmhooks.placement.seats import Seats
@@ -128,18 +128,16 @@ def _crowded_least(
 ) -> Choice | None:
     """The least crowding under which a request fits, and the best placement under that."""
     cpu = request.spec.cpu
-    packer = Packer(
-        Rules(
-            threads=request.threads,
-            smt=cpu.smt,
-            usable=usable.mask,
-            may_be_beside_host=may_be_beside_host,
-            is_slow_counted=cpu.kind is None,
-            is_any_usable=not terms.current and terms.ground.online <= usable,
-            current=terms.current.mask,
-        ),
-        len(request.dedicated) // request.threads,
+    rules = Rules(
+        threads=request.threads,
+        smt=cpu.smt,
+        usable=usable.mask,
+        may_be_beside_host=may_be_beside_host,
+        is_slow_counted=cpu.kind is None,
+        is_any_usable=not terms.current and terms.ground.online <= usable,
+        current=terms.current.mask,
     )
+    packer = packer_on(terms.ground, rules, len(request.dedicated) // request.threads)
 
     def under(crowding: int) -> Choice | None:
         seats = Seats(ground=terms.ground, request=request, packer=packer, crowding=crowding)

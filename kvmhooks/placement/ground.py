@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from attrs import frozen
+from attrs import field, frozen
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host, HugePages, Memory
@@ -115,6 +115,8 @@ class Ground:
     is_flat: bool
     """Whether each node is as far from any other, there and back."""
     holdings: tuple[Holding, ...]
+    packers: dict[tuple[Hashable, int], Any] = field(factory=dict, init=False)
+    """What ``packing.packer_on`` has made for it already."""
 
     def least_distance(self, count: int) -> int:
         """No ``count`` nodes have less distance between them, there and back."""

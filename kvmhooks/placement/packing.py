@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from attrs import field, frozen
 
-from kvmhooks.placement.ground import Core, Domain, Kind, Site
+from kvmhooks.placement.ground import Core, Domain, Ground, Kind, Site
 from kvmhooks.placement.weights import UNIT, parts
 
 SLOW: Final = UNIT["slow"]
@@ -28,6 +28,9 @@ field is at the end."""
 L3_BLOCKS: Final = UNIT["l3_blocks"]
 MOVED: Final = UNIT["moved_cores"]
 
+
+LEAST: Final = 16
+"""Tables are made for so many guest cores at least, as far as there are places for them."""
 
 FEW: Final = 5
 """A table that is no longer is merged entry by entry, which is quicker for short ones."""
@@ -217,6 +220,19 @@ class Packer:
         if is_whole:
             cost += LOST
         return cost if shape.is_current else cost + MOVED * count
+
+
+def packer_on(ground: Ground, rules: Rules, guest_cores: int) -> Packer:
+    """A packer for so many guest cores at least, the same one each time for the same ground.
+
+    Sizes are rounded up, so that VMs of about one size share its tables.
+    """
+    limit = max(1 << (guest_cores - 1).bit_length(), LEAST) if guest_cores else 0
+    key = (rules, limit)
+    if key not in ground.packers:
+        ground.packers[key] = Packer(rules, limit)
+    packer: Packer = ground.packers[key]
+    return packer
 
 
 def _merged(first: list[int], second: Sequence[int], limit: int) -> list[int]:

@@ -239,7 +239,7 @@ class Search:
         def likeness(site: Site) -> tuple[object, ...]:
             if most is None:
                 return ()
-            table = self.seats.packer.costs(site) if request.dedicated else ()
+            table = self.seats.packer.costs(site)[: request.guest_cores + 1]
             pages = site.pages.get(request.page_kib, 0)
             return most[site.index], tuple(table), pages, site.load, len(site.pool)
 
