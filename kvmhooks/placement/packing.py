@@ -7,7 +7,7 @@ programme over cores, then over caches. Tables are made once for all that look a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from itertools import groupby
 from operator import add
@@ -69,25 +69,16 @@ class Packer:
     limit: int
     _by_shape: dict[Shape, tuple[int, ...]] = field(factory=dict)
     _by_count: dict[Shape, list[list[int]]] = field(factory=dict)
-    _by_shapes: dict[tuple[int, tuple[Shape, ...]], list[int]] = field(factory=dict)
-    _by_domains: dict[tuple[int, tuple[tuple[int, tuple[Shape, ...]], ...]], list[int]] = field(
-        factory=dict
-    )
-    _by_site: dict[int, list[int]] = field(factory=dict)
     _by_kind: dict[Kind, Shape | None] = field(factory=dict)
-    _by_likeness: dict[int, tuple[Shape, ...]] = field(factory=dict)
-    _by_alike: dict[int, list[int]] = field(factory=dict)
-    _by_likenesses: dict[tuple[int, ...], list[int]] = field(factory=dict)
+    _by_domain: dict[Hashable, list[int]] = field(factory=dict)
+    _by_node: dict[Hashable, list[int]] = field(factory=dict)
+    _by_site: dict[int, list[int]] = field(factory=dict)
 
     def costs(self, site: Site) -> list[int]:
         """The least cost of 0, 1, … guest cores on a node, packed, as far as they fit."""
         table = self._by_site.get(site.index)
         if table is None:
-            if self.rules.is_any_usable:
-                table = self._by_likenesses.get(site.likeness)
-            if table is None:
-                table = self._by_likenesses[site.likeness] = self._of_site(site)
-            self._by_site[site.index] = table
+            table = self._by_site[site.index] = self._of_site(site)
         return table
 
     def choose(self, site: Site, count: int) -> list[tuple[int, Domain, list[tuple[Core, int]]]]:
@@ -115,35 +106,28 @@ class Packer:
         return core.free & self.rules.usable
 
     def _of_site(self, site: Site) -> list[int]:
-        shapes = [(domain.whole, self._shapes(domain)) for domain in site.domains]
-        key = (site.whole, tuple(sorted(one for one in shapes if one[1])))
-        table = self._by_domains.get(key)
+        key: Hashable = site.likeness
+        if not self.rules.is_any_usable:
+            shapes = [(domain.whole, self._shapes(domain)) for domain in site.domains]
+            key = (site.whole, tuple(sorted(one for one in shapes if one[1])))
+        table = self._by_node.get(key)
         if table is None:
             table = [0]
-            for domain, (_, own) in zip(site.domains, shapes, strict=True):
-                if own:
-                    table = _merged(table, self._of_domain(domain), self.limit)
-            table = self._by_domains[key] = _lossy(table, _node_costs(site.whole))
+            for domain in site.domains:
+                table = _merged(table, self._of_domain(domain), self.limit)
+            table = self._by_node[key] = _lossy(table, _node_costs(site.whole))
         return table
 
     def _of_domain(self, domain: Domain) -> list[int]:
+        key: Hashable = domain.likeness
         if not self.rules.is_any_usable:
-            return self._of_shapes(domain.whole, self._shapes(domain))
-        table = self._by_alike.get(domain.likeness)
-        if table is None:
-            table = self._of_shapes(domain.whole, self._shapes(domain))
-            self._by_alike[domain.likeness] = table
-        return table
-
-    def _of_shapes(self, whole: int, shapes: tuple[Shape, ...]) -> list[int]:
-        """An L3 that has so many whole cores, and cores of these shapes."""
-        key = (whole, shapes)
-        table = self._by_shapes.get(key)
+            key = (domain.whole, self._shapes(domain))
+        table = self._by_domain.get(key)
         if table is None:
             table = [0]
-            for shape, alike in groupby(reversed(shapes)):
+            for shape, alike in groupby(reversed(self._shapes(domain))):
                 table = self._with(table, shape, len(list(alike)))
-            table = self._by_shapes[key] = [0, *_lossy(table[1:], _l3_costs(whole))]
+            table = self._by_domain[key] = [0, *_lossy(table[1:], _l3_costs(domain.whole))]
         return table
 
     def _with(self, table: list[int], shape: Shape, count: int) -> list[int]:
@@ -160,15 +144,11 @@ class Packer:
 
     def _shapes(self, domain: Domain) -> tuple[Shape, ...]:
         """The shapes of the cores of an L3 that take a guest core, in order."""
-        if not self.rules.is_any_usable:
-            made = map(self._shape, domain.cores)
-            return tuple(sorted(shape for shape in made if len(self._of_shape(shape)) > 1))
-        shapes = self._by_likeness.get(domain.likeness)
-        if shapes is None:
+        if self.rules.is_any_usable:
             some = map(self._shape_of_kind, domain.kinds)
-            shapes = tuple(sorted(shape for shape in some if shape is not None))
-            self._by_likeness[domain.likeness] = shapes
-        return shapes
+            return tuple(sorted(shape for shape in some if shape is not None))
+        made = map(self._shape, domain.cores)
+        return tuple(sorted(shape for shape in made if len(self._of_shape(shape)) > 1))
 
     def _shape(self, core: Core) -> Shape:
         return Shape(
