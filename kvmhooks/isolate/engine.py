@@ -250,6 +250,7 @@ def _judge(door: Door, one: Seen, now: str, why: str, report: Report) -> None:
         report.add(knob.key, APPLIED, now, knob.remark(door, record))
     elif knob.is_slow and not why:
         report.add(knob.key, APPLIED, goal, "told; it takes effect within its own interval")
+        report.is_pending = True
     elif not why or why in _REFUSED_NAMES or why == knob.refusal:
         report.add(knob.key, REFUSAL, now, why or f"it became {now!r} instead of {goal!r}")
     else:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MAY_FAIL = {"prepare", "start", "started"}
 """The operations whose exit code may be another than 0: at `reconnect` it would kill the guest."""
 
+INTERVAL = 11.0
+"""Seconds within which irqbalance scans once: by default it does every ten (irqbalance(1), -t)."""
+
 
 def main(
     argv: list[str],
@@ -89,7 +92,7 @@ def answer(argv: list[str], xml: bytes, root: str, program: Sequence[str] = ()) 
         door.log(f"{what}: {(door.now() - begun) * 1000:.0f} ms: {report}")
         if operation in {"started", "reconnect"}:
             follow_up(keeper, xml, program)
-        if operation == "release" and report.is_incomplete:
+        if operation == "release" and (report.is_incomplete or report.is_pending):
             retry(keeper)
     return 0
 
@@ -149,8 +152,11 @@ def retry(keeper: Keeper) -> None:
         keeper.door.log(f"reconcile was not scheduled: {error}", severity=4)
 
 
-def reconcile(root: str) -> int:
-    """Put right what an earlier call has left; 4 when something still is. For the systemd unit."""
+def reconcile(root: str, interval: float = INTERVAL) -> int:
+    """Put right what an earlier call has left; 4 when something still is. For the systemd unit.
+
+    A daemon that was told something is given its ``interval``, twice, to take it up.
+    """
     from kvmhooks.errors import KvmhooksError  # noqa: PLC0415 -- see the module's docstring
     from kvmhooks.isolate.door import Door  # noqa: PLC0415
     from kvmhooks.isolate.keeper import Keeper  # noqa: PLC0415
@@ -160,12 +166,17 @@ def reconcile(root: str) -> int:
     if gate.exists(root, "etc/kvmhooks/disabled"):
         return 0
     try:
-        report = Keeper(door, Store(root)).reconcile()
+        keeper = Keeper(door, Store(root))
+        report = keeper.reconcile()
+        for _ in range(2):
+            if report.is_pending:
+                door.sleep(interval)
+                report = keeper.reconcile()
     except (KvmhooksError, OSError, ValueError) as error:
         sys.stderr.write(f"kvmhooks: {error}\n")
         return 4
     door.log(f"reconcile: {report}")
-    return 4 if report.is_incomplete else 0
+    return 4 if report.is_incomplete or report.is_pending else 0
 
 
 def check_place(root: str) -> None:

@@ -31,11 +31,14 @@ class Result:
 class Report:
     """The results of one run; what was not touched at all is only counted."""
 
-    __slots__ = ("_rows", "untouched")
+    __slots__ = ("_rows", "is_pending", "untouched")
 
     def __init__(self) -> None:
         self._rows: list[tuple[str, str, str, str]] = []
         self.untouched = 0
+        self.is_pending = False
+        """Whether a daemon was told what it takes up within its own interval; until that is seen
+        it stays on record."""
 
     @property
     def results(self) -> list[Result]:

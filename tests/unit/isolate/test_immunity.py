@@ -262,6 +262,27 @@ def test_failure_7_a_restarted_irqbalance_is_told_again(root: Path) -> None:
     second.close()
 
 
+@pytest.mark.parametrize(("scans", "code"), [(True, 0), (False, 4)])
+def test_failure_7_a_ban_is_off_the_record_once_it_is_seen_to_be_gone(
+    root: Path, *, scans: bool, code: int
+) -> None:
+    """The daemon takes it up at its next scan: `reconcile` waits for that, but not for ever."""
+    plant(Kernel("plain", 8, 4), root)
+    daemon = Irqbalance(f"{root}/run/irqbalance/irqbalance7.sock", CpuSet())
+    for operation in ("prepare", "start"):
+        run(root, guest(), operation, "begin")
+    daemon.scan()
+    run(root, guest(), "release", "end")
+    record = '"irqbalance'
+    state = root / "run/kvmhooks/state.json"
+    assert record in state.read_text()
+    if scans:
+        threading.Timer(0.1, daemon.scan).start()
+    assert hook.reconcile(str(root), interval=0.3) == code
+    assert (state.exists() and record in state.read_text()) is not scans
+    daemon.close()
+
+
 def run(root: Path, vm: Vm, operation: str, sub_operation: str) -> int:
     arguments = [vm.name, operation, sub_operation, "-"]
     return hook.main(arguments, io.BytesIO(vm.xml), io.StringIO(), str(root))
