@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,15 +188,35 @@ def test_a_saved_vm_gives_its_cpu_back_and_takes_it_again(host: Host) -> None:
 
 def test_a_guest_that_powers_off_gives_its_cpu_back(host: Host, guest: Path) -> None:
     """It does so by itself, and nobody asks libvirt for anything."""
-    boot = (
-        f"<kernel>{guest}/vmlinuz</kernel><initrd>{guest}/initramfs.img</initrd>"
-        "<cmdline>quiet no_timer_check</cmdline>"
-    )
-    host.define("owner", cpu=1, other=0, boot=boot)
+    host.define("owner", cpu=1, other=0, boot=booting(guest))
     host.virsh("start", "owner")
     assert host.held == ["owner"]
     eventually(host.is_restored, 60)
     assert not host.is_running("owner")
+
+
+def test_a_guest_that_is_shut_down_gives_its_cpu_back(host: Host, guest: Path) -> None:
+    """`virsh shutdown` presses its power button, which Linux hears once it is up."""
+    host.define("owner", cpu=1, other=0, boot=booting(guest, "kvmhooks.hold"))
+    host.virsh("start", "owner")
+    shutdown = ["virsh", "-q", "-c", host.uri, "shutdown", "owner"]
+
+    def is_off() -> bool:
+        asked = subprocess.run(shutdown, capture_output=True, check=False, timeout=60)
+        time.sleep(0.5)
+        return asked.returncode != 0 and not host.is_running("owner")
+
+    assert not is_off()
+    eventually(is_off, 60)
+    eventually(host.is_restored)
+
+
+def booting(guest: Path, words: str = "") -> str:
+    """What boots Linux in a VM, with more words for its kernel."""
+    return (
+        f"<kernel>{guest}/vmlinuz</kernel><initrd>{guest}/initramfs.img</initrd>"
+        f"<cmdline>quiet no_timer_check {words}</cmdline>"
+    )
 
 
 @pytest.mark.parametrize("end", ["destroyed", "killed while nobody looks"])
