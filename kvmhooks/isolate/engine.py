@@ -69,8 +69,8 @@ def record_intents(
 
     What nothing of ours stands in, nor will, needs no record: its original is what stands there.
     """
-    for record in state.records.values():
-        if record.ours is not None:
+    for knob, record, _, _ in seen:
+        if record.ours is not None and not knob.is_slow:
             record.intent = None
     for knob, record, _, goal in seen:
         if knob.is_volatile:
@@ -138,6 +138,12 @@ def changes(seen: Iterable[Seen]) -> list[Change]:
         for knob, record, current, goal in seen
         if current != goal
         for order, value in knob.steps(current, goal)
+    ]
+    # What a daemon was told last and has not taken up would come later: it is told otherwise.
+    found += [
+        (knob.order, knob, record, goal)
+        for knob, record, current, goal in seen
+        if current == goal and knob.is_slow and record.intent is not None
     ]
     found.sort(key=lambda change: change[0])
     return found
@@ -208,12 +214,15 @@ def _is_restored(
             report.add(knob.key, FAILED, current, reason_of(error))
         return False
     why = refused.get(knob.key, "")
+    if why and knob.is_slow:
+        report.add(knob.key, FAILED, now, why)
+        return False  # what is on its way there stays on record
     _judge(door, one, now, why, report)
     if now == goal == record.original:
         return True
     if now == goal:
         record.ours, record.intent = now, None
-    elif why or not knob.is_slow:
+    elif not knob.is_slow:
         _note_failure(one, now)
     return False
 
@@ -248,7 +257,7 @@ def _judge(door: Door, one: Seen, now: str, why: str, report: Report) -> None:
         report.add(knob.key, UNCHANGED, now)
     elif now == goal:
         report.add(knob.key, APPLIED, now, knob.remark(door, record))
-    elif knob.is_slow and not why:
+    elif knob.is_slow:
         report.add(knob.key, APPLIED, goal, "told; it takes effect within its own interval")
         report.is_pending = True
     elif not why or why in _REFUSED_NAMES or why == knob.refusal:

@@ -262,6 +262,34 @@ def test_failure_7_a_restarted_irqbalance_is_told_again(root: Path) -> None:
     second.close()
 
 
+@pytest.mark.parametrize("scans_between", [True, False])
+def test_failure_7_a_ban_that_was_not_taken_up_yet_is_taken_back(
+    root: Path, *, scans_between: bool
+) -> None:
+    """VMs that end before the daemon scans leave nothing that its scan would do later, neither to
+    the host nor to a VM whose CPUs are banned."""
+    plant(Kernel("plain", 8, 4), root)
+    daemon = Irqbalance(f"{root}/run/irqbalance/irqbalance7.sock", CpuSet({0}))
+
+    def call(vm: Vm, *operations: str) -> None:
+        for operation in operations:
+            assert run(root, vm, operation, "end" if operation == "release" else "begin") == 0
+
+    call(guest(), "prepare", "start")
+    if scans_between:
+        daemon.scan()
+    call(guest("b", "4-5"), "prepare", "start", "release")
+    daemon.scan()
+    assert str(daemon.banned) == "0,6-7"
+    call(guest("c", "4-5"), "prepare", "start", "release")
+    call(guest(), "release")
+    daemon.scan()
+    assert str(daemon.banned) == "0"
+    assert hook.reconcile(str(root), interval=0.01) == 0
+    assert not (root / "run/kvmhooks/state.json").exists()
+    daemon.close()
+
+
 @pytest.mark.parametrize(("scans", "code"), [(True, 0), (False, 4)])
 def test_failure_7_a_ban_is_off_the_record_once_it_is_seen_to_be_gone(
     root: Path, *, scans: bool, code: int
