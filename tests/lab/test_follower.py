@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from .lab import Lab
     from .variants import Variant
 
-pytestmark = pytest.mark.slow
-"""Run with `python -m tests.lab test -- --slow` until all of issue 4 is there and proved."""
+pytestmark = pytest.mark.variants("default", "backports")
 
 CPUS = (6, 7)
 POLICY = isolated.POLICY.replace(

@@ -12,10 +12,7 @@ from . import isolated
 if TYPE_CHECKING:
     from .lab import Lab
 
-pytestmark = [
-    pytest.mark.slow,  # until it passes on all of these
-    pytest.mark.variants("default", "backports", "nosystemd", "v1", "irqbalance"),
-]
+pytestmark = pytest.mark.variants("default", "backports", "nosystemd", "v1", "irqbalance")
 
 CPUS = (6, 7)
 SECONDS = 10.0

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from .lab import Lab
     from .snapshot import Snapshot
 
-pytestmark = [
-    pytest.mark.slow,  # until it passes on all of these
-    pytest.mark.variants("default", "backports", "nosystemd", "v1", "irqbalance"),
-]
+pytestmark = pytest.mark.variants("default", "backports", "nosystemd", "v1", "irqbalance")
 
 A, B = (6, 7), (4, 5)
 
@@ -198,7 +195,10 @@ def test_a_hook_killed_at_any_moment_leaves_nothing(host: Host) -> None:
         assert (created.exit_code == 0) is (operation == "release"), created
         if operation == "release":
             isolated.stop(host.lab, "a")
-            host.lab.output("kvmhooks reconcile", seconds=60)
+            reconcile = "kvmhooks reconcile"
+            if host.lab.variant.name == "irqbalance":  # it answers nobody while it scans
+                reconcile = f"until {reconcile}; do sleep 2; done"
+            host.lab.output(reconcile, seconds=60)
         assert host.lab.run("test -e /root/moment").exit_code == 1, "the hook was not called"
         left[f"{operation}: {moment}"] = host.left()
     host.lab.output(f"mv /root/hook {HOOK}")
