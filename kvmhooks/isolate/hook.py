@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 MAY_FAIL = {"prepare", "start", "started"}
 """The operations whose exit code may be another than 0: at `reconnect` it would kill the guest."""
 
-INTERVAL = 11.0
-"""Seconds within which irqbalance scans once: by default it does every ten (irqbalance(1), -t)."""
+PAUSES = (2.0, 4.0, 5.0)
+"""Seconds between looks at a daemon that takes up later what it was told.
+
+irqbalance scans every ten by default (irqbalance(1), -t), and answers nobody meanwhile.
+"""
 
 
 def main(
@@ -152,10 +155,10 @@ def retry(keeper: Keeper) -> None:
         keeper.door.log(f"reconcile was not scheduled: {error}", severity=4)
 
 
-def reconcile(root: str, interval: float = INTERVAL) -> int:
+def reconcile(root: str, pauses: Sequence[float] = PAUSES) -> int:
     """Put right what an earlier call has left; 4 when something still is. For the systemd unit.
 
-    A daemon that was told something is given its ``interval``, twice, to take it up.
+    What could not be done, or does not show yet, is looked at again after each of the ``pauses``.
     """
     from kvmhooks.errors import KvmhooksError  # noqa: PLC0415 -- see the module's docstring
     from kvmhooks.isolate.door import Door  # noqa: PLC0415
@@ -168,9 +171,9 @@ def reconcile(root: str, interval: float = INTERVAL) -> int:
     try:
         keeper = Keeper(door, Store(root))
         report = keeper.reconcile()
-        for _ in range(2):
-            if report.is_pending:
-                door.sleep(interval)
+        for pause in pauses:
+            if report.is_pending or report.is_incomplete:
+                door.sleep(pause)
                 report = keeper.reconcile()
     except (KvmhooksError, OSError, ValueError) as error:
         sys.stderr.write(f"kvmhooks: {error}\n")

@@ -71,7 +71,7 @@ class Host:
     def left(self) -> list[str]:
         """What is not as it was, once it has had time to settle."""
         has_irqbalance = self.lab.variant.name == "irqbalance"
-        for _ in range(15 if has_irqbalance else 5):
+        for _ in range(30 if has_irqbalance else 5):
             time.sleep(1)
             found = [
                 line

@@ -285,7 +285,7 @@ def test_failure_7_a_ban_that_was_not_taken_up_yet_is_taken_back(
     call(guest(), "release")
     daemon.scan()
     assert str(daemon.banned) == "0"
-    assert hook.reconcile(str(root), interval=0.01) == 0
+    assert hook.reconcile(str(root), ()) == 0
     assert not (root / "run/kvmhooks/state.json").exists()
     daemon.close()
 
@@ -306,7 +306,7 @@ def test_failure_7_a_ban_is_off_the_record_once_it_is_seen_to_be_gone(
     assert record in state.read_text()
     if scans:
         threading.Timer(0.1, daemon.scan).start()
-    assert hook.reconcile(str(root), interval=0.3) == code
+    assert hook.reconcile(str(root), (0.1, 0.3)) == code
     assert (state.exists() and record in state.read_text()) is not scans
     daemon.close()
 
