@@ -13,6 +13,7 @@ import attrs
 from kvmhooks.cli.documents import read_claims, read_document
 from kvmhooks.domain.tune import CONCERNS, Tuned
 from kvmhooks.errors import UsageError
+from kvmhooks.spec.profiles import PROFILES
 
 
 def main(verb: str, argv: Sequence[str]) -> int:
@@ -22,6 +23,9 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
     arguments = _arguments(verb, argv)
     is_file = arguments.domain == "-" or "/" in arguments.domain or Path(arguments.domain).exists()
+    if arguments.profile is not None and arguments.profile not in PROFILES:
+        known = ", ".join(PROFILES)
+        raise UsageError(f"--profile: found {arguments.profile!r}, expected one of {known}")
     only = tuple(CONCERNS) if arguments.only is None else _concerns(arguments.only)
     claims = read_claims(arguments.claims) if arguments.claims is not None else ()
     document = read_document(arguments.domain) if is_file else _dump(arguments)
@@ -32,6 +36,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
         name=arguments.domain,
         only=only,
         keep_pins=arguments.keep_pins,
+        profile=arguments.profile,
     )
     _say(arguments, document, tuned)
     for sentence in tuned.advice:
@@ -51,6 +56,7 @@ def _arguments(verb: str, argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--claims", metavar="FILE", help="a JSON list of what other VMs hold")
     parser.add_argument("--only", metavar="CONCERN,…", help=f"some of {','.join(CONCERNS)}")
     parser.add_argument("--keep-pins", action="store_true", help="pins that are there stay")
+    parser.add_argument("--profile", metavar="NAME", help=f"one of {', '.join(PROFILES)}")
     parser.add_argument("--connect", metavar="URI", default="qemu:///system")
     parser.add_argument("--diff", action="store_true", help="print what changes instead")
     parser.add_argument("--check", action="store_true", help="exit 1 if it could be better")

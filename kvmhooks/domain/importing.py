@@ -67,13 +67,16 @@ def read_domain(document: str | bytes, name: str = "domain XML") -> Import:
     return import_source(parse(document, name))
 
 
-def import_source(source: Source) -> Import:
-    """Read a domain that is parsed already. Raises as ``read_domain``."""
+def import_source(source: Source, profile: str | None = None) -> Import:
+    """Read a domain that is parsed already, for a ``profile`` under its own words.
+
+    Raises as ``read_domain``.
+    """
     root = source.root
     if root.tag != "domain":
         raise InputError(f"{source.name}: found <{root.name[:40]}>, expected <domain>")
     reading = Reading(root)
-    tables: Tables = {}
+    tables: Tables = {} if profile is None else {"profile": profile}
     for concern in CONCERNS:
         for key, said in concern(reading).items():
             known = tables.get(key)

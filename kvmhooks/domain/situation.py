@@ -28,6 +28,8 @@ class Situation:
     spec: VmSpec
     host: Host
     make_plan: Callable[[], Plan] = field(repr=False)
+    with_and_without: Callable[[], tuple[Plan, Plan]] | None = field(default=None, repr=False)
+    """Plans the VM, all its devices included, with the profile that was asked for and without."""
     keep_pins: bool = False
     advice: list[str] = field(factory=list)
     """What would be better and is left to its owner, each as a sentence."""
@@ -79,7 +81,7 @@ class Situation:
     @property
     def is_dedicated(self) -> bool:
         """Whether each vCPU will have a CPU of its own."""
-        if not self.kept_pins and self.spec.cpu.placement == "shared":
+        if not self.kept_pins and self.plan.spec.cpu.placement == "shared":
             return False
         pins = self.pins
         singles = [cpus for cpus in pins.values() if len(cpus) == 1]

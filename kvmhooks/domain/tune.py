@@ -14,7 +14,7 @@ from typing import Final
 import attrs
 from attrs import frozen
 
-from kvmhooks.domain import tune_cpu, tune_devices, tune_guest, tune_memory
+from kvmhooks.domain import tune_cpu, tune_devices, tune_guest, tune_memory, tune_profile
 from kvmhooks.domain.edit import Change, Editor, New
 from kvmhooks.domain.importing import import_source
 from kvmhooks.domain.situation import Situation
@@ -22,11 +22,12 @@ from kvmhooks.domain.source import parse
 from kvmhooks.host.model import Host
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.placement import Plan, plan
-from kvmhooks.spec.model import VmSpec
+from kvmhooks.spec.model import CpuModel, VmSpec
 
 Step = Callable[[Situation], None]
 
 CONCERNS: Final[dict[str, tuple[Step, ...]]] = {
+    "profile": (tune_profile.profile,),
     "disks": (tune_devices.iothreads, tune_devices.aio),
     "network": (tune_devices.queues,),
     "cpu": (tune_cpu.pins, tune_cpu.model, tune_cpu.topology, tune_guest.hints),
@@ -56,21 +57,32 @@ def tune(
     name: str = "domain XML",
     only: Collection[str] = tuple(CONCERNS),
     keep_pins: bool = False,
+    profile: str | None = None,
 ) -> Tuned:
     """Tune a domain's XML for ``host`` beside the VMs that made ``claims``.
 
     ``only`` names some of ``CONCERNS``. With ``keep_pins`` the pins that are there stay, and the
-    memory follows them. Raises ``InputError`` for what is no domain that kvmhooks can plan, and
+    memory follows them. What ``profile`` says (``kvmhooks.spec.profiles``) and the domain does not
+    is added. Raises ``InputError`` for what is no domain that kvmhooks can plan, and
     ``PlanError`` when its VM does not fit the host.
     """
     source = parse(document, name)
-    spec = import_source(source).spec
+    plain = import_source(source).spec
+    spec = plain if profile is None else import_source(source, profile).spec
     editor = Editor(source)
     situation = Situation(
         editor=editor,
         spec=spec,
         host=host,
         make_plan=partial(_plan, spec, editor, host, claims),
+        with_and_without=(
+            None
+            if profile is None
+            else lambda: (
+                _plan_whole(spec, editor, host, claims),
+                _plan_whole(plain, editor, host, claims),
+            )
+        ),
         keep_pins=keep_pins,
     )
     for concern, steps in CONCERNS.items():
@@ -90,8 +102,21 @@ def _plan(spec: VmSpec, editor: Editor, host: Host, claims: Sequence[Claim]) -> 
     for new in editor.children(root, "iothreads"):
         if isinstance(new, New):
             ids = set(range(1, int(new.text) + 1))
-    memory = spec.memory
-    if root.find("cpu/numa/cell") is not None and not memory.cell:
-        memory = attrs.evolve(memory, cells=len(list(root.all("cpu/numa/cell"))))  # they stay
-    spec = attrs.evolve(tune_devices.with_iothreads(spec, ids), memory=memory)
-    return plan(spec, host, claims)
+    return plan(tune_devices.with_iothreads(_with_cells(spec, editor), ids), host, claims)
+
+
+def _plan_whole(spec: VmSpec, editor: Editor, host: Host, claims: Sequence[Claim]) -> Plan:
+    """The plan of the VM with all that it has and the CPU that it will have, on any accelerator."""
+    root = editor.source.root
+    spec = attrs.evolve(spec, machine=attrs.evolve(spec.machine, accel="auto"))
+    if root.get("type") == "kvm" and tune_cpu.names_no_model(root.find("cpu")):
+        spec = attrs.evolve(spec, cpu=attrs.evolve(spec.cpu, model=CpuModel("host")))
+    return plan(_with_cells(spec, editor), host, claims)
+
+
+def _with_cells(spec: VmSpec, editor: Editor) -> VmSpec:
+    """The spec with as many guest cells as the domain has: they stay."""
+    count = len(list(editor.source.root.all("cpu/numa/cell")))
+    if not count or spec.memory.cell:
+        return spec
+    return attrs.evolve(spec, memory=attrs.evolve(spec.memory, cells=count))

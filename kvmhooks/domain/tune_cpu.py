@@ -86,7 +86,7 @@ def model(situation: Situation) -> None:
     cpu = root.find("cpu")
     why = "the host's own CPU, not QEMU's model of 2003"
     mode = None if cpu is None else cpu.get("mode")
-    if cpu is None or (mode is None and cpu.find("model") is None and not cpu.get("match")):
+    if names_no_model(cpu):
         target = situation.child("cpu", why)
         editor.set(target, "mode", "host-passthrough", why)
         if target.get("check") is None:
@@ -103,6 +103,11 @@ def model(situation: Situation) -> None:
     if situation.is_dedicated and not editor.children(target, "cache"):
         cache = New("cache", {"mode": "passthrough"})
         editor.add(target, cache, "pinned vCPUs schedule better when they see the host's caches")
+
+
+def names_no_model(cpu: Element | None) -> bool:
+    """Whether a domain leaves the model of its CPU to QEMU."""
+    return cpu is None or not (cpu.get("mode") or cpu.get("match") or cpu.find("model"))
 
 
 def topology(situation: Situation) -> None:

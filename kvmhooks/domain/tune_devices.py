@@ -29,7 +29,7 @@ def iothreads(situation: Situation) -> None:
     """
     root, editor = situation.root, situation.editor
     waiting = list(_without_iothread(situation))
-    if not waiting:
+    if not waiting or situation.spec.cpu.iothreads == 0:  # a profile's word
         return
     ids = sorted(iothreads_of(root))
     why = "requests do not wait for QEMU's main loop"

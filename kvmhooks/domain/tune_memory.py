@@ -106,8 +106,10 @@ def balloon(situation: Situation) -> None:
 
     Not with huge pages, locked memory or devices that hold all of it (VFIO): there it cannot work.
     """
-    root = situation.root
+    root, wished = situation.root, situation.spec.memory
     if root.find("memoryBacking/hugepages") is not None or root.find("devices/hostdev") is not None:
+        return
+    if wished.hugepages or wished.locked:  # of a profile
         return
     if root.find("memoryBacking/locked") is not None:
         return

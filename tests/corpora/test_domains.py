@@ -22,6 +22,7 @@ from kvmhooks.errors import KvmhooksError, PlanError, SpecError
 from kvmhooks.host import Host, read
 from kvmhooks.isolate.domain import read_claim
 from kvmhooks.spec import parse_vm
+from kvmhooks.spec.profiles import PROFILES
 from tests.fakehost import LARGE_SERVER, write_host
 from tests.laws.strategies import hosts
 from tests.schemas import flaws
@@ -97,20 +98,22 @@ def test_a_domain_is_imported(domain_file: Path) -> None:
     hosts,
     st.sets(st.sampled_from(sorted(CONCERNS)), min_size=1),
     st.booleans(),
+    st.none() | st.sampled_from(sorted(PROFILES)),
 )
 def test_tuning_twice_is_tuning_once(
     file: Path,
     host: Host,
     only: set[str],
     keep_pins: bool,  # noqa: FBT001 -- drawn
+    profile: str | None,
 ) -> None:
-    """On any small host, for any concerns, with and without the pins that are there."""
+    """On any small host, for any concerns and profile, with and without the pins that are there."""
     before = file.read_bytes()
     try:
-        tuned = tune(before, host, only=only, keep_pins=keep_pins)
-    except PlanError:
+        tuned = tune(before, host, only=only, keep_pins=keep_pins, profile=profile)
+    except (PlanError, SpecError):
         return
-    again = tune(tuned.document, host, only=only, keep_pins=keep_pins)
+    again = tune(tuned.document, host, only=only, keep_pins=keep_pins, profile=profile)
     assert again.changes == ()
     assert again.document == tuned.document
     assert_keeps(before, tuned)
@@ -121,6 +124,72 @@ def test_tuning_twice_is_tuning_once(
         assert not pins[0] or [dict(pin.attrib) for pin in pins[0]] == [
             dict(pin.attrib) for pin in pins[1]
         ]
+
+
+@pytest.mark.parametrize("profile", sorted(set(PROFILES) - {"confidential"}))
+def test_a_profile_speaks_where_the_domain_does_not(domain_file: Path, profile: str) -> None:
+    """Nothing of the domain is lost, the result is as valid as it was, and it is stable."""
+    if domain_file not in OWN:
+        pytest.skip("of other people's domains one tuning is enough")
+    before = domain_file.read_bytes()
+    try:
+        tuned = tune(before, server(), profile=profile)
+    except (PlanError, SpecError):
+        if profile != "realtime":  # it asks for whole cores and pages of 1 GiB
+            raise
+        return
+    assert_keeps(before, tuned)
+    assert tune(tuned.document, server(), profile=profile).changes == ()
+
+
+REALTIME = [
+    ("metadata/kvmhooks:vm", None, "<kvmhooks:vm xmlns:kvmhooks='urn:kvmhooks:1'/>"),
+    (
+        "metadata/kvmhooks:vm/kvmhooks:isolation",
+        None,
+        "<kvmhooks:isolation exclusive='yes' strict='no' siblings='idle'/>",
+    ),
+    ("memoryBacking/hugepages/page", None, "<page size='1048576' unit='KiB'/>"),
+    ("memoryBacking/nosharepages", None, "<nosharepages/>"),
+    ("memoryBacking/locked", None, "<locked/>"),
+    ("memoryBacking/source", None, "<source type='memfd'/>"),
+    ("memoryBacking/allocation", None, "<allocation mode='immediate'/>"),
+    ("cputune/vcpusched", None, "<vcpusched vcpus='0' scheduler='fifo' priority='1'/>"),
+    ("features/pmu", None, "<pmu state='off'/>"),
+    ("devices/rng", None, "<rng model='virtio'/>"),
+    ("devices/rng/backend", None, "<backend model='random'>/dev/urandom</backend>"),
+    (
+        "qemu:commandline",
+        None,
+        "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'/>",
+    ),
+    ("qemu:commandline/qemu:arg", None, "<qemu:arg value='-overcommit'/>"),
+    ("qemu:commandline/qemu:arg", None, "<qemu:arg value='cpu-pm=on'/>"),
+]
+
+
+def test_what_a_profile_adds_is_what_it_says() -> None:
+    """The realtime profile on a domain of few words: each change of its own, and no other."""
+    minimal = OWN[0].with_name("minimal.xml").read_bytes()
+    tuned = tune(minimal, server(), only={"profile"}, profile="realtime")
+    assert [(change.at, change.before, change.after) for change in tuned.changes] == REALTIME
+    assert {change.why for change in tuned.changes} == {"profile realtime"}
+
+
+def test_a_domains_own_words_win_over_a_profile() -> None:
+    """What stands there already stays, be it the same thing in other words."""
+    said = """<domain type='kvm'><name>own</name><memory unit='GiB'>2</memory><vcpu>2</vcpu>
+      <memoryBacking><hugepages><page size='2' unit='MiB'/></hugepages></memoryBacking>
+      <os><type arch='x86_64' machine='q35'>hvm</type></os>
+      <features><pmu state='on'/></features>
+      <devices><rng model='virtio'><backend model='random'>/dev/hwrng</backend></rng></devices>
+      </domain>"""
+    tuned = tune(said, server(), only={"profile"}, profile="realtime")
+    assert not {"features/pmu@state", "memoryBacking/hugepages/page", "devices/rng"} & {
+        change.at for change in tuned.changes
+    }
+    assert "memoryBacking/nosharepages" in {change.at for change in tuned.changes}
+    assert_keeps(said.encode(), tuned)
 
 
 def test_a_tuned_domain_can_have_its_cpus_alone() -> None:

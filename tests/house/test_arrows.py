@@ -24,7 +24,7 @@ BELOW = {
     "spec": {"errors", "values"},
     "placement": {"errors", "values", "wording", "isolate", "host", "spec"},
     "render": {"errors", "values", "wording", "isolate", "host", "spec", "placement"},
-    "domain": {"errors", "values", "wording", "isolate", "host", "spec", "placement"},
+    "domain": {"errors", "values", "wording", "isolate", "host", "spec", "placement", "render"},
     "live": {"errors", "values", "wording", "isolate", "host", "spec", "placement", "render"},
 }
 """Room: what it may import of kvmhooks, itself aside."""

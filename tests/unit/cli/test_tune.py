@@ -109,8 +109,9 @@ def test_claims_of_other_vms_are_kept_clear_of(
     ("words", "status", "message"),
     [
         (["./no.xml"], 1, "./no.xml: No such file or directory"),
-        (["./no.xml", "--only", "cpu,gpu"], 2, "--only: found 'gpu', expected some of disks,"),
+        (["./no.xml", "--only", "cpu,gpu"], 2, "--only: found 'gpu', expected some of profile,"),
         ([str(DOMAINS / "large.xml"), "--host", "/nowhere"], 1, "/nowhere"),
+        (["./no.xml", "--profile", "fast"], 2, "--profile: found 'fast', expected one of general,"),
         (["nosuch", "--connect", "qemu:///system?socket=/no"], 1, "/no"),
     ],
 )
