@@ -20,8 +20,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BUSYBOX = Path("/bin/busybox")
-MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "button", "evdev")
-"""What the guest needs and the cloud kernel has as modules: disks, hvc0, the power button."""
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "button", "evdev")
+"""What the guest needs and the cloud kernel has as modules: disks, networks, hvc0, the power
+button."""
 
 DISK_BYTES = 64 << 20
 

@@ -87,9 +87,52 @@ def _facts(plan: Plan, said: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     seen = {node["node"]: str(CpuSet.parse(node["cpus"])) for node in said["nodes"]}
     planned = {cell.id: str(cell.vcpus) for cell in plan.cells}
     yield "vCPUs of each NUMA node", str(planned), str(dict(sorted(seen.items())))
+    yield from _caches(plan, said)
+    if plan.distances:
+        rows = {node["node"]: list(node.get("distances", ())) for node in said["nodes"]}
+        wanted = {cell: list(row) for cell, row in enumerate(plan.distances)}
+        if all(rows.values()):
+            yield "distances of the NUMA nodes", str(wanted), str(dict(sorted(rows.items())))
     yield from _disks(plan, said)
+    yield from _nets(plan, said)
     if plan.spec.boot.cmdline is not None:
         yield "kernel command line", repr(plan.spec.boot.cmdline), repr(said["cmdline"])
+
+
+def _caches(plan: Plan, said: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield who shares an L3, where it is QEMU's own and not the host's.
+
+    It is that of a die; QEMU 7.2 has one for a socket, whose dies are one there
+    (``cpu_x86_cpuid()``, target/i386/cpu.c), so it is compared where those are the same.
+    """
+    shape = plan.topology
+    groups = [cpu.get("l3") for cpu in said["cpus"]]
+    if plan.spec.cpu.caches == "host" or shape.dies != 1 or None in groups:
+        return
+    socket = len(plan.vcpus) // shape.sockets
+    yield (
+        "vCPUs of an L3",
+        _groups(range(0, len(plan.vcpus), socket), socket),
+        _listed({CpuSet.parse(cpus) for cpus in groups if cpus is not None}),
+    )
+
+
+def _nets(plan: Plan, said: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the interfaces of virtio's kind that have a driver in the guest, by their address.
+
+    Linux uses as many pairs of queues as it has CPUs (``virtnet_probe()``,
+    drivers/net/virtio_net.c).
+    """
+    if "nets" not in said:
+        return
+    seen = {net["mac"]: net for net in said["nets"]}
+    for index, (net, mac) in enumerate(zip(plan.spec.net, plan.macs, strict=True)):
+        if net.model != "virtio" or mac not in seen:
+            continue
+        queues = min(net.queues or 1, len(plan.vcpus))
+        yield f"net[{index}]'s queues", str(queues), str(seen[mac]["queues"])
+        if net.mtu is not None:
+            yield f"net[{index}].mtu", str(net.mtu), str(seen[mac]["mtu"])
 
 
 def _disks(plan: Plan, said: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -101,6 +144,10 @@ def _disks(plan: Plan, said: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         if disk.format == "raw" and not disk.is_block_device and disk.path.exists():
             size = disk.path.stat().st_size
             yield f"disk[{index}]'s bytes", str(size // 512 * 512), str(seen["bytes"])
+        if "queues" in seen and disk.bus == "virtio-blk":
+            # without a word QEMU has one for each vCPU (``virtio_pci_optimal_num_queues()``)
+            queues = min(disk.queues or len(plan.vcpus), len(plan.vcpus))
+            yield f"disk[{index}]'s queues", str(queues), str(seen["queues"])
 
 
 def _memory(plan: Plan, said: dict[str, Any]) -> Iterator[Difference]:

@@ -55,7 +55,7 @@ ALLOWED: Final = (
     Rule(r"sandbox/(elevateprivileges|spawn)", "QEMU itself starts the bridge helper"),
     Rule(
         r"device/virtio-net-pci .*/(mq|vectors|host_mtu|[rt]x_queue_size)",
-        "that tap has one queue and nothing else; no test compares these yet",
+        "that tap has one queue and nothing else; test_launch asks Linux for queues and MTU",
     ),
     Rule(r"device/.*/drive/file/discard", "of the host's file: the format node above it decides"),
     Rule(r"numa/node [^/]*/memdev/mem-path", "libvirt's own folder below memory_backing_dir"),

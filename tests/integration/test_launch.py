@@ -65,6 +65,56 @@ def test_the_quickstart_boots_and_sees_what_was_planned(launcher: Launcher, gues
     assert processes_of("quickstart") == []
 
 
+NETWORK = """\
+mount -t sysfs none /sys
+ip tuntap add dev tapq mode tap multi_queue
+ip link set tapq mtu 1400 up
+exec "$@"
+"""
+"""A network of its own, with a tap in it; sysfs shows the network that it was mounted in."""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has a network of its own")
+def test_linux_sees_queues_caches_and_distances(launcher: Launcher, guest: Path) -> None:
+    """2 sockets with an L3 each, 2 cells, a disk with 3 queues and a tap with 4 and an MTU: what
+    Linux says of itself is what was planned."""
+    spec = launcher.base / "queues.toml"
+    spec.write_text(
+        f"""
+        name = "queues"
+        machine.accel = "tcg"
+        guest.report = true
+        cpu = {{ vcpus = 8, sockets = 2, cores = 2, threads = 2 }}
+        memory = {{ size = "512MiB", cells = 2 }}
+        [boot]
+        kernel = "{guest}/vmlinuz"
+        initrd = "{guest}/initramfs.img"
+        cmdline = "console=ttyS0 quiet no_timer_check"
+        [[disk]]
+        path = "{guest}/disk.img"
+        cache = "writeback"
+        queues = 3
+        [[net]]
+        type = "tap"
+        device = "tapq"
+        mac = "52:54:00:00:00:07"
+        queues = 4
+        mtu = 1400
+        vhost = false
+        """
+    )
+    alone = ("unshare", "--net", "--mount", "sh", "-euc", NETWORK, "sh")
+    launcher.program = (*alone, *launcher.program)
+    ran = launcher.run("--json", spec)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    said = json.loads(ran.stdout)
+    assert said["differences"] == []
+    assert [cpu["l3"] for cpu in said["guest"]["cpus"]] == ["0-3"] * 4 + ["4-7"] * 4
+    assert [node["distances"] for node in said["guest"]["nodes"]] == [[10, 11], [11, 10]]
+    assert [disk["queues"] for disk in said["guest"]["disks"]] == [3]
+    assert said["guest"]["nets"] == [{"mac": "52:54:00:00:00:07", "mtu": 1400, "queues": 4}]
+
+
 def test_json_is_one_document_and_the_console_goes_elsewhere(
     launcher: Launcher, guest: Path
 ) -> None:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from kvmhooks.live.report import MARK, MAX_BYTES, Difference, Unreadable, compare, parse
 from kvmhooks.placement import Plan
+from kvmhooks.spec.forms import InterfaceName
+from kvmhooks.spec.network import Net
 from tests.golden.cases import golden_plan
 
 
@@ -32,16 +34,17 @@ def plan(tmp_path: Path) -> Plan:
 RIGHT: dict[str, Any] = {
     "kvmhooks-guest": 1,
     "cpus": [
-        {"cpu": 0, "package": 0, "siblings": "0-1"},
-        {"cpu": 1, "package": 0, "siblings": "0-1"},
-        {"cpu": 2, "package": 1, "siblings": "2-3"},
-        {"cpu": 3, "package": 1, "siblings": "2-3"},
+        {"cpu": 0, "package": 0, "siblings": "0-1", "l3": "0-1"},
+        {"cpu": 1, "package": 0, "siblings": "0-1", "l3": "0-1"},
+        {"cpu": 2, "package": 1, "siblings": "2-3", "l3": "2-3"},
+        {"cpu": 3, "package": 1, "siblings": "2-3", "l3": "2-3"},
     ],
     "nodes": [
-        {"node": 0, "cpus": "0-1", "memory_kib": 261_000},
-        {"node": 1, "cpus": "2-3", "memory_kib": 262_144},
+        {"node": 0, "cpus": "0-1", "memory_kib": 261_000, "distances": [10, 20]},
+        {"node": 1, "cpus": "2-3", "memory_kib": 262_144, "distances": [20, 10]},
     ],
-    "disks": [{"name": "vda", "bytes": 999_936, "readonly": False}],
+    "disks": [{"name": "vda", "bytes": 999_936, "readonly": False, "queues": 4}],
+    "nets": [],
     "cmdline": "console=ttyS0 quiet panic=-1",
 }
 
@@ -76,6 +79,22 @@ DIFFERENCES: list[tuple[Callable[[dict[str, Any]], None], Difference]] = [
         lambda said: said["nodes"][0].update(memory_kib=262_144 - 2049),
         Difference("memory of NUMA node 0", "262144 KiB", "260095 KiB"),
     ),
+    (
+        lambda said: said["cpus"][1].update(l3="1"),
+        Difference("vCPUs of an L3", "0-1 2-3", "0-1 1 2-3"),
+    ),
+    (
+        lambda said: said["nodes"][0].update(distances=[10, 31]),
+        Difference(
+            "distances of the NUMA nodes",
+            "{0: [10, 20], 1: [20, 10]}",
+            "{0: [10, 31], 1: [20, 10]}",
+        ),
+    ),
+    (
+        lambda said: said["disks"][0].update(queues=1),
+        Difference("disk[0]'s queues", "4", "1"),
+    ),
     (lambda said: said["disks"].clear(), Difference("disks", "1", "0")),
     (
         lambda said: said["disks"][0].update(readonly=True),
@@ -100,6 +119,31 @@ def test_each_difference_is_found(
     said = copy.deepcopy(RIGHT)
     change(said)
     assert compare(plan, said) == [expected]
+
+
+def test_interfaces_are_found_by_their_address(plan: Plan) -> None:
+    """Their queues, no more than there are vCPUs, and what they may send at once."""
+    mac = "52:54:00:00:00:07"
+    net = Net(type="tap", device=InterfaceName("tap0"), queues=8, mtu=1400)
+    plan = attrs.evolve(plan, spec=attrs.evolve(plan.spec, net=(net,)), macs=(mac,))
+    said = copy.deepcopy(RIGHT)
+    said["nets"] = [{"mac": mac, "queues": 4, "mtu": 1400}]
+    assert compare(plan, said) == []
+    said["nets"] = [{"mac": mac, "queues": 1, "mtu": 1500}]
+    assert compare(plan, said) == [
+        Difference("net[0]'s queues", "4", "1"),
+        Difference("net[0].mtu", "1400", "1500"),
+    ]
+
+
+def test_what_an_older_guest_does_not_tell_is_not_compared(plan: Plan) -> None:
+    """A guest whose kernel has no cache to show, or whose report is of an older release."""
+    said = copy.deepcopy(RIGHT)
+    del said["nets"], said["disks"][0]["queues"]
+    for each in (*said["cpus"], *said["nodes"]):
+        each.pop("l3", None)
+        each.pop("distances", None)
+    assert compare(plan, said) == []
 
 
 def test_a_missing_vcpu_is_told(plan: Plan) -> None:
