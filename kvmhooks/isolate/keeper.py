@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate import configuration, pool
+from kvmhooks.isolate.admission import check, check_housekeeping
 from kvmhooks.isolate.configuration import BUDGET, Limits
 from kvmhooks.isolate.groups import LIBVIRT, Groups, libvirt_pid, sweep
 from kvmhooks.isolate.knob import View
@@ -89,7 +90,7 @@ class Keeper:
         if before is not None:  # the same VM again: its last start never ended
             pool.owe(state, state.held.pop(claim.key))
         self._check(claim, state)
-        _check_housekeeping(claim, limits)
+        check_housekeeping(claim, limits)
         state.reserved.pop(claim.key, None)
         self._hold(state, claim, self._daemon() if holder is None else holder)
         self._save(state)
@@ -341,32 +342,7 @@ class Keeper:
         return held
 
     def _check(self, claim: Claim, state: State) -> None:
-        """Nobody else has the CPUs, they exist, and something is left for the host."""
-        for one in state.held.values():
-            both = one.claim.exclusive & claim.exclusive
-            if both and one.claim.key != claim.key:
-                raise IsolationError(
-                    f"{claim.name}: CPUs {both} are {one.claim.name}'s alone "
-                    f"({one.claim.uuid}): stop it, or pin {claim.name} elsewhere "
-                    f"(`kvmhooks tune {claim.name}`)"
-                )
-        for other, until in self._awaited(state):
-            both = other.exclusive & claim.exclusive
-            if both and other.key != claim.key:
-                left = until - self.door.now()
-                raise IsolationError(
-                    f"{claim.name}: CPUs {both} are kept for {other.name}, which is expected "
-                    f"within {left:.0f} s"
-                )
-        view = View.read(self.door, [*state.held.values()])
-        absent = claim.exclusive - view.online
-        if absent:
-            raise IsolationError(f"{claim.name}: CPUs {absent} are not online on this host")
-        if claim.exclusive and not view.online - view.exclusive - claim.exclusive:
-            raise IsolationError(
-                f"{claim.name}: CPUs {claim.exclusive} are all that is left of {view.online}: the "
-                "host itself needs at least one"
-            )
+        check(claim, state.held.values(), self._awaited(state), self.door)
 
     def _drop_dead(self, state: State, but: str = "") -> bool:
         """Drop the claims whose VM is gone, and tell whether there were any."""
@@ -438,15 +414,6 @@ class Keeper:
         self._converge(state)
         said = "; ".join(f"{one.key}: {one.why}" for one in unmet[:3])
         raise IsolationError(f"{claim.name}: strict, and {len(unmet)} could not be met: {said}")
-
-
-def _check_housekeeping(claim: Claim, limits: Limits) -> None:
-    both = claim.exclusive & limits.housekeeping
-    if both:
-        raise IsolationError(
-            f"{claim.name}: CPUs {both} are the host's (/{configuration.HOST}: host.housekeeping): "
-            f"pin {claim.name} elsewhere (`kvmhooks tune {claim.name}`)"
-        )
 
 
 class _Entry:
