@@ -32,6 +32,14 @@ _TO_HOLD: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _AFFINITY: Final = "Cpus_allowed_list:\t"
 
 
+class StuckError(IsolationError):
+    """A step did not end in time, and the kernel has not let go of the process that takes it."""
+
+    def __init__(self, pid: int, seconds: float) -> None:
+        super().__init__(f"no answer within {seconds:.0f} s; process {pid} still waits")
+        self.pid = pid
+
+
 class Door:
     """A host below ``root``: files, tasks, the system bus, the clock. Paths have no leading slash.
 
@@ -345,6 +353,13 @@ class Door:
         from kvmhooks.isolate import children  # noqa: PLC0415 -- as above
 
         children.within(seconds, lambda: self.write(path, text))
+
+    def load(self, module: str, seconds: float) -> None:
+        """Have the kernel load a module, if it can; whether it did is for the caller to see."""
+        if self.is_real:
+            from kvmhooks.isolate import children  # noqa: PLC0415 -- as above
+
+            children.run(["/sbin/modprobe", "--", module], seconds)
 
     def log(self, line: str, severity: int = 6) -> None:
         """Send a line to the system's log (``/dev/log``); where nobody listens it is lost."""

@@ -13,6 +13,7 @@ from kvmhooks.isolate.admission import check, check_housekeeping
 from kvmhooks.isolate.configuration import BUDGET, Limits
 from kvmhooks.isolate.groups import LIBVIRT, Groups, libvirt_pid, sweep
 from kvmhooks.isolate.knob import View
+from kvmhooks.isolate.ledger import LOCK_SHARE, Entry, Ledger, owe
 from kvmhooks.isolate.report import FAILED, REFUSAL, Report, Result
 from kvmhooks.isolate.state import (
     PARENT,
@@ -21,11 +22,9 @@ from kvmhooks.isolate.state import (
     Held,
     Process,
     State,
-    boot_id,
     fields_of,
     name_of,
 )
-from kvmhooks.isolate.store import LockedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,12 +34,6 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.claim import Claim
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.store import Store
-
-LOCK_SHARE: Final = 0.8
-"""How much of the budget may be spent waiting for the lock."""
-
-SHORTEST: Final = 0.5
-"""Seconds for the record at the end of a wait for pages, however long that took."""
 
 DAEMONS: Final = ("libvirtd", "virtqemud")
 
@@ -53,31 +46,37 @@ class Keeper:
         self.store = store
         self.budget = BUDGET if budget is None else budget
         self._is_told = budget is not None
-        self._owns_pools = False
-        """Whether we hold the lock of the huge pages."""
+        self._ledger = Ledger(door, store)
 
     def prepare(self, claim: Claim, holder: Process | None = None) -> Report:
-        """Take a claim, before the VM exists: refuse an overlap, and get its huge pages.
+        """Take a claim, before the VM exists: refuse an overlap, and get its pages and devices.
 
         ``holder`` is the process whose end ends the claim while it is pending; the daemon that
         runs us without it. Of a daemon's VM one start ends before the next begins; a claim that
         another live process holds is somebody's who does not know of us.
         """
         limits = self._limits()
-        if not claim.hugepages:
-            with self._entry() as state:
-                return self._take(state, claim, holder, limits)
-        self.budget = max(self.budget, limits.budget_hugepages)
+        locks: list[str] = []
+        if claim.hugepages:
+            self.budget = max(self.budget, limits.budget_hugepages)
+            locks.append(pool.LOCK)
+        if claim.bound:
+            from kvmhooks.isolate import functions, uses  # noqa: PLC0415 -- few VMs have devices
+
+            uses.check(self.door, claim)
+            self.budget = max(self.budget, limits.budget_devices)
+            locks.append(functions.LOCK)
         until = self.door.now() + self.budget
-        with self.store.lock(self.door, self.budget * LOCK_SHARE, pool.LOCK):
-            self._owns_pools = True
-            try:
-                with self._entry() as state:
-                    report = self._take(state, claim, holder, limits)
-                self._take_pages(claim, until)
-            finally:
-                self._owns_pools = False
-        return report
+
+        def take() -> Report:
+            with self._entry() as state:
+                report = self._take(state, claim, holder, limits)
+            if locks:
+                self._ledger.take(claim, until)
+            return report
+
+        report = self._ledger.owning(locks, take, self.budget * LOCK_SHARE)
+        return self._ledger.give_devices(report, self.budget, 0)
 
     def _take(self, state: State, claim: Claim, holder: Process | None, limits: Limits) -> Report:
         """Check a claim and put it on record."""
@@ -88,33 +87,17 @@ class Keeper:
                 f"{claim.name}: it runs already: process {before.holder.pid} holds its claim"
             )
         if before is not None:  # the same VM again: its last start never ended
-            pool.owe(state, state.held.pop(claim.key))
+            owe(state, state.held.pop(claim.key))
         self._check(claim, state)
+        if claim.bound:
+            from kvmhooks.isolate import functions  # noqa: PLC0415 -- as above
+
+            functions.check_groups(self.door, claim, state)
         check_housekeeping(claim, limits)
         state.reserved.pop(claim.key, None)
         self._hold(state, claim, self._daemon() if holder is None else holder)
-        self._save(state)
+        self._ledger.save(state)
         return report
-
-    def _take_pages(self, claim: Claim, until: float) -> None:
-        """Get a claim's huge pages, all or none, and drop it if there are not enough."""
-
-        def entry() -> _Entry:
-            return self._entry(max(until - self.door.now(), SHORTEST))
-
-        try:
-            pool.take(self.door, self.store, entry, claim.key)
-        except BaseException:
-            with entry() as state:
-                held = state.held.pop(claim.key, None)
-                if held is not None:
-                    pool.owe(state, held)
-                self._settle(state)
-                self._save(state)
-            raise
-        with entry() as state:  # what others came to owe meanwhile
-            self._settle(state)
-            self._save(state)
 
     def start(self, claim: Claim) -> Report:
         """Isolate the VM's CPUs from the host: no QEMU exists yet."""
@@ -143,7 +126,7 @@ class Keeper:
                 raise IsolationError(f"{claim.name}: its claim was dropped meanwhile")
             enter()
             self._adopt(held, pid)
-            self._save(state)
+            self._ledger.save(state)
 
     def started(self, claim: Claim | None, pid: int = 0) -> Report:
         """Isolate the VM's own groups: its threads exist. Without a claim: keep it off the others'.
@@ -184,15 +167,17 @@ class Keeper:
                 leave()
             held = state.held.pop(key, None)
             if held is not None:
-                pool.owe(state, held)
+                owe(state, held)
             self._drop_dead(state)
-            return self._converge(state)
+            report = self._converge(state)
+        return self._give_devices(report)
 
     def reconcile(self) -> Report:
         """Drop the claims of VMs that are gone, and finish whatever was interrupted."""
         with self._entry() as state:
             self._reread(state, *state.held.values())
-            return self._recover(state, is_thorough=True)
+            report = self._recover(state, is_thorough=True)
+        return self._give_devices(report)
 
     def follow(self, key: str, follower: Process) -> Report | None:
         """What a running VM's follower calls when something is new; None when it has to end.
@@ -214,8 +199,9 @@ class Keeper:
             for one in [key] if key is not None else list(state.held):
                 held = state.held.pop(one, None)
                 if held is not None:
-                    pool.owe(state, held)
-            return self._converge(state)
+                    owe(state, held)
+            report = self._converge(state)
+        return self._give_devices(report)
 
     def claims(self) -> list[Claim]:
         """The claims of VMs that live or are awaited, without the lock and without a change."""
@@ -231,7 +217,7 @@ class Keeper:
         with self._entry() as state:
             self._check(claim, state)
             state.reserved[claim.key] = claim, int(self.door.now() + seconds)
-            self._save(state)
+            self._ledger.save(state)
 
     def loosen(self, key: str) -> None:
         """Isolate a running VM by narrowing everything else, so that its vCPUs can be pinned anew.
@@ -271,10 +257,8 @@ class Keeper:
         return [*report.of(FAILED), *(one for one in refused if one.key in state.records)]
 
     def look(self) -> State:
-        """What is on record, without the lock and without a change: the state is one file."""
-        text = self.store.load()
-        boot = boot_id(self.door)
-        return State(boot) if text is None else State.from_text(text, boot)
+        """What is on record, without the lock and without a change."""
+        return self._ledger.look()
 
     def _limits(self) -> Limits:
         """The host's, read where a VM of ours starts; whoever made us may set the time."""
@@ -283,9 +267,13 @@ class Keeper:
             self.budget = limits.budget
         return limits
 
-    def _entry(self, budget: float | None = None) -> _Entry:
+    def _entry(self) -> Entry:
         """Hold the lock within the budget, with what is on record."""
-        return _Entry(self, self.budget if budget is None else budget)
+        return self._ledger.entry(self.budget)
+
+    def _give_devices(self, report: Report) -> Report:
+        """Give back the devices that no claim has, and tell."""
+        return self._ledger.give_devices(report, self.budget, self.budget * LOCK_SHARE)
 
     def _recover(self, state: State, *, is_thorough: bool = False) -> Report:
         """Leave what was interrupted behind; without an interruption, the host is not looked at."""
@@ -309,30 +297,11 @@ class Keeper:
         from kvmhooks.isolate.engine import converge  # noqa: PLC0415
         from kvmhooks.isolate.knobs import discover  # noqa: PLC0415
 
-        self._settle(state)
+        self._ledger.settle_pages(state)
         view = View.read(self.door, state.held.values())
         groups = Groups.find(self.door, view.held)
         knobs = discover(self.door, view, groups, state.records)
         return converge(self.door, self.store, state, knobs, view)
-
-    def _settle(self, state: State) -> None:
-        """Give back huge pages that are owed; a hook that is changing the pools does it itself."""
-        if not state.pools:
-            return
-        if self._owns_pools:
-            pool.settle(self.door, self.store, state)
-            return
-        try:
-            with self.store.lock(self.door, 0, pool.LOCK):
-                pool.settle(self.door, self.store, state)
-        except LockedError:
-            return
-
-    def _save(self, state: State) -> None:
-        if state.is_empty:
-            self.store.clear()
-        else:
-            self.store.save(state.to_text())
 
     @staticmethod
     def _hold(state: State, claim: Claim, holder: Process) -> Held:
@@ -349,7 +318,7 @@ class Keeper:
         dead = [key for key, one in state.held.items() if key != but and not self._is_live(one)]
         for key in dead:
             held = state.held.pop(key)
-            pool.owe(state, held)
+            owe(state, held)
             if held.claim.driver != LIBVIRT:
                 sweep(self.door)
         return bool(dead)
@@ -410,32 +379,10 @@ class Keeper:
         unmet = [one for one in report.of(REFUSAL, FAILED) if not one.key.startswith("irq/")]
         if not unmet:
             return
-        pool.owe(state, state.held.pop(claim.key))
+        owe(state, state.held.pop(claim.key))
         self._converge(state)
         said = "; ".join(f"{one.key}: {one.why}" for one in unmet[:3])
         raise IsolationError(f"{claim.name}: strict, and {len(unmet)} could not be met: {said}")
-
-
-class _Entry:
-    """The lock, held within a budget of time, and what is on record."""
-
-    def __init__(self, keeper: Keeper, budget: float) -> None:
-        self._keeper = keeper
-        self._lock = keeper.store.lock(keeper.door, budget * LOCK_SHARE)
-        self._budget = budget
-
-    def __enter__(self) -> State:
-        door = self._keeper.door
-        door.deadline = door.now() + self._budget
-        self._lock.__enter__()
-        try:
-            return self._keeper.look()
-        except BaseException:
-            self._lock.__exit__(None, None, None)
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.__exit__(None, None, None)
 
 
 __all__ = ["PENDING", "Keeper"]

@@ -42,6 +42,7 @@ class Setting:
 
 _YES_NO: Final = ("yes|no", '"yes" or "no"')
 _WORD: Final = "[a-z0-9_-]{1,32}"
+_USES: Final = "none|mounted|swap|held|route|bridge|console|screen|functions|remapping"
 _CLAMP: Final = r"\d{1,3}|10[01]\d|102[0-4]"
 
 SETTINGS: Final[Mapping[str, Setting]] = {
@@ -73,6 +74,12 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "kernel.halt_poll": Setting(r"\d{1,9}", "nanoseconds, 0 for none"),
     "storage.scheduler": Setting(_WORD, 'an I/O scheduler such as "none"'),
     "storage.requests": Setting(r"\d{1,6}", "a queue depth"),
+    "devices.managed": Setting(*_YES_NO, default="no"),
+    "devices.allow": Setting(
+        rf"({_USES})(,({_USES})){{0,9}}",
+        'uses of the host\'s that may end, such as "route,bridge"',
+        default="none",
+    ),
     "threads.vcpus": Setting(
         r"(fifo|rr):([1-9]|[1-4]\d)",
         '"fifo:1" to "fifo:49", or "rr:…": interrupt threads have 50',

@@ -17,8 +17,10 @@ import pytest
 from kvmhooks.errors import IsolationError
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel, Pool, nothing
+from tests.isolate_model.pci import Function
 from tests.isolate_model.world import (
     PAGES,
+    GivenVm,
     PagedVm,
     Vm,
     World,
@@ -146,6 +148,43 @@ def test_the_hook_may_die_while_it_gets_huge_pages(wanted: int) -> None:
     kernel.step = deaths = Deaths(kernel, aftermath, every=1)
     with contextlib.suppress(IsolationError):
         world.start(guest)
+        world.stop(guest)
+    deaths("the end")
+    assert deaths.count > 10
+    assert not deaths.failed, deaths.failed[0]
+
+
+@pytest.mark.parametrize("ending", ["taken", "the second driver refuses", "the second hangs"])
+@pytest.mark.parametrize("override", ["", "e1000e"])
+def test_the_hook_may_die_while_drivers_change(ending: str, override: str) -> None:
+    """Each function has its driver and its override again once the VM is gone."""
+    kernel = Kernel("plain", 16, 4)
+    nic = Function(7, "e1000e", ("e1000e",), override=override)
+    kernel.pci.plug("0000:05:00.0", nic)
+    disk = Function(8, "nvme", ("nvme",))
+    disk.refuses = {"vfio-pci"} if "refuses" in ending else set()
+    disk.hangs = {"nvme"} if "hangs" in ending else set()
+    kernel.pci.plug("0000:06:00.0", disk)
+    kernel.pci.plug("0000:09:00.0", Function(9, class_="0x030000"))
+    world = World(kernel)
+    before = effective_state(kernel)
+    guest = GivenVm("guest", CpuSet({13, 14, 15}), CpuSet({0, 2}), [*kernel.pci.functions])
+
+    def aftermath() -> None:
+        world.vms.pop("guest", None)
+        world._end(guest)
+        world.call(guest, "release", "end")
+        disk.hangs = set()
+        for tid in [tid for tid, task in kernel.tasks.items() if task.name == "hook"]:
+            kernel.end(tid)
+        world.reconcile()
+        assert effective_state(kernel) == before
+        assert kernel.record is None
+
+    kernel.step = deaths = Deaths(kernel, aftermath, every=1)
+    with contextlib.suppress(IsolationError):
+        world.start(guest)
+        assert {one.driver for one in kernel.pci.functions.values()} == {"vfio-pci"}
         world.stop(guest)
     deaths("the end")
     assert deaths.count > 10

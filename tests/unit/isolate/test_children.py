@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmhooks.isolate.children import StuckError, within
-from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.children import within
+from kvmhooks.isolate.door import Door, StuckError
 from kvmhooks.isolate.store import LockedError, Store
 
 if TYPE_CHECKING:
