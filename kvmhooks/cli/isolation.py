@@ -78,7 +78,26 @@ def held_things(state: State, door: Door) -> dict[str, Any]:
     ]
     owed = {key: pool["owed"] for key, pool in state.pools.items()}
     devices = _devices(state, door)
-    return {"claims": claims, "knobs": knobs, "huge_pages_owed": owed, "devices": devices}
+    return {
+        "claims": claims,
+        "knobs": knobs,
+        "huge_pages_owed": owed,
+        "devices": devices,
+        "virtual_functions": _virtual_functions(state),
+    }
+
+
+def _virtual_functions(state: State) -> list[dict[str, Any]]:
+    """The pools that we made, and for whom."""
+    claims = [one.claim for one in state.held.values()]
+    return [
+        {
+            "address": pf,
+            "count": pool.made or pool.wanted,
+            "by": [claim.name for claim in claims if pf in dict(claim.pools)],
+        }
+        for pf, pool in state.vfs.items()
+    ]
 
 
 def _devices(state: State, door: Door) -> list[dict[str, Any]]:
@@ -159,6 +178,9 @@ def told(said: dict[str, Any]) -> str:
         )
         driver = device["driver"] or "no driver"
         lines.append(f"  device {device['address']}: {driver} -> vfio-pci ({by})")
+    for pool in said["virtual_functions"]:
+        by = ", ".join(pool["by"]) or "nobody any more: removed when none is in use"
+        lines.append(f"  virtual functions of {pool['address']}: {pool['count']} ({by})")
     return "\n".join(lines)
 
 

@@ -143,6 +143,13 @@ class Claim:
         """What the policy says of ``name``; empty where the host stays as it is."""
         return policy.value_of(self.settings, name)
 
+    @property
+    def pools(self) -> tuple[tuple[str, int], ...]:
+        """(physical function, how many virtual ones) of each pool that has to be there."""
+        said = self.setting("devices.pools")
+        pairs = (one.split("=") for one in said.split(",") if one)
+        return tuple((address, int(count)) for address, count in pairs)
+
     def on(self, exclusive: CpuSet) -> Claim:
         """The same claim on other CPUs."""
         return Claim(

@@ -104,6 +104,7 @@ def take(door: Door, store: Store, entry: Entry, key: str, until: float) -> None
     """
     with entry() as state:
         held = held_by(state, key)
+        check_groups(door, held.claim, state)
         wanted = [one for one in held.claim.bound if _note(door, state, held.claim, one)]
         store.save(state.to_text())
     if wanted and not door.has(f"{BUS}/drivers/{DRIVER}"):
@@ -125,7 +126,7 @@ def take(door: Door, store: Store, entry: Entry, key: str, until: float) -> None
 
 def _note(door: Door, state: State, claim: Claim, address: str) -> bool:
     """Put on record what a function has; False where it waits for a VM already."""
-    identity = _identity(door, address)
+    identity = identity_of(door, address)
     origin = state.functions.get(address)
     if origin is not None and origin.identity == identity:
         if origin.waits is not None and origin.waits.is_alive(door):
@@ -184,7 +185,7 @@ def settle(door: Door, store: Store, entry: Entry, report: Report) -> None:
         try:
             if origin.waits is not None and origin.waits.is_alive(door):
                 raise IsolationError(f"process {origin.waits.pid} still has it")  # noqa: TRY301
-            if origin.identity == _identity(door, address):  # else it was unplugged
+            if origin.identity == identity_of(door, address):  # else it was unplugged
                 _give_back(door, address, origin)
                 report.add(f"pci/{address}", APPLIED, origin.driver)
             done.append(address)
@@ -249,7 +250,7 @@ def _override_of(door: Door, address: str) -> str:
     return "" if said == _NONE else said
 
 
-def _identity(door: Door, address: str) -> str:
+def identity_of(door: Door, address: str) -> str:
     """What tells a device from a later one at the same address: kernfs gives each link a number."""
     return str(door.inodes(DEVICES).get(address, ""))
 

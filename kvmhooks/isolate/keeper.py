@@ -60,7 +60,7 @@ class Keeper:
         if claim.hugepages:
             self.budget = max(self.budget, limits.budget_hugepages)
             locks.append(pool.LOCK)
-        if claim.bound:
+        if claim.bound or claim.pools:
             from kvmhooks.isolate import functions, uses  # noqa: PLC0415 -- few VMs have devices
 
             uses.check(self.door, claim)
@@ -89,10 +89,6 @@ class Keeper:
         if before is not None:  # the same VM again: its last start never ended
             owe(state, state.held.pop(claim.key))
         self._check(claim, state)
-        if claim.bound:
-            from kvmhooks.isolate import functions  # noqa: PLC0415 -- as above
-
-            functions.check_groups(self.door, claim, state)
         check_housekeeping(claim, limits)
         state.reserved.pop(claim.key, None)
         self._hold(state, claim, self._daemon() if holder is None else holder)

@@ -78,8 +78,12 @@ class Ledger:
         try:
             if claim.hugepages:
                 pool.take(self.door, self.store, entry, claim.key)
+            if claim.pools:
+                from kvmhooks.isolate import sriov  # noqa: PLC0415 -- few VMs have devices
+
+                sriov.take(self.door, self.store, entry, claim, until)
             if claim.bound:
-                from kvmhooks.isolate import functions  # noqa: PLC0415 -- few VMs have devices
+                from kvmhooks.isolate import functions  # noqa: PLC0415 -- as above
 
                 functions.take(self.door, self.store, entry, claim.key, until)
         except BaseException:
@@ -115,10 +119,11 @@ class Ledger:
         """
         if not self.owes_devices:
             return report
-        from kvmhooks.isolate import functions  # noqa: PLC0415 -- as above
+        from kvmhooks.isolate import functions, sriov  # noqa: PLC0415 -- as above
 
         def settle() -> Report:
             functions.settle(self.door, self.store, lambda: self.entry(budget), report)
+            sriov.settle(self.door, self.store, lambda: self.entry(budget), report)
             return report
 
         try:
@@ -159,6 +164,13 @@ class Entry:
         return self._state
 
     def __exit__(self, *_: object) -> None:
-        bound = {address for one in self._state.held.values() for address in one.claim.bound}
-        self._ledger.owes_devices = not bound.issuperset(self._state.functions)
+        state = self._state
+        if state.functions or state.vfs:
+            claims = [one.claim for one in state.held.values()]
+            bound = {address for claim in claims for address in claim.bound}
+            asked = {pf for claim in claims for pf, _ in claim.pools}
+            is_settled = bound.issuperset(state.functions) and asked.issuperset(state.vfs)
+            self._ledger.owes_devices = not is_settled
+        else:
+            self._ledger.owes_devices = False
         self._lock.__exit__(None, None, None)

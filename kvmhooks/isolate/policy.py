@@ -43,6 +43,7 @@ class Setting:
 _YES_NO: Final = ("yes|no", '"yes" or "no"')
 _WORD: Final = "[a-z0-9_-]{1,32}"
 _USES: Final = "none|mounted|swap|held|route|bridge|console|screen|functions|remapping"
+_POOL: Final = r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]=[1-9]\d{0,3}"
 _CLAMP: Final = r"\d{1,3}|10[01]\d|102[0-4]"
 
 SETTINGS: Final[Mapping[str, Setting]] = {
@@ -75,6 +76,10 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "storage.scheduler": Setting(_WORD, 'an I/O scheduler such as "none"'),
     "storage.requests": Setting(r"\d{1,6}", "a queue depth"),
     "devices.managed": Setting(*_YES_NO, default="no"),
+    "devices.pools": Setting(
+        rf"({_POOL})(,({_POOL})){{0,19}}",
+        'virtual functions to make, such as "0000:3b:00.0=8"',
+    ),
     "devices.allow": Setting(
         rf"({_USES})(,({_USES})){{0,9}}",
         'uses of the host\'s that may end, such as "route,bridge"',

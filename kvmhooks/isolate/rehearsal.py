@@ -93,7 +93,7 @@ class _Rehearsal(Door):
         del seconds
         self.note(f"/{path}", text)
         *_, owner, name = path.split("/")
-        if name == "driver_override":
+        if name == "driver_override" or name.startswith("sriov_"):
             self._files[path] = text
         elif name == "drivers_probe":
             self._drivers[text] = self.read(f"{DEVICES}/{text}/driver_override")

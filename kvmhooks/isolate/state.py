@@ -170,6 +170,48 @@ class Origin:
         return cls(str(driver), str(override), identity=str(identity), waits=process)
 
 
+class VfPool:
+    """Virtual functions that we made, or are about to make, where there were none."""
+
+    __slots__ = ("identity", "made", "probe", "waits", "wanted")
+
+    def __init__(
+        self,
+        wanted: int,
+        probe: str,
+        *,
+        identity: str,
+        made: int = 0,
+        waits: Process | None = None,
+    ) -> None:
+        self.wanted = wanted
+        self.made = made
+        """How many there were once they were made; 0 until then."""
+        self.probe = probe
+        """What ``sriov_drivers_autoprobe`` was; empty once that is settled."""
+        self.identity = identity
+        """What tells the physical function from a later one at the same address."""
+        self.waits = waits
+        """The process that has to end before it can be removed."""
+
+    def to_json(self) -> list[Any]:
+        """JSON types."""
+        waits = None if self.waits is None else [self.waits.pid, self.waits.start]
+        return [self.wanted, self.made, self.probe, self.identity, waits]
+
+    @classmethod
+    def from_json(cls, said: Any) -> VfPool:
+        """Read back what ``to_json`` wrote. Raises ``ValueError`` and its kin."""
+        wanted, made, probe, identity, waits = said
+        return cls(
+            int(wanted),
+            str(probe),
+            identity=str(identity),
+            made=int(made),
+            waits=Process(*map(int, waits)) if waits else None,
+        )
+
+
 class Held:
     """A claim that is held, and by which process."""
 
@@ -248,7 +290,7 @@ class Held:
 class State:
     """All that is on record about this boot of the host."""
 
-    __slots__ = ("boot", "functions", "held", "pools", "records", "reserved")
+    __slots__ = ("boot", "functions", "held", "pools", "records", "reserved", "vfs")
 
     def __init__(self, boot: str) -> None:
         self.boot = boot
@@ -262,11 +304,14 @@ class State:
         """Huge-page pools with a change under way or a share to give back later."""
         self.functions: dict[str, Origin] = {}
         """By address, PCI functions that were bound to ``vfio-pci`` or are about to be."""
+        self.vfs: dict[str, VfPool] = {}
+        """By the address of the physical function."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is held and nothing remains to be restored."""
-        return not (self.held or self.records or self.pools or self.reserved or self.functions)
+        is_settled = not (self.records or self.pools or self.functions or self.vfs)
+        return is_settled and not (self.held or self.reserved)
 
     def to_text(self) -> str:
         """The JSON text."""
@@ -278,6 +323,7 @@ class State:
                 "held": {key: held.to_json() for key, held in self.held.items()},
                 "pools": self.pools,
                 "functions": {key: origin.to_json() for key, origin in self.functions.items()},
+                "vfs": {key: pool.to_json() for key, pool in self.vfs.items()},
                 "reserved": [[claim.to_json(), until] for claim, until in self.reserved.values()],
                 "records": [record.to_line(key) for key, record in self.records.items()],
             }
@@ -310,6 +356,8 @@ class State:
                 state.pools[key] = {str(name): int(count) for name, count in one.items()}
             for key, one in said.get("functions", {}).items():
                 state.functions[key] = Origin.from_json(one)
+            for key, one in said.get("vfs", {}).items():
+                state.vfs[key] = VfPool.from_json(one)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IsolationError(
                 f"/run/kvmhooks/state.json: {type(error).__name__}: {error}: it is not as we wrote "

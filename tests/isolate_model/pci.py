@@ -30,6 +30,14 @@ class Function:
     """The drivers that do not return from letting go of it."""
     refuses: set[str] = field(default_factory=set)
     """The drivers whose probe fails."""
+    total: int | None = None
+    """How many virtual functions it may have, if it may have any."""
+    probes: bool = True
+    """``sriov_drivers_autoprobe``."""
+    makes: int | None = None
+    """How many virtual functions its driver makes at the most."""
+    vfs: list[str] = field(default_factory=list)
+    physical: Function | None = None
 
 
 class HangingError(Exception):
@@ -41,7 +49,7 @@ class Pci:
 
     def __init__(self) -> None:
         self.functions: dict[str, Function] = {}
-        self.drivers = {"vfio-pci", "e1000e", "nvme", "snd_hda_intel"}
+        self.drivers = {"vfio-pci", "e1000e", "nvme", "snd_hda_intel", "iavf"}
         self.serial = 0
 
     def plug(self, address: str, function: Function) -> Function:
@@ -64,7 +72,10 @@ class Pci:
             raise OSError(errno.EIO, "a file that is written only", path)
         if what == "devices" and rest and rest[0] in self.functions:
             one = self.functions[rest[0]]
-            texts = {"class": one.class_, "driver_override": one.override or "(null)", "vendor": ""}
+            texts = {"class": one.class_, "driver_override": one.override or "(null)"}
+            if one.total is not None:
+                texts |= {"sriov_totalvfs": str(one.total), "sriov_numvfs": str(len(one.vfs)),
+                          "sriov_drivers_autoprobe": str(int(one.probes))}  # fmt: skip
             if rest[1:] and rest[1] in texts:
                 return texts[rest[1]]
             if not rest[1:] or (rest[1:] == ["iommu_group"] and one.group is not None):
@@ -93,14 +104,18 @@ class Pci:
             return f"../../../bus/pci/drivers/{one.driver}"
         if name == "iommu_group" and one.group is not None:
             return f"../../../kernel/iommu_groups/{one.group}"
+        if name.startswith("virtfn"):
+            return f"../{one.vfs[int(name.removeprefix('virtfn'))]}"
         return ""
 
     def names(self, path: str) -> list[str]:
         """What a directory holds."""
         parts = path.removeprefix(f"{BUS}/devices/").split("/")
         one = self.functions.get(parts[0])
-        if one is None or parts[1:] != ["iommu_group", "devices"]:
+        if one is None or parts[1:] not in ([], ["iommu_group", "devices"]):
             return []
+        if not parts[1:]:
+            return [f"virtfn{at}" for at in range(len(one.vfs))]
         return sorted(at for at, each in self.functions.items() if each.group == one.group)
 
     def inodes(self) -> dict[str, int]:
@@ -112,7 +127,11 @@ class Pci:
     def write(self, path: str, text: str) -> None:
         """What the kernel does; raises ``OSError``, or ``HangingError`` where it never returns."""
         what, *rest = path.removeprefix(f"{BUS}/").split("/")
-        if what == "devices":
+        if what == "devices" and rest[1] == "sriov_numvfs":
+            self._resize(rest[0], int(text))
+        elif what == "devices" and rest[1] == "sriov_drivers_autoprobe":
+            self._function(rest[0]).probes = text == "1"
+        elif what == "devices":
             self._function(rest[0]).override = text
         elif what == "drivers_probe":
             self._probe(self._function(text))
@@ -128,6 +147,31 @@ class Pci:
             raise OSError(errno.ENODEV, "no such device", address)
         return self.functions[address]
 
+    def _resize(self, address: str, count: int) -> None:
+        """``sriov_numvfs_store()``; a driver of the host takes what is new, if it may."""
+        one = self._function(address)
+        if count > (one.total or 0):
+            raise OSError(errno.ERANGE, "too many", address)
+        if count == len(one.vfs):
+            return
+        if count and one.vfs:
+            raise OSError(errno.EBUSY, "disable before enabling", address)
+        if not one.driver:
+            raise OSError(errno.ENOENT, "no driver bound to device", address)
+        if "sriov" in one.hangs:
+            raise HangingError
+        for old in one.vfs:
+            del self.functions[old]
+        count = count if one.makes is None else min(count, one.makes)
+        one.vfs = [f"{address[:-4]}{16 + at >> 3:02x}.{at % 8}" for at in range(count)]
+        for at, name in enumerate(one.vfs):
+            function = Function(100 + 32 * self.serial + at, matches=("iavf",), physical=one)
+            self._probe(self.plug(name, function))
+
+    def _may_probe(self, one: Function) -> bool:
+        """``pci_device_can_probe()``."""
+        return one.physical is None or one.physical.probes or bool(one.override)
+
     def _unbind(self, one: Function, driver: str) -> None:
         if one.driver != driver:
             raise OSError(errno.ENODEV, "not its driver", driver)
@@ -138,7 +182,8 @@ class Pci:
     def _bind(self, one: Function, driver: str) -> None:
         if one.driver:
             raise OSError(errno.EBUSY, "it has a driver", driver)
-        if driver not in ([one.override] if one.override else one.matches):
+        named = [one.override] if one.override else one.matches
+        if driver not in named or not self._may_probe(one):
             raise OSError(errno.ENODEV, "no match", driver)
         if driver in one.refuses:
             raise OSError(errno.EIO, "the probe failed", driver)
@@ -146,5 +191,10 @@ class Pci:
 
     def _probe(self, one: Function) -> None:
         for driver in [one.override] if one.override else one.matches:
-            if not one.driver and driver in self.drivers and driver not in one.refuses:
+            if (
+                not one.driver
+                and self._may_probe(one)
+                and driver in self.drivers
+                and driver not in one.refuses
+            ):
                 one.driver = driver

@@ -243,6 +243,7 @@ def effective_state(kernel: Kernel) -> dict[str, str]:
             found[f"effective/{group.path}"] = str(kernel.groups.effective(group))
     for address, (driver, override) in kernel.pci.state().items():
         found[f"pci/{address}"] = f"{driver}, override {override!r}"
+        found[f"sriov/{address}"] = f"probes {kernel.pci.functions[address].probes}"
     kept = {one: text for one, text in kernel.files.items() if not one.startswith("run/libvirt")}
     return found | kept
 

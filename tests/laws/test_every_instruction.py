@@ -19,6 +19,7 @@ from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel, Pool, nothing
 from tests.isolate_model.pci import Function
 from tests.isolate_model.world import (
+    BINDS,
     PAGES,
     GivenVm,
     PagedVm,
@@ -188,6 +189,46 @@ def test_the_hook_may_die_while_drivers_change(ending: str, override: str) -> No
         world.stop(guest)
     deaths("the end")
     assert deaths.count > 10
+    assert not deaths.failed, deaths.failed[0]
+
+
+@pytest.mark.parametrize("ending", ["made", "too few", "hangs"])
+@pytest.mark.parametrize("probes", [True, False])
+def test_the_hook_may_die_while_virtual_functions_are_made(
+    ending: str,
+    probes: bool,  # noqa: FBT001
+) -> None:
+    """There are none once the VM is gone, and the drivers' switch is as it was."""
+    kernel = Kernel("plain", 16, 4)
+    card = Function(7, "ice", ("ice",), total=8, probes=probes)
+    card.makes = 1 if ending == "too few" else None
+    card.hangs = {"sriov"} if ending == "hangs" else set()
+    kernel.pci.plug("0000:05:00.0", card)
+    world = World(kernel)
+    before = effective_state(kernel)
+    policy = BINDS.replace("managed=", 'pools="0000:05:00.0=2" managed=')
+    cpus = CpuSet({13, 14, 15}), CpuSet({0, 2})
+    guest = GivenVm("guest", *cpus, ["0000:05:02.0", "0000:05:02.1"], policy)
+
+    def aftermath() -> None:
+        world.vms.pop("guest", None)
+        world._end(guest)
+        world.call(guest, "release", "end")
+        card.hangs = set()
+        for tid in [tid for tid, task in kernel.tasks.items() if task.name == "hook"]:
+            kernel.end(tid)
+        world.reconcile()
+        assert effective_state(kernel) == before
+        assert kernel.record is None
+
+    kernel.step = deaths = Deaths(kernel, aftermath, every=1)
+    with contextlib.suppress(IsolationError):
+        world.start(guest)
+        assert [kernel.pci.functions[one].driver for one in card.vfs] == ["vfio-pci"] * 2
+        assert card.probes is probes
+        world.stop(guest)
+    deaths("the end")
+    assert deaths.count > 5
     assert not deaths.failed, deaths.failed[0]
 
 
