@@ -12,6 +12,7 @@ import os
 
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.functions import DEVICES, DRIVER, driver_of
+from kvmhooks.isolate.groups import LIBVIRT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,11 +49,18 @@ def check(door: Door, claim: Claim) -> None:
         if found:
             more = f"; {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             said = "; ".join(what for _, what in found[:_SHOWN])
-            switch = ",".join(sorted({reason for reason, _ in found}))
+            reasons = sorted({reason for reason, _ in found})
             raise IsolationError(
-                f'{claim.name}: {address}: {said}{more}: give it another device, or say {SETTING}="'
-                f'{switch}"'
+                f"{claim.name}: {address}: {said}{more}: give it another device, or say "
+                f"{_switch(claim, reasons)}"
             )
+
+
+def _switch(claim: Claim, reasons: list[str]) -> str:
+    """What allows it, where the VM is described."""
+    if claim.driver == LIBVIRT:
+        return f'{SETTING}="{",".join(reasons)}"'
+    return f"pci.allow = {reasons}".replace("'", '"')
 
 
 def uses_of(door: Door, address: str) -> Iterator[Use]:

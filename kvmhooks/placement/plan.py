@@ -15,6 +15,7 @@ from kvmhooks.isolate.claim import Claim
 from kvmhooks.placement import refusal
 from kvmhooks.placement.cache_ways import Ways, cpus_with, shares, ways_of
 from kvmhooks.placement.choose import Choice, Terms, choose
+from kvmhooks.placement.chosen import choose_devices
 from kvmhooks.placement.cpu_model import choose_cpu
 from kvmhooks.placement.devices import check_devices, near, place_devices
 from kvmhooks.placement.evaluate import Placed, score
@@ -121,6 +122,7 @@ def plan_on(
 ) -> Plan:
     """The plan on a host that was looked at. Raises ``PlanError``."""
     host = ground.host
+    spec = choose_devices(spec, host, ground.holdings)
     check_limits(spec.machine, vcpus=spec.cpu.vcpus, cells=len(spec.memory.cell))
     check_devices(spec, host, ground.holdings)
     accel, why_accel = _accelerator(spec, host)

@@ -27,6 +27,9 @@ Serial = NewType("Serial", str)
 Hexadecimal = NewType("Hexadecimal", str)
 IpAddress = NewType("IpAddress", str)
 UsbId = NewType("UsbId", str)
+PciId = NewType("PciId", str)
+BlockName = NewType("BlockName", str)
+"""A block device of the host, as in ``/sys/block``."""
 
 TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
     VmName: (
@@ -50,6 +53,8 @@ TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
     Serial: (r"[A-Za-z0-9_.+-]{1,20}", "letters, digits and . _ + -, at most 20"),
     Hexadecimal: (r"0x[0-9a-f]{1,16}", 'a number such as "0x30000"'),
     IpAddress: (r"[0-9a-f.:]{2,45}", 'an IP address such as "127.0.0.1"'),
+    PciId: (r"[0-9a-f]{4}:[0-9a-f]{4}", 'vendor and device such as "10de:2204"'),
+    BlockName: (r"[a-z][A-Za-z0-9_-]{0,30}", 'a disk such as "nvme1n1"'),
     UsbId: (r"[0-9a-f]{4}:[0-9a-f]{4}", 'vendor and product such as "046d:c52b"'),
 }
 """The texts that have a form: its pattern, and what is said where a text has another."""

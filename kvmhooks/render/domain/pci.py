@@ -23,7 +23,7 @@ def passed_through(plan: Plan) -> list[Element]:
         kind = {"mode": "subsystem", "type": "pci", "managed": yes_no(device.managed)}
         children = [
             element("driver", {"name": "vfio"}),
-            element("source", children=[host_address(device.address)]),
+            element("source", children=[host_address(device.chosen)]),
         ]
         if device.rom is not None or device.rom_bar is not None:
             bar = None if device.rom_bar is None else on_off(device.rom_bar)
