@@ -11,6 +11,7 @@ from kvmhooks.errors import PlanError
 from kvmhooks.host.devices import PciDevice
 from kvmhooks.host.model import Host
 from kvmhooks.placement.holding import Holding
+from kvmhooks.placement.virtual import choose_function
 from kvmhooks.spec.model import Pci, VmSpec
 from kvmhooks.values import PciAddress
 
@@ -31,6 +32,11 @@ def choose_devices(spec: VmSpec, host: Host, holdings: Sequence[Holding]) -> VmS
     taken |= {device.address for device in spec.pci if device.address is not None}
     chosen: list[Pci] = []
     for index, device in enumerate(spec.pci):
+        if device.address is None and device.sriov is not None:
+            settled = choose_function(f"pci[{index}]", device, host, taken)
+            taken.add(settled.chosen)
+            chosen.append(settled)
+            continue
         found = [device.chosen] if device.address else _meant(f"pci[{index}]", device, there, taken)
         taken.update(found)
         chosen += [evolve(device, address=address) for address in found]

@@ -11,7 +11,7 @@ from kvmhooks.spec.agreement import disagreements
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
 
-_NAMES: Final = ("address", "id", "net", "block", "iommu_group")
+_NAMES: Final = ("address", "id", "net", "block", "iommu_group", "sriov")
 """What a device of the host can be named by."""
 _ANY_NAME: Final = ", ".join(_NAMES)
 
@@ -122,6 +122,8 @@ def _pci(spec: VmSpec) -> Iterator[Problem]:
         named = [name for name in _NAMES if getattr(device, name) is not None]
         if len(named) != 1:
             yield Problem(f"pci[{index}]", " and ".join(named) or "none", f"one of {_ANY_NAME}")
+        if device.sriov is not None and not device.managed:
+            yield Problem(f"pci[{index}].managed", "false", "true: the function is made and bound")
         if device.index is not None and device.id is None:
             yield Problem(f"pci[{index}].index", str(device.index), "id beside it")
         if device.address is not None and device.address in seen:

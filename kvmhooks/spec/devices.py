@@ -14,12 +14,27 @@ from kvmhooks.spec.forms import (
     IpAddress,
     Number,
     PciId,
+    PhysicalName,
     Port,
     Tag,
     UsbId,
     Uuid,
+    VfChoice,
 )
 from kvmhooks.values import ByteSize, PciAddress
+
+
+@frozen(kw_only=True)
+class Sriov:
+    """One virtual function of a card that can have several (SR-IOV)."""
+
+    pf: PhysicalName
+    """The card, which is the physical function: its address, or its network interface's name."""
+    vf: VfChoice = "auto"
+    """The number of the function, from 0; auto: the first that is free."""
+    pool: int | None = None
+    """How many functions the card makes if it has none, by default what this VM needs: it can make
+    no more while one is in use."""
 
 
 @frozen(kw_only=True)
@@ -27,7 +42,8 @@ class Pci:
     """A PCI device of the host that is passed through."""
 
     address: PciAddress | None = None
-    """Its address on the host: 0000:3b:00.0. One of address, id, net, block and iommu_group."""
+    """Its address on the host: 0000:3b:00.0. One of address, id, net, block, iommu_group and
+    sriov."""
     id: PciId | None = None
     """Vendor and device, as `lspci -n` has them: 10de:2204."""
     index: Number | None = None
@@ -38,6 +54,8 @@ class Pci:
     """The name of a disk on the host that is its: nvme1n1."""
     iommu_group: Number | None = None
     """All devices of this IOMMU group, bridges aside."""
+    sriov: Sriov | None = None
+    """A virtual function of a card; it is always kvmhooks that binds it to vfio-pci and back."""
     locality: Literal["required", "preferred", "ignore"] = "preferred"
     """Whether the VM must be on the device's node, should be, or may be anywhere."""
     managed: bool = True

@@ -28,6 +28,7 @@ Hexadecimal = NewType("Hexadecimal", str)
 IpAddress = NewType("IpAddress", str)
 UsbId = NewType("UsbId", str)
 PciId = NewType("PciId", str)
+PhysicalName = NewType("PhysicalName", str)
 BlockName = NewType("BlockName", str)
 """A block device of the host, as in ``/sys/block``."""
 
@@ -54,6 +55,10 @@ TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
     Hexadecimal: (r"0x[0-9a-f]{1,16}", 'a number such as "0x30000"'),
     IpAddress: (r"[0-9a-f.:]{2,45}", 'an IP address such as "127.0.0.1"'),
     PciId: (r"[0-9a-f]{4}:[0-9a-f]{4}", 'vendor and device such as "10de:2204"'),
+    PhysicalName: (
+        r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f][.][0-7]|[A-Za-z0-9_.-]{1,15}",
+        'a PCI address such as "0000:3b:00.0", or the name of a network interface',
+    ),
     BlockName: (r"[a-z][A-Za-z0-9_-]{0,30}", 'a disk such as "nvme1n1"'),
     UsbId: (r"[0-9a-f]{4}:[0-9a-f]{4}", 'vendor and product such as "046d:c52b"'),
 }
@@ -101,5 +106,7 @@ RANGES: Final[dict[Any, tuple[int, int]]] = {
 }
 """The numbers, and the lowest and the highest of each kind."""
 
+VfChoice = Literal["auto"] | Number
+"""The number of a virtual function, or the first that is free."""
 HugePages = Literal[False, "auto"] | ByteSize
 Firmware = Literal["bios", "uefi"] | Path

@@ -66,6 +66,7 @@ HOSTS: Final[dict[str, dict[str, Any]]] = {
             FakePci("0000:3b:00.0", node=0, driver="vfio-pci", iommu_group=1),
             FakePci("0000:af:00.0", class_="0x030000", node=1, iommu_group=2),
             FakePci("0000:af:00.1", class_="0x040300", node=1, iommu_group=2),
+            FakePci("0000:c0:00.0", iommu_group=9, total_vfs=4, offset=16, stride=1, net=("ens9",)),
             FakePci("0000:b0:00.0", node=1, iommu_group=3, net=("ens7",)),
             FakePci("0000:b1:00.0", class_="0x010802", node=1, iommu_group=4, block=("nvme0n1",)),
         ),

@@ -32,7 +32,6 @@ THE_HOSTS: Final[Fields] = {
     "Cell": "allocate",
     "Guest": "report",
     "Isolation": "cache_ways",
-    "Pci": "allow",
     "Plan": "exclusive housekeeping vhost",
     "Run": "hang_timeout restart restart_delay",
     "Shutdown": "timeout",
@@ -57,6 +56,7 @@ DECIDED: Final[Fields] = {
     "MemoryCell": "node size vcpus",
     "Net": "mac vhost",
     "Pci": "block group id index iommu_group locality net",
+    "Sriov": "vf",
     "PciPlace": "address cell node",
     "Plan": "disk_iothreads pci",
     "Port": "device",
@@ -81,7 +81,8 @@ NOT_IN_ARGV: Final[Fields] = {
     "MemoryLimits": "hard soft swap",
     "Net": "managed mode vlan",
     "Nvme": "managed",
-    "Pci": "managed",
+    "Pci": "allow managed sriov",
+    "Sriov": "pf pool",
     "Plan": "bandwidth caches dedicated emulator idle",
     "Threads": "period priority quota scheduler",
     "Tuning": "emulator io iothreads memory shares total vcpus",
@@ -113,10 +114,11 @@ SHARED: Final[Fields] = {
     "Layout": "places",
     "Machine": "type",
     "Net": "type",
+    "Pci": "managed sriov",
     "Place": "announces_others bus function slot",
     "Plan": "cells hardware iothreads spec vcpus",
     "Usb": "controller",
-    "VmSpec": "balloon boot host_usb input machine memory name net usb",
+    "VmSpec": "balloon boot host_usb input machine memory name net pci usb",
 }
 """What several concerns read: where devices are, what others depend on; all else has one module."""
 

@@ -181,3 +181,33 @@ def test_the_account_of_a_run_names_the_devices() -> None:
     assert f"host: it had the devices {NIC}, {DISK}" in lines
     assert "host: restored" in lines
     assert not [line for line in lines if "alone" in line]
+
+
+def test_a_card_makes_functions_for_launched_vms(kernel: LaunchKernel) -> None:
+    """The first asks for a pool, the second shares it; with the last it is gone."""
+    kernel.pci.plug("0000:08:00.0", Function(8, "ice", ("ice",), total=8))
+    before = effective_state(kernel)
+    table = '[[pci]]\nsriov = { pf = "enp8s0", pool = 4 }\n'
+    card = FakePci("0000:08:00.0", driver="ice", iommu_group=8, total_vfs=8, offset=16, stride=1,
+                   net=("enp8s0",))  # fmt: skip
+    holds = []
+    for name in ("first", "second"):
+        vfs = tuple(kernel.pci.functions["0000:08:00.0"].vfs)
+        pci = (
+            FakePci(**{**card.__dict__, "vfs": vfs}),
+            *(FakePci(one, physfn=card.address, iommu_group=20 + at) for at, one in enumerate(vfs)),
+        )
+        with TemporaryDirectory() as folder:
+            there = read(write_host(Path(folder), cores=16, numbering="adjacent", pci=pci))
+        hold = Hold(Keeper(kernel, Record(kernel)), kernel.supervisor)
+        decided = hold.plan(spec(table, name=name), there)
+        holds.append((hold, str(decided.pci[0].address)))
+    addresses = [address for _, address in holds]
+    assert addresses == ["0000:08:02.0", "0000:08:02.1"]
+    assert len(kernel.pci.functions["0000:08:00.0"].vfs) == 4
+    assert [kernel.pci.functions[one].driver for one in addresses] == ["vfio-pci"] * 2
+    for hold, _ in holds:
+        hold.__exit__(None, None, None)
+        assert hold.left == ()
+    assert effective_state(kernel) == before
+    assert kernel.record is None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host import Host, read
-from kvmhooks.placement import plan
+from kvmhooks.isolate.domain import read_claim
+from kvmhooks.placement import claim, plan
 from kvmhooks.placement.holding import Holding, of_plan
 from kvmhooks.render import domain_xml, qemu_argv
 from kvmhooks.spec import VmSpec, parse_vm
@@ -69,6 +72,99 @@ def test_a_device_has_more_than_one_name(host: Host, table: str, expected: list[
     for address in expected:
         assert f'"host":"{address}"' in argv or f"host={address}" in argv
     assert domain_xml(decided).count("<hostdev ") == len(expected)
+
+
+CARD = "0000:3b:00.0"
+
+
+@cache
+def card_host(present: int, *, offset: int | None = 0x80, driver: str | None = None) -> Host:
+    """A host whose card may have 300 functions, which reach into the next bus, and has some."""
+    vfs = tuple(f"0000:3b:10.{at}" for at in range(present))
+    card = FakePci(
+        CARD, driver="ice", iommu_group=1, node=0, total_vfs=300, vfs=vfs, offset=offset, stride=1,
+        net=("ens9",),
+    )  # fmt: skip
+    functions = [
+        FakePci(one, driver=driver if at == 0 else None, iommu_group=2 + at, physfn=CARD)
+        for at, one in enumerate(vfs)
+    ]
+    with TemporaryDirectory() as folder:
+        return read(write_host(Path(folder), cores=4, pci=(card, *functions)))
+
+
+def sriov(text: str) -> str:
+    """A table with a function of the card."""
+    return f'sriov = {{ pf = "ens9", {text} }}'
+
+
+@pytest.mark.parametrize(
+    ("present", "tables", "expected", "pools"),
+    [
+        (0, ["vf = 'auto'"], ["0000:3b:10.0"], 1),
+        (0, ["vf = 'auto'", "vf = 'auto'"], ["0000:3b:10.0", "0000:3b:10.1"], 2),
+        (0, ["vf = 2"], ["0000:3b:10.2"], 3),
+        (0, ["vf = 'auto', pool = 8"], ["0000:3b:10.0"], 8),
+        (0, ["vf = 140"], ["0000:3c:01.4"], 141),
+        (4, ["vf = 'auto'", "vf = 3"], ["0000:3b:10.0", "0000:3b:10.3"], 4),
+    ],
+)
+def test_a_function_has_its_address_before_it_is_made(
+    present: int, tables: list[str], expected: list[str], pools: int
+) -> None:
+    """And the claim says how many the card has to have."""
+    host = card_host(present)
+    decided = plan(spec(*map(sriov, tables)), host)
+    assert [str(place.address) for place in decided.pci] == expected
+    asked = claim(decided)
+    assert (asked.pools, asked.bound) == (((CARD, pools),), tuple(expected))
+    assert plan(decided.spec, host) == decided
+
+
+def test_under_libvirt_the_hook_makes_and_binds_it() -> None:
+    """The XML says so; libvirt would give it to the host's driver, and the pool could not go."""
+    decided = plan(spec(sriov("vf = 0, pool = 4"), f'address = "{CARD}"'), card_host(0))
+    xml = domain_xml(decided)
+    assert 'pools="0000:3b:00.0=4"' in xml
+    theirs = claim(decided, driver="qemu")
+    assert (theirs.bound, theirs.pools) == (("0000:3b:10.0",), ((CARD, 4),))
+    assert read_claim(xml) == theirs
+
+
+def test_functions_that_may_be_in_use_come_last() -> None:
+    """One without a driver, then one of the host's, then one that waits for a VM."""
+    assert chosen(card_host(2, driver="iavf"), sriov("vf = 'auto'")) == ["0000:3b:10.1"]
+    tables = [sriov("vf = 'auto'")] * 3
+    assert chosen(card_host(3, driver="vfio-pci"), *tables) == [
+        "0000:3b:10.1", "0000:3b:10.2", "0000:3b:10.0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("present", "table", "said"),
+    [
+        (0, "vf = 300", f"vf: found 300, expected what {CARD} has: at most 300"),
+        (0, "pool = 301", f"pool: found 301, expected what {CARD} has: at most 300"),
+        (2, "vf = 2", f"vf: found 2, expected what {CARD} has: a pool of 2, which cannot grow"),
+        (2, "pool = 3", f"pool: found 3, expected what {CARD} has: a pool of 2, which cannot grow"),
+    ],
+)
+def test_a_function_that_cannot_be_had_is_told(present: int, table: str, said: str) -> None:
+    """With the card and why."""
+    with pytest.raises(PlanError) as caught:
+        plan(spec(sriov(table)), card_host(present))
+    assert str(caught.value) == f"pci[0].sriov.{said}"
+
+
+def test_a_card_without_a_free_function_or_without_any_is_told() -> None:
+    """With what to say, or the cards that there are."""
+    host = card_host(1)
+    with pytest.raises(PlanError, match=r"pci\[1\]\.sriov\.vf: found none of 1 that is free"):
+        plan(spec(sriov("vf = 0"), sriov("vf = 'auto'")), host)
+    with pytest.raises(PlanError, match=rf"that has virtual functions: {CARD}/ens9"):
+        plan(spec('sriov.pf = "ens8"'), host)
+    with pytest.raises(PlanError, match="expected a kernel that tells where functions will be"):
+        plan(spec(sriov("vf = 0")), card_host(0, offset=None))
 
 
 def test_the_first_that_is_free_is_meant(host: Host) -> None:
