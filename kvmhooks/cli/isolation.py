@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ def main(verb: str, argv: Sequence[str]) -> int:
     parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    keeper = Keeper(Door(arguments.root), Store(arguments.root))
+    helper = [sys.executable, "-I", "-m", "kvmhooks.cli.main"]
+    keeper = Keeper(Door(arguments.root), Store(arguments.root), helper=helper)
     if verb == "status":
         said = held_things(keeper.look(), keeper.door)
         print(json.dumps(said, indent=2) if arguments.json else told(said), end="\n")

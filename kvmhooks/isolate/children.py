@@ -11,7 +11,7 @@ import os
 import select
 import signal
 
-from kvmhooks.isolate.door import StuckError
+from kvmhooks.errors import IsolationError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,15 @@ _HIGHEST: Final = 1 << 16
 _GRACE: Final = 0.2
 """Seconds for a killed child to end: one that sleeps without heeding signals does not."""
 _UNKNOWN: Final = 255
+_MOST: Final = 1 << 20
+
+
+class StuckError(IsolationError):
+    """A step did not end in time, and the kernel has not let go of the process that takes it."""
+
+    def __init__(self, pid: int, seconds: float) -> None:
+        super().__init__(f"no answer within {seconds:.0f} s; process {pid} still waits")
+        self.pid = pid
 
 
 def detach(words: list[str], tell: Callable[[str], None]) -> None:
@@ -45,11 +54,17 @@ def detach(words: list[str], tell: Callable[[str], None]) -> None:
         os._exit(127)
 
 
-def within(seconds: float, action: Callable[[], object], number: int = signal.SIGKILL) -> None:
+def within(
+    seconds: float,
+    action: Callable[[], object],
+    number: int = signal.SIGKILL,
+    printed: int | None = None,
+) -> None:
     """Take a step in a child, and wait for it no longer than this.
 
     A driver that hangs in a write to sysfs sleeps without heeding signals, and whoever made the
     write with it; nothing else can be done than to go on without it.
+    ``number`` is the signal that breaks off whatever heeds one; ``printed`` takes what is printed.
 
     Raises ``OSError`` as the step does, with ``ETIMEDOUT`` if it could be broken off in time, and
     ``StuckError`` where it goes on.
@@ -59,7 +74,7 @@ def within(seconds: float, action: Callable[[], object], number: int = signal.SI
         code = _UNKNOWN
         try:
             os.setsid()
-            _leave_everything()
+            _leave_everything(printed)
             action()
             code = 0
         except OSError as error:
@@ -89,6 +104,27 @@ def run(words: list[str], seconds: float) -> None:
         return
 
 
+def output(words: list[str], seconds: float) -> str:
+    """What a program prints, if it ends well and in time.
+
+    Raises ``IsolationError`` with its last line if it does not.
+    """
+    printed = os.memfd_create("output", os.MFD_CLOEXEC)
+    try:
+        within(seconds, lambda: os.execve(words[0], words, {}), printed=printed)  # noqa: S606 -- as above
+    except OSError as error:
+        lines = _text_of(printed).splitlines() or [f"{words[0]}: {error.strerror}"]
+        raise IsolationError(lines[-1]) from error
+    else:
+        return _text_of(printed)
+    finally:
+        os.close(printed)
+
+
+def _text_of(descriptor: int) -> str:
+    return os.pread(descriptor, _MOST, 0).decode("utf-8", "replace")
+
+
 def _ends(descriptor: int, seconds: float) -> bool:
     """Whether a process ends within a time (pidfd_open(2): its descriptor is then readable)."""
     poll = select.poll()
@@ -96,10 +132,10 @@ def _ends(descriptor: int, seconds: float) -> bool:
     return bool(poll.poll(seconds * 1000))
 
 
-def _leave_everything() -> None:
-    """Keep no descriptor and no directory of the parent's."""
+def _leave_everything(printed: int | None = None) -> None:
+    """Keep no descriptor and no directory of the parent's, but one for what is printed."""
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
-        os.dup2(null, descriptor)
+        os.dup2(null if printed is None or descriptor == 0 else printed, descriptor)
     os.closerange(3, _HIGHEST)

@@ -150,6 +150,15 @@ class Claim:
         pairs = (one.split("=") for one in said.split(",") if one)
         return tuple((address, int(count)) for address, count in pairs)
 
+    @property
+    def vf_settings(self) -> dict[str, dict[str, str]]:
+        """What virtual functions are set to, by ``PF/NUMBER``."""
+        found = {}
+        for one in filter(None, self.setting("devices.functions").split(";")):
+            place, *words = one.split(" ")
+            found[place] = dict(word.split("=", 1) for word in words)
+        return found
+
     def on(self, exclusive: CpuSet) -> Claim:
         """The same claim on other CPUs."""
         return Claim(

@@ -32,14 +32,6 @@ _TO_HOLD: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _AFFINITY: Final = "Cpus_allowed_list:\t"
 
 
-class StuckError(IsolationError):
-    """A step did not end in time, and the kernel has not let go of the process that takes it."""
-
-    def __init__(self, pid: int, seconds: float) -> None:
-        super().__init__(f"no answer within {seconds:.0f} s; process {pid} still waits")
-        self.pid = pid
-
-
 class Door:
     """A host below ``root``: files, tasks, the system bus, the clock. Paths have no leading slash.
 
@@ -353,6 +345,12 @@ class Door:
         from kvmhooks.isolate import children  # noqa: PLC0415 -- as above
 
         children.within(seconds, lambda: self.write(path, text))
+
+    def ask_program(self, words: list[str], seconds: float) -> str:
+        """What a program prints within a time. Raises ``IsolationError`` with what is wrong."""
+        from kvmhooks.isolate import children  # noqa: PLC0415 -- as above
+
+        return children.output(words, seconds)
 
     def load(self, module: str, seconds: float) -> None:
         """Have the kernel load a module, if it can; whether it did is for the caller to see."""

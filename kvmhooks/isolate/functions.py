@@ -14,7 +14,7 @@ owed to the host; whoever holds ``LOCK`` gives it back, or the next one does.
 from __future__ import annotations
 
 from kvmhooks.errors import IsolationError
-from kvmhooks.isolate.door import StuckError
+from kvmhooks.isolate.children import StuckError
 from kvmhooks.isolate.pool import held_by
 from kvmhooks.isolate.report import APPLIED, FAILED
 from kvmhooks.isolate.state import RUNNING, Origin, Process

@@ -28,7 +28,7 @@ from kvmhooks.isolate.state import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Final
 
     from kvmhooks.isolate.claim import Claim
@@ -41,12 +41,18 @@ DAEMONS: Final = ("libvirtd", "virtqemud")
 class Keeper:
     """One host's claims. Every method raises ``IsolationError`` when the claim is refused."""
 
-    def __init__(self, door: Door, store: Store, budget: float | None = None) -> None:
+    def __init__(
+        self,
+        door: Door,
+        store: Store,
+        budget: float | None = None,
+        helper: Sequence[str] = (),
+    ) -> None:
         self.door = door
         self.store = store
         self.budget = BUDGET if budget is None else budget
         self._is_told = budget is not None
-        self._ledger = Ledger(door, store)
+        self._ledger = Ledger(door, store, helper)
 
     def prepare(self, claim: Claim, holder: Process | None = None) -> Report:
         """Take a claim, before the VM exists: refuse an overlap, and get its pages and devices.
@@ -60,7 +66,7 @@ class Keeper:
         if claim.hugepages:
             self.budget = max(self.budget, limits.budget_hugepages)
             locks.append(pool.LOCK)
-        if claim.bound or claim.pools:
+        if claim.bound or claim.pools or claim.vf_settings:
             from kvmhooks.isolate import functions, uses  # noqa: PLC0415 -- few VMs have devices
 
             uses.check(self.door, claim)

@@ -14,7 +14,7 @@ from kvmhooks.isolate.store import LockedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Final
 
     from kvmhooks.isolate.claim import Claim
@@ -32,9 +32,11 @@ SHORTEST: Final = 0.5
 class Ledger:
     """What is on record of one host, and the locks that we hold of it."""
 
-    def __init__(self, door: Door, store: Store) -> None:
+    def __init__(self, door: Door, store: Store, helper: Sequence[str] = ()) -> None:
         self.door = door
         self.store = store
+        self.helper = helper
+        """The words that run `kvmhooks`, for what the standard library cannot do."""
         self.owes_devices = False
         """Whether the record, when it was last closed, had devices that no claim has any more."""
         self._owned: set[str] = set()
@@ -82,6 +84,10 @@ class Ledger:
                 from kvmhooks.isolate import sriov  # noqa: PLC0415 -- few VMs have devices
 
                 sriov.take(self.door, self.store, entry, claim, until)
+            if claim.vf_settings:
+                from kvmhooks.isolate import vf_settings  # noqa: PLC0415 -- as above
+
+                vf_settings.take(self.door, self.store, entry, claim, self.helper)
             if claim.bound:
                 from kvmhooks.isolate import functions  # noqa: PLC0415 -- as above
 
@@ -119,11 +125,15 @@ class Ledger:
         """
         if not self.owes_devices:
             return report
-        from kvmhooks.isolate import functions, sriov  # noqa: PLC0415 -- as above
+        from kvmhooks.isolate import functions, sriov, vf_settings  # noqa: PLC0415 -- as above
+
+        def entry() -> Entry:
+            return self.entry(budget)
 
         def settle() -> Report:
-            functions.settle(self.door, self.store, lambda: self.entry(budget), report)
-            sriov.settle(self.door, self.store, lambda: self.entry(budget), report)
+            functions.settle(self.door, self.store, entry, report)
+            vf_settings.settle(self.door, self.store, entry, report, self.helper)
+            sriov.settle(self.door, self.store, entry, report)
             return report
 
         try:
@@ -165,11 +175,13 @@ class Entry:
 
     def __exit__(self, *_: object) -> None:
         state = self._state
-        if state.functions or state.vfs:
+        if state.functions or state.vfs or state.vf_settings:
             claims = [one.claim for one in state.held.values()]
             bound = {address for claim in claims for address in claim.bound}
             asked = {pf for claim in claims for pf, _ in claim.pools}
+            set_up = {place for claim in claims for place in claim.vf_settings}
             is_settled = bound.issuperset(state.functions) and asked.issuperset(state.vfs)
+            is_settled = is_settled and set_up.issuperset(state.vf_settings)
             self._ledger.owes_devices = not is_settled
         else:
             self._ledger.owes_devices = False

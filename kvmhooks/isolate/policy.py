@@ -43,7 +43,12 @@ class Setting:
 _YES_NO: Final = ("yes|no", '"yes" or "no"')
 _WORD: Final = "[a-z0-9_-]{1,32}"
 _USES: Final = "none|mounted|swap|held|route|bridge|console|screen|functions|remapping"
-_POOL: Final = r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]=[1-9]\d{0,3}"
+_ADDRESS: Final = r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
+_POOL: Final = rf"{_ADDRESS}=[1-9]\d{{0,3}}"
+_FUNCTION: Final = (
+    rf"{_ADDRESS}/\d{{1,4}}( (mac=[0-9a-f]{{2}}(:[0-9a-f]{{2}}){{5}}|vlan=\d{{1,4}}"
+    r"|trust=(yes|no)|spoofchk=(yes|no)|rate=\d{1,7}))+"
+)
 _CLAMP: Final = r"\d{1,3}|10[01]\d|102[0-4]"
 
 SETTINGS: Final[Mapping[str, Setting]] = {
@@ -79,6 +84,10 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "devices.pools": Setting(
         rf"({_POOL})(,({_POOL})){{0,19}}",
         'virtual functions to make, such as "0000:3b:00.0=8"',
+    ),
+    "devices.functions": Setting(
+        rf"{_FUNCTION}(;{_FUNCTION}){{0,99}}",
+        'functions and their settings, such as "0000:3b:00.0/1 vlan=5 trust=yes"',
     ),
     "devices.allow": Setting(
         rf"({_USES})(,({_USES})){{0,9}}",

@@ -13,7 +13,7 @@ happens under the lock of ``functions``, and is on record before the first write
 from __future__ import annotations
 
 from kvmhooks.errors import IsolationError
-from kvmhooks.isolate.door import StuckError
+from kvmhooks.isolate.children import StuckError
 from kvmhooks.isolate.functions import DEVICES, PATIENCE, driver_of, identity_of
 from kvmhooks.isolate.report import APPLIED, FAILED, REFUSAL
 from kvmhooks.isolate.state import Process, VfPool

@@ -290,7 +290,7 @@ class Held:
 class State:
     """All that is on record about this boot of the host."""
 
-    __slots__ = ("boot", "functions", "held", "pools", "records", "reserved", "vfs")
+    __slots__ = ("boot", "functions", "held", "pools", "records", "reserved", "vf_settings", "vfs")
 
     def __init__(self, boot: str) -> None:
         self.boot = boot
@@ -306,11 +306,14 @@ class State:
         """By address, PCI functions that were bound to ``vfio-pci`` or are about to be."""
         self.vfs: dict[str, VfPool] = {}
         """By the address of the physical function."""
+        self.vf_settings: dict[str, dict[str, str]] = {}
+        """By ``PF/NUMBER``, what a virtual function was set to, what to, and whose it is."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is held and nothing remains to be restored."""
         is_settled = not (self.records or self.pools or self.functions or self.vfs)
+        is_settled = is_settled and not self.vf_settings
         return is_settled and not (self.held or self.reserved)
 
     def to_text(self) -> str:
@@ -324,6 +327,7 @@ class State:
                 "pools": self.pools,
                 "functions": {key: origin.to_json() for key, origin in self.functions.items()},
                 "vfs": {key: pool.to_json() for key, pool in self.vfs.items()},
+                "vf_settings": self.vf_settings,
                 "reserved": [[claim.to_json(), until] for claim, until in self.reserved.values()],
                 "records": [record.to_line(key) for key, record in self.records.items()],
             }
@@ -358,6 +362,8 @@ class State:
                 state.functions[key] = Origin.from_json(one)
             for key, one in said.get("vfs", {}).items():
                 state.vfs[key] = VfPool.from_json(one)
+            for key, one in said.get("vf_settings", {}).items():
+                state.vf_settings[key] = {str(name): str(text) for name, text in one.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IsolationError(
                 f"/run/kvmhooks/state.json: {type(error).__name__}: {error}: it is not as we wrote "

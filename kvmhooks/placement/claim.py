@@ -9,7 +9,7 @@ from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.groups import LIBVIRT
 from kvmhooks.isolate.pages import ANY_NODE
 from kvmhooks.placement.model import Plan
-from kvmhooks.placement.virtual import pools_of
+from kvmhooks.placement.virtual import pools_of, settings_of
 from kvmhooks.spec.model import Pci
 from kvmhooks.values import PciAddress
 
@@ -57,6 +57,9 @@ def device_settings(plan: Plan, *, driver: str) -> dict[str, str]:
     settings = {"devices.managed": "yes"} if is_libvirts else {}
     if pools:
         settings["devices.pools"] = ",".join(f"{pf}={count}" for pf, count in pools.items())
+        functions = [settings_of(device.sriov) for device in devices if device.sriov is not None]
+        if any(functions):
+            settings["devices.functions"] = ";".join(filter(None, functions))
     bound = [device for device in devices if _is_bound(device, is_libvirts=is_libvirts)]
     allowed = {use for device in bound for use in device.allow}
     if allowed:

@@ -53,7 +53,8 @@ def choose_function(at: str, device: Pci, host: Host, taken: set[PciAddress]) ->
     else:
         chosen = functions[said.vf]
     number = functions.index(chosen)
-    settled = Sriov(
+    settled = evolve(
+        said,
         pf=PhysicalName(str(card.address)),
         vf=Number(number),
         pool=max(said.pool or 0, number + 1),
@@ -82,6 +83,17 @@ def pools_of(functions: Sequence[Sriov]) -> dict[str, int]:
     for one in functions:
         pools[one.pf] = max(pools.get(one.pf, 0), one.pool or 0)
     return pools
+
+
+def settings_of(function: Sriov) -> str:
+    """What a card is to let a function do, as the policy says it; empty for nothing."""
+    said = {
+        name: ("yes" if value else "no") if isinstance(value, bool) else value
+        for name in ("mac", "vlan", "trust", "spoofchk", "rate")
+        if (value := getattr(function, name)) is not None
+    }
+    words = [f"{name}={value}" for name, value in said.items()]
+    return " ".join([f"{function.pf}/{function.vf}", *words]) if words else ""
 
 
 def _card(at: str, name: str, host: Host) -> PciDevice:

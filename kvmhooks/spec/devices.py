@@ -12,6 +12,8 @@ from kvmhooks.spec.forms import (
     Cid,
     InterfaceName,
     IpAddress,
+    MacAddress,
+    Megabits,
     Number,
     PciId,
     PhysicalName,
@@ -20,6 +22,7 @@ from kvmhooks.spec.forms import (
     UsbId,
     Uuid,
     VfChoice,
+    VlanId,
 )
 from kvmhooks.values import ByteSize, PciAddress
 
@@ -35,6 +38,16 @@ class Sriov:
     pool: int | None = None
     """How many functions the card makes if it has none, by default what this VM needs: it can make
     no more while one is in use."""
+    mac: MacAddress | None = None
+    """Its address, of which the guest cannot make another."""
+    vlan: VlanId | None = None
+    """The VLAN that it is in, which the guest does not see."""
+    trust: bool | None = None
+    """Whether the guest may change its address and see others' packets."""
+    spoofchk: bool | None = None
+    """Whether packets from another address are dropped."""
+    rate: Megabits | None = None
+    """How much it may send, in Mbit/s."""
 
 
 @frozen(kw_only=True)

@@ -84,6 +84,8 @@ Number = NewType("Number", int)
 """A whole number that may be 0: other counts start at 1."""
 Rate = NewType("Rate", int)
 """Operations in a second."""
+Megabits = NewType("Megabits", int)
+"""In a second."""
 VlanId = NewType("VlanId", int)
 CellId = NewType("CellId", int)
 """A guest NUMA cell."""
@@ -100,6 +102,7 @@ RANGES: Final[dict[Any, tuple[int, int]]] = {
     Percentage: (1, 100),
     Number: (0, MAX_COUNT),
     Rate: (1, 1_000_000_000),
+    Megabits: (1, 1_000_000),
     VlanId: (1, 4_094),
     CellId: (0, 255),
     Port: (5_900, 65_535),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -200,7 +201,7 @@ def unable(door: Door) -> str:
 
 def keeper_of(door: Door) -> Keeper:
     """The keeper of a host."""
-    return Keeper(door, Store(door.root))
+    return Keeper(door, Store(door.root), helper=[sys.executable, "-I", "-m", "kvmhooks.cli.main"])
 
 
 def live_claims(keeper: Keeper) -> list[Claim]:

@@ -10,8 +10,10 @@ import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.bus import BusError, Systemd
-from kvmhooks.isolate.door import Door, StuckError
+from kvmhooks.isolate.children import StuckError
+from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.knobs.caches import SCHEMATA, merged
 from kvmhooks.isolate.scheduling import COOKIE, DEFAULTS, NEW
 from kvmhooks.isolate.store import RECORD, Store
@@ -205,6 +207,18 @@ class Kernel(Door):
             self.pci.write(path, text)
         except HangingError:
             raise StuckError(self.spawn("hook", parent=self.libvirtd), seconds) from None
+
+    def ask_program(self, words: list[str], seconds: float) -> str:
+        assert words[:2] == ["kvmhooks", "functions"]
+        assert seconds > 0
+        pf, *rest = words[2:]
+        if pf not in self.pci.functions:
+            raise IsolationError(f"{pf}: no such device")
+        if not rest:
+            return self.pci.told(pf)
+        self.step(f"function {rest}")
+        self.pci.set_function(pf, int(rest[0]), rest[1:])
+        return ""
 
     def load(self, module: str, seconds: float) -> None:
         del seconds

@@ -38,6 +38,12 @@ class Function:
     """How many virtual functions its driver makes at the most."""
     vfs: list[str] = field(default_factory=list)
     physical: Function | None = None
+    settings: dict[str, str] = field(
+        default_factory=lambda: {
+            "mac": "00:00:00:00:00:00", "vlan": "0", "trust": "no", "spoofchk": "yes", "rate": "0",
+        }
+    )  # fmt: skip
+    """What the card lets this virtual function do."""
 
 
 class HangingError(Exception):
@@ -121,6 +127,19 @@ class Pci:
     def inodes(self) -> dict[str, int]:
         """The number of each device's link, never given out twice."""
         return {at: one.serial for at, one in self.functions.items()}
+
+    def told(self, pf: str) -> str:
+        """What `kvmhooks functions` prints of a card."""
+        vfs = [self.functions[one].settings for one in self.functions[pf].vfs]
+        return "\n".join(
+            " ".join([str(at), *(f"{name}={text}" for name, text in settings.items())])
+            for at, settings in enumerate(vfs)
+        )
+
+    def set_function(self, pf: str, number: int, words: list[str]) -> None:
+        """What it does with NAME=VALUE."""
+        vf = self.functions[self.functions[pf].vfs[number]]
+        vf.settings |= dict(word.split("=", 1) for word in words)
 
     # --- what is written ------------------------------------------------------------------------
 

@@ -124,7 +124,7 @@ class World:
         is_anybodys = name in gate.ANYBODYS and self.kernel.record is not None
         if name not in gate.OURS or not (vm.policy or is_anybodys):
             return None
-        return hook.carry_out(Keeper(self.kernel, Record(self.kernel)), operation, vm.xml)
+        return hook.carry_out(self.keeper, operation, vm.xml)
 
     def start(self, vm: Vm) -> None:
         """Start a VM; when a hook fails or dies, libvirt gives up and calls `release`."""
@@ -164,7 +164,12 @@ class World:
 
     def reconcile(self) -> Report:
         """``kvmhooks reconcile``."""
-        return Keeper(self.kernel, Record(self.kernel)).reconcile()
+        return self.keeper.reconcile()
+
+    @property
+    def keeper(self) -> Keeper:
+        """What a hook makes anew for each call; its helper is the model's."""
+        return Keeper(self.kernel, Record(self.kernel), helper=["kvmhooks"])
 
     @property
     def state(self) -> State:
@@ -243,7 +248,8 @@ def effective_state(kernel: Kernel) -> dict[str, str]:
             found[f"effective/{group.path}"] = str(kernel.groups.effective(group))
     for address, (driver, override) in kernel.pci.state().items():
         found[f"pci/{address}"] = f"{driver}, override {override!r}"
-        found[f"sriov/{address}"] = f"probes {kernel.pci.functions[address].probes}"
+        function = kernel.pci.functions[address]
+        found[f"sriov/{address}"] = f"probes {function.probes}, {function.settings}"
     kept = {one: text for one, text in kernel.files.items() if not one.startswith("run/libvirt")}
     return found | kept
 

@@ -206,7 +206,8 @@ def test_the_hook_may_die_while_virtual_functions_are_made(
     kernel.pci.plug("0000:05:00.0", card)
     world = World(kernel)
     before = effective_state(kernel)
-    policy = BINDS.replace("managed=", 'pools="0000:05:00.0=2" managed=')
+    said = 'pools="0000:05:00.0=2" functions="0000:05:00.0/1 vlan=5 trust=yes" managed='
+    policy = BINDS.replace("managed=", said)
     cpus = CpuSet({13, 14, 15}), CpuSet({0, 2})
     guest = GivenVm("guest", *cpus, ["0000:05:02.0", "0000:05:02.1"], policy)
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmhooks.isolate.children import within
-from kvmhooks.isolate.door import Door, StuckError
+from kvmhooks.errors import IsolationError
+from kvmhooks.isolate.children import StuckError, output, within
+from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.store import LockedError, Store
 
 if TYPE_CHECKING:
@@ -87,3 +88,14 @@ def test_a_child_that_hangs_holds_no_lock_and_no_pipe(tmp_path: Path) -> None:
         os.close(reader)
         os.kill(caught.value.pid, signal.SIGKILL)
         os.waitpid(caught.value.pid, 0)
+
+
+def test_what_a_program_prints_comes_back() -> None:
+    """Nothing of ours is its own but that; what it says last is why it failed."""
+    assert output(["/bin/sh", "-c", "echo one; pwd; echo three >&2"], 10) == "one\n/\nthree\n"
+    with pytest.raises(IsolationError, match=r"^the reason$"):
+        output(["/bin/sh", "-c", "echo what; echo the reason >&2; exit 3"], 10)
+    with pytest.raises(IsolationError, match=r"^/nowhere/x: No such file or directory$"):
+        output(["/nowhere/x"], 10)
+    with pytest.raises(IsolationError, match=r"no answer within|Connection timed out"):
+        output(["/bin/sleep", "60"], 0.1)

@@ -131,6 +131,17 @@ def test_under_libvirt_the_hook_makes_and_binds_it() -> None:
     assert read_claim(xml) == theirs
 
 
+def test_what_a_function_may_do_is_in_the_claim_and_in_the_xml() -> None:
+    """By the card's address and the function's number, whatever they were named by."""
+    asked = "vf = 1, mac = '52:54:00:12:34:56', vlan = 5, trust = true, spoofchk = false, rate = 9"
+    decided = plan(
+        spec(sriov(asked), sriov("vf = 'auto'"), sriov("vf = 2, vlan = 7")), card_host(4)
+    )
+    words = {"mac": "52:54:00:12:34:56", "vlan": "5", "trust": "yes", "spoofchk": "no", "rate": "9"}
+    assert claim(decided).vf_settings == {f"{CARD}/1": words, f"{CARD}/2": {"vlan": "7"}}
+    assert read_claim(domain_xml(decided)) == claim(decided, driver="qemu")
+
+
 def test_functions_that_may_be_in_use_come_last() -> None:
     """One without a driver, then one of the host's, then one that waits for a VM."""
     assert chosen(card_host(2, driver="iavf"), sriov("vf = 'auto'")) == ["0000:3b:10.1"]
