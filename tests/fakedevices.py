@@ -30,6 +30,8 @@ class FakePci:
     physfn: str | None = None
     total_vfs: int | None = None
     vfs: tuple[str, ...] = ()
+    offset: int | None = None
+    stride: int | None = None
     reset: str | None = None
     boot_vga: bool | None = None
     net: tuple[str, ...] = ()
@@ -140,6 +142,9 @@ def _write_relations(writer: Writer, device: FakePci, path: str) -> None:
     if device.total_vfs is not None:
         writer.put(f"{path}/sriov_totalvfs", device.total_vfs)
         writer.put(f"{path}/sriov_numvfs", len(device.vfs))
+        for name in ("offset", "stride"):
+            if getattr(device, name) is not None:
+                writer.put(f"{path}/sriov_{name}", getattr(device, name))
         for at, function in enumerate(device.vfs):
             writer.link(f"{path}/virtfn{at}", f"../{function}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,11 @@ def main(verb: str, argv: Sequence[str]) -> int:
     parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    keeper = Keeper(Door(arguments.root), Store(arguments.root))
+    helper = [sys.executable, "-I", "-m", "kvmhooks.cli.main"]
+    keeper = Keeper(Door(arguments.root), Store(arguments.root), helper=helper)
     if verb == "status":
         said = held_things(keeper.look(), keeper.door)
-        print(json.dumps(said, indent=2) if arguments.json else _told(said), end="\n")
+        print(json.dumps(said, indent=2) if arguments.json else told(said), end="\n")
         return 0
     if verb == "undo":
         key = None if arguments.all else _key_of(keeper, arguments.name)
@@ -77,7 +79,44 @@ def held_things(state: State, door: Door) -> dict[str, Any]:
         for one in state.held.values()
     ]
     owed = {key: pool["owed"] for key, pool in state.pools.items()}
-    return {"claims": claims, "knobs": knobs, "huge_pages_owed": owed}
+    devices = _devices(state, door)
+    return {
+        "claims": claims,
+        "knobs": knobs,
+        "huge_pages_owed": owed,
+        "devices": devices,
+        "virtual_functions": _virtual_functions(state),
+    }
+
+
+def _virtual_functions(state: State) -> list[dict[str, Any]]:
+    """The pools that we made, and for whom."""
+    claims = [one.claim for one in state.held.values()]
+    return [
+        {
+            "address": pf,
+            "count": pool.made or pool.wanted,
+            "by": [claim.name for claim in claims if pf in dict(claim.pools)],
+        }
+        for pf, pool in state.vfs.items()
+    ]
+
+
+def _devices(state: State, door: Door) -> list[dict[str, Any]]:
+    """The PCI functions that were bound to vfio-pci, what they had, and whose they are."""
+    owners = {at: one.claim.name for one in state.held.values() for at in one.claim.bound}
+    return [
+        {
+            "address": address,
+            "driver": origin.driver,
+            "override": origin.override,
+            "by": owners.get(address),
+            "waits_for": origin.waits.pid
+            if origin.waits is not None and origin.waits.is_alive(door)
+            else None,
+        }
+        for address, origin in state.functions.items()
+    ]
 
 
 def _moot(one: Held, door: Door) -> list[str]:
@@ -113,7 +152,8 @@ def _holders(state: State, original: str) -> list[str]:
     ]
 
 
-def _told(said: dict[str, Any]) -> str:
+def told(said: dict[str, Any]) -> str:
+    """The same for a person."""
     if not any(said.values()):
         return "nothing is held"
     lines = []
@@ -133,6 +173,16 @@ def _told(said: dict[str, Any]) -> str:
         )
     for key, count in said["huge_pages_owed"].items():
         lines.append(f"  huge pages {key}: {count} to give back")
+    for device in said["devices"]:
+        waits = device["waits_for"]
+        by = device["by"] or (
+            f"given back when process {waits} ends" if waits else "run `kvmhooks reconcile`"
+        )
+        driver = device["driver"] or "no driver"
+        lines.append(f"  device {device['address']}: {driver} -> vfio-pci ({by})")
+    for pool in said["virtual_functions"]:
+        by = ", ".join(pool["by"]) or "nobody any more: removed when none is in use"
+        lines.append(f"  virtual functions of {pool['address']}: {pool['count']} ({by})")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ VERBS = {
         "kvmhooks.cli.devices",
         "list what can be passed through, and what speaks against it",
     ),
+    "functions": ("kvmhooks.cli.functions", "show or set what a card lets its functions do"),
     "host": ("kvmhooks.cli.host", "show this machine or a captured one, as text, JSON or SVG"),
     "import": ("kvmhooks.cli.importing", "make the vm.toml of a libvirt domain XML"),
     "hooks": ("kvmhooks.cli.hooks", "install, remove or examine the libvirt hook"),

@@ -28,6 +28,7 @@ class Claim:
     """
 
     __slots__ = (
+        "bound",
         "caches",
         "devices",
         "disks",
@@ -62,6 +63,8 @@ class Claim:
 
     devices: tuple[str, ...]
     """PCI addresses of the devices that it is given, whose interrupts go to its CPUs."""
+    bound: tuple[str, ...]
+    """Those of them that are bound to ``vfio-pci`` for it, and to their own drivers afterwards."""
 
     def __init__(  # noqa: PLR0913 -- the fields of the value
         self,
@@ -76,6 +79,7 @@ class Claim:
         disks: tuple[str, ...] = (),
         caches: tuple[tuple[int, str, int, int], ...] = (),
         devices: tuple[str, ...] = (),
+        bound: tuple[str, ...] = (),
     ) -> None:
         """Take the fields. Raises ``IsolationError`` for a UUID that is none."""
         groups = uuid.split("-")
@@ -92,6 +96,7 @@ class Claim:
         self.disks = disks
         self.caches = caches
         self.devices = devices
+        self.bound = bound
 
     @classmethod
     def from_json(cls, said: object) -> Self:
@@ -124,6 +129,7 @@ class Claim:
                     for level, kind, cache, kib in said.get("caches", ())
                 ),
                 devices=tuple(str(device) for device in said.get("devices", ())),
+                bound=tuple(str(device) for device in said.get("bound", ())),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IsolationError(f"claim: {type(error).__name__}: {error}") from error
@@ -137,12 +143,28 @@ class Claim:
         """What the policy says of ``name``; empty where the host stays as it is."""
         return policy.value_of(self.settings, name)
 
+    @property
+    def pools(self) -> tuple[tuple[str, int], ...]:
+        """(physical function, how many virtual ones) of each pool that has to be there."""
+        said = self.setting("devices.pools")
+        pairs = (one.split("=") for one in said.split(",") if one)
+        return tuple((address, int(count)) for address, count in pairs)
+
+    @property
+    def vf_settings(self) -> dict[str, dict[str, str]]:
+        """What virtual functions are set to, by ``PF/NUMBER``."""
+        found = {}
+        for one in filter(None, self.setting("devices.functions").split(";")):
+            place, *words = one.split(" ")
+            found[place] = dict(word.split("=", 1) for word in words)
+        return found
+
     def on(self, exclusive: CpuSet) -> Claim:
         """The same claim on other CPUs."""
         return Claim(
             driver=self.driver, uuid=self.uuid, name=self.name, exclusive=exclusive,
             hugepages=self.hugepages, strict=self.strict, settings=self.settings,
-            disks=self.disks, caches=self.caches, devices=self.devices,
+            disks=self.disks, caches=self.caches, devices=self.devices, bound=self.bound,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
@@ -162,6 +184,7 @@ class Claim:
             "disks": list(self.disks),
             "caches": [list(cache) for cache in self.caches],
             "devices": list(self.devices),
+            "bound": list(self.bound),
         }
 
     def __eq__(self, other: object) -> bool:

@@ -30,6 +30,7 @@ BUDGET: Final = 10.0
 """Seconds for one entry: libvirt holds the VM's lock while its hook runs."""
 
 BUDGET_WITH_PAGES: Final = 30.0
+BUDGET_WITH_DEVICES: Final = 30.0
 
 _MOST_SECONDS: Final = 600
 
@@ -37,7 +38,7 @@ _MOST_SECONDS: Final = 600
 class Limits:
     """What no VM may exceed on this host."""
 
-    __slots__ = ("budget", "budget_hugepages", "housekeeping")
+    __slots__ = ("budget", "budget_devices", "budget_hugepages", "housekeeping")
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class Limits:
         housekeeping: CpuSet | None = None,
         budget: float = BUDGET,
         budget_hugepages: float = BUDGET_WITH_PAGES,
+        budget_devices: float = BUDGET_WITH_DEVICES,
     ) -> None:
         self.housekeeping = CpuSet() if housekeeping is None else housekeeping
         """CPUs that no VM may own."""
@@ -52,6 +54,8 @@ class Limits:
         """Seconds that one hook call may take."""
         self.budget_hugepages = budget_hugepages
         """The same for a `prepare` that needs huge pages."""
+        self.budget_devices = budget_devices
+        """The same for one that has drivers unbound."""
 
 
 def policy_of(door: Door, name: str) -> dict[str, str] | None:
@@ -85,7 +89,7 @@ def limits(door: Door) -> Limits:
     for key, value in said.items():
         if key == "housekeeping":
             known.housekeeping = _cpus(value)
-        elif key in {"budget", "budget_hugepages"}:
+        elif key in {"budget", "budget_devices", "budget_hugepages"}:
             setattr(known, key, _seconds(key, value))
         else:
             raise _refused(HOST, f"host.{key}", value, f"one of {', '.join(Limits.__slots__)}")

@@ -58,6 +58,7 @@ def read_claim(
     kept = tuple(sorted(settings.items()))
     has_pages = value_of(kept, "memory.hugepages") == "allocate"
     has_storage = any(setting.startswith("storage.") for setting in settings)
+    bound = _devices_of(domain, is_bound=True) if settings.get("devices.managed") == "yes" else ()
     try:
         return Claim(
             driver=driver,
@@ -69,7 +70,8 @@ def read_claim(
             settings=kept,
             disks=_disks_of(domain) if has_storage else (),
             caches=_caches_of(domain),
-            devices=_devices_of(domain) if is_exclusive else (),
+            devices=_devices_of(domain) if is_exclusive or bound else (),
+            bound=bound,
         )
     except ValueFormatError as error:
         raise IsolationError(f"domain {name}: {error}") from error
@@ -223,19 +225,29 @@ def _disks_of(domain: Element) -> tuple[str, ...]:
     )
 
 
-def _devices_of(domain: Element) -> tuple[str, ...]:
-    """The PCI addresses of what the VM is given: ``<hostdev>``, also as a network interface."""
+def _devices_of(domain: Element, *, is_bound: bool = False) -> tuple[str, ...]:
+    """The PCI addresses of what the VM is given: ``<hostdev>``, also as a network interface.
+
+    With ``is_bound`` only those that libvirt leaves to others to bind to ``vfio-pci``, which is
+    what it does without ``managed='yes'``; NVMe controllers of disks are then among them.
+    """
     found = []
     given = [one for one in domain.findall("devices/hostdev") if one.get("type") == "pci"]
     given += [one for one in domain.findall("devices/interface") if one.get("type") == "hostdev"]
-    for device in given:
-        for address in device.findall("source/address"):
+    sources = [(one.get("managed"), one.findall("source/address")) for one in given]
+    if is_bound:
+        disks = [one for one in domain.findall("devices/disk") if one.get("type") == "nvme"]
+        nvme = [source for disk in disks for source in disk.findall("source")]
+        sources += [(one.get("managed"), one.findall("address")) for one in nvme]
+        sources = [(managed, addresses) for managed, addresses in sources if managed != "yes"]
+    for _, addresses in sources:
+        for address in addresses:
             parts = (address.get(name, "0") for name in ("domain", "bus", "slot", "function"))
             try:
                 found.append("{:04x}:{:02x}:{:02x}.{:x}".format(*(int(part, 0) for part in parts)))
             except ValueError:  # libvirt itself refuses it
                 continue
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def _caches_of(domain: Element) -> tuple[tuple[int, str, int, int], ...]:

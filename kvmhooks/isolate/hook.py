@@ -46,7 +46,7 @@ def main(
     if " ".join(argv[1:3]) in gate.FILTERS:
         stdout.write(filtered(argv, xml, root, planner).decode())
         return 0
-    return answer(argv, xml, root)
+    return answer(argv, xml, root, planner=planner)
 
 
 def filtered(argv: list[str], xml: bytes, root: str, planner: Sequence[str]) -> bytes:
@@ -61,10 +61,17 @@ def filtered(argv: list[str], xml: bytes, root: str, planner: Sequence[str]) -> 
     return filters.answer(xml, Keeper(Door(root), Store(root)), planner)
 
 
-def answer(argv: list[str], xml: bytes, root: str, program: Sequence[str] = ()) -> int:
+def answer(
+    argv: list[str],
+    xml: bytes,
+    root: str,
+    program: Sequence[str] = (),
+    planner: Sequence[str] = (),
+) -> int:
     """Do what a call asks for, if it is any of our business, and log what came of it in one line.
 
-    ``program`` are the words that run this hook again. Return the exit code.
+    ``program`` are the words that run this hook again, ``planner`` those that run `kvmhooks`.
+    Return the exit code.
     """
     if not gate.concerns(argv, xml, root):
         return 0
@@ -74,7 +81,7 @@ def answer(argv: list[str], xml: bytes, root: str, program: Sequence[str] = ()) 
     from kvmhooks.isolate.store import Store  # noqa: PLC0415
 
     door, store = Door(root), Store(root)
-    keeper = Keeper(door, store)
+    keeper = Keeper(door, store, helper=planner)
     begun = door.now()
     operation = argv[1]
     what = f"{printable(argv[0])}: {operation}"
@@ -155,7 +162,7 @@ def retry(keeper: Keeper) -> None:
         keeper.door.log(f"reconcile was not scheduled: {error}", severity=4)
 
 
-def reconcile(root: str, pauses: Sequence[float] = PAUSES) -> int:
+def reconcile(root: str, pauses: Sequence[float] = PAUSES, planner: Sequence[str] = ()) -> int:
     """Put right what an earlier call has left; 4 when something still is. For the systemd unit.
 
     What could not be done, or does not show yet, is looked at again after each of the ``pauses``.
@@ -169,7 +176,7 @@ def reconcile(root: str, pauses: Sequence[float] = PAUSES) -> int:
     if gate.exists(root, "etc/kvmhooks/disabled"):
         return 0
     try:
-        keeper = Keeper(door, Store(root))
+        keeper = Keeper(door, Store(root), helper=planner)
         report = keeper.reconcile()
         for pause in pauses:
             if report.is_pending or report.is_incomplete:
@@ -225,7 +232,7 @@ def command(
     if arguments[:1] == ["--root"] and len(arguments) > 1:
         root, arguments = arguments[1], arguments[2:]
     if arguments == ["--reconcile"]:
-        return reconcile(root)
+        return reconcile(root, planner=planner)
     if arguments[:1] == ["--follow"] and len(arguments) == 2:
         from kvmhooks.isolate.follower import follow  # noqa: PLC0415 -- another process's business
 
@@ -241,7 +248,7 @@ def command(
             sys.stdout.buffer.write(found)
         xml = found or xml
     else:
-        code = answer(arguments, xml, root, program)
+        code = answer(arguments, xml, root, program, planner)
     if code == 0 and chained and os.access(chained, os.X_OK):
         hand_on(chained, arguments, xml)
     return code

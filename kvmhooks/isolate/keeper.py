@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate import configuration, pool
+from kvmhooks.isolate.admission import check, check_housekeeping
 from kvmhooks.isolate.configuration import BUDGET, Limits
 from kvmhooks.isolate.groups import LIBVIRT, Groups, libvirt_pid, sweep
 from kvmhooks.isolate.knob import View
+from kvmhooks.isolate.ledger import LOCK_SHARE, Entry, Ledger, owe
 from kvmhooks.isolate.report import FAILED, REFUSAL, Report, Result
 from kvmhooks.isolate.state import (
     PARENT,
@@ -20,26 +22,18 @@ from kvmhooks.isolate.state import (
     Held,
     Process,
     State,
-    boot_id,
     fields_of,
     name_of,
 )
-from kvmhooks.isolate.store import LockedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Final
 
     from kvmhooks.isolate.claim import Claim
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.store import Store
-
-LOCK_SHARE: Final = 0.8
-"""How much of the budget may be spent waiting for the lock."""
-
-SHORTEST: Final = 0.5
-"""Seconds for the record at the end of a wait for pages, however long that took."""
 
 DAEMONS: Final = ("libvirtd", "virtqemud")
 
@@ -47,36 +41,48 @@ DAEMONS: Final = ("libvirtd", "virtqemud")
 class Keeper:
     """One host's claims. Every method raises ``IsolationError`` when the claim is refused."""
 
-    def __init__(self, door: Door, store: Store, budget: float | None = None) -> None:
+    def __init__(
+        self,
+        door: Door,
+        store: Store,
+        budget: float | None = None,
+        helper: Sequence[str] = (),
+    ) -> None:
         self.door = door
         self.store = store
         self.budget = BUDGET if budget is None else budget
         self._is_told = budget is not None
-        self._owns_pools = False
-        """Whether we hold the lock of the huge pages."""
+        self._ledger = Ledger(door, store, helper)
 
     def prepare(self, claim: Claim, holder: Process | None = None) -> Report:
-        """Take a claim, before the VM exists: refuse an overlap, and get its huge pages.
+        """Take a claim, before the VM exists: refuse an overlap, and get its pages and devices.
 
         ``holder`` is the process whose end ends the claim while it is pending; the daemon that
         runs us without it. Of a daemon's VM one start ends before the next begins; a claim that
         another live process holds is somebody's who does not know of us.
         """
         limits = self._limits()
-        if not claim.hugepages:
-            with self._entry() as state:
-                return self._take(state, claim, holder, limits)
-        self.budget = max(self.budget, limits.budget_hugepages)
+        locks: list[str] = []
+        if claim.hugepages:
+            self.budget = max(self.budget, limits.budget_hugepages)
+            locks.append(pool.LOCK)
+        if claim.bound or claim.pools or claim.vf_settings:
+            from kvmhooks.isolate import functions, uses  # noqa: PLC0415 -- few VMs have devices
+
+            uses.check(self.door, claim)
+            self.budget = max(self.budget, limits.budget_devices)
+            locks.append(functions.LOCK)
         until = self.door.now() + self.budget
-        with self.store.lock(self.door, self.budget * LOCK_SHARE, pool.LOCK):
-            self._owns_pools = True
-            try:
-                with self._entry() as state:
-                    report = self._take(state, claim, holder, limits)
-                self._take_pages(claim, until)
-            finally:
-                self._owns_pools = False
-        return report
+
+        def take() -> Report:
+            with self._entry() as state:
+                report = self._take(state, claim, holder, limits)
+            if locks:
+                self._ledger.take(claim, until)
+            return report
+
+        report = self._ledger.owning(locks, take, self.budget * LOCK_SHARE)
+        return self._ledger.give_devices(report, self.budget, 0)
 
     def _take(self, state: State, claim: Claim, holder: Process | None, limits: Limits) -> Report:
         """Check a claim and put it on record."""
@@ -87,33 +93,13 @@ class Keeper:
                 f"{claim.name}: it runs already: process {before.holder.pid} holds its claim"
             )
         if before is not None:  # the same VM again: its last start never ended
-            pool.owe(state, state.held.pop(claim.key))
+            owe(state, state.held.pop(claim.key))
         self._check(claim, state)
-        _check_housekeeping(claim, limits)
+        check_housekeeping(claim, limits)
         state.reserved.pop(claim.key, None)
         self._hold(state, claim, self._daemon() if holder is None else holder)
-        self._save(state)
+        self._ledger.save(state)
         return report
-
-    def _take_pages(self, claim: Claim, until: float) -> None:
-        """Get a claim's huge pages, all or none, and drop it if there are not enough."""
-
-        def entry() -> _Entry:
-            return self._entry(max(until - self.door.now(), SHORTEST))
-
-        try:
-            pool.take(self.door, self.store, entry, claim.key)
-        except BaseException:
-            with entry() as state:
-                held = state.held.pop(claim.key, None)
-                if held is not None:
-                    pool.owe(state, held)
-                self._settle(state)
-                self._save(state)
-            raise
-        with entry() as state:  # what others came to owe meanwhile
-            self._settle(state)
-            self._save(state)
 
     def start(self, claim: Claim) -> Report:
         """Isolate the VM's CPUs from the host: no QEMU exists yet."""
@@ -142,7 +128,7 @@ class Keeper:
                 raise IsolationError(f"{claim.name}: its claim was dropped meanwhile")
             enter()
             self._adopt(held, pid)
-            self._save(state)
+            self._ledger.save(state)
 
     def started(self, claim: Claim | None, pid: int = 0) -> Report:
         """Isolate the VM's own groups: its threads exist. Without a claim: keep it off the others'.
@@ -183,15 +169,17 @@ class Keeper:
                 leave()
             held = state.held.pop(key, None)
             if held is not None:
-                pool.owe(state, held)
+                owe(state, held)
             self._drop_dead(state)
-            return self._converge(state)
+            report = self._converge(state)
+        return self._give_devices(report)
 
     def reconcile(self) -> Report:
         """Drop the claims of VMs that are gone, and finish whatever was interrupted."""
         with self._entry() as state:
             self._reread(state, *state.held.values())
-            return self._recover(state, is_thorough=True)
+            report = self._recover(state, is_thorough=True)
+        return self._give_devices(report)
 
     def follow(self, key: str, follower: Process) -> Report | None:
         """What a running VM's follower calls when something is new; None when it has to end.
@@ -213,8 +201,9 @@ class Keeper:
             for one in [key] if key is not None else list(state.held):
                 held = state.held.pop(one, None)
                 if held is not None:
-                    pool.owe(state, held)
-            return self._converge(state)
+                    owe(state, held)
+            report = self._converge(state)
+        return self._give_devices(report)
 
     def claims(self) -> list[Claim]:
         """The claims of VMs that live or are awaited, without the lock and without a change."""
@@ -230,7 +219,7 @@ class Keeper:
         with self._entry() as state:
             self._check(claim, state)
             state.reserved[claim.key] = claim, int(self.door.now() + seconds)
-            self._save(state)
+            self._ledger.save(state)
 
     def loosen(self, key: str) -> None:
         """Isolate a running VM by narrowing everything else, so that its vCPUs can be pinned anew.
@@ -270,10 +259,8 @@ class Keeper:
         return [*report.of(FAILED), *(one for one in refused if one.key in state.records)]
 
     def look(self) -> State:
-        """What is on record, without the lock and without a change: the state is one file."""
-        text = self.store.load()
-        boot = boot_id(self.door)
-        return State(boot) if text is None else State.from_text(text, boot)
+        """What is on record, without the lock and without a change."""
+        return self._ledger.look()
 
     def _limits(self) -> Limits:
         """The host's, read where a VM of ours starts; whoever made us may set the time."""
@@ -282,9 +269,13 @@ class Keeper:
             self.budget = limits.budget
         return limits
 
-    def _entry(self, budget: float | None = None) -> _Entry:
+    def _entry(self) -> Entry:
         """Hold the lock within the budget, with what is on record."""
-        return _Entry(self, self.budget if budget is None else budget)
+        return self._ledger.entry(self.budget)
+
+    def _give_devices(self, report: Report) -> Report:
+        """Give back the devices that no claim has, and tell."""
+        return self._ledger.give_devices(report, self.budget, self.budget * LOCK_SHARE)
 
     def _recover(self, state: State, *, is_thorough: bool = False) -> Report:
         """Leave what was interrupted behind; without an interruption, the host is not looked at."""
@@ -308,30 +299,11 @@ class Keeper:
         from kvmhooks.isolate.engine import converge  # noqa: PLC0415
         from kvmhooks.isolate.knobs import discover  # noqa: PLC0415
 
-        self._settle(state)
+        self._ledger.settle_pages(state)
         view = View.read(self.door, state.held.values())
         groups = Groups.find(self.door, view.held)
         knobs = discover(self.door, view, groups, state.records)
         return converge(self.door, self.store, state, knobs, view)
-
-    def _settle(self, state: State) -> None:
-        """Give back huge pages that are owed; a hook that is changing the pools does it itself."""
-        if not state.pools:
-            return
-        if self._owns_pools:
-            pool.settle(self.door, self.store, state)
-            return
-        try:
-            with self.store.lock(self.door, 0, pool.LOCK):
-                pool.settle(self.door, self.store, state)
-        except LockedError:
-            return
-
-    def _save(self, state: State) -> None:
-        if state.is_empty:
-            self.store.clear()
-        else:
-            self.store.save(state.to_text())
 
     @staticmethod
     def _hold(state: State, claim: Claim, holder: Process) -> Held:
@@ -341,39 +313,14 @@ class Keeper:
         return held
 
     def _check(self, claim: Claim, state: State) -> None:
-        """Nobody else has the CPUs, they exist, and something is left for the host."""
-        for one in state.held.values():
-            both = one.claim.exclusive & claim.exclusive
-            if both and one.claim.key != claim.key:
-                raise IsolationError(
-                    f"{claim.name}: CPUs {both} are {one.claim.name}'s alone "
-                    f"({one.claim.uuid}): stop it, or pin {claim.name} elsewhere "
-                    f"(`kvmhooks tune {claim.name}`)"
-                )
-        for other, until in self._awaited(state):
-            both = other.exclusive & claim.exclusive
-            if both and other.key != claim.key:
-                left = until - self.door.now()
-                raise IsolationError(
-                    f"{claim.name}: CPUs {both} are kept for {other.name}, which is expected "
-                    f"within {left:.0f} s"
-                )
-        view = View.read(self.door, [*state.held.values()])
-        absent = claim.exclusive - view.online
-        if absent:
-            raise IsolationError(f"{claim.name}: CPUs {absent} are not online on this host")
-        if claim.exclusive and not view.online - view.exclusive - claim.exclusive:
-            raise IsolationError(
-                f"{claim.name}: CPUs {claim.exclusive} are all that is left of {view.online}: the "
-                "host itself needs at least one"
-            )
+        check(claim, state.held.values(), self._awaited(state), self.door)
 
     def _drop_dead(self, state: State, but: str = "") -> bool:
         """Drop the claims whose VM is gone, and tell whether there were any."""
         dead = [key for key, one in state.held.items() if key != but and not self._is_live(one)]
         for key in dead:
             held = state.held.pop(key)
-            pool.owe(state, held)
+            owe(state, held)
             if held.claim.driver != LIBVIRT:
                 sweep(self.door)
         return bool(dead)
@@ -434,41 +381,10 @@ class Keeper:
         unmet = [one for one in report.of(REFUSAL, FAILED) if not one.key.startswith("irq/")]
         if not unmet:
             return
-        pool.owe(state, state.held.pop(claim.key))
+        owe(state, state.held.pop(claim.key))
         self._converge(state)
         said = "; ".join(f"{one.key}: {one.why}" for one in unmet[:3])
         raise IsolationError(f"{claim.name}: strict, and {len(unmet)} could not be met: {said}")
-
-
-def _check_housekeeping(claim: Claim, limits: Limits) -> None:
-    both = claim.exclusive & limits.housekeeping
-    if both:
-        raise IsolationError(
-            f"{claim.name}: CPUs {both} are the host's (/{configuration.HOST}: host.housekeeping): "
-            f"pin {claim.name} elsewhere (`kvmhooks tune {claim.name}`)"
-        )
-
-
-class _Entry:
-    """The lock, held within a budget of time, and what is on record."""
-
-    def __init__(self, keeper: Keeper, budget: float) -> None:
-        self._keeper = keeper
-        self._lock = keeper.store.lock(keeper.door, budget * LOCK_SHARE)
-        self._budget = budget
-
-    def __enter__(self) -> State:
-        door = self._keeper.door
-        door.deadline = door.now() + self._budget
-        self._lock.__enter__()
-        try:
-            return self._keeper.look()
-        except BaseException:
-            self._lock.__exit__(None, None, None)
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.__exit__(None, None, None)
 
 
 __all__ = ["PENDING", "Keeper"]

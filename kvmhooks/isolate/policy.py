@@ -42,6 +42,13 @@ class Setting:
 
 _YES_NO: Final = ("yes|no", '"yes" or "no"')
 _WORD: Final = "[a-z0-9_-]{1,32}"
+_USES: Final = "none|mounted|swap|held|route|bridge|console|screen|functions|remapping"
+_ADDRESS: Final = r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
+_POOL: Final = rf"{_ADDRESS}=[1-9]\d{{0,3}}"
+_FUNCTION: Final = (
+    rf"{_ADDRESS}/\d{{1,4}}( (mac=[0-9a-f]{{2}}(:[0-9a-f]{{2}}){{5}}|vlan=\d{{1,4}}"
+    r"|trust=(yes|no)|spoofchk=(yes|no)|rate=\d{1,7}))+"
+)
 _CLAMP: Final = r"\d{1,3}|10[01]\d|102[0-4]"
 
 SETTINGS: Final[Mapping[str, Setting]] = {
@@ -73,6 +80,20 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "kernel.halt_poll": Setting(r"\d{1,9}", "nanoseconds, 0 for none"),
     "storage.scheduler": Setting(_WORD, 'an I/O scheduler such as "none"'),
     "storage.requests": Setting(r"\d{1,6}", "a queue depth"),
+    "devices.managed": Setting(*_YES_NO, default="no"),
+    "devices.pools": Setting(
+        rf"({_POOL})(,({_POOL})){{0,19}}",
+        'virtual functions to make, such as "0000:3b:00.0=8"',
+    ),
+    "devices.functions": Setting(
+        rf"{_FUNCTION}(;{_FUNCTION}){{0,99}}",
+        'functions and their settings, such as "0000:3b:00.0/1 vlan=5 trust=yes"',
+    ),
+    "devices.allow": Setting(
+        rf"({_USES})(,({_USES})){{0,9}}",
+        'uses of the host\'s that may end, such as "route,bridge"',
+        default="none",
+    ),
     "threads.vcpus": Setting(
         r"(fifo|rr):([1-9]|[1-4]\d)",
         '"fifo:1" to "fifo:49", or "rr:…": interrupt threads have 50',

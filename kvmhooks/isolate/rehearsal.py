@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvmhooks.isolate.bus import Systemd
 from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.functions import DEVICES
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.isolate.knobs.caches import SCHEMATA, merged
 from kvmhooks.isolate.store import RECORD, Store
@@ -62,6 +63,7 @@ class _Rehearsal(Door):
         self._files: dict[str, str] = {}
         self._tasks: dict[int, CpuSet] = {}
         self._scheduled: dict[tuple[int, str], str] = {}
+        self._drivers: dict[str, str] = {}
 
     def read(self, path: str) -> str:
         parts = path.rsplit("/", 2)
@@ -85,6 +87,28 @@ class _Rehearsal(Door):
         elif path == SCHEMATA:
             text = merged(self.read(path), text)
         self._files[path] = text
+
+    def write_within(self, seconds: float, path: str, text: str) -> None:
+        """Note it, and have the device follow: no driver hesitates here, or refuses."""
+        del seconds
+        self.note(f"/{path}", text)
+        *_, owner, name = path.split("/")
+        if name == "driver_override" or name.startswith("sriov_"):
+            self._files[path] = text
+        elif name == "drivers_probe":
+            self._drivers[text] = self.read(f"{DEVICES}/{text}/driver_override")
+        else:
+            self._drivers[text] = owner if name == "bind" else ""
+
+    def link(self, path: str) -> str:
+        *_, address, name = path.split("/")
+        if name == "driver" and address in self._drivers:
+            return self._drivers[address]
+        return super().link(path)
+
+    def load(self, module: str, seconds: float) -> None:
+        del seconds
+        self.note("modprobe", module)
 
     def unlink(self, path: str) -> None:
         self.note(f"/{path}", "(removed)")

@@ -140,6 +140,78 @@ def fields_of(stat: str) -> list[str]:
     return stat[stat.rfind(")") + 2 :].split()
 
 
+class Origin:
+    """What a PCI function had before ``vfio-pci`` was bound to it."""
+
+    __slots__ = ("driver", "identity", "override", "waits")
+
+    def __init__(
+        self, driver: str, override: str, *, identity: str, waits: Process | None = None
+    ) -> None:
+        self.driver = driver
+        """Its driver; empty for none."""
+        self.override = override
+        """Its ``driver_override``; empty for none."""
+        self.identity = identity
+        """What tells it from a later one that is plugged in at the same address."""
+        self.waits = waits
+        """The process that has to end before it can be given back."""
+
+    def to_json(self) -> list[Any]:
+        """JSON types."""
+        waits = None if self.waits is None else [self.waits.pid, self.waits.start]
+        return [self.driver, self.override, self.identity, waits]
+
+    @classmethod
+    def from_json(cls, said: Any) -> Origin:
+        """Read back what ``to_json`` wrote. Raises ``ValueError`` and its kin."""
+        driver, override, identity, waits = said
+        process = Process(*map(int, waits)) if waits else None
+        return cls(str(driver), str(override), identity=str(identity), waits=process)
+
+
+class VfPool:
+    """Virtual functions that we made, or are about to make, where there were none."""
+
+    __slots__ = ("identity", "made", "probe", "waits", "wanted")
+
+    def __init__(
+        self,
+        wanted: int,
+        probe: str,
+        *,
+        identity: str,
+        made: int = 0,
+        waits: Process | None = None,
+    ) -> None:
+        self.wanted = wanted
+        self.made = made
+        """How many there were once they were made; 0 until then."""
+        self.probe = probe
+        """What ``sriov_drivers_autoprobe`` was; empty once that is settled."""
+        self.identity = identity
+        """What tells the physical function from a later one at the same address."""
+        self.waits = waits
+        """The process that has to end before it can be removed."""
+
+    def to_json(self) -> list[Any]:
+        """JSON types."""
+        waits = None if self.waits is None else [self.waits.pid, self.waits.start]
+        return [self.wanted, self.made, self.probe, self.identity, waits]
+
+    @classmethod
+    def from_json(cls, said: Any) -> VfPool:
+        """Read back what ``to_json`` wrote. Raises ``ValueError`` and its kin."""
+        wanted, made, probe, identity, waits = said
+        return cls(
+            int(wanted),
+            str(probe),
+            identity=str(identity),
+            made=int(made),
+            waits=Process(*map(int, waits)) if waits else None,
+        )
+
+
 class Held:
     """A claim that is held, and by which process."""
 
@@ -218,7 +290,7 @@ class Held:
 class State:
     """All that is on record about this boot of the host."""
 
-    __slots__ = ("boot", "held", "pools", "records", "reserved")
+    __slots__ = ("boot", "functions", "held", "pools", "records", "reserved", "vf_settings", "vfs")
 
     def __init__(self, boot: str) -> None:
         self.boot = boot
@@ -230,11 +302,19 @@ class State:
         """By the claim's key, claims that will be made, and until when they are waited for."""
         self.pools: dict[str, dict[str, int]] = {}
         """Huge-page pools with a change under way or a share to give back later."""
+        self.functions: dict[str, Origin] = {}
+        """By address, PCI functions that were bound to ``vfio-pci`` or are about to be."""
+        self.vfs: dict[str, VfPool] = {}
+        """By the address of the physical function."""
+        self.vf_settings: dict[str, dict[str, str]] = {}
+        """By ``PF/NUMBER``, what a virtual function was set to, what to, and whose it is."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is held and nothing remains to be restored."""
-        return not (self.held or self.records or self.pools or self.reserved)
+        is_settled = not (self.records or self.pools or self.functions or self.vfs)
+        is_settled = is_settled and not self.vf_settings
+        return is_settled and not (self.held or self.reserved)
 
     def to_text(self) -> str:
         """The JSON text."""
@@ -245,6 +325,9 @@ class State:
                 "boot": self.boot,
                 "held": {key: held.to_json() for key, held in self.held.items()},
                 "pools": self.pools,
+                "functions": {key: origin.to_json() for key, origin in self.functions.items()},
+                "vfs": {key: pool.to_json() for key, pool in self.vfs.items()},
+                "vf_settings": self.vf_settings,
                 "reserved": [[claim.to_json(), until] for claim, until in self.reserved.values()],
                 "records": [record.to_line(key) for key, record in self.records.items()],
             }
@@ -275,6 +358,12 @@ class State:
                 state.reserved[claim.key] = claim, int(until)
             for key, one in said["pools"].items():
                 state.pools[key] = {str(name): int(count) for name, count in one.items()}
+            for key, one in said.get("functions", {}).items():
+                state.functions[key] = Origin.from_json(one)
+            for key, one in said.get("vfs", {}).items():
+                state.vfs[key] = VfPool.from_json(one)
+            for key, one in said.get("vf_settings", {}).items():
+                state.vf_settings[key] = {str(name): str(text) for name, text in one.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IsolationError(
                 f"/run/kvmhooks/state.json: {type(error).__name__}: {error}: it is not as we wrote "

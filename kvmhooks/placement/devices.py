@@ -21,16 +21,16 @@ def check_devices(spec: VmSpec, host: Host, holdings: Sequence[Holding]) -> None
     owners = {address: holding.name for holding in holdings for address in holding.pci}
     for index, device in enumerate(spec.pci):
         at = f"pci[{index}].address"
-        if host.pci is not None and device.address not in there:
-            raise PlanError(at, str(device.address), "a PCI device of the host")
-        if device.address in owners:
-            name = owners[device.address]
-            raise PlanError(at, f"{device.address}, which {name} has", "a device that is free")
+        if host.pci is not None and device.chosen not in there:
+            raise PlanError(at, str(device.chosen), "a PCI device of the host")
+        if device.chosen in owners:
+            name = owners[device.chosen]
+            raise PlanError(at, f"{device.chosen}, which {name} has", "a device that is free")
         is_lost = _node(there, index, spec) is None and len(host.nodes or ()) > 1
         if device.locality == "required" and is_lost:
             raise PlanError(
                 f"pci[{index}].locality",
-                f'"required" for {device.address}, whose node is not known',
+                f'"required" for {device.chosen}, whose node is not known',
                 '"preferred" or "ignore"',
             )
 
@@ -58,7 +58,7 @@ def place_devices(spec: VmSpec, host: Host, cells: Sequence[Cell]) -> tuple[PciP
     cell_on = {cell.node: cell.id for cell in reversed(cells)}
     return tuple(
         PciPlace(
-            device.address,
+            device.chosen,
             node := _node(there, index, spec),
             None if node is None else cell_on.get(node),
         )
@@ -71,5 +71,5 @@ def _devices(host: Host) -> dict[object, PciDevice]:
 
 
 def _node(there: dict[object, PciDevice], index: int, spec: VmSpec) -> int | None:
-    device = there.get(spec.pci[index].address)
+    device = there.get(spec.pci[index].chosen)
     return None if device is None else device.node

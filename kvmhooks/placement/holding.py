@@ -73,6 +73,7 @@ def of_claim(claim: Claim, *, is_mapped: bool = False) -> Holding:
         exclusive=claim.exclusive,
         keeps_siblings=claim.setting("isolation.siblings") == "idle",
         hugepages=() if is_mapped else claim.hugepages,
+        pci=tuple(map(PciAddress.parse, dict.fromkeys((*claim.devices, *claim.bound)))),
     )
 
 

@@ -15,6 +15,7 @@ from kvmhooks.isolate.claim import Claim
 from kvmhooks.placement import refusal
 from kvmhooks.placement.cache_ways import Ways, cpus_with, shares, ways_of
 from kvmhooks.placement.choose import Choice, Terms, choose
+from kvmhooks.placement.chosen import choose_devices
 from kvmhooks.placement.cpu_model import choose_cpu
 from kvmhooks.placement.devices import check_devices, near, place_devices
 from kvmhooks.placement.evaluate import Placed, score
@@ -36,6 +37,7 @@ from kvmhooks.placement.request import requests
 from kvmhooks.placement.search import Cut, Effort, Near
 from kvmhooks.placement.target import OLDEST, Target
 from kvmhooks.placement.topology import check_limits, choose_topology
+from kvmhooks.placement.virtual import with_coming
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
 
@@ -120,7 +122,9 @@ def plan_on(
     target: Target = OLDEST,
 ) -> Plan:
     """The plan on a host that was looked at. Raises ``PlanError``."""
-    host = ground.host
+    spec = choose_devices(spec, ground.host, ground.holdings)
+    host = with_coming(ground.host, spec)
+    ground = ground if host is ground.host else evolve(ground, host=host)
     check_limits(spec.machine, vcpus=spec.cpu.vcpus, cells=len(spec.memory.cell))
     check_devices(spec, host, ground.holdings)
     accel, why_accel = _accelerator(spec, host)

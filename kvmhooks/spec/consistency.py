@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Final
 
 from kvmhooks.errors import Problem
 from kvmhooks.spec.agreement import disagreements
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
+
+_NAMES: Final = ("address", "id", "net", "block", "iommu_group", "sriov")
+"""What a device of the host can be named by."""
+_ANY_NAME: Final = ", ".join(_NAMES)
 
 
 def inconsistencies(spec: VmSpec) -> Iterator[Problem]:
@@ -114,7 +119,14 @@ def _cells(spec: VmSpec) -> Iterator[Problem]:
 def _pci(spec: VmSpec) -> Iterator[Problem]:
     seen = set()
     for index, device in enumerate(spec.pci):
-        if device.address in seen:
+        named = [name for name in _NAMES if getattr(device, name) is not None]
+        if len(named) != 1:
+            yield Problem(f"pci[{index}]", " and ".join(named) or "none", f"one of {_ANY_NAME}")
+        if device.sriov is not None and not device.managed:
+            yield Problem(f"pci[{index}].managed", "false", "true: the function is made and bound")
+        if device.index is not None and device.id is None:
+            yield Problem(f"pci[{index}].index", str(device.index), "id beside it")
+        if device.address is not None and device.address in seen:
             yield Problem(f"pci[{index}].address", str(device.address), "each device once")
         seen.add(device.address)
 

@@ -7,26 +7,100 @@ from typing import Literal
 
 from attrs import frozen
 
-from kvmhooks.spec.forms import Cid, IpAddress, Port, Tag, UsbId, Uuid
+from kvmhooks.spec.forms import (
+    BlockName,
+    Cid,
+    InterfaceName,
+    IpAddress,
+    MacAddress,
+    Megabits,
+    Number,
+    PciId,
+    PhysicalName,
+    Port,
+    Tag,
+    UsbId,
+    Uuid,
+    VfChoice,
+    VlanId,
+)
 from kvmhooks.values import ByteSize, PciAddress
+
+
+@frozen(kw_only=True)
+class Sriov:
+    """One virtual function of a card that can have several (SR-IOV)."""
+
+    pf: PhysicalName
+    """The card, which is the physical function: its address, or its network interface's name."""
+    vf: VfChoice = "auto"
+    """The number of the function, from 0; auto: the first that is free."""
+    pool: int | None = None
+    """How many functions the card makes if it has none, by default what this VM needs: it can make
+    no more while one is in use."""
+    mac: MacAddress | None = None
+    """Its address, of which the guest cannot make another."""
+    vlan: VlanId | None = None
+    """The VLAN that it is in, which the guest does not see."""
+    trust: bool | None = None
+    """Whether the guest may change its address and see others' packets."""
+    spoofchk: bool | None = None
+    """Whether packets from another address are dropped."""
+    rate: Megabits | None = None
+    """How much it may send, in Mbit/s."""
 
 
 @frozen(kw_only=True)
 class Pci:
     """A PCI device of the host that is passed through."""
 
-    address: PciAddress
-    """Its address on the host: 0000:3b:00.0."""
+    address: PciAddress | None = None
+    """Its address on the host: 0000:3b:00.0. One of address, id, net, block, iommu_group and
+    sriov."""
+    id: PciId | None = None
+    """Vendor and device, as `lspci -n` has them: 10de:2204."""
+    index: Number | None = None
+    """Which of those with this id, counted from 0 by address; by default the first that is free."""
+    net: InterfaceName | None = None
+    """The name of its network interface on the host."""
+    block: BlockName | None = None
+    """The name of a disk on the host that is its: nvme1n1."""
+    iommu_group: Number | None = None
+    """All devices of this IOMMU group, bridges aside."""
+    sriov: Sriov | None = None
+    """A virtual function of a card; it is always kvmhooks that binds it to vfio-pci and back."""
     locality: Literal["required", "preferred", "ignore"] = "preferred"
     """Whether the VM must be on the device's node, should be, or may be anywhere."""
     managed: bool = True
-    """Whether libvirt binds it to vfio-pci and back."""
+    """Whether libvirt, or kvm-launch, binds it to vfio-pci and back."""
+    allow: tuple[
+        Literal[
+            "mounted",
+            "swap",
+            "held",
+            "route",
+            "bridge",
+            "console",
+            "screen",
+            "functions",
+            "remapping",
+        ],
+        ...,
+    ] = ()
+    """What the host may lose with it (`kvmhooks devices`): a refusal otherwise."""
     rom: Path | None = None
     """A file with its option ROM, instead of its own."""
     rom_bar: bool | None = None
     """Whether the guest sees its option ROM; by default yes."""
     group: Tag | None = None
     """Devices of one group are functions of one device in the guest: a GPU and its sound."""
+
+    @property
+    def chosen(self) -> PciAddress:
+        """The address; raises ``ValueError`` where no plan has chosen one yet."""
+        if self.address is None:
+            raise ValueError("a device that is named by something else than its address")
+        return self.address
 
 
 @frozen(kw_only=True)

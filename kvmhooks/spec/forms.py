@@ -27,6 +27,10 @@ Serial = NewType("Serial", str)
 Hexadecimal = NewType("Hexadecimal", str)
 IpAddress = NewType("IpAddress", str)
 UsbId = NewType("UsbId", str)
+PciId = NewType("PciId", str)
+PhysicalName = NewType("PhysicalName", str)
+BlockName = NewType("BlockName", str)
+"""A block device of the host, as in ``/sys/block``."""
 
 TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
     VmName: (
@@ -50,6 +54,12 @@ TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
     Serial: (r"[A-Za-z0-9_.+-]{1,20}", "letters, digits and . _ + -, at most 20"),
     Hexadecimal: (r"0x[0-9a-f]{1,16}", 'a number such as "0x30000"'),
     IpAddress: (r"[0-9a-f.:]{2,45}", 'an IP address such as "127.0.0.1"'),
+    PciId: (r"[0-9a-f]{4}:[0-9a-f]{4}", 'vendor and device such as "10de:2204"'),
+    PhysicalName: (
+        r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f][.][0-7]|[A-Za-z0-9_.-]{1,15}",
+        'a PCI address such as "0000:3b:00.0", or the name of a network interface',
+    ),
+    BlockName: (r"[a-z][A-Za-z0-9_-]{0,30}", 'a disk such as "nvme1n1"'),
     UsbId: (r"[0-9a-f]{4}:[0-9a-f]{4}", 'vendor and product such as "046d:c52b"'),
 }
 """The texts that have a form: its pattern, and what is said where a text has another."""
@@ -74,6 +84,8 @@ Number = NewType("Number", int)
 """A whole number that may be 0: other counts start at 1."""
 Rate = NewType("Rate", int)
 """Operations in a second."""
+Megabits = NewType("Megabits", int)
+"""In a second."""
 VlanId = NewType("VlanId", int)
 CellId = NewType("CellId", int)
 """A guest NUMA cell."""
@@ -90,11 +102,14 @@ RANGES: Final[dict[Any, tuple[int, int]]] = {
     Percentage: (1, 100),
     Number: (0, MAX_COUNT),
     Rate: (1, 1_000_000_000),
+    Megabits: (1, 1_000_000),
     VlanId: (1, 4_094),
     CellId: (0, 255),
     Port: (5_900, 65_535),
 }
 """The numbers, and the lowest and the highest of each kind."""
 
+VfChoice = Literal["auto"] | Number
+"""The number of a virtual function, or the first that is free."""
 HugePages = Literal[False, "auto"] | ByteSize
 Firmware = Literal["bios", "uefi"] | Path

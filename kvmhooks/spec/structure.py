@@ -20,7 +20,7 @@ from cattrs.errors import AttributeValidationNote, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn, override
 
 from kvmhooks.errors import Problem, ValueFormatError
-from kvmhooks.spec.forms import RANGES, TEXT_FORMS, Firmware, HugePages
+from kvmhooks.spec.forms import RANGES, TEXT_FORMS, Firmware, HugePages, Number, VfChoice
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import ByteSize, CpuSet, PciAddress
 
@@ -84,6 +84,7 @@ def _converter(folder: Path) -> Converter:
     converter.register_structure_hook(str, _text)
     converter.register_structure_hook(ByteSize, _size)
     converter.register_structure_hook(HugePages, _huge_pages)
+    converter.register_structure_hook(VfChoice, _function)
     converter.register_structure_hook(CpuSet, _parsed(CpuSet.parse, 'a list such as "0-3,8"'))
     converter.register_structure_hook(
         PciAddress, _parsed(PciAddress.parse, 'a PCI address such as "0000:3b:00.0"')
@@ -153,6 +154,15 @@ def _huge_pages(value: Any, _: Any) -> ByteSize | Literal[False, "auto"]:
     if value not in ("2MiB", "1GiB"):  # no set: an array or a table has no hash
         raise Mismatch(value, '"2MiB", "1GiB", "auto" or false')
     return ByteSize.parse(value)
+
+
+def _function(value: Any, _: Any) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    least, most = RANGES[Number]
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise Mismatch(value, f'"auto" or a whole number from {least} to {most}')
+    return value
 
 
 def _text_form(pattern: str, expected: str) -> Hook:

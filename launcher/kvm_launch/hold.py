@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -21,6 +22,7 @@ from kvmhooks.host import Host
 from kvmhooks.isolate import gate, hook, service
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.functions import DRIVER, driver_of
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.isolate.report import FAILED, REFUSAL, Report
 from kvmhooks.isolate.state import Process
@@ -88,19 +90,20 @@ class Hold:
         return decided
 
     def take(self, decided: Plan) -> None:
-        """Take the claim of a plan, and isolate its CPUs from the host.
+        """Take the claim of a plan: isolate its CPUs from the host, and bind its devices.
 
-        Nothing is claimed for a VM that asks for no CPUs of its own, nor where none can be had, but
-        for one that asks strictly. Raises ``IsolationError``; nothing was changed then.
+        Nothing is claimed for a VM that asks for neither, nor where nothing can be had, but for one
+        that asks strictly or has devices. Raises ``IsolationError``; nothing was changed then.
         """
-        if not decided.exclusive:
+        wanted = claim(decided)
+        if not (wanted.exclusive or wanted.bound):
             return
         self.omitted = unable(self._keeper.door)
         if self.omitted and decided.spec.isolation.strict:
             raise IsolationError(f"isolation.strict: {self.omitted}")
         if self.omitted:
+            self._check_bound(wanted)
             return
-        wanted = claim(decided)
         with _translated(wanted):
             holder = Process.find(self._keeper.door, self._supervisor)
             if holder is None:
@@ -117,15 +120,16 @@ class Hold:
         """
         if self.claim is not None:
             name = self.claim.name
+            enter = (lambda: self._tree.enter(name, pid)) if self.claim.exclusive else _stay
             with _translated(self.claim):
-                self._keeper.adopt(self.claim, pid, lambda: self._tree.enter(name, pid))
+                self._keeper.adopt(self.claim, pid, enter)
 
     def isolate(self, pid: int, threads: Mapping[str, int]) -> None:
         """Give QEMU's threads, told by their roles, groups of their own, and isolate those.
 
         Raises ``IsolationError``.
         """
-        if self.claim is None:
+        if self.claim is None or not self.claim.exclusive:
             return
         groups = {str(tid): group_of(role) for role, tid in threads.items()}
         names = self._keeper.door.names
@@ -147,7 +151,17 @@ class Hold:
         if self.claim is None:
             return None
         refused = tuple(f"{one.key} ({one.why})" for one in self._report.of(REFUSAL, FAILED))
-        return Isolated(self.claim.exclusive, refused, self.left)
+        return Isolated(self.claim.exclusive, refused, self.left, self.claim.bound)
+
+    def _check_bound(self, wanted: Claim) -> None:
+        """What nobody binds now has to be bound already. Raises ``IsolationError``."""
+        for address in wanted.bound:
+            driver = driver_of(self._keeper.door, address)
+            if driver != DRIVER:
+                raise IsolationError(
+                    f"{wanted.name}: {address}: found it bound to {driver or 'nothing'}, expected "
+                    f"{DRIVER}: {self.omitted}, so nothing is bound now"
+                )
 
     def _give_back(self, held: Claim) -> None:
         """Drop the claim and remove the groups: the one whatever becomes of the other."""
@@ -168,10 +182,14 @@ class Hold:
             hook.retry(self._keeper)
 
 
+def _stay() -> None:
+    """QEMU stays in the groups that it was born into."""
+
+
 def unable(door: Door) -> str:
     """Why no CPU can be isolated here; empty where it can."""
     if not may_isolate(door):
-        return "only root can isolate CPUs"
+        return "only root can isolate CPUs and bind devices"
     if gate.exists(door.root, "etc/kvmhooks/disabled"):
         return "/etc/kvmhooks/disabled exists"
     try:
@@ -183,7 +201,7 @@ def unable(door: Door) -> str:
 
 def keeper_of(door: Door) -> Keeper:
     """The keeper of a host."""
-    return Keeper(door, Store(door.root))
+    return Keeper(door, Store(door.root), helper=[sys.executable, "-I", "-m", "kvmhooks.cli.main"])
 
 
 def live_claims(keeper: Keeper) -> list[Claim]:

@@ -139,8 +139,10 @@ class Launch:
         """Tell what was decided and claimed, and make what the VM needs."""
         print(picture(decided), end="", file=self._say, flush=True)
         if hold.claim is not None:
-            self._account.life.enter(State.CLAIMED, f"CPUs {hold.claim.exclusive}")
-        if hold.omitted:
+            cpus = f"CPUs {hold.claim.exclusive}" if hold.claim.exclusive else ""
+            held = (cpus, *hold.claim.bound)
+            self._account.life.enter(State.CLAIMED, ", ".join(filter(None, held)))
+        if hold.omitted and decided.exclusive:
             print(f"warning: isolation.exclusive: {hold.omitted}: threads are pinned, and the host "
                   "stays as it is", file=self._say)  # fmt: skip
         user = user_of(self._spec)

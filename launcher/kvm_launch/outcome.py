@@ -41,6 +41,8 @@ class Isolated:
     """What the kernel did not let us change: knob and reason."""
     left: tuple[str, ...] = ()
     """What could not be given back."""
+    devices: tuple[str, ...] = ()
+    """PCI addresses of what was bound to ``vfio-pci`` for it."""
 
 
 @frozen
@@ -97,6 +99,7 @@ class Outcome:
             return None
         return {
             "exclusive": str(self.isolated.exclusive),
+            "devices": list(self.isolated.devices),
             "refused": list(self.isolated.refused),
             "not_restored": list(self.isolated.left),
         }

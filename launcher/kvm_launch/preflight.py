@@ -10,16 +10,26 @@ from pathlib import Path
 from kvm_launch.user import User, problems_of
 from kvmhooks.errors import Problem, SpecError
 from kvmhooks.spec import Net, VmSpec
+from kvmhooks.values import PciAddress
 
 INTERFACES = Path("/sys/class/net")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 KVM = Path("/dev/kvm")
 
 
-def check(spec: VmSpec, user: User | None = None) -> None:
-    """Raise ``SpecError`` with everything that is missing, or that ``user`` may not open."""
+def check(spec: VmSpec, user: User | None = None, *, binds: bool = False) -> None:
+    """Raise ``SpecError`` with everything that is missing, or that ``user`` may not open.
+
+    ``binds`` says whether the devices that are managed will be bound to ``vfio-pci``.
+    """
     files = tuple(_files(spec)) if user is None else problems_of(user, lambda: _files(spec))
-    problems = (*files, *_interfaces(spec), *_owners(spec, user), *_helpers(spec))
+    problems = (
+        *files,
+        *_interfaces(spec),
+        *_owners(spec, user),
+        *_helpers(spec),
+        *_devices(spec, binds=binds),
+    )
     if problems:
         raise SpecError(spec.source, problems)
 
@@ -92,19 +102,30 @@ def _helpers(spec: VmSpec) -> Iterator[Problem]:
         needed["tpm.model"] = "swtpm"
     for at, name in needed.items():
         yield Problem(at, f"a device that needs {name}", "--libvirt: kvm-launch starts none yet")
+    if spec.boot.variables is not None and not spec.boot.variables.exists():
+        found = f"no file {str(spec.boot.variables)!r}"
+        yield Problem("boot.variables", found, "a copy of OVMF's empty variables, or --libvirt")
+
+
+def _devices(spec: VmSpec, *, binds: bool) -> Iterator[Problem]:
+    """What has to be bound to ``vfio-pci`` already; a device without an address is chosen later."""
+    given: dict[str, list[tuple[PciAddress | None, bool]]] = {
+        "pci": [(one.address, one.managed) for one in spec.pci],
+        "nvme": [(one.address, one.managed) for one in spec.nvme],
+        "net": [(one.address, one.managed) for one in spec.net],
+    }
     devices = {
-        **{f"pci[{at}].address": each.address for at, each in enumerate(spec.pci)},
-        **{f"nvme[{at}].address": each.address for at, each in enumerate(spec.nvme)},
-        **{f"net[{at}].address": net.address for at, net in enumerate(spec.net) if net.address},
+        f"{table}[{at}].address": address
+        for table, entries in given.items()
+        for at, (address, is_managed) in enumerate(entries)
+        if address is not None and not (binds and is_managed)
     }
     for at, address in devices.items():
         driver = PCI_DEVICES / str(address) / "driver"
         if driver.resolve().name != "vfio-pci":
             found = f"{address}, bound to {driver.resolve().name if driver.exists() else 'nothing'}"
-            yield Problem(at, found, "a device that is bound to vfio-pci, or --libvirt")
-    if spec.boot.variables is not None and not spec.boot.variables.exists():
-        found = f"no file {str(spec.boot.variables)!r}"
-        yield Problem("boot.variables", found, "a copy of OVMF's empty variables, or --libvirt")
+            expected = "a device that is bound to vfio-pci, managed = true as root, or --libvirt"
+            yield Problem(at, found, expected)
 
 
 def _opened(net: Net) -> str | None:

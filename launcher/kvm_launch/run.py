@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from kvm_launch import images, preflight, seed
 from kvm_launch.console import Console
-from kvm_launch.hold import keeper_of, live_claims
+from kvm_launch.hold import keeper_of, live_claims, unable
 from kvm_launch.outcome import Outcome, as_text, judge
 from kvm_launch.planning import read_host, target_of
 from kvm_launch.show import outcome_lines
@@ -43,7 +43,8 @@ def run(
     if arguments.host is None:
         # libvirt gives its user the files that a VM needs.
         user = user_of(spec) if arguments.libvirt is None else None
-        preflight.check(spec, user)
+        binds = arguments.libvirt is not None or not unable(keeper.door)
+        preflight.check(spec, user, binds=binds)
         images.check(spec)
         seed.check(spec)
         choice = accel.choose(spec, host, emulator.find(spec), base_of(arguments.run_dir))

@@ -40,7 +40,11 @@ def outcome_lines(plan: Plan, outcome: Outcome) -> list[str]:
 
 def _host_lines(isolated: Isolated) -> list[str]:
     """What was the VM's alone, what could not be, and whether the host has it back."""
-    lines = [f"host: CPUs {isolated.exclusive} were this VM's alone"]
+    lines = []
+    if isolated.exclusive:
+        lines.append(f"host: CPUs {isolated.exclusive} were this VM's alone")
+    if isolated.devices:
+        lines.append(f"host: it had the devices {', '.join(isolated.devices)}")
     if isolated.refused:
         shown = ", ".join(isolated.refused[:REFUSED_SHOWN])
         more = len(isolated.refused) - REFUSED_SHOWN

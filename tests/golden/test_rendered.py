@@ -55,7 +55,7 @@ DECIDED: Final[Fields] = {
     "Memory": "allocate backend cell cells hugepages mode nodes prealloc share size",
     "MemoryCell": "node size vcpus",
     "Net": "mac vhost",
-    "Pci": "group locality",
+    "Pci": "block group id index iommu_group locality net",
     "PciPlace": "address cell node",
     "Plan": "disk_iothreads pci",
     "Port": "device",
@@ -80,7 +80,8 @@ NOT_IN_ARGV: Final[Fields] = {
     "MemoryLimits": "hard soft swap",
     "Net": "managed mode vlan",
     "Nvme": "managed",
-    "Pci": "managed",
+    "Pci": "allow managed sriov",
+    "Sriov": "mac pf pool rate spoofchk trust vf vlan",
     "Plan": "bandwidth caches dedicated emulator idle",
     "Threads": "period priority quota scheduler",
     "Tuning": "emulator io iothreads memory shares total vcpus",
@@ -112,10 +113,11 @@ SHARED: Final[Fields] = {
     "Layout": "places",
     "Machine": "type",
     "Net": "type",
+    "Pci": "managed sriov",
     "Place": "announces_others bus function slot",
     "Plan": "cells hardware iothreads spec vcpus",
     "Usb": "controller",
-    "VmSpec": "balloon boot host_usb input machine memory name net usb",
+    "VmSpec": "balloon boot host_usb input machine memory name net pci usb",
 }
 """What several concerns read: where devices are, what others depend on; all else has one module."""
 

@@ -183,7 +183,10 @@ def test_an_ordinary_user_runs_what_needs_no_root(launcher: Launcher) -> None:
             stdin=subprocess.DEVNULL, timeout=60,
         )  # fmt: skip
         assert ran.returncode == 3, ran.stderr
-        assert "warning: isolation.exclusive: only root can isolate CPUs: threads" in ran.stdout
+        assert (
+            "warning: isolation.exclusive: only root can isolate CPUs and bind devices: threads"
+            in ran.stdout
+        )
         assert "vCPU 0" in ran.stdout
         assert "1 s were over" in ran.stdout
         assert os.listdir(f"{folder}/kvm-launch") == []  # noqa: PTH208 -- names

@@ -10,13 +10,16 @@ import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.bus import BusError, Systemd
+from kvmhooks.isolate.children import StuckError
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.knobs.caches import SCHEMATA, merged
 from kvmhooks.isolate.scheduling import COOKIE, DEFAULTS, NEW
 from kvmhooks.isolate.store import RECORD, Store
 from kvmhooks.values import CpuSet
 from tests.isolate_model.cgroups import Cgroups, Group
+from tests.isolate_model.pci import BUS, HangingError, Pci
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -116,6 +119,10 @@ class Kernel(Door):
         self.masks["sys/class/net/eth0/queues/rx-0/rps_cpus"] = CpuSet()
         self.masks["sys/class/net/eth0/queues/tx-0/xps_cpus"] = self.online
         self.pools: dict[str, Pool] = {}
+        self.pci = Pci()
+        self.loadable = {"vfio-pci"}
+        """Modules that `modprobe` finds."""
+        self.links: dict[str, str] = {}
         self.clock = 0
         self.record: str | None = None
         self.step: Callable[[str], None] = nothing
@@ -146,9 +153,11 @@ class Kernel(Door):
 
     # --- the door -------------------------------------------------------------------------------
 
-    def read(self, path: str) -> str:  # noqa: PLR0911 -- a table of places
+    def read(self, path: str) -> str:  # noqa: C901, PLR0911 -- a table of places
         if path in self.files:
             return self.files[path].strip()
+        if path.startswith(f"{BUS}/"):
+            return self.pci.read(path)
         if path in self.masks:
             return self.masks[path].format_mask(len(self.online))
         parts = path.split("/")
@@ -187,6 +196,36 @@ class Kernel(Door):
         self.read(path)
         self.step(path)
         self.put(path, text)
+
+    def write_within(self, seconds: float, path: str, text: str) -> None:
+        assert path.startswith(f"{BUS}/")
+        assert seconds > 0
+        if not self.pci.has(path):
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        self.step(path)
+        try:
+            self.pci.write(path, text)
+        except HangingError:
+            raise StuckError(self.spawn("hook", parent=self.libvirtd), seconds) from None
+
+    def ask_program(self, words: list[str], seconds: float) -> str:
+        assert words[:2] == ["kvmhooks", "functions"]
+        assert seconds > 0
+        pf, *rest = words[2:]
+        if pf not in self.pci.functions:
+            raise IsolationError(f"{pf}: no such device")
+        if not rest:
+            return self.pci.told(pf)
+        self.step(f"function {rest}")
+        self.pci.set_function(pf, int(rest[0]), rest[1:])
+        return ""
+
+    def load(self, module: str, seconds: float) -> None:
+        del seconds
+        self.pci.drivers |= {module} & self.loadable
+
+    def link(self, path: str) -> str:
+        return self.pci.link(path) if path.startswith(f"{BUS}/") else self.links.get(path, "")
 
     def put(self, path: str, text: str) -> None:
         """Write as the kernel would, without a step: others than the hook write, too."""
@@ -229,13 +268,17 @@ class Kernel(Door):
         if path.startswith("proc/") and path.endswith("/task"):
             pid = int(path.split("/")[1])
             return sorted(str(tid) for tid, one in self.tasks.items() if one.leader == pid)
+        if path.startswith(f"{BUS}/"):
+            return self.pci.names(path)
         found = set()
-        for one in (*self.files, *self.masks):
+        for one in (*self.files, *self.masks, *self.links):
             if one.startswith(f"{path}/"):
                 found.add(one.removeprefix(f"{path}/").split("/")[0])
         return sorted(found)
 
     def inodes(self, path: str) -> dict[str, int]:
+        if path == f"{BUS}/devices":
+            return self.pci.inodes()
         assert path in {"proc/irq", "sys/kernel/irq"}
         return {str(number): irq.serial for number, irq in self.irqs.items()}
 
@@ -250,6 +293,8 @@ class Kernel(Door):
     def has(self, path: str) -> bool:
         if path == "run/systemd/system":
             return self.has_systemd
+        if path.startswith(f"{BUS}/"):
+            return self.pci.has(path)
         try:
             self.read(path)
         except OSError:

@@ -18,7 +18,7 @@ from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Irq, Kernel, Record, drop_in, nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from kvmhooks.isolate.report import Report
 
@@ -27,6 +27,7 @@ PAGES = "sys/devices/system/node/node0/hugepages/hugepages-2048kB"
 """The pool of ``PagedVm``."""
 
 ISOLATION = '<kvmhooks:isolation exclusive="yes"/>'
+BINDS = f'{ISOLATION}<kvmhooks:devices managed="yes"/>'
 
 
 class Killed(BaseException):
@@ -86,6 +87,27 @@ class PagedVm(Vm):
         return super().xml.replace(b"</domain>", pages.encode())
 
 
+class GivenVm(Vm):
+    """A guest with PCI devices that libvirt leaves to us to bind."""
+
+    def __init__(
+        self, name: str, cpus: CpuSet, emulator: CpuSet, devices: Iterable[str], policy: str = BINDS
+    ) -> None:
+        super().__init__(name, cpus, emulator, policy)
+        self.devices = f"<devices>{''.join(map(hostdev, devices))}</devices>"
+
+
+def hostdev(address: str, managed: str = "no") -> str:
+    """A device of the host in a domain's XML."""
+    domain, bus, rest = address.split(":")
+    slot, _, function = rest.partition(".")
+    return (
+        f"<hostdev mode='subsystem' type='pci' managed='{managed}'><source>"
+        f"<address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/>"
+        "</source></hostdev>"
+    )
+
+
 class World:
     """A host with libvirtd; the hook runs as libvirt would run it."""
 
@@ -102,7 +124,7 @@ class World:
         is_anybodys = name in gate.ANYBODYS and self.kernel.record is not None
         if name not in gate.OURS or not (vm.policy or is_anybodys):
             return None
-        return hook.carry_out(Keeper(self.kernel, Record(self.kernel)), operation, vm.xml)
+        return hook.carry_out(self.keeper, operation, vm.xml)
 
     def start(self, vm: Vm) -> None:
         """Start a VM; when a hook fails or dies, libvirt gives up and calls `release`."""
@@ -142,7 +164,12 @@ class World:
 
     def reconcile(self) -> Report:
         """``kvmhooks reconcile``."""
-        return Keeper(self.kernel, Record(self.kernel)).reconcile()
+        return self.keeper.reconcile()
+
+    @property
+    def keeper(self) -> Keeper:
+        """What a hook makes anew for each call; its helper is the model's."""
+        return Keeper(self.kernel, Record(self.kernel), helper=["kvmhooks"])
 
     @property
     def state(self) -> State:
@@ -219,6 +246,10 @@ def effective_state(kernel: Kernel) -> dict[str, str]:
     for group in kernel.groups.root.walk():
         if not group.path.startswith("machine"):
             found[f"effective/{group.path}"] = str(kernel.groups.effective(group))
+    for address, (driver, override) in kernel.pci.state().items():
+        found[f"pci/{address}"] = f"{driver}, override {override!r}"
+        function = kernel.pci.functions[address]
+        found[f"sriov/{address}"] = f"probes {function.probes}, {function.settings}"
     kept = {one: text for one, text in kernel.files.items() if not one.startswith("run/libvirt")}
     return found | kept
 

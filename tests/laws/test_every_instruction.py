@@ -17,8 +17,11 @@ import pytest
 from kvmhooks.errors import IsolationError
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel, Pool, nothing
+from tests.isolate_model.pci import Function
 from tests.isolate_model.world import (
+    BINDS,
     PAGES,
+    GivenVm,
     PagedVm,
     Vm,
     World,
@@ -149,6 +152,84 @@ def test_the_hook_may_die_while_it_gets_huge_pages(wanted: int) -> None:
         world.stop(guest)
     deaths("the end")
     assert deaths.count > 10
+    assert not deaths.failed, deaths.failed[0]
+
+
+@pytest.mark.parametrize("ending", ["taken", "the second driver refuses", "the second hangs"])
+@pytest.mark.parametrize("override", ["", "e1000e"])
+def test_the_hook_may_die_while_drivers_change(ending: str, override: str) -> None:
+    """Each function has its driver and its override again once the VM is gone."""
+    kernel = Kernel("plain", 16, 4)
+    nic = Function(7, "e1000e", ("e1000e",), override=override)
+    kernel.pci.plug("0000:05:00.0", nic)
+    disk = Function(8, "nvme", ("nvme",))
+    disk.refuses = {"vfio-pci"} if "refuses" in ending else set()
+    disk.hangs = {"nvme"} if "hangs" in ending else set()
+    kernel.pci.plug("0000:06:00.0", disk)
+    kernel.pci.plug("0000:09:00.0", Function(9, class_="0x030000"))
+    world = World(kernel)
+    before = effective_state(kernel)
+    guest = GivenVm("guest", CpuSet({13, 14, 15}), CpuSet({0, 2}), [*kernel.pci.functions])
+
+    def aftermath() -> None:
+        world.vms.pop("guest", None)
+        world._end(guest)
+        world.call(guest, "release", "end")
+        disk.hangs = set()
+        for tid in [tid for tid, task in kernel.tasks.items() if task.name == "hook"]:
+            kernel.end(tid)
+        world.reconcile()
+        assert effective_state(kernel) == before
+        assert kernel.record is None
+
+    kernel.step = deaths = Deaths(kernel, aftermath, every=1)
+    with contextlib.suppress(IsolationError):
+        world.start(guest)
+        assert {one.driver for one in kernel.pci.functions.values()} == {"vfio-pci"}
+        world.stop(guest)
+    deaths("the end")
+    assert deaths.count > 10
+    assert not deaths.failed, deaths.failed[0]
+
+
+@pytest.mark.parametrize("ending", ["made", "too few", "hangs"])
+@pytest.mark.parametrize("probes", [True, False])
+def test_the_hook_may_die_while_virtual_functions_are_made(
+    ending: str,
+    probes: bool,  # noqa: FBT001
+) -> None:
+    """There are none once the VM is gone, and the drivers' switch is as it was."""
+    kernel = Kernel("plain", 16, 4)
+    card = Function(7, "ice", ("ice",), total=8, probes=probes)
+    card.makes = 1 if ending == "too few" else None
+    card.hangs = {"sriov"} if ending == "hangs" else set()
+    kernel.pci.plug("0000:05:00.0", card)
+    world = World(kernel)
+    before = effective_state(kernel)
+    said = 'pools="0000:05:00.0=2" functions="0000:05:00.0/1 vlan=5 trust=yes" managed='
+    policy = BINDS.replace("managed=", said)
+    cpus = CpuSet({13, 14, 15}), CpuSet({0, 2})
+    guest = GivenVm("guest", *cpus, ["0000:05:02.0", "0000:05:02.1"], policy)
+
+    def aftermath() -> None:
+        world.vms.pop("guest", None)
+        world._end(guest)
+        world.call(guest, "release", "end")
+        card.hangs = set()
+        for tid in [tid for tid, task in kernel.tasks.items() if task.name == "hook"]:
+            kernel.end(tid)
+        world.reconcile()
+        assert effective_state(kernel) == before
+        assert kernel.record is None
+
+    kernel.step = deaths = Deaths(kernel, aftermath, every=1)
+    with contextlib.suppress(IsolationError):
+        world.start(guest)
+        assert [kernel.pci.functions[one].driver for one in card.vfs] == ["vfio-pci"] * 2
+        assert card.probes is probes
+        world.stop(guest)
+    deaths("the end")
+    assert deaths.count > 5
     assert not deaths.failed, deaths.failed[0]
 
 

@@ -14,27 +14,32 @@ from kvmhooks.host import Host, read
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.values import CpuSet
+from tests.fakedevices import FakePci
 from tests.fakehost import write_host
 from tests.isolate_model.kernel import Record, nothing
 from tests.isolate_model.launched import LaunchedVm, LaunchKernel
+from tests.isolate_model.pci import Function
 from tests.isolate_model.world import Vm, World, effective_state, intruders, requested_state
 from tests.laws.test_every_instruction import FLAVOURS, Deaths
 
 OTHER = CpuSet.parse("4-6")
+DEVICE = "0000:05:00.0"
 
 
 @cache
 def host() -> Host:
     """16 CPUs, as the model has; the first is the host's own."""
     with TemporaryDirectory() as folder:
-        return read(write_host(Path(folder), cores=16, numbering="adjacent"))
+        pci = (FakePci(DEVICE, iommu_group=5),)
+        return read(write_host(Path(folder), cores=16, numbering="adjacent", pci=pci))
 
 
-def spec(name: str = "guest", vcpus: int = 3) -> VmSpec:
+def spec(name: str = "guest", vcpus: int = 3, devices: str = "") -> VmSpec:
     """A VM that wants CPUs of its own."""
     return parse_vm(
         f'name = "{name}"\nmachine.accel = "tcg"\nmemory.size = "1GiB"\n'
-        f'cpu = {{ vcpus = {vcpus}, placement = "dedicated" }}\nisolation.exclusive = true\n',
+        f'cpu = {{ vcpus = {vcpus}, placement = "dedicated" }}\nisolation.exclusive = true\n'
+        + devices,
         folder=Path("/"),
     )
 
@@ -74,8 +79,12 @@ def test_a_launched_vm_owns_its_cpus_beside_libvirts_and_leaves_nothing(flavour:
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_kvm_launch_may_die_at_any_write(flavour: str) -> None:
-    """Killed with -9, it takes its QEMU along; the next entry restores, other VMs stay alone."""
+    """Killed with -9, it takes its QEMU along; the next entry restores, other VMs stay alone.
+
+    The device that the VM has goes back to its driver as well.
+    """
     world, kernel = world_of(flavour)
+    kernel.pci.plug(DEVICE, Function(5, "e1000e", ("e1000e",)))
     before, asked = effective_state(kernel), requested_state(kernel)
     other = Vm("other", OTHER, CpuSet({0}))
     world.start(other)
@@ -97,7 +106,8 @@ def test_kvm_launch_may_die_at_any_write(flavour: str) -> None:
         assert kernel.record is None
 
     kernel.step = deaths = Deaths(kernel, aftermath, 1)
-    hold = guest.run(world, spec(), host())
+    hold = guest.run(world, spec(devices=f'[[pci]]\naddress = "{DEVICE}"\n'), host())
+    assert kernel.pci.functions[DEVICE].driver == "vfio-pci"
     deaths("the guest runs")
     guest.stop(world, hold)
     deaths("the end")

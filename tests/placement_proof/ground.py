@@ -191,7 +191,7 @@ class Ground:
 
     def _nodes_of_devices(self, locality: str) -> list[int | None]:
         nodes = {device.address: device.node for device in self.host.pci or ()}
-        return [nodes[one.address] for one in self.spec.pci if one.locality == locality]
+        return [nodes[one.chosen] for one in self.spec.pci if one.locality == locality]
 
 
 def _is_at(node: int, place: Place) -> bool:

@@ -49,7 +49,7 @@ def passed_through(plan: Plan) -> list[str]:
             "device",
             {
                 "driver": "vfio-pci",
-                "host": str(device.address),
+                "host": str(device.chosen),
                 "id": f"pci{at}",
                 **where(plan, f"pci{at}"),
                 "rombar": None if device.rom_bar is None else int(device.rom_bar),

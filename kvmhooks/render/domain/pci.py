@@ -20,10 +20,11 @@ def passed_through(plan: Plan) -> list[Element]:
     """PCI devices of the host, and parts of such (mediated devices)."""
     said = []
     for at, device in enumerate(plan.spec.pci):
-        kind = {"mode": "subsystem", "type": "pci", "managed": yes_no(device.managed)}
+        is_libvirts = device.managed and device.sriov is None
+        kind = {"mode": "subsystem", "type": "pci", "managed": yes_no(is_libvirts)}
         children = [
             element("driver", {"name": "vfio"}),
-            element("source", children=[host_address(device.address)]),
+            element("source", children=[host_address(device.chosen)]),
         ]
         if device.rom is not None or device.rom_bar is not None:
             bar = None if device.rom_bar is None else on_off(device.rom_bar)

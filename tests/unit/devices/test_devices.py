@@ -9,6 +9,8 @@ import pytest
 
 from kvmhooks.cli.main import main
 from kvmhooks.devices import list_devices
+from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.uses import uses_of
 from tests.fakedevices import FakePci, nic_with_functions
 from tests.fakehost import write_host
 
@@ -141,6 +143,33 @@ def test_an_objection_names_the_use_and_its_evidence(case: str, tmp_path: Path) 
     assert said == expected
 
 
+def own_objections(root: Path) -> set[tuple[str, str]]:
+    """(address, reason) of what speaks against each device itself."""
+    return {
+        (str(one.device.address), objection.reason)
+        for one in list_devices(root)
+        for objection in one.objections
+        if objection.reason != "group" and not one.is_given
+    }
+
+
+def the_hooks_own(root: Path) -> set[tuple[str, str]]:
+    """The same by the hook's last look."""
+    door = Door(str(root))
+    return {
+        (str(one.device.address), reason)
+        for one in list_devices(root)
+        for reason, _ in uses_of(door, str(one.device.address))
+    }
+
+
+@pytest.mark.parametrize("case", OBJECTIONS)
+def test_the_hook_refuses_what_is_objected_to(case: str, tmp_path: Path) -> None:
+    """It has code of its own for it, which must say the same."""
+    root = write_host(tmp_path, pci=HOST, files=OBJECTIONS[case][0])
+    assert the_hooks_own(root) == own_objections(root)
+
+
 def test_a_screen_that_is_on_is_its_displays(tmp_path: Path) -> None:
     """A connector that is driven speaks against its display."""
     root = write_host(
@@ -153,6 +182,7 @@ def test_a_screen_that_is_on_is_its_displays(tmp_path: Path) -> None:
     assert [str(each) for each in judged[VGA].objections] == [
         "card1 drives the screen at HDMI-A-1 [/sys/class/drm/card1-HDMI-A-1/enabled]"
     ]
+    assert the_hooks_own(root) == own_objections(root) == {(VGA, "screen")}
 
 
 def test_a_function_in_use_holds_its_card(tmp_path: Path) -> None:
@@ -161,7 +191,9 @@ def test_a_function_in_use_holds_its_card(tmp_path: Path) -> None:
         FakePci(**{**one.__dict__, "driver": "vfio-pci"}) if one.address == VF else one
         for one in HOST
     ]
-    judged = {str(one.device.address): one for one in list_devices(write_host(tmp_path, pci=pci))}
+    root = write_host(tmp_path, pci=pci)
+    judged = {str(one.device.address): one for one in list_devices(root)}
+    assert the_hooks_own(root) == own_objections(root) == {(NIC, "functions")}
     assert (judged[VF].verdict, judged[NIC].verdict) == ("given", "refused")
     assert [str(each) for each in judged[NIC].objections] == [
         f"its function {VF} is with vfio-pci, for a VM [/sys/bus/pci/devices/{VF}/driver]"

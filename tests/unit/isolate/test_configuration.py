@@ -79,9 +79,13 @@ def test_a_file_makes_a_vm_without_metadata_one_of_ours(root: Path) -> None:
 
 def test_a_host_keeps_cpus_for_itself(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A claim on them is refused with the place that says so."""
-    write(root, '[host]\nhousekeeping = "0,7"\nbudget = 5\nbudget_hugepages = 60.5')
+    write(
+        root,
+        '[host]\nhousekeeping = "0,7"\nbudget = 5\nbudget_hugepages = 60.5\nbudget_devices = 40',
+    )
     limits = configuration.limits(Door(str(root)))
     assert (str(limits.housekeeping), limits.budget, limits.budget_hugepages) == ("0,7", 5, 60.5)
+    assert limits.budget_devices == 40
     assert run(root, vm(ISOLATION), "prepare") == 1
     said = capsys.readouterr().err
     assert said.startswith(
@@ -100,7 +104,7 @@ def test_a_host_keeps_cpus_for_itself(root: Path, capsys: pytest.CaptureFixture[
         ("kvmhooks", "host = 1", "host: found 1, expected a table"),
         ("kvmhooks", "[host]\nbudget = 0", "host.budget: found 0, expected 1 to 600 seconds"),
         ("kvmhooks", "[host]\nbudget = nan", "host.budget: found nan, expected seconds"),
-        ("kvmhooks", "[host]\ncpus = 1", "host.cpus: found 1, expected one of budget, budget_h"),
+        ("kvmhooks", "[host]\ncpus = 1", "host.cpus: found 1, expected one of budget, budget_d"),
         ("kvmhooks", "[host]\nhousekeeping = 1", "host.housekeeping: found 1, expected a CPU list"),
         ("vm.d/web", "[host]\nbudget = 9", "host: found it here, expected it in /etc/kvmhooks/kv"),
         ("vm.d/web", "[power]\nboost = 1", 'power.boost: found \'1\', expected "yes" or "no"'),

@@ -39,6 +39,35 @@ def test_exclusive_is_the_union_of_the_vcpu_pins() -> None:
     )
 
 
+def test_devices_that_libvirt_leaves_alone_are_ours_if_the_policy_says_so() -> None:
+    """A host device, a virtual function as a network interface, and a disk that is a controller."""
+    address = "<address type='pci' domain='0' bus='0x{}' slot='0x00' function='0x1'/>"
+    rest = (
+        "<devices><hostdev mode='subsystem' type='pci' managed='{}'><source>"
+        f"{address.format('01')}</source></hostdev>"
+        f"<interface type='hostdev'><source>{address.format('02')}</source></interface>"
+        "<disk type='nvme' device='disk'><source type='pci' managed='{}' namespace='1'>"
+        f"{address.format('03')}</source></disk></devices>"
+    )
+    asked = '<kvmhooks:devices managed="yes" allow="mounted"/>'
+    first, second, third = (f"0000:0{bus}:00.1" for bus in (1, 2, 3))
+    assert read_claim(domain(asked, rest=rest.format("no", "no"))) == Claim(
+        driver="qemu",
+        uuid=UUID,
+        name="web",
+        exclusive=CpuSet(),
+        settings=(("devices.allow", "mounted"), ("devices.managed", "yes")),
+        devices=(first, second),
+        bound=(first, second, third),
+    )
+    claim = read_claim(domain(asked, rest=rest.format("yes", "yes")))
+    assert claim is not None
+    assert (claim.devices, claim.bound) == ((first, second), (second,))
+    claim = read_claim(domain("", rest=rest.format("no", "no")))
+    assert claim is not None
+    assert (claim.devices, claim.bound) == ((), ())
+
+
 def test_settings_keep_only_what_differs_from_the_defaults() -> None:
     """A default that is spelled out makes the same claim as one that is left out."""
     claim = read_claim(

@@ -75,7 +75,12 @@ def test_the_outcome_as_json() -> None:
         "guest": {"kvmhooks-guest": 1},
         "differences": [{"what": "vCPUs", "planned": "4", "seen": "3"}],
         "trouble": None,
-        "isolation": {"exclusive": "2-3", "refused": ["irq/0 (EIO)"], "not_restored": []},
+        "isolation": {
+            "exclusive": "2-3",
+            "devices": [],
+            "refused": ["irq/0 (EIO)"],
+            "not_restored": [],
+        },
         "exit_code": 3,
     }
 

@@ -37,6 +37,7 @@ CPUS = 'name = "a"\nmemory.size = "1GiB"\n'
 MEMORY = 'name = "a"\ncpu.vcpus = 4\n'
 MIB = ByteSize.kib(1 << 10)
 
+NAMES_OF_DEVICES = "address, id, net, block, iommu_group, sriov"
 COUNT = "a whole number from 1 to 65536"
 PATH = "a path"
 
@@ -452,3 +453,29 @@ def _put(document: Any, place: tuple[Any, ...], value: Any) -> None:
     for step in above:
         document = document[step]
     document[last] = value
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("", f"pci[0]: found none, expected one of {NAMES_OF_DEVICES}"),
+        (
+            'net = "enp3s0"\nblock = "nvme0n1"',
+            f"pci[0]: found net and block, expected one of {NAMES_OF_DEVICES}",
+        ),
+        (
+            'sriov.pf = "enp3s0"\nmanaged = false',
+            "pci[0].managed: found false, expected true: the function is made and bound",
+        ),
+        (
+            'sriov = {pf = "enp3s0", vf = "any"}',
+            "pci[0].sriov.vf: found 'any', expected \"auto\" or a whole number from 0 to 65536",
+        ),
+        ('net = "enp3s0"\nindex = 1', "pci[0].index: found 1, expected id beside it"),
+    ],
+)
+def test_a_device_has_one_name(table: str, said: str) -> None:
+    """None says nothing, two could mean two devices."""
+    with pytest.raises(SpecError) as caught:
+        parse_vm(f"{LEAST}[[pci]]\n{table}", folder=Path("/vms"))
+    assert [str(problem) for problem in caught.value.problems] == [said]

@@ -1,0 +1,125 @@
+"""Virtual functions: which one of a card is meant, and those that are yet to be made.
+
+A card makes its functions when the VM starts (``kvmhooks.isolate.sriov``), so a plan has to know
+their addresses before. They follow from the card's own by ``sriov_offset`` and ``sriov_stride``
+(``pci_iov_virtfn_bus()`` and ``pci_iov_virtfn_devfn()``, drivers/pci/iov.c). Should a card change
+these with the size of its pool, the hook finds no such device and refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from attrs import evolve
+
+from kvmhooks.errors import PlanError
+from kvmhooks.host.devices import PciDevice
+from kvmhooks.host.devices import Sriov as Card
+from kvmhooks.host.model import Host
+from kvmhooks.spec.devices import Sriov
+from kvmhooks.spec.forms import Number, PhysicalName
+from kvmhooks.spec.model import Pci, VmSpec
+from kvmhooks.values import PciAddress
+
+_IN_USE: Final = "vfio-pci"
+"""A function that has this driver may be another tool's VM's: it is the last to be chosen."""
+
+
+def choose_function(at: str, device: Pci, host: Host, taken: set[PciAddress]) -> Pci:
+    """The table with the address of its function, that of its card, and its number.
+
+    Raises ``PlanError``.
+    """
+    said = device.sriov
+    assert said is not None
+    card = _card(f"{at}.sriov.pf", said.pf, host)
+    assert card.sriov is not None
+    total = card.sriov.total_vfs or 0
+    wanted = 0 if said.vf == "auto" else said.vf + 1
+    pool = card.sriov.num_vfs or min(total, max(said.pool or 0, wanted) or total)
+    if wanted > pool or (said.pool or 0) > (card.sriov.num_vfs or total):
+        key, found = ("vf", f"{said.vf}") if wanted > pool else ("pool", str(said.pool))
+        there = f"a pool of {pool}, which cannot grow" if card.sriov.num_vfs else f"at most {total}"
+        raise PlanError(f"{at}.sriov.{key}", found, f"what {card.address} has: {there}")
+    functions = [_address(card, number) for number in range(pool)]
+    if said.vf == "auto":
+        drivers = {one.address: one.driver for one in host.pci or ()}
+        free = [one for one in functions if one not in taken]
+        if not free:
+            expected = "one more: say how many in sriov.pool of the VM that starts first"
+            raise PlanError(f"{at}.sriov.vf", f"none of {pool} that is free", expected)
+        chosen = min(free, key=lambda one: (drivers.get(one) == _IN_USE, bool(drivers.get(one))))
+    else:
+        chosen = functions[said.vf]
+    number = functions.index(chosen)
+    settled = evolve(
+        said,
+        pf=PhysicalName(str(card.address)),
+        vf=Number(number),
+        pool=max(said.pool or 0, number + 1),
+    )
+    return evolve(device, address=chosen, sriov=settled)
+
+
+def with_coming(host: Host, spec: VmSpec) -> Host:
+    """The host with the functions that will be made for a VM: they are where their cards are."""
+    there = {one.address: one for one in host.pci or ()}
+    coming = [
+        evolve(
+            there[PciAddress.parse(device.sriov.pf)], address=device.chosen, sriov=None,
+            physfn=PciAddress.parse(device.sriov.pf), net=(), block=(), driver=None,
+            iommu_group=None, iommu_group_members=(),
+        )
+        for device in spec.pci
+        if device.sriov is not None and device.address not in there
+    ]  # fmt: skip
+    return evolve(host, pci=(*(host.pci or ()), *coming)) if coming else host
+
+
+def pools_of(functions: Sequence[Sriov]) -> dict[str, int]:
+    """How many functions each card has to have, by its address."""
+    pools: dict[str, int] = {}
+    for one in functions:
+        pools[one.pf] = max(pools.get(one.pf, 0), one.pool or 0)
+    return pools
+
+
+def settings_of(function: Sriov) -> str:
+    """What a card is to let a function do, as the policy says it; empty for nothing."""
+    said = {
+        name: ("yes" if value else "no") if isinstance(value, bool) else value
+        for name in ("mac", "vlan", "trust", "spoofchk", "rate")
+        if (value := getattr(function, name)) is not None
+    }
+    words = [f"{name}={value}" for name, value in said.items()]
+    return " ".join([f"{function.pf}/{function.vf}", *words]) if words else ""
+
+
+def _card(at: str, name: str, host: Host) -> PciDevice:
+    cards = [one for one in host.pci or () if one.sriov is not None and one.sriov.total_vfs]
+    for one in cards:
+        if name in {str(one.address), *one.net}:
+            return one
+    known = ", ".join("/".join((str(one.address), *one.net)) for one in cards) or "it has none"
+    raise PlanError(at, f'"{name}"', f"a card of this host that has virtual functions: {known}")
+
+
+def _address(card: PciDevice, number: int) -> PciAddress:
+    """The address of a function, which may be on a bus after its card's."""
+    sriov = card.sriov
+    assert sriov is not None
+    if number < len(sriov.vfs):
+        return sriov.vfs[number]
+    own = card.address
+    place = (own.bus << 8) + (own.slot << 3) + own.function
+    place += _known(card, "offset", sriov) + number * _known(card, "stride", sriov)
+    return PciAddress(own.domain, place >> 8 & 0xFF, place >> 3 & 0x1F, place & 7)
+
+
+def _known(card: PciDevice, name: str, sriov: Card) -> int:
+    value = sriov.offset if name == "offset" else sriov.stride
+    if value is None:
+        at = f"/sys/bus/pci/devices/{card.address}/sriov_{name}"
+        raise PlanError("host", f"no {at}", "a kernel that tells where functions will be")
+    return value
