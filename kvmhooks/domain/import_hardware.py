@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from kvmhooks.domain.import_cpu import amount, number
+from kvmhooks.domain.import_cpu import number
 from kvmhooks.domain.reading import Reading, fits
 from kvmhooks.domain.source import Element
 from kvmhooks.spec.forms import IpAddress, Tag
@@ -350,53 +350,26 @@ def _usb(reading: Reading) -> Tables:
     return {}
 
 
-def _host_usb(reading: Reading) -> Tables:
-    said = []
-    for element in reading.root.all("devices/hostdev"):
-        vendor, product = element.find("source/vendor"), element.find("source/product")
-        if element.get("type") != "usb" or vendor is None or product is None:
-            continue
-        numbers = [(each.get("id") or "").removeprefix("0x").lower() for each in (vendor, product)]
-        reading.read(element, "mode", "type", "managed")
-        reading.read(vendor, "id")
-        reading.read(product, "id")
-        for source in element.all("source"):
-            reading.read(source)
-        said.append({"id": ":".join(numbers)})
-    return {"host_usb": said} if said else {}
+def _sound(reading: Reading) -> Tables:
+    """The card, and where it is heard; libvirt writes an ``<audio>`` without any card, too."""
+    found = _first(reading, "sound", "model", {"ich9": "ich9", "virtio": "virtio"})
+    named = None if found is None else found[0].find("audio")
+    heard = {audio.get("id"): audio for audio in reading.root.all("devices/audio")}
+    said: Tables = {} if found is None else {"model": found[1]}
+    for number_, audio in heard.items():
+        kind = audio.get("type", "")
+        is_its = found is not None and (named is None or named.get("id") == number_)
+        if is_its and kind in {"none", "spice", "pipewire", "pulseaudio", "alsa"}:
+            reading.read(audio, "id", "type")
+            said["backend"] = kind
+        elif found is None and kind in {"none", "spice"}:
+            reading.decide(audio, "devices/audio", "there is no sound card")
+    if named is not None:
+        reading.read(named, "id")
+    return {"sound": said} if said else {}
 
 
 _DEVICES: Final[tuple[Callable[[Reading], Tables], ...]] = (
     _graphics, _rng, _tpm, _watchdog, _panic, _balloon, _iommu, _vsock, _filesystems, _agent,
-    _inputs, _usb, _host_usb,
+    _inputs, _usb, _sound,
 )  # fmt: skip
-
-
-def limits(reading: Reading) -> Tables:
-    """``[tuning]``: shares, and limits on memory."""
-    root = reading.root
-    said: Tables = {}
-    shares = root.find("cputune/shares")
-    if shares is not None:
-        reading.read(shares)
-        said["shares"] = number(shares.text, shares.path)
-    kinds = {"": "vcpus", "global_": "total", "emulator_": "emulator", "iothread_": "iothreads"}
-    for prefix, key in kinds.items():
-        for what in ("period", "quota"):
-            element = root.find(f"cputune/{prefix}{what}")
-            if element is None:
-                continue
-            if element.text.strip().startswith("-"):
-                reading.decide(element, element.path, "no limit, as by default")
-            else:
-                reading.read(element)
-                said.setdefault(key, {})[what] = number(element.text, element.path)
-    names = {"hard_limit": "hard", "soft_limit": "soft", "swap_hard_limit": "swap"}
-    for tag, key in names.items():
-        element = root.find(f"memtune/{tag}")
-        if element is not None:
-            reading.find("memtune")
-            reading.read(element, "unit")
-            size = amount(element, element.text.strip(), element.get("unit") or "KiB")
-            said.setdefault("memory", {})[key] = str(ByteSize(size // 1024 * 1024))
-    return {"tuning": said} if said else {}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from kvmhooks.domain.import_cpu import number
 from kvmhooks.domain.reading import Reading, fits
+from kvmhooks.domain.source import Element
 from kvmhooks.errors import Problem, SpecError
 from kvmhooks.isolate.policy import NAMESPACE
 from kvmhooks.spec.model import MachineType, Uuid, VmName
 
 Tables = dict[str, Any]
 
+_SEV_ES: Final = 1 << 2
 _ACCELERATORS: Final = {"kvm": "kvm", "qemu": "tcg"}
 
 
@@ -73,6 +76,11 @@ def boot(reading: Reading) -> Tables:
     if loader is not None and loader.get("type", "rom") == "rom" and loader.text.strip():
         reading.read(loader, "type", "readonly")
         said["firmware"] = loader.text
+    said |= _uefi(reading, loader)
+    menu = reading.root.find("os/bootmenu")
+    if menu is not None and menu.get("enable") in {"yes", "no"}:
+        reading.read(menu, "enable")
+        said["menu"] = menu.get("enable") == "yes"
     for key in ("kernel", "initrd"):
         text = reading.whole(f"os/{key}")
         if text:
@@ -86,6 +94,71 @@ def boot(reading: Reading) -> Tables:
         elif element.get("dev") == "hd":
             reading.decide(element, "os/boot", "disks are tried in their order")
     return {"boot": said} if said else {}
+
+
+def _uefi(reading: Reading, loader: Element | None) -> Tables:
+    """OVMF: its code and the VM's own variables, or libvirt's choice of both.
+
+    Secure boot needs the guest to be kept from the firmware's memory: ``<smm>``.
+    """
+    chosen = reading.root.find("os")
+    is_auto = chosen is not None and chosen.get("firmware") == "efi"
+    if not is_auto and (loader is None or loader.get("type") != "pflash"):
+        return {}
+    said: Tables = {"firmware": "uefi"}
+    if chosen is not None and is_auto:
+        reading.read(chosen, "firmware")
+    if loader is not None:
+        reading.read(loader, "type", "readonly", "secure")
+        if loader.text.strip():
+            said["code"] = loader.text
+    store = reading.root.find("os/nvram")
+    if store is not None:
+        reading.read(store, "template")
+        named = {"variables": store.text.strip(), "template": store.get("template")}
+        said |= {key: text for key, text in named.items() if text}
+    if _is_secure(reading, loader):
+        said["secure_boot"] = True
+        reading.expect(reading.root.find("features/smm"), {"state": "on"})
+    return said
+
+
+def _is_secure(reading: Reading, loader: Element | None) -> bool:
+    """Whether only what is signed is started: said of the loader, or of libvirt's choice."""
+    is_secure = loader is not None and loader.get("secure") == "yes"
+    for feature in reading.root.all("os/firmware/feature"):
+        if feature.get("name") == "secure-boot" and feature.get("enabled") in {"yes", "no"}:
+            reading.find("os/firmware")
+            reading.read(feature, "name", "enabled")
+            is_secure = feature.get("enabled") == "yes"
+    return is_secure
+
+
+def security(reading: Reading) -> Tables:
+    """``[security]``: how the guest's memory is encrypted.
+
+    SEV-ES is SEV with bit 2 of its policy (AMD's «SEV API», guest policy).
+    """
+    element = reading.root.find("launchSecurity")
+    kind = None if element is None else element.get("type")
+    if element is None or kind not in {"sev", "sev-snp", "tdx"}:
+        return {}
+    reading.read(element, "type")
+    said: Tables = {"type": kind}
+    policy = reading.text("launchSecurity/policy") or ""
+    if re.fullmatch(r"(0x)?[0-9a-fA-F]{1,16}", policy):
+        value = int(policy, 0 if policy[:2] == "0x" else 10)
+        said["policy"] = f"{value:#x}"
+        if kind == "sev" and value & _SEV_ES:
+            said["type"] = "sev-es"
+    if element.get("kernelHashes") in {"yes", "no"}:
+        reading.read(element, "kernelHashes")
+        said["kernel_hashes"] = element.get("kernelHashes") == "yes"
+    for tag, key in (("cbitpos", "cbitpos"), ("reducedPhysBits", "reduced_phys_bits")):
+        text = reading.text(f"launchSecurity/{tag}")
+        if text is not None:
+            said[key] = number(text, f"launchSecurity/{tag}")
+    return {"security": said}
 
 
 def isolation(reading: Reading) -> Tables:
@@ -102,7 +175,12 @@ def isolation(reading: Reading) -> Tables:
         for name in ("exclusive", "strict"):
             if child.get(name) == "yes":
                 said[name] = True
-    return {"isolation": said} if said else {}
+    tables: Tables = {"isolation": said} if said else {}
+    if child is not None and child.get("siblings") in {"idle", "share"}:
+        reading.read(child, "siblings")
+        if child.get("siblings") == "idle":
+            tables["cpu"] = {"smt": "isolate"}
+    return tables
 
 
 def constants(reading: Reading) -> Tables:

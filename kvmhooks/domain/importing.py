@@ -13,7 +13,14 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from kvmhooks.domain import import_cpu, import_devices, import_hardware, import_machine
+from kvmhooks.domain import (
+    import_cpu,
+    import_devices,
+    import_hardware,
+    import_machine,
+    import_passthrough,
+    import_tuning,
+)
 from kvmhooks.domain.reading import Left, Reading
 from kvmhooks.domain.source import Source, parse
 from kvmhooks.domain.toml import to_toml
@@ -38,7 +45,9 @@ CONCERNS: Final[tuple[Callable[[Reading], Tables], ...]] = (
     import_devices.console,
     import_hardware.clock,
     import_hardware.devices,
-    import_hardware.limits,
+    import_passthrough.devices,
+    import_tuning.tuning,
+    import_machine.security,
     import_machine.constants,
     import_devices.others,
 )

@@ -23,6 +23,7 @@ from kvmhooks.host.model import Host
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.placement import Plan, plan
 from kvmhooks.spec.model import CpuModel, VmSpec
+from kvmhooks.spec.security import Security
 
 Step = Callable[[Situation], None]
 
@@ -109,6 +110,8 @@ def _plan_whole(spec: VmSpec, editor: Editor, host: Host, claims: Sequence[Claim
     """The plan of the VM with all that it has and the CPU that it will have, on any accelerator."""
     root = editor.source.root
     spec = attrs.evolve(spec, machine=attrs.evolve(spec.machine, accel="auto"))
+    if root.find("launchSecurity") is not None:
+        spec = attrs.evolve(spec, security=Security())  # its own word, in both renderings
     if root.get("type") == "kvm" and tune_cpu.names_no_model(root.find("cpu")):
         spec = attrs.evolve(spec, cpu=attrs.evolve(spec.cpu, model=CpuModel("host")))
     return plan(_with_cells(spec, editor), host, claims)

@@ -14,6 +14,7 @@ from kvmhooks.domain.situation import Situation
 from kvmhooks.domain.source import Element
 from kvmhooks.placement.iothreads import count_for
 from kvmhooks.spec.model import Disk, VmSpec
+from kvmhooks.spec.security import Security
 
 MAX_QUEUES: Final = 8
 """Each queue of an interface is a vhost thread on the host; more than this rarely pays."""
@@ -67,10 +68,12 @@ def iothreads_of(root: Element) -> set[int]:
 def with_iothreads(spec: VmSpec, ids: Iterable[int]) -> VmSpec:
     """A spec as far as the place of its VM depends on it: with these iothreads, for any host.
 
-    Where its disks are, and with which accelerator it runs elsewhere, is of no matter here.
+    Where its disks are, with which accelerator it runs elsewhere and how its memory is encrypted
+    there is of no matter here.
     """
     disks = tuple(Disk(path=Path("/dev/null"), iothread=number) for number in sorted(ids))
-    return attrs.evolve(spec, disk=disks, machine=attrs.evolve(spec.machine, accel="auto"))
+    machine = attrs.evolve(spec.machine, accel="auto")
+    return attrs.evolve(spec, disk=disks, machine=machine, security=Security())
 
 
 def _without_iothread(situation: Situation) -> Iterator[Element]:

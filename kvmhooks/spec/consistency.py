@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
 
 from kvmhooks.errors import Problem
 from kvmhooks.spec.agreement import disagreements
@@ -13,11 +16,16 @@ from kvmhooks.values import CpuSet, union
 
 _NAMES: Final = ("address", "id", "net", "block", "iommu_group", "sriov")
 """What a device of the host can be named by."""
+_FOLDERS: Final = {"memory.path"}
+_SHARED: Final = {"filesystem"}
+"""Of these the root may be the path."""
+
 _ANY_NAME: Final = ", ".join(_NAMES)
 
 
 def inconsistencies(spec: VmSpec) -> Iterator[Problem]:
     """Yield what is wrong with a spec whose every value is well-formed."""
+    yield from _files(spec, "")
     yield from _topology(spec)
     yield from _placement(spec)
     yield from _memory(spec)
@@ -26,6 +34,21 @@ def inconsistencies(spec: VmSpec) -> Iterator[Problem]:
     yield from _boot(spec)
     yield from _isolation(spec)
     yield from disagreements(spec)
+
+
+def _files(value: Any, at: str) -> Iterator[Problem]:
+    """Tell of the root where a file is meant: libvirt's schema has no such file (absFilePath)."""
+    if isinstance(value, Path):
+        if value == Path("/") and at not in _FOLDERS:
+            yield Problem(at, repr(str(value)), "the path of a file")
+    elif isinstance(value, tuple):
+        for index, one in enumerate(value):
+            yield from _files(one, f"{at}[{index}]")
+    elif attrs.has(type(value)):
+        for field in attrs.fields(type(value)):
+            inner = f"{at}.{field.name}" if at else field.name
+            if inner.partition("[")[0] not in _SHARED:
+                yield from _files(getattr(value, field.name), inner)
 
 
 def _topology(spec: VmSpec) -> Iterator[Problem]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 
 from kvmhooks.cli.main import main
 from kvmhooks.domain.importing import read_domain
 from kvmhooks.errors import InputError
 from kvmhooks.spec import load_vm
+from kvmhooks.spec.forms import Priority, Weight
+from kvmhooks.spec.tuning import Io, IoDevice, Threads
+from kvmhooks.values import ByteSize, PciAddress
 
 DESKTOP = """
 <domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -163,3 +168,121 @@ def test_what_is_no_vm_of_ours_is_refused(document: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         read_domain(document, "vm.xml")
     assert message in str(caught.value)
+
+
+BARE = """<domain type='kvm'><name>a</name><memory unit='MiB'>512</memory><vcpu>2</vcpu>
+<os><type arch='x86_64' machine='q35'>hvm</type>{os}</os>
+<features><acpi/><apic/>{features}</features><clock offset='utc'/>
+<devices>{devices}</devices>{rest}</domain>"""
+
+WORDS = [
+    (
+        {
+            "os": "<loader readonly='yes' secure='yes' type='pflash'>/code</loader>"
+            "<nvram template='/template'>/vars</nvram><bootmenu enable='yes'/>",
+            "features": "<smm state='on'/>",
+        },
+        "boot",
+        {
+            "firmware": "uefi",
+            "code": Path("/code"),
+            "variables": Path("/vars"),
+            "template": Path("/template"),
+            "secure_boot": True,
+            "menu": True,
+        },
+    ),
+    (
+        {
+            "devices": "<hostdev mode='subsystem' type='pci' managed='yes'><driver name='vfio'/>"
+            "<source><address domain='0x0000' bus='0x65' slot='0x00' function='0x1'/></source>"
+            "<rom bar='off' file='/rom'/></hostdev>"
+            "<hostdev mode='subsystem' type='pci'>"
+            "<source><address bus='0x66' slot='0x1f' function='0x0'/></source></hostdev>"
+        },
+        "pci",
+        (
+            {
+                "address": PciAddress.parse("0000:65:00.1"),
+                "managed": True,
+                "rom": Path("/rom"),
+                "rom_bar": False,
+            },
+            {"address": PciAddress.parse("0000:66:1f.0"), "managed": False},
+        ),
+    ),
+    (
+        {
+            "devices": "<hostdev mode='subsystem' type='mdev' model='vfio-pci' display='on'>"
+            "<source><address uuid='C2177883-f1bb-47f0-914d-32a22e3a8804'/></source></hostdev>"
+        },
+        "mdev",
+        ({"uuid": "c2177883-f1bb-47f0-914d-32a22e3a8804", "display": True},),
+    ),
+    (
+        {
+            "devices": "<sound model='ich9'><audio id='7'/></sound>"
+            "<audio id='7' type='pulseaudio'/><audio id='1' type='none'/>"
+        },
+        "sound",
+        {"model": "ich9", "backend": "pulseaudio"},
+    ),
+    (
+        {
+            "rest": "<launchSecurity type='sev' kernelHashes='yes'><cbitpos>47</cbitpos>"
+            "<reducedPhysBits>1</reducedPhysBits><policy>0x0007</policy></launchSecurity>"
+        },
+        "security",
+        {"type": "sev-es", "policy": "0x7", "kernel_hashes": True, "cbitpos": 47},
+    ),
+    (
+        {
+            "rest": "<cputune><vcpusched vcpus='0-1' scheduler='fifo' priority='3'/>"
+            "<emulatorsched scheduler='batch'/></cputune>"
+        },
+        "tuning",
+        {
+            "vcpus": Threads(scheduler="fifo", priority=Priority(3)),
+            "emulator": Threads(scheduler="batch"),
+        },
+    ),
+    (
+        {
+            "rest": "<blkiotune><weight>200</weight><device><path>/dev/sda</path>"
+            "<read_bytes_sec>1048576</read_bytes_sec></device></blkiotune>"
+        },
+        "tuning",
+        {
+            "io": Io(
+                weight=Weight(200),
+                device=(IoDevice(path=Path("/dev/sda"), read_bytes=ByteSize(1 << 20)),),
+            )
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("said", "table", "expected"), WORDS, ids=range(len(WORDS)))
+def test_what_a_domain_says_has_its_word(said: dict[str, str], table: str, expected: Any) -> None:
+    """Firmware, devices of the host, sound, encryption and scheduling are said as vm.toml says
+    them, and all else of the table is as by default."""
+    places = dict.fromkeys(("os", "features", "devices", "rest"), "")
+    plain = read_domain(BARE.format(**places))
+    read = read_domain(BARE.format(**{**places, **said}))
+    told = {left.at for left in read.unexpressed} - {left.at for left in plain.unexpressed}
+    assert told <= {"devices/audio[2]"}
+    found = getattr(read.spec, table)
+    if isinstance(expected, tuple):
+        assert found == tuple(
+            type(one)(**words) for one, words in zip(found, expected, strict=True)
+        )
+    else:
+        assert found == attrs.evolve(getattr(plain.spec, table), **expected)
+
+
+def test_a_class_of_some_vcpus_has_no_word() -> None:
+    """vm.toml has one for all of them: what cannot be said is told."""
+    rest = "<cputune><vcpusched vcpus='1' scheduler='fifo' priority='3'/></cputune>"
+    read = read_domain(BARE.format(os="", features="", devices="", rest=rest))
+    assert "cputune/vcpusched" in {left.at for left in read.unexpressed}
+    assert read.spec.tuning.vcpus == Threads()
