@@ -1,0 +1,101 @@
+"""Devices that a guest has for its life, on a real kernel: bound, given back, refused."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from . import isolated
+
+if TYPE_CHECKING:
+    from .lab import Lab
+    from .snapshot import Snapshot
+
+pytestmark = pytest.mark.slow
+"""Not run yet: until it has passed here, the model of the kernel is all that has."""
+
+CPUS = (6, 7)
+CARD, WIRE = "0000:21:00.0", "0000:41:00.0"
+PCI = "/sys/bus/pci/devices"
+
+
+def policy(said: str) -> str:
+    """A guest that owns its CPUs and whose devices are ours to bind."""
+    devices = f'<kvmhooks:devices managed="yes" {said}/>'
+    return isolated.POLICY.replace("</kvmhooks:vm>", f"{devices}</kvmhooks:vm>")
+
+
+def define(lab: Lab, name: str, address: str, said: str = "") -> str:
+    """The file of a guest with one device that libvirt does not manage."""
+    domain, bus, rest = address.split(":")
+    slot, _, function = rest.partition(".")
+    hostdev = (
+        "<hostdev mode='subsystem' type='pci' managed='no'><source>"
+        f"<address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/>"
+        "</source></hostdev></devices>"
+    )
+    text = isolated.owning(name, CPUS, policy=policy(said)).replace("</devices>", hostdev)
+    path = f"/root/{name}.xml"
+    lab.put(path, text)
+    return path
+
+
+def driver_of(lab: Lab, address: str) -> str:
+    """The driver of a device; empty for none."""
+    return lab.run(f"basename $(readlink {PCI}/{address}/driver)").stdout.strip()
+
+
+def left(lab: Lab, before: Snapshot) -> list[str]:
+    """What of the devices is not as it was, once it has had time to settle."""
+    for _ in range(5):
+        time.sleep(1)
+        found = [line for line in before.diff(lab.snapshot()) if line.startswith("pci device")]
+        held = lab.output("kvmhooks status")
+        if not found and held == "nothing is held":
+            return []
+    return [*found, held]
+
+
+@pytest.mark.parametrize("ending", ["destroy", "kill -9"])
+def test_a_guest_has_a_device_of_the_host(lab: Lab, ending: str) -> None:
+    """A plain virtio function goes to vfio-pci and back to its driver, however the guest ends."""
+    before, driver = lab.snapshot(), driver_of(lab, WIRE)
+    lab.output(f"virsh -q create {define(lab, 'a', WIRE)}", seconds=180)
+    assert driver_of(lab, WIRE) == "vfio-pci"
+    if ending == "destroy":
+        isolated.stop(lab, "a")
+    else:
+        lab.output("kill -9 $(cat /run/libvirt/qemu/a.pid)")
+        lab.output("while virsh -q domstate a; do sleep 0.5; done 2>/dev/null; true", seconds=60)
+    assert left(lab, before) == []
+    assert driver_of(lab, WIRE) == driver
+
+
+def test_a_card_makes_a_function_for_a_guest(lab: Lab) -> None:
+    """The igb's functions are made without a driver, the first goes to the guest, and all go."""
+    lab.output(f"ip link set $(ls {PCI}/{CARD}/net) up")
+    offset = int(lab.output(f"cat {PCI}/{CARD}/sriov_offset"))
+    place = (0x21 << 8) + offset
+    first = f"0000:{place >> 8:02x}:{place >> 3 & 31:02x}.{place & 7}"
+    before = lab.snapshot()
+    said = f'pools="{CARD}=2"'
+    lab.output(f"virsh -q create {define(lab, 'a', first, said)}", seconds=180)
+    assert lab.output(f"cat {PCI}/{CARD}/sriov_numvfs") == "2"
+    assert driver_of(lab, first) == "vfio-pci"
+    isolated.stop(lab, "a")
+    assert lab.output(f"cat {PCI}/{CARD}/sriov_numvfs") == "0"
+    assert left(lab, before) == []
+
+
+def test_a_card_that_carries_the_default_route_is_refused(lab: Lab) -> None:
+    """libvirt shows the reason with the file that says so, and nothing was changed."""
+    name = lab.output(f"ls {PCI}/{CARD}/net")
+    lab.output(f"ip link set {name} up; ip address add 10.88.0.1/24 dev {name}; "
+               f"ip route add default via 10.88.0.2 dev {name}")  # fmt: skip
+    before = lab.snapshot()
+    failed = lab.run(f"virsh -q create {define(lab, 'a', CARD)}", seconds=180)
+    assert failed.exit_code != 0
+    assert f"{name} carries the default route [/proc/net/route]" in failed.stderr
+    assert left(lab, before) == []
