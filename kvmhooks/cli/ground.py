@@ -24,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--claims", metavar="FILE", help="what other VMs hold, instead of what is live")
     add("--qemu", metavar="VERSION", type=_version, help="plan for this QEMU")
     add("--libvirt", metavar="VERSION", type=_version, help="and for this libvirt; 0: for none")
+    add("--capabilities", metavar="FILE", help="what `virsh domcapabilities` says there")
 
 
 def read_ground(
@@ -89,4 +90,10 @@ def target_of(arguments: argparse.Namespace, spec: VmSpec, *, has_libvirt: bool)
         target = attrs.evolve(OLDEST, qemu=arguments.qemu or OLDEST.qemu)
     if not has_libvirt:
         return attrs.evolve(target, libvirt=None)
-    return attrs.evolve(target, libvirt=arguments.libvirt or target.libvirt)
+    domain = None
+    if arguments.capabilities is not None:
+        from kvmhooks.cli.documents import read_document
+        from kvmhooks.live.domain_capabilities import told_by
+
+        domain = told_by(read_document(arguments.capabilities), arguments.capabilities)
+    return attrs.evolve(target, libvirt=arguments.libvirt or target.libvirt, domain=domain)

@@ -26,6 +26,9 @@ from kvmhooks.placement.target import (
     READONLY_VIRTIOFS,
     RUN_WITH_USER,
     SOUND_VIRTIO,
+    SPICE,
+    TPM,
+    VIRTIOFS,
     WATCHDOG_ITCO,
     Gate,
     Target,
@@ -139,6 +142,9 @@ def _require(spec: VmSpec, wishes: Wishes) -> None:
         (spec.sound.backend == "pipewire", PIPEWIRE, "sound.backend", '"pipewire"'),
         (spec.watchdog.model == "itco", WATCHDOG_ITCO, "watchdog.model", '"itco"'),
         (readonly, READONLY_VIRTIOFS, "filesystem.readonly", "true"),
+        (bool(spec.filesystem), VIRTIOFS, "filesystem", "a shared folder"),
+        (spec.tpm.model != "none", TPM, "tpm.model", f'"{spec.tpm.model}"'),
+        (spec.graphics.type == "spice", SPICE, "graphics.type", '"spice"'),
     )
     for is_asked, gate, at, found in asked:
         if is_asked:

@@ -30,6 +30,8 @@ class Target:
     """None: libvirt has no part in it."""
     told: frozenset[str] | None = None
     """QEMU's types and, as ``device.option``, options; None: only its version is known."""
+    domain: frozenset[str] | None = None
+    """What libvirt's domain capabilities list (``live.domain_capabilities``); None: not asked."""
     io_uring: bool = False
     """Whether QEMU can do I/O with io_uring, and the kernel lets it."""
     vhost_net: bool | None = None
@@ -50,6 +52,8 @@ class Gate:
     """None: no libvirt has an element for it."""
     told: str | None = None
     """What QEMU tells when it has it."""
+    domain: str | None = None
+    """What libvirt's domain capabilities list when it has it."""
 
     def lacking(self, target: Target) -> str | None:
         """What the target lacks for it, as a sentence; None where it has all."""
@@ -58,12 +62,17 @@ class Gate:
         if not has:
             since, this = version_text(self.qemu), version_text(target.qemu)
             return f"{self.name} is in QEMU since {since}, this is {this}"
-        if target.libvirt is None:
-            return None
+        return None if target.libvirt is None else self._libvirt_lacks(target, target.libvirt)
+
+    def _libvirt_lacks(self, target: Target, version: Version) -> str | None:
         if self.libvirt is None:
             return f"libvirt has no element for {self.name}"
-        if target.libvirt < self.libvirt:
-            since, this = version_text(self.libvirt), version_text(target.libvirt)
+        told = target.domain or ()
+        if self.domain is not None and f"{self.domain.partition('=')[0]}?" in told:
+            has = self.domain in told
+            return None if has else f"libvirt's domain capabilities lack it here: {self.name}"
+        if version < self.libvirt:
+            since, this = version_text(self.libvirt), version_text(version)
             return f"{self.name} is in libvirt since {since}, this is {this}"
         return None
 
@@ -77,20 +86,36 @@ SCSI_IOTHREADS: Final = Gate(
 )
 EMULATED_NVME: Final = Gate("an emulated NVMe disk", OLDEST_QEMU, (11, 5))
 MODEL_VERSIONS: Final = Gate("a CPU model with its version", OLDEST_QEMU, (10, 10))
-PANIC_PCI: Final = Gate("pvpanic-pci", OLDEST_QEMU, (9, 1))
+PANIC_PCI: Final = Gate("pvpanic-pci", OLDEST_QEMU, (9, 1), domain="devices/panic/model=pvpanic")
 WATCHDOG_ITCO: Final = Gate("a working iTCO watchdog", OLDEST_QEMU, (9, 1))
 SOUND_VIRTIO: Final = Gate("virtio-sound", (8, 2), (10, 4), "virtio-sound-pci")
 PIPEWIRE: Final = Gate("sound through PipeWire", (8, 1), (9, 10))
 READONLY_VIRTIOFS: Final = Gate("virtiofs for reading only", OLDEST_QEMU, (11, 0))
 MICROVM: Final = Gate("microvm", OLDEST_QEMU, None)
-SEV: Final = Gate("SEV", OLDEST_QEMU, OLDEST_LIBVIRT, "sev-guest")
-SEV_SNP: Final = Gate("SEV-SNP", (9, 1), (10, 5), "sev-snp-guest")
-TDX: Final = Gate("TDX", (10, 1), (11, 10), "tdx-guest")
+SEV: Final = Gate("SEV", OLDEST_QEMU, OLDEST_LIBVIRT, "sev-guest", "features/sev")
+_SECTYPE: Final = "features/launchSecurity/sectype"
+SEV_SNP: Final = Gate("SEV-SNP", (9, 1), (10, 5), "sev-snp-guest", f"{_SECTYPE}=sev-snp")
+TDX: Final = Gate("TDX", (10, 1), (11, 10), "tdx-guest", f"{_SECTYPE}=tdx")
 """libvirt's news name it first for 11.10, as something that is there already."""
+TPM: Final = Gate(
+    "a TPM's emulator (swtpm)",
+    OLDEST_QEMU,
+    OLDEST_LIBVIRT,
+    domain="devices/tpm/backendModel=emulator",
+)
+VIRTIOFS: Final = Gate(
+    "virtiofs", OLDEST_QEMU, OLDEST_LIBVIRT, domain="devices/filesystem/driverType=virtiofs"
+)
+SPICE: Final = Gate("SPICE", OLDEST_QEMU, OLDEST_LIBVIRT, domain="devices/graphics/type=spice")
 RUN_WITH_USER: Final = Gate("-run-with user", (9, 1), OLDEST_LIBVIRT)
 
 HYPERV: Final[dict[str, Gate]] = {
-    name: Gate(f"Hyper-V's {name}", OLDEST_QEMU, since)
+    name: Gate(
+        f"Hyper-V's {name}",
+        OLDEST_QEMU,
+        since,
+        domain=None if "-" in name else f"features/hyperv/features={name}",
+    )
     for since, names in {
         OLDEST_LIBVIRT: (
             *("relaxed", "vapic", "spinlocks", "vpindex", "runtime", "synic", "stimer"),
@@ -102,7 +127,8 @@ HYPERV: Final[dict[str, Gate]] = {
     }.items()
     for name in names
 }
-"""By libvirt's names; QEMU 7.2 has all (docs/system/i386/hyperv.rst)."""
+"""By libvirt's names; QEMU 7.2 has all (docs/system/i386/hyperv.rst). One with a hyphen is a part
+of another's element, which the domain capabilities do not list."""
 
 
 @define

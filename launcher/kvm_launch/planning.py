@@ -58,4 +58,11 @@ def target_of(spec: VmSpec, arguments: argparse.Namespace) -> Target:
         return OLDEST if has_libvirt else attrs.evolve(OLDEST, libvirt=None)
     from kvmhooks.live.target import target_for
 
-    return target_for(spec, has_libvirt=has_libvirt)
+    target = target_for(spec, has_libvirt=has_libvirt)
+    if arguments.libvirt is None:
+        return target
+    from kvmhooks.live.domain_capabilities import ask
+    from kvmhooks.live.libvirt import connected
+
+    with connected(arguments.libvirt) as connection:
+        return attrs.evolve(target, domain=ask(connection, spec))

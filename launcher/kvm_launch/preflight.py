@@ -17,17 +17,20 @@ PCI_DEVICES = Path("/sys/bus/pci/devices")
 KVM = Path("/dev/kvm")
 
 
-def check(spec: VmSpec, user: User | None = None, *, binds: bool = False) -> None:
+def check(
+    spec: VmSpec, user: User | None = None, *, has_libvirt: bool = False, binds: bool = False
+) -> None:
     """Raise ``SpecError`` with everything that is missing, or that ``user`` may not open.
 
-    ``binds`` says whether the devices that are managed will be bound to ``vfio-pci``.
+    libvirt starts the programs that a device needs. ``binds`` says whether the devices that are
+    managed will be bound to ``vfio-pci``.
     """
     files = tuple(_files(spec)) if user is None else problems_of(user, lambda: _files(spec))
     problems = (
         *files,
         *_interfaces(spec),
         *_owners(spec, user),
-        *_helpers(spec),
+        *(() if has_libvirt else _helpers(spec)),
         *_devices(spec, binds=binds),
     )
     if problems:

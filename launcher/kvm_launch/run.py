@@ -42,9 +42,10 @@ def run(
     claims: list[Claim] = []
     if arguments.host is None:
         # libvirt gives its user the files that a VM needs.
-        user = user_of(spec) if arguments.libvirt is None else None
-        binds = arguments.libvirt is not None or not unable(keeper.door)
-        preflight.check(spec, user, binds=binds)
+        has_libvirt = arguments.libvirt is not None
+        user = None if has_libvirt else user_of(spec)
+        binds = has_libvirt or not unable(keeper.door)
+        preflight.check(spec, user, has_libvirt=has_libvirt, binds=binds)
         images.check(spec)
         seed.check(spec)
         choice = accel.choose(spec, host, emulator.find(spec), base_of(arguments.run_dir))

@@ -23,7 +23,7 @@ Fields = Mapping[str, str]
 FOR_PEOPLE: Final[Fields] = {
     "Hardware": "left_out target",
     "Plan": "gap optimal score warnings why",
-    "Target": "io_uring libvirt qemu told vhost_net",
+    "Target": "domain io_uring libvirt qemu told vhost_net",
 }
 """Reasons, and what was planned for."""
 

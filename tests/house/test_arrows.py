@@ -25,7 +25,10 @@ BELOW = {
     "placement": {"errors", "values", "wording", "isolate", "host", "spec"},
     "render": {"errors", "values", "wording", "isolate", "host", "spec", "placement"},
     "domain": {"errors", "values", "wording", "isolate", "host", "spec", "placement", "render"},
-    "live": {"errors", "values", "wording", "isolate", "host", "spec", "placement", "render"},
+    "live": {
+        *("errors", "values", "wording", "isolate", "host", "spec", "placement", "render"),
+        "domain",
+    },
 }
 """Room: what it may import of kvmhooks, itself aside."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from lxml import etree
 
 from kvmhooks.domain.tune import tune
 from kvmhooks.host import read
+from kvmhooks.live.domain_capabilities import told_by
 from kvmhooks.values import CpuSet
 from tests.fakehost import LARGE_SERVER, write_host
 from tests.integration.components import QEMU, ROOT, Launcher, processes_of
@@ -35,6 +37,21 @@ def test_the_same_file_runs_in_libvirt(launcher: Launcher, guest: Path, libvirtd
     assert virsh(libvirtd, "list", "--all", "--name").split() == ["quickstart"]
     virsh(libvirtd, "undefine", "quickstart")
     assert processes_of("quickstart") == []
+
+
+def test_libvirt_is_asked_what_it_can_do(launcher: Launcher, libvirtd: str) -> None:
+    """A TPM is refused before anything is defined where libvirt finds no swtpm."""
+    capabilities = launcher.base / "capabilities.xml"
+    capabilities.write_text(virsh(libvirtd, "domcapabilities", "--machine", "q35"))
+    has_swtpm = "devices/tpm/backendModel=emulator" in told_by(capabilities.read_bytes())
+    assert has_swtpm == (shutil.which("swtpm") is not None)
+    vm = launcher.vm("trusted", "[tpm]\nmodel = 'crb'")
+    ran = launcher.run(f"--libvirt={libvirtd}", "--timeout", "0.5", vm)
+    assert ran.returncode == (3 if has_swtpm else 1), ran.stdout + ran.stderr
+    assert has_swtpm or 'tpm.model: found "crb", expected something else' in ran.stderr
+    if has_swtpm:
+        virsh(libvirtd, "undefine", "trusted")
+    assert virsh(libvirtd, "list", "--all", "--name").split() == []
 
 
 def test_pins_in_libvirt_are_those_of_the_plan(launcher: Launcher, libvirtd: str) -> None:
