@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from .lab import Lab
     from .snapshot import Snapshot
 
-pytestmark = pytest.mark.slow
-"""Not run yet: until it has passed here, the model of the kernel is all that has."""
+pytestmark = pytest.mark.variants("default", "backports")
 
 CPUS = (6, 7)
 CARD, WIRE = "0000:21:00.0", "0000:41:00.0"
@@ -93,7 +92,7 @@ def test_a_card_that_carries_the_default_route_is_refused(lab: Lab) -> None:
     """libvirt shows the reason with the file that says so, and nothing was changed."""
     name = lab.output(f"ls {PCI}/{CARD}/net")
     lab.output(f"ip link set {name} up; ip address add 10.88.0.1/24 dev {name}; "
-               f"ip route add default via 10.88.0.2 dev {name}")  # fmt: skip
+               f"ip route add default via 10.88.0.2 dev {name} metric 5000")  # fmt: skip
     before = lab.snapshot()
     failed = lab.run(f"virsh -q create {define(lab, 'a', CARD)}", seconds=180)
     assert failed.exit_code != 0
