@@ -39,7 +39,7 @@ def inconsistencies(spec: VmSpec) -> Iterator[Problem]:
 def _files(value: Any, at: str) -> Iterator[Problem]:
     """Tell of the root where a file is meant: libvirt's schema has no such file (absFilePath)."""
     if isinstance(value, Path):
-        if value == Path("/") and at not in _FOLDERS:
+        if value == value.parent and at not in _FOLDERS:
             yield Problem(at, repr(str(value)), "the path of a file")
     elif isinstance(value, tuple):
         for index, one in enumerate(value):

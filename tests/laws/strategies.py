@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import string
 from functools import cache
 from itertools import product
@@ -49,7 +50,10 @@ _interfaces = st.text(_LETTERS + "_.-", min_size=1, max_size=15)
 _lines = st.text(
     st.characters(codec="utf-8", exclude_categories=("C", "Z"), include_characters=" "), max_size=30
 )
-_paths = st.text(_LETTERS + "/._- ,=é", min_size=1, max_size=20)
+_paths = st.text(_LETTERS + "/._- ,=é", min_size=1, max_size=20).filter(
+    lambda path: Path(os.path.normpath(Path("/vms", path))).name != ""
+)
+"""Of files, so not the root."""
 _hex = st.text("0123456789abcdef", min_size=32, max_size=32)
 _uuids = _hex.map(lambda h: f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}")
 _macs = st.builds(
