@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from kvm_launch.outlive import outlive_terminals
 from kvmhooks.errors import UsageError
 from kvmhooks.exits import exit_code_of
 from kvmhooks.version import VERSION
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
 
 
 def _interruptible(arguments: argparse.Namespace, door: Door | None) -> int:
+    outlive_terminals()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN or number is not signal.SIGHUP:
             signal.signal(number, signal.default_int_handler)

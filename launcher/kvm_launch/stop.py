@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -27,7 +26,6 @@ class Stop:
         self._seconds = seconds
         self._grace = grace
         self._asked: asyncio.Queue[str] = asyncio.Queue()
-        self._terminals: list[int] = []
         self.was_asked = False
         """Whether the VM was asked to stop: it did not end by itself."""
 
@@ -39,7 +37,6 @@ class Stop:
         is put back.
         """
         loop = asyncio.get_running_loop()
-        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         before = {number: signal.getsignal(number) for number in SIGNALS}
         for number in SIGNALS:
             loop.add_signal_handler(number, self._ask, number)
@@ -51,8 +48,6 @@ class Stop:
                 signal.signal(number, handler)
 
     def _ask(self, number: signal.Signals) -> None:
-        if number is signal.SIGHUP:
-            _leave(self._terminals)
         self._asked.put_nowait(number.name)
 
     async def escalate(
@@ -95,11 +90,3 @@ class Stop:
             return asked.result()
         asked.cancel()
         return None
-
-
-def _leave(terminals: Iterable[int]) -> None:
-    """Write nowhere instead of to a terminal that is gone, where every write would fail (EIO)."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in terminals:
-        os.dup2(null, descriptor)
-    os.close(null)
