@@ -129,18 +129,9 @@ def plan_on(
     check_devices(spec, host, ground.holdings)
     accel, why_accel = _accelerator(spec, host)
     found = place(spec, ground, effort=effort, present=present)
-    choice, pins, ways = found.choice, found.pins, found.ways
-    cells = _cells(choice)
+    settled = _settle(spec, ground, found)
+    choice, pins, cells, others = settled.choice, settled.pins, settled.cells, settled.others
     request = choice.request
-    placed = Placed(
-        vcpus=pins.vcpus,
-        threads=request.threads,
-        page_kib=request.page_kib,
-        cells=tuple(
-            (cell.vcpus, cell.units, site)
-            for cell, site in zip(choice.seating.cells, choice.seating.sites, strict=True)
-        ),
-    )
     topology = choose_topology(
         spec.cpu,
         threads=request.threads,
@@ -148,21 +139,8 @@ def plan_on(
         l3_cores=[taken for _, _, taken in pins.caches] if len(request.dedicated) else (),
     )
     cpu, why_cpu = choose_cpu(spec.cpu, host, accel=accel, threads=topology.threads)
-    sites = tuple(dict.fromkeys(choice.seating.sites))
-    others = _others(spec, ground, pins, sites)
     served = serve_disks(spec)
     identity = identity_of(spec)
-    numbers = score(spec, placed, ground, found.near)
-    settled = Settled(
-        spec=spec,
-        ground=ground,
-        choice=choice,
-        pins=pins,
-        cells=cells,
-        others=others,
-        score=numbers,
-        devices=place_devices(spec, host, cells),
-    )
     near_cells = tuple(device.cell for device in settled.devices) if len(cells) > 1 else ()
     hardware, why_hardware = choose_hardware(
         spec,
@@ -178,7 +156,8 @@ def plan_on(
         ),
     )
     caches = sorted({cache for cache, _, _ in pins.caches if cache is not None})
-    limit = spec.isolation.memory_bandwidth
+    limit, asked_ways = spec.isolation.memory_bandwidth, spec.isolation.cache_ways
+    own = union(pins.vcpus[vcpu] for vcpu in request.dedicated)
     return Plan(
         spec=spec,
         uuid=identity,
@@ -198,19 +177,15 @@ def plan_on(
         macs=tuple(net.mac or derived_mac(identity, index) for index, net in enumerate(spec.net)),
         pci=settled.devices,
         caches=(
-            shares(ways, spec.isolation.cache_ways, caches, host)
-            if ways is not None and spec.isolation.cache_ways is not None
+            shares(found.ways, asked_ways, caches, host)
+            if found.ways is not None and asked_ways is not None
             else ()
         ),
         bandwidth=tuple((cache, limit) for cache in caches) if limit is not None else (),
-        exclusive=(
-            union(pins.vcpus[vcpu] for vcpu in request.dedicated)
-            if spec.isolation.exclusive
-            else CpuSet()
-        ),
+        exclusive=own if spec.isolation.exclusive else CpuSet(),
         idle=pins.idle,
         housekeeping=ground.housekeeping,
-        score=numbers,
+        score=settled.score,
         optimal=not choice.gap,
         gap=dict(choice.gap),
         why=(*reasons(settled), *served.why, *why_accel, *why_cpu, *why_hardware),
@@ -240,6 +215,32 @@ def place(spec: VmSpec, ground: Ground, *, effort: Effort, present: Present | No
         raise refusal.explain(spec, ground, terms, relaxed=lambda other: _fits(other, ground))
     pins = pin(choice, present.vcpus if present else None)
     return Found(choice=choice, pins=pins, near=terms.near, ways=ways)
+
+
+def _settle(spec: VmSpec, ground: Ground, found: Found) -> Settled:
+    """What the place decides: the cells, QEMU's other threads, the score, the devices' nodes."""
+    choice, pins = found.choice, found.pins
+    cells = _cells(choice)
+    placed = Placed(
+        vcpus=pins.vcpus,
+        threads=choice.request.threads,
+        page_kib=choice.request.page_kib,
+        cells=tuple(
+            (cell.vcpus, cell.units, site)
+            for cell, site in zip(choice.seating.cells, choice.seating.sites, strict=True)
+        ),
+    )
+    sites = tuple(dict.fromkeys(choice.seating.sites))
+    return Settled(
+        spec=spec,
+        ground=ground,
+        choice=choice,
+        pins=pins,
+        cells=cells,
+        others=_others(spec, ground, pins, sites),
+        score=score(spec, placed, ground, found.near),
+        devices=place_devices(spec, ground.host, cells),
+    )
 
 
 def terms_of(
