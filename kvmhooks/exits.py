@@ -24,6 +24,9 @@ def exit_code_of(command: Callable[[], int], *, interrupted: str) -> int:
         # Whoever read our output has gone. What is still in the buffer must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # Python 3.11 raises the latter from one that comes while a module makes its classes.
+        if not isinstance(error.__cause__ or error, KeyboardInterrupt):
+            raise
         print(interrupted, file=sys.stderr)
         return 1

@@ -16,6 +16,31 @@ NAME: Final = "kvm-launch@.service"
 RECONCILE: Final = "kvmhooks-reconcile.service"
 SYSTEM: Final = "etc/systemd/system"
 
+CAPABILITIES: Final = {
+    "CAP_CHOWN": "images and a TPM's state are QEMU's user's",
+    "CAP_DAC_OVERRIDE": "files of the host's, and of whoever a shared folder's are",
+    "CAP_DAC_READ_SEARCH": "as above; virtiofsd opens files by their handles",
+    "CAP_FOWNER": "virtiofsd sets modes and times of others' files",
+    "CAP_FSETID": "virtiofsd keeps set-group-id bits",
+    "CAP_IPC_LOCK": "QEMU locks the guest's memory, or pins it for devices",
+    "CAP_KILL": "QEMU is another user's",
+    "CAP_MKNOD": "a guest makes devices in a shared folder; a macvtap's device",
+    "CAP_NET_ADMIN": "taps, and the settings of virtual functions",
+    "CAP_NET_BIND_SERVICE": "a helper may listen at a low port",
+    "CAP_SETFCAP": "virtiofsd sets capabilities of files",
+    "CAP_SETGID": "QEMU and helpers become other users",
+    "CAP_SETPCAP": "virtiofsd and passt give up the rest of these",
+    "CAP_SETUID": "QEMU and helpers become other users",
+    "CAP_SYS_ADMIN": "control groups, namespaces, resctrl",
+    "CAP_SYS_CHROOT": "virtiofsd and passt see nothing else of the host",
+    "CAP_SYS_MODULE": "vfio-pci is loaded for a VM's devices",
+    "CAP_SYS_NICE": "affinity, scheduling classes and memory nodes of threads",
+    "CAP_SYS_PTRACE": "core-scheduling cookies of another user's threads",
+    "CAP_SYS_RESOURCE": "limits of locked memory and open files",
+}
+"""What root's kvm-launch, its QEMUs and helpers keep of capabilities(7), and what for: the system's
+unit takes the others away (``CapabilityBoundingSet``, systemd.exec(5)). A user has none to lose."""
+
 _MADE: Final = "# Made by `kvmhooks install-units`.\n"
 
 _UNIT: Final = """\
@@ -28,6 +53,7 @@ AssertPathExists=%E/kvm-launch/%i.toml
 Type=notify
 NotifyAccess=main
 ExecStart={program} %E/kvm-launch/%i.toml
+ExecReload={program} reload --pid $MAINPID
 KillMode=mixed
 TimeoutStartSec=10min
 Restart=on-abnormal
@@ -41,6 +67,12 @@ WantedBy={wanted}
 """kvm-launch alone gets SIGTERM: it presses the guest's power button, and asks for as much time as
 its VM may take. It starts the VM again itself (``run.restart``); systemd starts kvm-launch again
 when that was killed."""
+
+_ROOTS: Final = f"""\
+LimitMEMLOCK=infinity
+CapabilityBoundingSet={" ".join(CAPABILITIES)}
+LockPersonality=yes
+"""
 
 _RECONCILE: Final = """\
 [Unit]
@@ -75,7 +107,7 @@ def install(directory: Path, programs: Path, *, is_user: bool = False) -> list[P
             after="basic.target"
             if is_user
             else f"network-online.target local-fs.target {RECONCILE}",
-            limits="" if is_user else "LimitMEMLOCK=infinity\n",
+            limits="" if is_user else _ROOTS,
             wanted="default.target" if is_user else "multi-user.target",
         )
     }

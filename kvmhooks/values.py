@@ -347,6 +347,14 @@ class PciAddress:
             raise ValueFormatError(text, 'a PCI address such as "0000:3b:00.1"')
         return cls(int(domain, 16), int(bus, 16), int(slot, 16), int(function))
 
+    def further(self, places: int) -> PciAddress:
+        """The function so many places on: functions of a slot, slots of a bus, then buses.
+
+        Raises ``ValueFormatError`` beyond the last bus.
+        """
+        place = (self.bus << 8) + (self.slot << 3) + self.function + places
+        return PciAddress(self.domain, place >> 8, place >> 3 & 0x1F, place & 7)
+
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a PCI address does not change: {name} = {value!r}")
 

@@ -6,17 +6,24 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from kvmhooks.devices import Judged
+    from kvmhooks.devices.rom import Image
 
 _EXAMPLES = """\
 examples:
   kvmhooks devices                     everything that is no bridge, and the verdict on it
   kvmhooks devices --free              only what could be given to a VM now
   kvmhooks devices 0000:65:00.0        one device
+  kvmhooks devices 0000:65:00.0 --rom gpu.rom
+                                       and whether that is an option ROM of it
 """
+
+_RESETS: Final = {"function": "", "bus": "bus", "none": "no reset", "unknown": ""}
+"""How a device is reset, where the kernel's methods do not say it."""
 
 
 def main(verb: str, argv: Sequence[str]) -> int:
@@ -26,12 +33,13 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.errors import HostError
     from kvmhooks.values import PciAddress
 
-    arguments = _parse(verb, argv)
+    arguments = parser_of(verb).parse_args(argv)
     asked = [PciAddress.parse(text) for text in arguments.address]
     judged = list_devices(arguments.root)
     absent = set(asked) - {one.device.address for one in judged}
     if absent:
         raise HostError(f"{min(absent)}: no such device on this host, or it is a bridge")
+    images = _rom_of(arguments, [one for one in judged if one.device.address in asked])
     shown = [
         one
         for one in judged
@@ -43,10 +51,32 @@ def main(verb: str, argv: Sequence[str]) -> int:
         print()
     else:
         print("\n".join(_table(shown)) if shown else "no devices")
+        for image in images:
+            print(f"    {arguments.rom}: {image}")
     return 0
 
 
-def _parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
+def _rom_of(arguments: argparse.Namespace, asked: Sequence[Judged]) -> tuple[Image, ...]:
+    """What is in the file of ``--rom``; nothing without it.
+
+    Raises ``HostError`` for what is no ROM of the one device that was asked for.
+    """
+    from kvmhooks.devices.rom import mismatch, read_rom
+    from kvmhooks.errors import HostError, UsageError
+
+    if arguments.rom is None:
+        return ()
+    if len(asked) != 1:
+        raise UsageError("--rom: found it without one ADDRESS, expected the device that it is for")
+    images = read_rom(arguments.rom)
+    wrong = mismatch(images, asked[0].device.vendor, asked[0].device.device)
+    if wrong:
+        raise HostError(f"{arguments.rom}: {wrong}, which {asked[0].device.address} is")
+    return images
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
     parser = argparse.ArgumentParser(
         prog=f"kvmhooks {verb}",
         description="List what can be passed through to a VM, and what the host would lose.",
@@ -56,9 +86,12 @@ def _parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("address", nargs="*", metavar="ADDRESS", help="only these")
     parser.add_argument("--free", action="store_true", help="only what nothing speaks against")
+    parser.add_argument(
+        "--rom", metavar="FILE", type=Path, help="check that it is a ROM of ADDRESS"
+    )
     parser.add_argument("--root", metavar="DIR", default="/", help="a captured host")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _table(judged: Sequence[Judged]) -> Iterator[str]:
@@ -69,7 +102,7 @@ def _table(judged: Sequence[Judged]) -> Iterator[str]:
         group = "no group" if device.iommu_group is None else f"group {device.iommu_group}"
         node = "" if device.node is None else f"node {device.node}"
         names = " ".join((*device.net, *device.block))
-        reset = ",".join(device.reset_methods or ()) or ("reset" if device.can_reset else "")
+        reset = _RESETS[one.reset.kind] or ",".join(one.reset.methods)
         parts = (ids, device.driver or "no driver", group, node, reset, names)
         yield f"{device.address}  {one.verdict:<8}{'  '.join(filter(None, parts))}"
         for objection in one.objections:

@@ -13,7 +13,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.live import functions
     from kvmhooks.values import PciAddress
 
-    arguments = _parse(verb, argv)
+    arguments = parser_of(verb).parse_args(argv)
     pf = str(PciAddress.parse(arguments.card))
     if arguments.number is None:
         found = functions.read(pf)
@@ -31,7 +31,8 @@ def main(verb: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
     parser = argparse.ArgumentParser(
         prog=f"kvmhooks {verb}",
         description="Print what a card lets its virtual functions do, or set it.",
@@ -43,4 +44,4 @@ def _parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
         "setting", metavar="NAME=VALUE", nargs="*", help="mac, vlan, trust, spoofchk, rate (Mbit/s)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args(argv)
+    return parser

@@ -11,13 +11,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     """Install, remove or examine the hook; ``status`` gives 1 when it would not run."""
     from kvmhooks.isolate import installation
 
-    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
-    parser.add_argument("action", choices=("install", "uninstall", "status"))
-    parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
-    parser.add_argument("--python", metavar="FILE", default="/usr/bin/python3",
-                        help="the interpreter that will run it")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of(verb).parse_args(argv)
     if arguments.action == "install":
         installation.install(arguments.root, arguments.python)
     elif arguments.action == "uninstall":
@@ -38,3 +32,14 @@ def main(verb: str, argv: Sequence[str]) -> int:
     for problem in found.problems if not arguments.json and found.path else ():
         print(problem)
     return 1 if found.problems else 0
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
+    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    parser.add_argument("action", choices=("install", "uninstall", "status"))
+    parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
+    parser.add_argument("--python", metavar="FILE", default="/usr/bin/python3",
+                        help="the interpreter that will run it")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser

@@ -28,7 +28,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.host.picture import picture
     from kvmhooks.live.programs import describe, probe
 
-    arguments = _parse(verb, argv)
+    arguments = parser_of(verb).parse_args(argv)
     if arguments.capture is not None:
         from kvmhooks.host.capture import capture
 
@@ -51,7 +51,8 @@ def main(verb: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
     parser = argparse.ArgumentParser(
         prog=f"kvmhooks {verb}",
         description="Show this machine, or a captured one: CPUs, caches, nodes, devices, KVM.",
@@ -69,7 +70,7 @@ def _parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="leave serial numbers, MACs and UUIDs in the capture",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def _draw(host: Host, file: Path) -> None:

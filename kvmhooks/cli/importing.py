@@ -18,11 +18,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     """Print or write the vm.toml; what it cannot say goes to stderr."""
     from kvmhooks.domain.importing import read_domain
 
-    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
-    parser.add_argument("domain", metavar="DOMAIN.xml", help="as `virsh dumpxml` prints; or -")
-    parser.add_argument("-o", "--output", metavar="VM.toml", type=Path, help="a new file to write")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of(verb).parse_args(argv)
     made = read_domain(read_document(arguments.domain), arguments.domain)
     if arguments.output is not None:
         try:
@@ -41,6 +37,15 @@ def main(verb: str, argv: Sequence[str]) -> int:
     for left in made.decided:
         print(f"decided anew: {left}", file=sys.stderr)
     return 0
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
+    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    parser.add_argument("domain", metavar="DOMAIN.xml", help="as `virsh dumpxml` prints; or -")
+    parser.add_argument("-o", "--output", metavar="VM.toml", type=Path, help="a new file to write")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
 
 
 def _json(said: Sequence[attrs.AttrsInstance]) -> list[dict[str, str]]:

@@ -18,19 +18,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     """Set the metadata element in the persistent definition, or print it."""
     from kvmhooks.isolate.policy import check
 
-    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
-    parser.add_argument("name", metavar="NAME", help="a libvirt domain")
-    parser.add_argument(
-        "--policy",
-        metavar="SETTING=VALUE",
-        nargs="+",
-        default=DEFAULT,
-        help="such as isolation.exclusive=yes power.governor=performance",
-    )
-    parser.add_argument("--connect", metavar="URI", default="qemu:///system")
-    parser.add_argument("--print", action="store_true", help="print the element and do nothing")
-    parser.add_argument("--json", action="store_true", help="print what was set as JSON")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of(verb).parse_args(argv)
     said = [word.partition("=") for word in arguments.policy]
     if not all(equals for _, equals, _ in said):
         raise UsageError(f"found {' '.join(arguments.policy)!r}, expected SETTING=VALUE")
@@ -49,6 +37,23 @@ def main(verb: str, argv: Sequence[str]) -> int:
         raise QemuError(f"virsh metadata {arguments.name}: {done.stderr.strip()}")
     print(told if arguments.json else f"{arguments.name}: its next start follows the policy")
     return 0
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
+    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    parser.add_argument("name", metavar="NAME", help="a libvirt domain")
+    parser.add_argument(
+        "--policy",
+        metavar="SETTING=VALUE",
+        nargs="+",
+        default=DEFAULT,
+        help="such as isolation.exclusive=yes power.governor=performance",
+    )
+    parser.add_argument("--connect", metavar="URI", default="qemu:///system")
+    parser.add_argument("--print", action="store_true", help="print the element and do nothing")
+    parser.add_argument("--json", action="store_true", help="print what was set as JSON")
+    return parser
 
 
 def element_of(settings: Mapping[str, str]) -> str:

@@ -23,14 +23,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.isolate.keeper import Keeper
     from kvmhooks.isolate.store import Store
 
-    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
-    if verb == "undo":
-        which = parser.add_mutually_exclusive_group(required=True)
-        which.add_argument("name", metavar="NAME", nargs="?", help="a VM's name or UUID")
-        which.add_argument("--all", action="store_true", help="every VM")
-    parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of(verb).parse_args(argv)
     helper = [sys.executable, "-I", "-m", "kvmhooks.cli.main"]
     keeper = Keeper(Door(arguments.root), Store(arguments.root), helper=helper)
     if verb == "status":
@@ -45,6 +38,18 @@ def main(verb: str, argv: Sequence[str]) -> int:
     print(json.dumps(_results(report), indent=2) if arguments.json else str(report))
     _check(report, keeper)
     return 0
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
+    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    if verb == "undo":
+        which = parser.add_mutually_exclusive_group(required=True)
+        which.add_argument("name", metavar="NAME", nargs="?", help="a VM's name or UUID")
+        which.add_argument("--all", action="store_true", help="every VM")
+    parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
 
 
 def held_things(state: State, door: Door) -> dict[str, Any]:
@@ -86,6 +91,7 @@ def held_things(state: State, door: Door) -> dict[str, Any]:
         "huge_pages_owed": owed,
         "devices": devices,
         "virtual_functions": _virtual_functions(state),
+        "mediated_devices": _mediated(state),
     }
 
 
@@ -99,6 +105,15 @@ def _virtual_functions(state: State) -> list[dict[str, Any]]:
             "by": [claim.name for claim in claims if pf in dict(claim.pools)],
         }
         for pf, pool in state.vfs.items()
+    ]
+
+
+def _mediated(state: State) -> list[dict[str, Any]]:
+    """The mediated devices that we made, and for whom."""
+    owners = {uuid: one.claim.name for one in state.held.values() for uuid, _, _ in one.claim.mdevs}
+    return [
+        {"uuid": uuid, "parent": made.parent, "type": made.kind, "by": owners.get(uuid)}
+        for uuid, made in state.mdevs.items()
     ]
 
 

@@ -33,7 +33,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.placement import plan_all
     from kvmhooks.spec import load_vm
 
-    arguments = _parse(verb, argv)
+    arguments = parser_of(verb).parse_args(argv)
     specs = [load_vm(file) for file in arguments.vms]
     _check_names(specs)
     host, others = ground.read_ground(arguments, specs)
@@ -54,7 +54,8 @@ def main(verb: str, argv: Sequence[str]) -> int:
     return PlanError.exit_code if together.refused else 0
 
 
-def _parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
     parser = argparse.ArgumentParser(
         prog=f"kvmhooks {verb}",
         description="Show where VMs would live on a host, and why. Nothing is changed.",
@@ -67,7 +68,7 @@ def _parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
     ground.add_options(parser)
     add("--json", action="store_true", help="print the plan, or a list of plans, as JSON")
     add("--svg", metavar="FILE", type=Path, help="draw the host with the VMs; - is standard output")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _check_names(specs: Sequence[VmSpec]) -> None:

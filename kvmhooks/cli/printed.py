@@ -16,14 +16,19 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.render.printed import printed
     from kvmhooks.spec import load_vm
 
-    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
-    parser.add_argument("vm", metavar="VM.toml", type=Path, help="the VM's description")
-    ground.add_options(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of(verb).parse_args(argv)
     spec = load_vm(arguments.vm)
     host, others = ground.read_ground(arguments, [spec])
     target = ground.target_of(arguments, spec, has_libvirt=verb in {"xml", "claim"})
     decided = plan(spec, host, others, target=target)
     sys.stdout.write(printed(decided, verb, as_json=arguments.json))
     return 0
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
+    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    parser.add_argument("vm", metavar="VM.toml", type=Path, help="the VM's description")
+    ground.add_options(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser

@@ -12,13 +12,7 @@ from kvmhooks.spec.profiles import PROFILES, Default
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """List the profiles, or print what one of them sets and why."""
-    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parts = parser.add_subparsers(dest="part", metavar="show NAME")
-    show = parts.add_parser("show", help="what a profile sets, and why", allow_abbrev=False)
-    show.add_argument("name", choices=sorted(PROFILES))
-    show.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of(verb).parse_args(argv)
     names = [arguments.name] if arguments.part == "show" else list(PROFILES)
     if arguments.json:
         said = {name: _as_json(name) for name in names}
@@ -34,6 +28,17 @@ def main(verb: str, argv: Sequence[str]) -> int:
             print(f"\n{default.at} = {_value(default.value)}\n    {default.why}")
             print(f"    {_otherwise(default)}")
     return 0
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
+    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parts = parser.add_subparsers(dest="part", metavar="show NAME")
+    show = parts.add_parser("show", help="what a profile sets, and why", allow_abbrev=False)
+    show.add_argument("name", choices=sorted(PROFILES))
+    show.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    return parser
 
 
 def _value(value: Any) -> str:

@@ -30,16 +30,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.isolate.keeper import Keeper
     from kvmhooks.isolate.store import Store
 
-    parser = argparse.ArgumentParser(
-        prog=f"kvmhooks {verb}", description=main.__doc__, epilog=_EXAMPLES, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("domain", metavar="NAME|-", help="a running VM, or - for XML on stdin")
-    parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
-    parser.add_argument("--connect", metavar="URI", default="qemu:///system")
-    parser.add_argument("--dry-run", action="store_true", help="change nothing")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of(verb).parse_args(argv)
     keeper = Keeper(Door(arguments.root), Store(arguments.root))
     if arguments.domain == "-":
         return _answer(keeper, arguments.root)
@@ -51,6 +42,20 @@ def main(verb: str, argv: Sequence[str]) -> int:
         print(f"{change['at']}: {change['before']} -> {change['after']}")
     print(said["said"])
     return 0
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
+    parser = argparse.ArgumentParser(
+        prog=f"kvmhooks {verb}", description=main.__doc__, epilog=_EXAMPLES, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("domain", metavar="NAME|-", help="a running VM, or - for XML on stdin")
+    parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
+    parser.add_argument("--connect", metavar="URI", default="qemu:///system")
+    parser.add_argument("--dry-run", action="store_true", help="change nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
 
 
 def _answer(keeper: Keeper, root: str) -> int:

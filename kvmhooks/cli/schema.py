@@ -11,6 +11,11 @@ def main(verb: str, argv: Sequence[str]) -> int:
     """Print the JSON Schema of vm.toml, with which editors complete and check it."""
     from kvmhooks.spec.schema import schema
 
-    argparse.ArgumentParser(prog=f"kvmhooks {verb}", description=main.__doc__).parse_args(argv)
+    parser_of(verb).parse_args(argv)
     print(json.dumps(schema(), indent=2))
     return 0
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
+    return argparse.ArgumentParser(prog=f"kvmhooks {verb}", description=main.__doc__)

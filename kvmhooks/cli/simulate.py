@@ -16,11 +16,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.rehearsal import rehearse
 
-    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
-    parser.add_argument("domain", metavar="DOMAIN.xml", type=Path, help="as `virsh dumpxml` prints")
-    parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of(verb).parse_args(argv)
     try:
         claim = read_claim(arguments.domain.read_bytes(), door=Door(arguments.root))
     except OSError as error:
@@ -37,3 +33,12 @@ def main(verb: str, argv: Sequence[str]) -> int:
     for write in writes:
         print(f"{write.phase:<8} {write.path}: {write.value or '(none)'}")
     return 0
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
+    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    parser.add_argument("domain", metavar="DOMAIN.xml", type=Path, help="as `virsh dumpxml` prints")
+    parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser

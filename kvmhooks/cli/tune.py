@@ -21,7 +21,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.domain.tune import tune
     from kvmhooks.host import PLANNED, read
 
-    arguments = _arguments(verb, argv)
+    arguments = parser_of(verb).parse_args(argv)
     is_file = arguments.domain == "-" or "/" in arguments.domain or Path(arguments.domain).exists()
     if arguments.profile is not None and arguments.profile not in PROFILES:
         known = ", ".join(PROFILES)
@@ -49,7 +49,8 @@ def main(verb: str, argv: Sequence[str]) -> int:
     return int(arguments.check and bool(tuned.changes))
 
 
-def _arguments(verb: str, argv: Sequence[str]) -> argparse.Namespace:
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
     parser.add_argument("domain", metavar="DOMAIN", help="an XML file, - for stdin, or a name")
     parser.add_argument("--host", metavar="DIR", default="/", help="tune for a captured host")
@@ -62,7 +63,7 @@ def _arguments(verb: str, argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="exit 1 if it could be better")
     parser.add_argument("--apply", action="store_true", help="define the result in libvirt")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _concerns(text: str) -> tuple[str, ...]:

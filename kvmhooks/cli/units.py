@@ -16,14 +16,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     """Write or remove them, and have systemd read its units again."""
     from kvmhooks import units
 
-    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
-    parser.add_argument("--user", action="store_true", help="for this user's own VMs")
-    parser.add_argument("--remove", action="store_true", help="take them away again")
-    parser.add_argument("--programs", metavar="DIR", type=Path, help="where kvm-launch is")
-    parser.add_argument("--root", metavar="DIR", type=Path, default=Path("/"),
-                        help="a host's root directory")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of(verb).parse_args(argv)
     directory = units.user_directory() if arguments.user else arguments.root / units.SYSTEM
     programs = arguments.programs or Path(sys.argv[0]).parent
     try:
@@ -44,6 +37,18 @@ def main(verb: str, argv: Sequence[str]) -> int:
         scope = "systemctl --user" if arguments.user else "systemctl"
         print(f"{where}/kvm-launch/NAME.toml is a VM: `{scope} start kvm-launch@NAME`")
     return 0
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
+    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    parser.add_argument("--user", action="store_true", help="for this user's own VMs")
+    parser.add_argument("--remove", action="store_true", help="take them away again")
+    parser.add_argument("--programs", metavar="DIR", type=Path, help="where kvm-launch is")
+    parser.add_argument("--root", metavar="DIR", type=Path, default=Path("/"),
+                        help="a host's root directory")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
 
 
 def _reload(*, is_user: bool) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import frozen
 
+from kvmhooks.devices.resets import Reset, reset_of, sentences_about
 from kvmhooks.values import PciAddress
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ Reason = Literal[
 
 _BRIDGE: Final = "0x06"
 _VFIO: Final = frozenset({"vfio-pci", "pci-stub"})
+_OFF: Final = "intremap=off"
+"""Documentation/admin-guide/kernel-parameters.txt: no interrupt remapping, whatever there is."""
+_OF_BRIDGES: Final = frozenset({None, "pcieport", *_VFIO})
+"""Drivers that a bridge in a group of a VM may have (``driver_managed_dma``, linux/pci.h)."""
+_BRIDGES_SINCE: Final = (5, 19)
+"""The first kernel that looks at them (``iommu_group_claim_dma_owner()``)."""
 _ACS: Final = "pcie_acs_override"
 
 
@@ -53,6 +60,8 @@ class Judged:
     objections: tuple[Objection, ...] = ()
     notes: tuple[str, ...] = ()
     """What a person should know that is no objection."""
+    reset: Reset = Reset("unknown")  # noqa: RUF009 -- frozen
+    """How it is reset between two VMs."""
     is_given: bool = False
     """Its driver is one that waits for a VM or serves one already."""
 
@@ -67,16 +76,23 @@ class Judged:
 def judge(host: Host, uses: Uses) -> tuple[Judged, ...]:
     """Judge every device of a host that is no bridge. ``host`` needs «pci», «iommu», «kernel»."""
     devices = {device.address: device for device in host.pci or () if not _is_bridge(device)}
+    bridges = {device.address: device for device in host.pci or () if _is_bridge(device)}
     own = {
         address: (*_common(host, device), *_own(device, uses, devices))
         for address, device in devices.items()
     }
+    resets = {address: reset_of(device, host.pci or ()) for address, device in devices.items()}
     return tuple(
         Judged(
             device=device,
             goes_with=_fellows(device, devices),
-            objections=(*own[address], *_of_group(device, devices, own)),
-            notes=tuple(_notes(host, device, devices)),
+            objections=(
+                *own[address],
+                *_of_group(device, devices, own),
+                *_of_bridges(host, device, bridges),
+            ),
+            notes=tuple(_notes(host, device, devices, resets[address])),
+            reset=resets[address],
             is_given=device.driver in _VFIO,
         )
         for address, device in devices.items()
@@ -97,9 +113,13 @@ def _common(host: Host, device: PciDevice) -> Iterator[Objection]:
         what = "is in no IOMMU group: nothing would keep the VM from all of the host's memory"
         at = f"/sys/bus/pci/devices/{device.address}/iommu_group"
         yield Objection("no-iommu", what, at, may_be_allowed=False)
-    elif host.iommu is not None and host.iommu.interrupt_remapping is False:
+    else:
         what = "interrupts are not remapped: the VM could send any interrupt to the host"
-        yield Objection("remapping", what, "/sys/class/iommu/*/intel-iommu/ecap")
+        cmdline = (host.kernel.cmdline if host.kernel is not None else None) or ""
+        if _OFF in cmdline.split():
+            yield Objection("remapping", what, f"{_OFF} in /proc/cmdline")
+        elif host.iommu is not None and host.iommu.interrupt_remapping is False:
+            yield Objection("remapping", what, "/sys/class/iommu/*/intel-iommu/ecap")
 
 
 def _own(
@@ -152,11 +172,34 @@ def _of_group(
                 yield Objection("group", what, objection.evidence)
 
 
-def _notes(host: Host, device: PciDevice, devices: Mapping[PciAddress, PciDevice]) -> Iterator[str]:
-    if device.can_reset is False:
-        yield "cannot be reset: after a VM it may not work again before the host restarts"
-    elif device.reset_methods and device.reset_methods[0] == "bus":
-        yield "is reset with its whole bus: every function on it"
+def _of_bridges(
+    host: Host, device: PciDevice, bridges: Mapping[PciAddress, PciDevice]
+) -> Iterator[Objection]:
+    """What speaks against the bridges of its group, which stay with the host."""
+    release = (host.kernel.release if host.kernel is not None else None) or ""
+    numbers = [int(word) for word in release.partition("-")[0].split(".")[:2] if word.isdigit()]
+    if tuple(numbers) < _BRIDGES_SINCE:
+        return
+    for address in device.iommu_group_members:
+        bridge = bridges.get(address)
+        if bridge is not None and bridge.driver not in _OF_BRIDGES:
+            what = (
+                f"{address}, a bridge in the same group {device.iommu_group}, is {bridge.driver}'s"
+            )
+            at = f"/sys/bus/pci/devices/{address}/driver"
+            yield Objection("group", what, at, may_be_allowed=False)
+
+
+def _notes(
+    host: Host, device: PciDevice, devices: Mapping[PciAddress, PciDevice], reset: Reset
+) -> Iterator[str]:
+    yield from sentences_about(reset, given=_fellows(device, devices))
+    kinds = [
+        f"{kind.name} ({'?' if kind.available is None else kind.available} more)"
+        for kind in device.mdev_types
+    ]
+    if kinds:
+        yield f"can be divided into mediated devices: {', '.join(kinds)}"
     slots = {(other.domain, other.bus, other.slot) for other in _fellows(device, devices)}
     if slots - {(device.address.domain, device.address.bus, device.address.slot)}:
         yield f"shares group {device.iommu_group} with other slots: no ACS between them"

@@ -31,7 +31,13 @@ def to_json(judged: Sequence[Judged]) -> list[dict[str, Any]]:
             "iommu_group": one.device.iommu_group,
             "goes_with": [str(address) for address in one.goes_with],
             "physfn": None if one.device.physfn is None else str(one.device.physfn),
+            "bars": list(one.device.bars),
+            "mdev_types": {kind.name: kind.available for kind in one.device.mdev_types},
             "reset_methods": one.device.reset_methods,
+            "reset": {
+                "kind": one.reset.kind,
+                "shared_with": [str(address) for address in one.reset.shared_with],
+            },
             "net": list(one.device.net),
             "block": list(one.device.block),
             "verdict": one.verdict,

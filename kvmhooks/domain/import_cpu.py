@@ -34,10 +34,9 @@ def cpu(reading: Reading) -> Tables:
     element = root.find("vcpu")
     if element is not None:
         reading.decide_attribute(element, "cpuset", "the plan chooses the CPUs")
+        reading.read(element, "current")
         if element.get("current") not in {None, str(count)}:
-            reading.leave_attribute(element, "current", "all vCPUs are there from the start")
-        else:
-            reading.read(element, "current")
+            said["current"] = number(element.get("current") or "", "vcpu@current")
     if is_dedicated(root, count) or wants_exclusive(root):
         said["placement"] = "dedicated"
     _pins(reading)

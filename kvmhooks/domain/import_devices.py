@@ -187,6 +187,10 @@ def _net(reading: Reading, element: Element) -> Tables | None:
         return None
     reading.read(element, "type")
     reading.read(model, "type")
+    backend = element.find("backend")
+    if word == "user" and backend is not None and backend.get("type") == "passt":
+        reading.read(backend, "type")
+        word = "passt"
     said: Tables = {"type": word}
     if kind != "virtio":
         said["model"] = kind

@@ -24,6 +24,16 @@ class Sriov:
 
 
 @frozen
+class MdevType:
+    """A type of mediated devices that a device can be divided into."""
+
+    name: str
+    """As in ``mdev_supported_types``: ``nvidia-35``."""
+    available: int | None
+    """How many more there can be."""
+
+
+@frozen
 class PciDevice:
     """One PCI function. Class, vendor and device are written as the kernel does (``0x8086``)."""
 
@@ -42,6 +52,10 @@ class PciDevice:
     """Of a virtual function, the physical one."""
     sriov: Sriov | None = None
     """Of a physical function."""
+    mdev_types: tuple[MdevType, ...] = ()
+    """What parts of it can be made (Documentation/driver-api/vfio-mediated-device.rst)."""
+    bars: tuple[int, ...] = ()
+    """The bytes of each memory BAR of a display or an accelerator; others' are not looked at."""
     reset_methods: tuple[str, ...] | None = None
     """In the order in which the kernel tries them; None where it does not tell (before 5.15)."""
     can_reset: bool | None = None

@@ -16,7 +16,7 @@ from attrs import field, frozen
 
 from kvmhooks.errors import ValueFormatError
 from kvmhooks.host.addresses import ADDRESS, last_address
-from kvmhooks.host.devices import PciDevice, Sriov
+from kvmhooks.host.devices import MdevType, PciDevice, Sriov
 from kvmhooks.values import PciAddress
 
 if TYPE_CHECKING:
@@ -43,13 +43,21 @@ ATTRIBUTES: Final = (
     "sriov_stride",
 )
 LINKS: Final = ("driver", "iommu_group", "physfn")
+MDEV: Final = "mdev_supported_types"
 
 VIRTFN: Final = re.compile(r"virtfn(\d{1,5})", re.ASCII)
 _WANTED: Final = re.compile(
-    "|".join([*ATTRIBUTES, *LINKS, "reset", "net", VIRTFN.pattern, r"virtio\d{1,5}"]), re.ASCII
+    "|".join([*ATTRIBUTES, *LINKS, "reset", "net", MDEV, VIRTFN.pattern, r"virtio\d{1,5}"]),
+    re.ASCII,
 )
 _ANY: Final = re.compile(r"[^/]{1,255}")
 _HIDDEN_NVME: Final = re.compile(r"(nvme\d+)c\d+(n\d+)", re.ASCII)
+_LARGE: Final = ("0x03", "0x12")
+"""Displays and accelerators: what has BARs that a firmware may have no room for."""
+_BARS: Final = 6
+_RESOURCE: Final = re.compile(r"0x([0-9a-f]{16}) 0x([0-9a-f]{16}) 0x([0-9a-f]{16})", re.ASCII)
+_MEMORY: Final = 0x200
+"""``IORESOURCE_MEM`` (linux/ioport.h)."""
 _HEX: Final = re.compile(r"0x[0-9a-f]{1,8}", re.ASCII)
 _INTEGER: Final = re.compile(r"-?\d{1,10}", re.ASCII)
 
@@ -64,6 +72,8 @@ class Found:
     links: Mapping[str, str] = field(factory=dict)
     """The last part of each target."""
     can_reset: bool = False
+    is_parent: bool = False
+    """Whether mediated devices can be made of it."""
     net: tuple[str, ...] = ()
     block: tuple[str, ...] = ()
 
@@ -137,12 +147,44 @@ def _make_device(
         else (),
         physfn=_linked_address(tree, device, "physfn"),
         sriov=_make_sriov(tree, device),
+        mdev_types=_make_mdev_types(tree, device) if device.is_parent else (),
+        bars=_make_bars(tree, device),
         reset_methods=None if methods is None else tuple(methods.split()),
         can_reset=device.can_reset,
         boot_vga=None if boot_vga is None else boot_vga == "1",
         net=tuple(sorted(tree.public(name) for name in set(device.net))),
         block=tuple(sorted(set(device.block))),
     )
+
+
+def _make_mdev_types(tree: Tree, device: Found) -> tuple[MdevType, ...]:
+    found: list[MdevType] = []
+    directory = tree.directory(f"{device.path}/{MDEV}")
+    if directory is None:
+        return ()
+    with directory:
+        for name in directory.names(_ANY):
+            kind = directory.child(name)
+            if kind is not None:
+                with kind:
+                    text = kind.text("available_instances") or ""
+                is_known = _INTEGER.fullmatch(text) is not None
+                found.append(MdevType(name, int(text) if is_known else None))
+    return tuple(sorted(found, key=_name_of))
+
+
+def _make_bars(tree: Tree, device: Found) -> tuple[int, ...]:
+    """The sizes from ``resource``: a line of start, end and flags for each BAR (sysfs-pci.rst)."""
+    if not (device.attributes.get("class") or "").startswith(_LARGE):
+        return ()
+    lines = (tree.text(f"{device.path}/resource") or "").splitlines()[:_BARS]
+    places = [_RESOURCE.fullmatch(line) for line in lines]
+    known = [[int(word, 16) for word in place.groups()] for place in places if place]
+    return tuple(end - start + 1 for start, end, flags in known if flags & _MEMORY and end)
+
+
+def _name_of(kind: MdevType) -> str:
+    return kind.name
 
 
 def _make_sriov(tree: Tree, device: Found) -> Sriov | None:
@@ -194,6 +236,7 @@ def _read_device(
             attributes={each: text for each, text in texts if text is not None},
             links={each: target for each, target in targets if target is not None},
             can_reset="reset" in names,
+            is_parent=MDEV in names,
             net=(*net.get(name, ()), *_own_net(directory, names)),
             block=block.get(name, ()),
         )

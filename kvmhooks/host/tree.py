@@ -180,7 +180,13 @@ class Tree:
             return True
 
     def _lines_of(self, fd: int, path: str, limit: int) -> Iterator[str]:
-        with open(fd, errors="replace") as file:
+        try:
+            file = open(fd, errors="replace")  # noqa: SIM115 -- below
+        except IsADirectoryError as error:
+            os.close(fd)
+            self.unread(path, f"cannot be read: {error.strerror}")
+            return
+        with file:
             try:
                 for line in file:
                     limit -= len(line)

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 import pyudev
 
-from kvmhooks.host.pci import ATTRIBUTES, LINKS, VIRTFN, Found, make_devices, shown_block_name
+from kvmhooks.host.pci import (
+    ATTRIBUTES,
+    LINKS,
+    MDEV,
+    VIRTFN,
+    Found,
+    make_devices,
+    shown_block_name,
+)
 
 if TYPE_CHECKING:
     from kvmhooks.host.devices import PciDevice
@@ -44,6 +52,7 @@ def _found(
         },
         links={each: Path(path, each).readlink().name for each in links},
         can_reset="reset" in present,
+        is_parent=MDEV in present,
         net=net.get(name, ()),
         block=tuple(map(shown_block_name, block.get(name, ()))),
     )

@@ -56,13 +56,29 @@ class Systemd:
         ``bus_cgroup_set_cpuset()``, src/core/dbus-cgroup.c). Raises ``BusError``.
         """
         mask = cpus.mask.to_bytes((cpus.mask.bit_length() + 7) // 8 or 1, "little")
+
+        def properties(body: Writer) -> None:
+            body.property("AllowedCPUs", "ay")
+            with body.array(1):
+                body.raw(mask)
+
+        self._set(unit, properties)
+
+    def set_number(self, unit: str, name: str, value: int) -> None:
+        """Set a property such as ``CPUWeight`` until the next boot. Raises ``BusError``."""
+
+        def properties(body: Writer) -> None:
+            body.property(name, "t")
+            body.uint64(value)
+
+        self._set(unit, properties)
+
+    def _set(self, unit: str, properties: Callable[[Writer], None]) -> None:
         body = Writer()
         body.text(unit)
         body.uint32(1)  # a D-Bus boolean: runtime, that is below /run
         with body.array(8):
-            body.property("AllowedCPUs", "ay")
-            with body.array(1):
-                body.raw(mask)
+            properties(body)
         self._call("SetUnitProperties", "sba(sv)", body.data)
 
     def reload(self) -> None:

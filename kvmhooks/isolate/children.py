@@ -129,7 +129,7 @@ def _ends(descriptor: int, seconds: float) -> bool:
     """Whether a process ends within a time (pidfd_open(2): its descriptor is then readable)."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
+    return bool(poll.poll(max(seconds, 0) * 1000))  # below 0 it would wait for ever
 
 
 def _leave_everything(printed: int | None = None) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from typing import Any, Final, Self
 
 FORMAT: Final = 1
+
+DEVICE_TABLES: Final = ("functions", "vfs", "vf_settings", "mdevs")
+"""The tables of the record (``state``) with what was bound, made or set for VMs."""
 """The version of the JSON form. A package may be upgraded while VMs run."""
 
 _UUID_WIDTHS: Final = [8, 4, 4, 4, 12]
@@ -159,12 +162,46 @@ class Claim:
             found[place] = dict(word.split("=", 1) for word in words)
         return found
 
+    @property
+    def mdevs(self) -> tuple[tuple[str, str, str], ...]:
+        """(UUID, parent, type) of each mediated device that has to be there."""
+        said = self.setting("devices.mdevs")
+        parts = (one.partition("=") for one in said.split(",") if one)
+        return tuple((uuid, *where.split("/", 1)) for uuid, _, where in parts)  # type: ignore[misc]
+
+    @property
+    def has_devices(self) -> bool:
+        """Whether anything is bound, made or set for it."""
+        return any(self.asks_of(table) for table in DEVICE_TABLES)
+
+    def asks_of(self, table: str) -> tuple[str, ...]:
+        """What it asks for of one of ``DEVICE_TABLES``, by the keys there."""
+        if table == "functions":
+            return self.bound
+        if table == "vfs":
+            return tuple(pf for pf, _ in self.pools)
+        if table == "vf_settings":
+            return tuple(self.vf_settings)
+        return tuple(uuid for uuid, _, _ in self.mdevs)
+
     def on(self, exclusive: CpuSet) -> Claim:
         """The same claim on other CPUs."""
+        return self._but(exclusive, self.uuid)
+
+    def by(self, uuid: str) -> Claim:
+        """The same claim of another VM."""
+        return self._but(self.exclusive, uuid)
+
+    def given(self, devices: tuple[str, ...]) -> Claim:
+        """The same claim of a VM that has other devices by now."""
+        return self._but(self.exclusive, self.uuid, devices)
+
+    def _but(self, exclusive: CpuSet, uuid: str, devices: tuple[str, ...] | None = None) -> Claim:
         return Claim(
-            driver=self.driver, uuid=self.uuid, name=self.name, exclusive=exclusive,
+            driver=self.driver, uuid=uuid, name=self.name, exclusive=exclusive,
             hugepages=self.hugepages, strict=self.strict, settings=self.settings,
-            disks=self.disks, caches=self.caches, devices=self.devices, bound=self.bound,
+            disks=self.disks, caches=self.caches, bound=self.bound,
+            devices=self.devices if devices is None else devices,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the administrator has written in ``/etc/kvmhooks``: defaults, limits, and policies of VMs.
 
-``kvmhooks.toml`` holds the settings that every VM starts from, and in ``[host]`` the limits below.
+``kvmhooks.toml`` holds the settings that every VM starts from, in ``[host]`` the limits below, and
+in ``[sriov.CARD]`` how many virtual functions a card is to have.
 ``vm.d/NAME.toml`` is the policy of a VM whose XML cannot be changed: it is one of ours like a VM
 with metadata. Both have a table for each element of the metadata and a key for each of its
 attributes (``kvmhooks.isolate.policy``). What stands nearer to the VM has the say: its metadata,
@@ -33,6 +34,14 @@ BUDGET_WITH_PAGES: Final = 30.0
 BUDGET_WITH_DEVICES: Final = 30.0
 
 _MOST_SECONDS: Final = 600
+_MOST_FUNCTIONS: Final = 65_535
+"""``TotalVFs`` has 16 bits."""
+
+_OF_THE_HOST: Final = ("host", "sriov")
+"""Tables that are no settings of VMs."""
+
+_PCI: Final = "sys/bus/pci/devices"
+_NETS: Final = "sys/class/net"
 
 
 class Limits:
@@ -68,15 +77,17 @@ def policy_of(door: Door, name: str) -> dict[str, str] | None:
     if text is None:
         return None
     tables = _parsed(path, text)
-    if "host" in tables:
-        raise IsolationError(f"/{path}: host: found it here, expected it in /{HOST} alone")
+    for table in _OF_THE_HOST:
+        if table in tables:
+            raise IsolationError(f"/{path}: {table}: found it here, expected it in /{HOST} alone")
     return _settings(path, tables)
 
 
 def defaults(door: Door) -> dict[str, str]:
     """The settings that every VM of ours starts from, checked. Raises ``IsolationError``."""
     tables = _host(door)
-    tables.pop("host", None)
+    for table in _OF_THE_HOST:
+        tables.pop(table, None)
     return _settings(HOST, tables)
 
 
@@ -94,6 +105,43 @@ def limits(door: Door) -> Limits:
         else:
             raise _refused(HOST, f"host.{key}", value, f"one of {', '.join(Limits.__slots__)}")
     return known
+
+
+def functions(door: Door) -> dict[str, int]:
+    """How many virtual functions each card is to have, by its address or its interface.
+
+    Raises ``IsolationError``.
+    """
+    said = _host(door).get("sriov", {})
+    if not isinstance(said, dict):
+        raise _refused(HOST, "sriov", said, "a table for each card")
+    found = {}
+    for card, table in said.items():
+        at = f"sriov.{card}"
+        if not isinstance(table, dict) or table.keys() != {"vfs"}:
+            raise _refused(HOST, at, table, "a table with vfs alone")
+        count = table["vfs"]
+        if (
+            isinstance(count, bool)
+            or not isinstance(count, int)
+            or not 0 < count <= _MOST_FUNCTIONS
+        ):
+            raise _refused(HOST, f"{at}.vfs", count, f"1 to {_MOST_FUNCTIONS}")
+        if not address_of(door, card):
+            raise _refused(HOST, at, card, "the address or the interface of a card of this host")
+        found[card] = count
+    return found
+
+
+def address_of(door: Door, card: str) -> str:
+    """The address of a card by that or by its network interface; empty where there is none."""
+    if "/" in card or "\0" in card or card in {"", ".", ".."}:
+        return ""
+    if door.has(f"{_PCI}/{card}"):
+        return card
+    link = door.link(f"{_NETS}/{card}/device")
+    address = link.rpartition("/")[2]
+    return address if address and door.has(f"{_PCI}/{address}") else ""
 
 
 def file_of(name: str) -> str:

@@ -86,6 +86,17 @@ def read_key(xml_text: str | bytes, driver: str = "qemu") -> str:
     return f"{driver}-{_parse(data).findtext('uuid', '').strip().lower()}"
 
 
+def devices_in(status: bytes) -> tuple[str, ...]:
+    """The PCI addresses of what a running VM has, by what libvirt keeps of it (``<domstatus>``).
+
+    Raises ``IsolationError`` for what is none.
+    """
+    found = markup.parse(status).find("domain")
+    if found is None:
+        raise IsolationError("found no <domain>, expected libvirt's record of a running VM")
+    return _devices_of(found)
+
+
 def _parse(data: bytes) -> Element:
     domain = markup.parse(data)
     if domain.tag != "domain":

@@ -205,6 +205,12 @@ class Door:
         least = min(links.values(), default=0)
         return {name for name, count in links.items() if count > least}
 
+    def kernel(self) -> tuple[int, int]:
+        """The first two numbers of the kernel's release. Raises ``OSError``."""
+        major, minor, *_ = (self.read("proc/sys/kernel/osrelease") + ".0.0").split(".")
+        digits = "".join(digit for digit in minor if digit.isdigit())
+        return int(major), int(digits or 0)
+
     def has(self, path: str) -> bool:
         """Whether there is something of this name."""
         try:

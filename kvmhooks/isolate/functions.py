@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.children import StuckError
+from kvmhooks.isolate.configuration import HOST
 from kvmhooks.isolate.pool import held_by
 from kvmhooks.isolate.report import APPLIED, FAILED
 from kvmhooks.isolate.state import RUNNING, Origin, Process
@@ -48,6 +49,12 @@ _NONE: Final = "(null)"
 _BRIDGE: Final = "0x06"
 _WAITING: Final = frozenset({"", DRIVER, "pci-stub"})
 """Drivers with which a group may be given to a VM (Documentation/driver-api/vfio.rst)."""
+
+_OF_BRIDGES: Final = _WAITING | {"pcieport"}
+"""Those that a bridge in the group may have: ``driver_managed_dma`` (linux/pci.h)."""
+
+_BRIDGES_SINCE: Final = (5, 19)
+"""The first kernel that looks at the drivers of bridges (``iommu_group_claim_dma_owner()``)."""
 
 
 def check_groups(door: Door, claim: Claim, state: State) -> None:
@@ -84,9 +91,12 @@ def check_groups(door: Door, claim: Claim, state: State) -> None:
 def _others(door: Door, claim: Claim, address: str, owners: dict[str, str]) -> list[str]:
     """What else is in a function's group and would be in use beside the VM."""
     found = []
+    is_strict = door.kernel() >= _BRIDGES_SINCE
     for other in door.names(f"{DEVICES}/{address}/iommu_group/devices"):
         driver = driver_of(door, other)
         is_bridge = _read(door, other, "class").startswith(_BRIDGE)
+        if is_bridge and is_strict and driver not in _OF_BRIDGES:
+            found.append(f"{other} is a bridge with {driver}, which has to let go of it")
         if is_bridge or other in claim.bound or other in claim.devices:
             continue
         if other in owners:
@@ -111,7 +121,7 @@ def take(door: Door, store: Store, entry: Entry, key: str, until: float) -> None
         door.load(DRIVER, PATIENCE)
     for address in wanted:
         try:
-            _bind(door, address, min(PATIENCE, until - door.now()))
+            _bind(door, address, min(PATIENCE, left(door, until)))
         except StuckError as error:
             with entry() as state:
                 state.functions[address].waits = Process.find(door, error.pid)
@@ -122,6 +132,17 @@ def take(door: Door, store: Store, entry: Entry, key: str, until: float) -> None
             ) from error
         except (IsolationError, OSError) as error:
             raise IsolationError(f"{held.claim.name}: {address}: {error}") from error
+
+
+def left(door: Door, until: float) -> float:
+    """The seconds that devices may still take. Raises ``IsolationError`` where there are none."""
+    seconds = until - door.now()
+    if seconds <= 0:
+        raise IsolationError(
+            "found no time left for it, expected some: give a start with devices more than it has "
+            f"(budget_devices of [host] in /{HOST})"
+        )
+    return seconds
 
 
 def _note(door: Door, state: State, claim: Claim, address: str) -> bool:
@@ -169,16 +190,10 @@ def owe(state: State, held: Held) -> None:
             origin.waits = held.holder
 
 
-def owed(state: State) -> list[str]:
-    """The functions that no claim binds any more."""
-    bound = {address for one in state.held.values() for address in one.claim.bound}
-    return [address for address in state.functions if address not in bound]
-
-
 def settle(door: Door, store: Store, entry: Entry, report: Report) -> None:
     """Give back every function that is owed, under ``LOCK``; ``report`` tells what came of each."""
     with entry() as state:
-        todo = {address: state.functions[address] for address in owed(state)}
+        todo = {address: state.functions[address] for address in state.owed("functions")}
     done: list[str] = []
     stuck: dict[str, Process | None] = {}
     for address, origin in todo.items():
@@ -194,13 +209,24 @@ def settle(door: Door, store: Store, entry: Entry, report: Report) -> None:
             report.add(f"pci/{address}", FAILED, origin.driver, str(error))
         except (IsolationError, OSError) as error:
             report.add(f"pci/{address}", FAILED, origin.driver, str(error))
+    conclude(store, entry, "functions", done, stuck)
+
+
+def conclude(
+    store: Store, entry: Entry, table: str, done: list[str], stuck: dict[str, Process | None]
+) -> None:
+    """Forget what was given back, and note which processes the rest has to wait for.
+
+    ``table`` is the name of one of the record's: ``functions``, ``vfs``, ``mdevs``.
+    """
     if not done and not stuck:
         return
     with entry() as state:
-        for address in done:
-            state.functions.pop(address, None)
-        for address, process in stuck.items():
-            state.functions[address].waits = process
+        records = getattr(state, table)
+        for key in done:
+            records.pop(key, None)
+        for key, process in stuck.items():
+            records[key].waits = process
         if state.is_empty:
             store.clear()
         else:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 UNIFIED: Final = "sys/fs/cgroup"
 LEGACY: Final = "sys/fs/cgroup/cpuset"
 
+LIMITING: Final = ("cpu", "memory", "blkio")
+"""Controllers that have hierarchies of their own on v1, beside that of the CPU sets."""
+
 LAUNCHED: Final = "kvm-launch-"
 """What the names of groups of VMs under kvm-launch begin with."""
 
@@ -124,19 +127,31 @@ def launched_group(name: str) -> str:
     return f"{MACHINES[1]}/{LAUNCHED}{name}"
 
 
+def limiting(door: Door) -> list[str]:
+    """The hierarchies of v1 in which VMs of kvm-launch are, beside that of the CPU sets.
+
+    None on v2, where a group of such a name has no ``tasks``.
+    """
+    bases = [f"{UNIFIED}/{controller}" for controller in LIMITING]
+    return [base for base in bases if door.has(f"{base}/tasks")]
+
+
 def sweep(door: Door) -> None:
     """Remove what VMs of kvm-launch whose supervisor was killed have left: groups without a task.
 
     Those below systemd are gone with their last task. Raises ``OSError``.
     """
     found = Groups.find(door, ())
-    above = f"{found.base}/{MACHINES[1]}"
-    if not found.base or not door.has(f"{above}/cgroup.procs"):
+    if not found.base:
         return
-    for name in door.directories(above):
-        if name.startswith(LAUNCHED):
-            remove_groups(door, f"{above}/{name}")
-    _remove_free(door, above)
+    for base in (found.base, *limiting(door)):
+        above = f"{base}/{MACHINES[1]}"
+        if not door.has(f"{above}/cgroup.procs"):
+            continue
+        for name in door.directories(above):
+            if name.startswith(LAUNCHED):
+                remove_groups(door, f"{above}/{name}")
+        _remove_free(door, above)
 
 
 def remove_groups(door: Door, path: str) -> None:
@@ -171,11 +186,19 @@ def pid_of(door: Door, one: Held) -> int:
 
 def libvirt_pid(door: Door, claim: Claim) -> int:
     """What stands in ``/run/libvirt/qemu/NAME.pid``, or 0; also for a VM that is not libvirt's."""
-    name = claim.name
-    if claim.driver != LIBVIRT or not 0 < len(name) <= 200 or "/" in name or "\0" in name:
+    path = libvirts_file(claim, ".pid")
+    if claim.driver != LIBVIRT or not path:
         return 0
     try:
-        text = door.read(f"run/libvirt/qemu/{name}.pid")
+        text = door.read(path)
     except OSError:
         return 0
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
+
+
+def libvirts_file(claim: Claim, suffix: str) -> str:
+    """Where libvirt keeps something of a running VM; empty for a name that is no file's."""
+    name = claim.name
+    if not 0 < len(name) <= 200 or "/" in name or "\0" in name:
+        return ""
+    return f"run/libvirt/qemu/{name}{suffix}"

@@ -66,7 +66,7 @@ class Keeper:
         if claim.hugepages:
             self.budget = max(self.budget, limits.budget_hugepages)
             locks.append(pool.LOCK)
-        if claim.bound or claim.pools or claim.vf_settings:
+        if claim.has_devices:
             from kvmhooks.isolate import functions, uses  # noqa: PLC0415 -- few VMs have devices
 
             uses.check(self.door, claim)
@@ -139,7 +139,7 @@ class Keeper:
             held = None if claim is None else state.held.get(claim.key)
             if held is not None:
                 self._adopt(held, pid)
-                self._reread(state, held)
+                self._reread(state, held, is_new=True)
             self._drop_dead(state, but=held.claim.key if held else "")
             report = self._isolate(state, held)
             if held is not None and held.claim.strict:
@@ -340,14 +340,19 @@ class Keeper:
         if process is not None:
             held.holder, held.state = process, RUNNING
 
-    def _reread(self, state: State, *every: Held) -> None:
-        """Bring claims up to date with where their vCPUs are."""
-        from kvmhooks.isolate.pins import reread  # noqa: PLC0415 -- most entries need it not
+    def _reread(self, state: State, *every: Held, is_new: bool = False) -> None:
+        """Bring claims up to date with where their vCPUs are, and which devices they have.
+
+        A VM that is new has those that were claimed.
+        """
+        from kvmhooks.isolate import attached, pins  # noqa: PLC0415 -- most entries need it not
 
         for held in every:
             if held.state == RUNNING and held.claim.exclusive and held.holder.is_alive(self.door):
                 view = View.read(self.door, [one for one in state.held.values() if one is not held])
-                reread(self.door, held, view.exclusive, view.online)
+                pins.reread(self.door, held, view.exclusive, view.online)
+                if not is_new:
+                    attached.reread(self.door, held)
 
     def _daemon(self) -> Process:
         """The daemon that runs us: our parent, or above it where a script calls the hook."""

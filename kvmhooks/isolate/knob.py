@@ -46,13 +46,11 @@ class View:
         """Read what is needed of the host. Raises ``OSError``."""
         online = CpuSet.parse(door.read("sys/devices/system/cpu/online"))
         possible = CpuSet.parse(door.read("sys/devices/system/cpu/possible"))
-        major, minor, *_ = (door.read("proc/sys/kernel/osrelease") + ".0.0").split(".")
-        digits = "".join(digit for digit in minor if digit.isdigit())
         return cls(
             online=online,
             possible=possible,
             held=sorted(held, key=lambda one: one.since),
-            kernel=(int(major), int(digits or 0)),
+            kernel=door.kernel(),
         )
 
     def taken(self, setting: str) -> CpuSet:

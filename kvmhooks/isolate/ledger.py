@@ -8,6 +8,7 @@ that one never waits for one of these.
 from __future__ import annotations
 
 from kvmhooks.isolate import pool
+from kvmhooks.isolate.claim import DEVICE_TABLES
 from kvmhooks.isolate.report import FAILED, Report
 from kvmhooks.isolate.state import State, boot_id
 from kvmhooks.isolate.store import LockedError
@@ -87,11 +88,15 @@ class Ledger:
             if claim.vf_settings:
                 from kvmhooks.isolate import vf_settings  # noqa: PLC0415 -- as above
 
-                vf_settings.take(self.door, self.store, entry, claim, self.helper)
+                vf_settings.take(self.door, self.store, entry, claim, self.helper, until)
             if claim.bound:
                 from kvmhooks.isolate import functions  # noqa: PLC0415 -- as above
 
                 functions.take(self.door, self.store, entry, claim.key, until)
+            if claim.mdevs:
+                from kvmhooks.isolate import mediated  # noqa: PLC0415 -- as above
+
+                mediated.take(self.door, self.store, entry, claim, until)
         except BaseException:
             with entry() as state:
                 held = state.held.pop(claim.key, None)
@@ -125,12 +130,18 @@ class Ledger:
         """
         if not self.owes_devices:
             return report
-        from kvmhooks.isolate import functions, sriov, vf_settings  # noqa: PLC0415 -- as above
+        from kvmhooks.isolate import (  # noqa: PLC0415 -- as above
+            functions,
+            mediated,
+            sriov,
+            vf_settings,
+        )
 
         def entry() -> Entry:
             return self.entry(budget)
 
         def settle() -> Report:
+            mediated.settle(self.door, self.store, entry, report)
             functions.settle(self.door, self.store, entry, report)
             vf_settings.settle(self.door, self.store, entry, report, self.helper)
             sriov.settle(self.door, self.store, entry, report)
@@ -151,6 +162,10 @@ def owe(state: State, held: Held) -> None:
         from kvmhooks.isolate import functions  # noqa: PLC0415 -- few VMs have devices
 
         functions.owe(state, held)
+    if held.claim.mdevs:
+        from kvmhooks.isolate import mediated  # noqa: PLC0415 -- as above
+
+        mediated.owe(state, held)
 
 
 class Entry:
@@ -175,14 +190,5 @@ class Entry:
 
     def __exit__(self, *_: object) -> None:
         state = self._state
-        if state.functions or state.vfs or state.vf_settings:
-            claims = [one.claim for one in state.held.values()]
-            bound = {address for claim in claims for address in claim.bound}
-            asked = {pf for claim in claims for pf, _ in claim.pools}
-            set_up = {place for claim in claims for place in claim.vf_settings}
-            is_settled = bound.issuperset(state.functions) and asked.issuperset(state.vfs)
-            is_settled = is_settled and set_up.issuperset(state.vf_settings)
-            self._ledger.owes_devices = not is_settled
-        else:
-            self._ledger.owes_devices = False
+        self._ledger.owes_devices = any(map(state.owed, DEVICE_TABLES))
         self._lock.__exit__(None, None, None)

@@ -45,6 +45,8 @@ _WORD: Final = "[a-z0-9_-]{1,32}"
 _USES: Final = "none|mounted|swap|held|route|bridge|console|screen|functions|remapping"
 _ADDRESS: Final = r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
 _POOL: Final = rf"{_ADDRESS}=[1-9]\d{{0,3}}"
+_UUID: Final = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_MEDIATED: Final = rf"{_UUID}={_ADDRESS}/[A-Za-z0-9_][A-Za-z0-9_.-]{{0,63}}"
 _FUNCTION: Final = (
     rf"{_ADDRESS}/\d{{1,4}}( (mac=[0-9a-f]{{2}}(:[0-9a-f]{{2}}){{5}}|vlan=\d{{1,4}}"
     r"|trust=(yes|no)|spoofchk=(yes|no)|rate=\d{1,7}))+"
@@ -84,6 +86,10 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "devices.pools": Setting(
         rf"({_POOL})(,({_POOL})){{0,19}}",
         'virtual functions to make, such as "0000:3b:00.0=8"',
+    ),
+    "devices.mdevs": Setting(
+        rf"({_MEDIATED})(,({_MEDIATED})){{0,19}}",
+        'mediated devices to make: "UUID=0000:3b:00.0/nvidia-35"',
     ),
     "devices.functions": Setting(
         rf"{_FUNCTION}(;{_FUNCTION}){{0,99}}",

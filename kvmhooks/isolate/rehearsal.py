@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvmhooks.isolate.bus import Systemd
 from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.foreseen import Foreseen
 from kvmhooks.isolate.functions import DEVICES
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.isolate.knobs.caches import SCHEMATA, merged
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 
     from kvmhooks.isolate.claim import Claim
     from kvmhooks.values import CpuSet
+
+
+_HELPER = "kvmhooks"
+"""Is not run."""
+
+_SETTINGS = ("mac", "vlan", "trust", "spoofchk", "rate")
+_BEFORE = "(before)"
+"""What stands for a setting that a function had."""
 
 
 class Write(NamedTuple):
@@ -39,7 +48,7 @@ def rehearse(claim: Claim, root: str = "/") -> list[Write]:
     Raises ``IsolationError`` when the start would be refused.
     """
     door = _Rehearsal(root)
-    keeper = Keeper(door, _Memory(root))
+    keeper = Keeper(door, _Memory(root), helper=[_HELPER])
     for door.phase in ("prepare", "start", "started", "release"):
         if door.phase == "prepare":
             keeper.prepare(claim)
@@ -64,12 +73,29 @@ class _Rehearsal(Door):
         self._tasks: dict[int, CpuSet] = {}
         self._scheduled: dict[tuple[int, str], str] = {}
         self._drivers: dict[str, str] = {}
+        self._foreseen = Foreseen(self)
+        self._mdevs: dict[str, str] = {}
+        self._settings: dict[tuple[str, str], dict[str, str]] = {}
 
     def read(self, path: str) -> str:
         parts = path.rsplit("/", 2)
         if parts[-1] == "cpuset.cpus" and parts[-2] in self.units:
             return str(self.units[parts[-2]])
-        return self._files[path] if path in self._files else super().read(path)
+        if path in self._files:
+            return self._files[path]
+        return self._foreseen.read(path) if self._foreseen.card_of(path) else super().read(path)
+
+    def names(self, path: str) -> list[str]:
+        return sorted({*super().names(path), *self._foreseen.names(path)})
+
+    def has(self, path: str) -> bool:
+        if not self._foreseen.card_of(path):
+            return super().has(path)
+        alone = self._foreseen.function_of(path) == path.rpartition("/")[2]
+        return alone or bool(self.link(path)) or bool(self.names(path))
+
+    def inodes(self, path: str) -> dict[str, int]:
+        return {**dict.fromkeys(self._foreseen.names(path), 0), **super().inodes(path)}
 
     def hold(self, path: str) -> str:
         return self.read(path)
@@ -92,9 +118,15 @@ class _Rehearsal(Door):
         """Note it, and have the device follow: no driver hesitates here, or refuses."""
         del seconds
         self.note(f"/{path}", text)
-        *_, owner, name = path.split("/")
-        if name == "driver_override" or name.startswith("sriov_"):
+        *above, owner, name = path.split("/")
+        if name == "create":
+            self._mdevs[text] = f"{above[-2]}/{owner}"
+        elif name == "remove":
+            del self._mdevs[owner]
+        elif name == "driver_override" or name.startswith("sriov_"):
             self._files[path] = text
+            if name == "sriov_numvfs":
+                self._foreseen.make(owner, int(text))
         elif name == "drivers_probe":
             self._drivers[text] = self.read(f"{DEVICES}/{text}/driver_override")
         else:
@@ -104,7 +136,11 @@ class _Rehearsal(Door):
         *_, address, name = path.split("/")
         if name == "driver" and address in self._drivers:
             return self._drivers[address]
-        return super().link(path)
+        if name in self._mdevs:
+            return f"../{self._mdevs[name].partition('/')[0]}/{name}"
+        if name == "mdev_type" and address in self._mdevs:
+            return self._mdevs[address]
+        return super().link(path) or self._foreseen.link(path)
 
     def load(self, module: str, seconds: float) -> None:
         del seconds
@@ -135,6 +171,23 @@ class _Rehearsal(Door):
             self.note(f"/{path}", text)
             return ""
         return super().ask(path, text, timeout)
+
+    def ask_program(self, words: list[str], seconds: float) -> str:
+        """`kvmhooks functions`: what a function is set to at first, only the card knows."""
+        del seconds
+        _, _, card, *said = words
+        if said:
+            number, *settings = said
+            self.note(f"function {number} of {card}", " ".join(settings))
+            known = dict(word.split("=", 1) for word in settings)
+            self._settings[card, number] = {**self._settings.get((card, number), {}), **known}
+            return ""
+        before = dict.fromkeys(_SETTINGS, _BEFORE)
+        return "\n".join(
+            " ".join([str(number), *(f"{name}={text}" for name, text in settings.items())])
+            for number in range(int(self.read(f"{DEVICES}/{card}/sriov_numvfs")))
+            for settings in [{**before, **self._settings.get((card, str(number)), {})}]
+        )
 
     def systemd(self, timeout: float = 5.0) -> Systemd | None:
         return _RehearsedSystemd(self) if super().systemd(timeout) is not None else None

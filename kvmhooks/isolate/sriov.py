@@ -14,7 +14,15 @@ from __future__ import annotations
 
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.children import StuckError
-from kvmhooks.isolate.functions import DEVICES, PATIENCE, driver_of, identity_of
+from kvmhooks.isolate.configuration import HOST
+from kvmhooks.isolate.functions import (
+    DEVICES,
+    PATIENCE,
+    conclude,
+    driver_of,
+    identity_of,
+    left,
+)
 from kvmhooks.isolate.report import APPLIED, FAILED, REFUSAL
 from kvmhooks.isolate.state import Process, VfPool
 
@@ -38,8 +46,9 @@ def take(door: Door, store: Store, entry: Entry, claim: Claim, until: float) -> 
 
     Raises ``IsolationError``; ``settle`` then removes what was made.
     """
+    wanted = [(pf, _size(door, claim, pf, count)) for pf, count in claim.pools]
     with entry() as state:
-        todo = [(pf, count) for pf, count in claim.pools if _note(door, state, claim, pf, count)]
+        todo = [(pf, count) for pf, count in wanted if _note(door, state, claim, pf, count)]
         store.save(state.to_text())
     for pf, count in todo:
         try:
@@ -58,15 +67,31 @@ def take(door: Door, store: Store, entry: Entry, claim: Claim, until: float) -> 
             store.save(state.to_text())
 
 
-def _note(door: Door, state: State, claim: Claim, pf: str, count: int) -> bool:
-    """Put on record that a pool is about to be made; False where it is there."""
+def _size(door: Door, claim: Claim, pf: str, count: int) -> int:
+    """How large a pool has to be: as the VM asks, but one that is yet to be made as all ask."""
     at = f"{claim.name}: {pf}"
     total = _number(door, pf, "sriov_totalvfs")
-    current = _number(door, pf, COUNT)
-    if total is None or current is None:
+    if total is None:
         raise IsolationError(f"{at}: found no SR-IOV, expected a physical function that has it")
     if count > total:
         raise IsolationError(f"{at}: found at most {total} virtual functions, expected {count}")
+    if _number(door, pf, COUNT):
+        return count
+    from kvmhooks.isolate import demand  # noqa: PLC0415 -- most VMs make no pool
+
+    said = demand.configured(door, pf)
+    if said is None:
+        return min(total, max(count, demand.known(door, pf, but=claim.name)))
+    if not count <= said <= total:
+        expected = f"{count} or more" if said < count else f"{total} at most"
+        raise IsolationError(f"{at}: found vfs = {said} in /{HOST}, expected {expected}")
+    return said
+
+
+def _note(door: Door, state: State, claim: Claim, pf: str, count: int) -> bool:
+    """Put on record that a pool is about to be made; False where it is there."""
+    at = f"{claim.name}: {pf}"
+    current = _number(door, pf, COUNT) or 0
     if current >= count:
         return False
     if current:
@@ -91,7 +116,7 @@ def _make(door: Door, pf: str, count: int, until: float) -> None:
     probe = _number(door, pf, PROBE)
     if probe:
         _write(door, pf, PROBE, "0", PATIENCE)
-    _write(door, pf, COUNT, str(count), max(until - door.now(), PATIENCE))
+    _write(door, pf, COUNT, str(count), left(door, until))
     if probe:
         _write(door, pf, PROBE, str(probe), PATIENCE)
     found = _number(door, pf, COUNT)
@@ -99,16 +124,10 @@ def _make(door: Door, pf: str, count: int, until: float) -> None:
         raise IsolationError(f"its driver made {found} virtual functions instead of {count}")
 
 
-def owed(state: State) -> list[str]:
-    """The pools of ours that no claim asks for any more."""
-    asked = {pf for one in state.held.values() for pf, _ in one.claim.pools}
-    return [pf for pf in state.vfs if pf not in asked]
-
-
 def settle(door: Door, store: Store, entry: Entry, report: Report) -> None:
     """Remove every pool of ours that is owed and that nobody uses; the others stay on record."""
     with entry() as state:
-        todo = {pf: state.vfs[pf] for pf in owed(state)}
+        todo = {pf: state.vfs[pf] for pf in state.owed("vfs")}
     done: list[str] = []
     stuck: dict[str, Process | None] = {}
     for pf, pool in todo.items():
@@ -125,17 +144,7 @@ def settle(door: Door, store: Store, entry: Entry, report: Report) -> None:
             else:
                 report.add(f"sriov/{pf}", APPLIED, "0")
                 done.append(pf)
-    if not done and not stuck:
-        return
-    with entry() as state:
-        for pf in done:
-            state.vfs.pop(pf, None)
-        for pf, process in stuck.items():
-            state.vfs[pf].waits = process
-        if state.is_empty:
-            store.clear()
-        else:
-            store.save(state.to_text())
+    conclude(store, entry, "vfs", done, stuck)
 
 
 def _remove(door: Door, pf: str, pool: VfPool) -> str:

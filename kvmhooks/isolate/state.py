@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate import notation
-from kvmhooks.isolate.claim import Claim
+from kvmhooks.isolate.claim import DEVICE_TABLES, Claim
 from kvmhooks.version import VERSION
 
 TYPE_CHECKING = False
@@ -120,6 +120,16 @@ class Process:
         return start_time(door, self.pid) == self.start
 
 
+def _said(process: Process | None) -> list[int] | None:
+    """A process as JSON types."""
+    return None if process is None else [process.pid, process.start]
+
+
+def _process(said: Any) -> Process | None:
+    """Read back what ``_said`` wrote. Raises ``ValueError`` and its kin."""
+    return Process(*map(int, said)) if said else None
+
+
 def start_time(door: Door, pid: int) -> int | None:
     """When a process started, in ticks since boot (proc_pid_stat(5)); None for none or a zombie."""
     try:
@@ -159,15 +169,13 @@ class Origin:
 
     def to_json(self) -> list[Any]:
         """JSON types."""
-        waits = None if self.waits is None else [self.waits.pid, self.waits.start]
-        return [self.driver, self.override, self.identity, waits]
+        return [self.driver, self.override, self.identity, _said(self.waits)]
 
     @classmethod
     def from_json(cls, said: Any) -> Origin:
         """Read back what ``to_json`` wrote. Raises ``ValueError`` and its kin."""
         driver, override, identity, waits = said
-        process = Process(*map(int, waits)) if waits else None
-        return cls(str(driver), str(override), identity=str(identity), waits=process)
+        return cls(str(driver), str(override), identity=str(identity), waits=_process(waits))
 
 
 class VfPool:
@@ -196,8 +204,7 @@ class VfPool:
 
     def to_json(self) -> list[Any]:
         """JSON types."""
-        waits = None if self.waits is None else [self.waits.pid, self.waits.start]
-        return [self.wanted, self.made, self.probe, self.identity, waits]
+        return [self.wanted, self.made, self.probe, self.identity, _said(self.waits)]
 
     @classmethod
     def from_json(cls, said: Any) -> VfPool:
@@ -208,8 +215,32 @@ class VfPool:
             str(probe),
             identity=str(identity),
             made=int(made),
-            waits=Process(*map(int, waits)) if waits else None,
+            waits=_process(waits),
         )
+
+
+class Mediated:
+    """A mediated device that we made, or are about to make."""
+
+    __slots__ = ("kind", "parent", "waits")
+
+    def __init__(self, parent: str, kind: str, *, waits: Process | None = None) -> None:
+        self.parent = parent
+        """The address of the device that it is a part of."""
+        self.kind = kind
+        """Its type, such as ``nvidia-35``."""
+        self.waits = waits
+        """The process that has to end before it can be removed."""
+
+    def to_json(self) -> list[Any]:
+        """JSON types."""
+        return [self.parent, self.kind, _said(self.waits)]
+
+    @classmethod
+    def from_json(cls, said: Any) -> Mediated:
+        """Read back what ``to_json`` wrote. Raises ``ValueError`` and its kin."""
+        parent, kind, waits = said
+        return cls(str(parent), str(kind), waits=_process(waits))
 
 
 class Held:
@@ -264,7 +295,7 @@ class Held:
             "fallback": self.fallback,
             "pages": self.pages,
             "warnings": list(self.warnings),
-            "follower": self.follower and [self.follower.pid, self.follower.start],
+            "follower": _said(self.follower),
             "pins": self.pins,
         }
 
@@ -281,8 +312,7 @@ class Held:
             pages={str(key): int(count) for key, count in said["pages"].items()},
             warnings=tuple(map(str, said["warnings"])),
         )
-        follower = said.get("follower")
-        found.follower = Process(*map(int, follower)) if follower else None
+        found.follower = _process(said.get("follower"))
         found.pins = {str(vcpu): str(cpus) for vcpu, cpus in said.get("pins", {}).items()}
         return found
 
@@ -290,7 +320,17 @@ class Held:
 class State:
     """All that is on record about this boot of the host."""
 
-    __slots__ = ("boot", "functions", "held", "pools", "records", "reserved", "vf_settings", "vfs")
+    __slots__ = (
+        "boot",
+        "functions",
+        "held",
+        "mdevs",
+        "pools",
+        "records",
+        "reserved",
+        "vf_settings",
+        "vfs",
+    )
 
     def __init__(self, boot: str) -> None:
         self.boot = boot
@@ -308,13 +348,23 @@ class State:
         """By the address of the physical function."""
         self.vf_settings: dict[str, dict[str, str]] = {}
         """By ``PF/NUMBER``, what a virtual function was set to, what to, and whose it is."""
+        self.mdevs: dict[str, Mediated] = {}
+        """By its UUID."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is held and nothing remains to be restored."""
-        is_settled = not (self.records or self.pools or self.functions or self.vfs)
-        is_settled = is_settled and not self.vf_settings
+        has_devices = any(getattr(self, table) for table in DEVICE_TABLES)
+        is_settled = not (self.records or self.pools or has_devices)
         return is_settled and not (self.held or self.reserved)
+
+    def owed(self, table: str) -> list[str]:
+        """The keys of one of ``DEVICE_TABLES`` that no claim asks for any more."""
+        there = getattr(self, table)
+        if not there:
+            return []
+        asked = {key for one in self.held.values() for key in one.claim.asks_of(table)}
+        return [key for key in there if key not in asked]
 
     def to_text(self) -> str:
         """The JSON text."""
@@ -328,6 +378,7 @@ class State:
                 "functions": {key: origin.to_json() for key, origin in self.functions.items()},
                 "vfs": {key: pool.to_json() for key, pool in self.vfs.items()},
                 "vf_settings": self.vf_settings,
+                "mdevs": {key: made.to_json() for key, made in self.mdevs.items()},
                 "reserved": [[claim.to_json(), until] for claim, until in self.reserved.values()],
                 "records": [record.to_line(key) for key, record in self.records.items()],
             }
@@ -358,18 +409,23 @@ class State:
                 state.reserved[claim.key] = claim, int(until)
             for key, one in said["pools"].items():
                 state.pools[key] = {str(name): int(count) for name, count in one.items()}
-            for key, one in said.get("functions", {}).items():
-                state.functions[key] = Origin.from_json(one)
-            for key, one in said.get("vfs", {}).items():
-                state.vfs[key] = VfPool.from_json(one)
             for key, one in said.get("vf_settings", {}).items():
                 state.vf_settings[key] = {str(name): str(text) for name, text in one.items()}
+            state._read_devices(said)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IsolationError(
                 f"/run/kvmhooks/state.json: {type(error).__name__}: {error}: it is not as we wrote "
                 "it; the host keeps what is set until the next boot"
             ) from error
         return state
+
+    def _read_devices(self, said: Any) -> None:
+        for key, one in said.get("functions", {}).items():
+            self.functions[key] = Origin.from_json(one)
+        for key, one in said.get("vfs", {}).items():
+            self.vfs[key] = VfPool.from_json(one)
+        for key, one in said.get("mdevs", {}).items():
+            self.mdevs[key] = Mediated.from_json(one)
 
 
 def boot_id(door: Door) -> str:

@@ -34,6 +34,8 @@ _SHOWN: Final = 3
 """Uses that are named in a message."""
 _REMAPPING: Final = 1 << 3
 """Of a DMAR unit's extended capabilities (VT-d specification, «Extended Capability Register»)."""
+_UNSAFE: Final = "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+"""Without it, and without remapping, no group is taken (drivers/vfio/vfio_iommu_type1.c)."""
 _REJECT: Final = 0x0200
 """``RTF_REJECT`` (linux/route.h): the kernel's own «no route»."""
 
@@ -57,7 +59,12 @@ def check(door: Door, claim: Claim) -> None:
 
 
 def _switch(claim: Claim, reasons: list[str]) -> str:
-    """What allows it, where the VM is described."""
+    """What allows it, where the VM is described; VFIO itself refuses what could send interrupts."""
+    more = f", and write Y to /{_UNSAFE}" if "remapping" in reasons else ""
+    return f"{_word(claim, reasons)}{more}"
+
+
+def _word(claim: Claim, reasons: list[str]) -> str:
     if claim.driver == LIBVIRT:
         return f'{SETTING}="{",".join(reasons)}"'
     return f"pci.allow = {reasons}".replace("'", '"')
@@ -84,6 +91,9 @@ def _below(door: Door, kind: str, address: str) -> list[str]:
 
 def _remapping(door: Door) -> Iterator[Use]:
     """Where no interrupt is remapped a VM could send the host any."""
+    if "intremap=off" in " ".join(_lines(door, "proc/cmdline")).split():
+        yield "remapping", "interrupts are not remapped: the VM could send any [/proc/cmdline]"
+        return
     for unit in door.names("sys/class/iommu"):
         at = f"sys/class/iommu/{unit}/intel-iommu/ecap"
         try:

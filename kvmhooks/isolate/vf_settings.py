@@ -9,7 +9,7 @@ meanwhile stays.
 from __future__ import annotations
 
 from kvmhooks.errors import IsolationError
-from kvmhooks.isolate.functions import DEVICES, PATIENCE, identity_of
+from kvmhooks.isolate.functions import DEVICES, PATIENCE, conclude, identity_of, left
 from kvmhooks.isolate.report import APPLIED, FAILED
 from kvmhooks.isolate.sriov import functions_of
 
@@ -22,35 +22,64 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.door import Door
     from kvmhooks.isolate.functions import Entry
     from kvmhooks.isolate.report import Report
-    from kvmhooks.isolate.state import State
     from kvmhooks.isolate.store import Store
 
 VERB: Final = "functions"
 
 
-def take(door: Door, store: Store, entry: Entry, claim: Claim, helper: Sequence[str]) -> None:
-    """Set what a claim says of its functions.
+def take(
+    door: Door, store: Store, entry: Entry, claim: Claim, helper: Sequence[str], until: float
+) -> None:
+    """Set what a claim says of its functions, before ``until`` on the door's clock.
 
     Raises ``IsolationError``; ``settle`` then takes back what was set.
     """
     for place, wanted in claim.vf_settings.items():
         try:
-            _set(door, store, entry, place, wanted, helper)
+            _set(door, store, entry, place, wanted, _Helper(door, helper, until))
         except (IsolationError, OSError) as error:
             raise IsolationError(f"{claim.name}: {place}: {error}") from error
 
 
+class _Helper:
+    """`kvmhooks functions`, and until when it may run."""
+
+    __slots__ = ("_door", "_until", "_words")
+
+    def __init__(self, door: Door, words: Sequence[str], until: float) -> None:
+        self._door, self._words, self._until = door, words, until
+
+    def read(self, place: str) -> dict[str, str]:
+        """What a function is set to, by name; ``-`` for what its driver does not know."""
+        pf, _, number = place.partition("/")
+        for line in self._ask(pf).splitlines():
+            head, _, rest = line.partition(" ")
+            if head == number:
+                return _parsed(rest)
+        raise IsolationError(f"found no function {number}, expected one of /{DEVICES}/{pf}")
+
+    def write(self, place: str, settings: dict[str, str]) -> None:
+        """Set a function."""
+        pf, _, number = place.partition("/")
+        if settings:
+            self._ask(pf, number, *_said(settings).split())
+
+    def _ask(self, *words: str) -> str:
+        if not self._words:
+            raise IsolationError(
+                "functions are set by `kvmhooks functions`, and there is no kvmhooks that nobody "
+                "but root can change: install it so, then run `kvmhooks hooks install`"
+            )
+        seconds = min(PATIENCE, left(self._door, self._until))
+        return self._door.ask_program([*self._words, VERB, *words], seconds)
+
+
 def _set(
-    door: Door,
-    store: Store,
-    entry: Entry,
-    place: str,
-    wanted: dict[str, str],
-    helper: Sequence[str],
+    door: Door, store: Store, entry: Entry, place: str, wanted: dict[str, str], helper: _Helper
 ) -> None:
     pf = place.partition("/")[0]
     identity = identity_of(door, pf)
-    known = _read(door, place, helper)
+    known = helper.read(place)
     lacking = [name for name in wanted if known.get(name, "-") == "-"]
     if lacking:
         raise IsolationError(f"its driver knows no {', '.join(lacking)} of a function")
@@ -63,82 +92,41 @@ def _set(
             "identity": identity, "was": _said(was), "set": _said(wanted),
         }  # fmt: skip
         store.save(state.to_text())
-    _write(
-        door, place, {name: text for name, text in wanted.items() if known[name] != text}, helper
-    )
-    now = _read(door, place, helper)
+    helper.write(place, {name: text for name, text in wanted.items() if known[name] != text})
+    now = helper.read(place)
     wrong = [f"{name} is {now.get(name)}" for name in wanted if now.get(name) != wanted[name]]
     if wrong:
         raise IsolationError(f"found that {', '.join(wrong)} afterwards, expected {_said(wanted)}")
 
 
-def owed(state: State) -> list[str]:
-    """The functions whose settings no claim asks for any more."""
-    asked = {place for one in state.held.values() for place in one.claim.vf_settings}
-    return [place for place in state.vf_settings if place not in asked]
-
-
 def settle(door: Door, store: Store, entry: Entry, report: Report, helper: Sequence[str]) -> None:
     """Give back every setting that is owed; ``report`` tells what came of each function."""
     with entry() as state:
-        todo = {place: state.vf_settings[place] for place in owed(state)}
+        todo = {place: state.vf_settings[place] for place in state.owed("vf_settings")}
     done = []
     for place, record in todo.items():
         try:
-            _give_back(door, place, record, helper)
+            until = door.now() + 2 * PATIENCE
+            _give_back(door, place, record, _Helper(door, helper, until))
         except (IsolationError, OSError) as error:
             report.add(f"function/{place}", FAILED, record["was"], str(error))
         else:
             report.add(f"function/{place}", APPLIED, record["was"])
             done.append(place)
-    if not done:
-        return
-    with entry() as state:
-        for place in done:
-            state.vf_settings.pop(place, None)
-        if state.is_empty:
-            store.clear()
-        else:
-            store.save(state.to_text())
+    conclude(store, entry, "vf_settings", done, {})
 
 
-def _give_back(door: Door, place: str, record: dict[str, str], helper: Sequence[str]) -> None:
+def _give_back(door: Door, place: str, record: dict[str, str], helper: _Helper) -> None:
     pf, _, number = place.partition("/")
     if record["identity"] != identity_of(door, pf) or int(number) >= len(functions_of(door, pf)):
         return  # the function is gone, and what it was set to
-    was, ours, now = _parsed(record["was"]), _parsed(record["set"]), _read(door, place, helper)
+    was, ours, now = _parsed(record["was"]), _parsed(record["set"]), helper.read(place)
     back = {
         name: text
         for name, text in was.items()
         if text != now.get(name) and now.get(name) == ours.get(name, now.get(name))
     }
-    _write(door, place, back, helper)
-
-
-def _read(door: Door, place: str, helper: Sequence[str]) -> dict[str, str]:
-    """What a function is set to, by name; ``-`` for what its driver does not know."""
-    pf, _, number = place.partition("/")
-    for line in door.ask_program(_words(helper, pf), PATIENCE).splitlines():
-        head, _, rest = line.partition(" ")
-        if head == number:
-            return _parsed(rest)
-    raise IsolationError(f"found no function {number}, expected one of /{DEVICES}/{pf}")
-
-
-def _write(door: Door, place: str, settings: dict[str, str], helper: Sequence[str]) -> None:
-    pf, _, number = place.partition("/")
-    if settings:
-        words = [*_words(helper, pf), number, *_said(settings).split()]
-        door.ask_program(words, PATIENCE)
-
-
-def _words(helper: Sequence[str], pf: str) -> list[str]:
-    if not helper:
-        raise IsolationError(
-            "functions are set by `kvmhooks functions`, and there is no kvmhooks that nobody but "
-            "root can change: install it so, then run `kvmhooks hooks install`"
-        )
-    return [*helper, VERB, pf]
+    helper.write(place, back)
 
 
 def _said(settings: dict[str, str]) -> str:

@@ -44,6 +44,17 @@ class Monitor:
         except QMPError as error:
             raise QemuError(f"the connection to QEMU was lost during {command}") from error
 
+    async def give(self, descriptor: int, name: str) -> None:
+        """Give QEMU a copy of a descriptor, which it knows by ``name`` (``getfd``).
+
+        Raises ``QemuError``.
+        """
+        try:
+            self._client.send_fd_scm(descriptor)
+        except (QMPError, OSError) as error:
+            raise QemuError("the connection to QEMU was lost") from error
+        await self.execute("getfd", {"fdname": name})
+
     @property
     def is_connected(self) -> bool:
         """Whether QEMU has not closed the connection."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Final, Self
 from kvmhooks.errors import LaunchError
 
 FOLDER: Final = "kvm-launch"
+
+_POLL_SECONDS: Final = 0.05
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -68,15 +71,17 @@ def private_directory(path: Path) -> int:
 
 
 @contextmanager
-def planning(base: Path) -> Iterator[None]:
+def planning(base: Path) -> Iterator[int]:
     """Be the only one below ``base`` who plans, so that each sees what the one before has taken.
 
-    A plan takes a second at the most; its holder's death frees the lock. Raises ``LaunchError``.
+    A plan takes a second at the most; its holder's death frees the lock. It gives the descriptor
+    of the lock, which a process that is forked meanwhile has to close. Raises ``LaunchError``.
     """
     directory = private_directory(base)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        yield
+        yield directory
+        fcntl.flock(directory, fcntl.LOCK_UN)  # whoever has a copy of the descriptor
     finally:
         os.close(directory)
 
@@ -85,7 +90,7 @@ class RunDir:
     """The directory of the VM ``name`` below ``base``, from ``with`` to its end."""
 
     def __init__(self, base: Path, name: str) -> None:
-        self.path: Final = base / name
+        self.path = base / name
         self._name = name
         self._lock_name = f".{name}.lock"  # no VM's name begins with a dot
         self._base = base
@@ -126,6 +131,28 @@ class RunDir:
         """The descriptor of the lock; who inherits it holds the lock as long as they live."""
         assert self._lock is not None, "the directory is not ours yet"
         return self._lock
+
+    def rename(self, name: str, seconds: float) -> None:
+        """Be the directory of the VM ``name``, once its own is gone.
+
+        Raises ``LaunchError`` when that is not within ``seconds``.
+        """
+        base = private_directory(self._base)
+        try:
+            until = time.monotonic() + seconds
+            while (lock := _take_lock(base, f".{name}.lock")) is None:
+                if time.monotonic() > until:
+                    raise LaunchError(f"{self._base / name}: found it in use, expected it free")
+                time.sleep(_POLL_SECONDS)
+            _remove(self._base / name)
+            os.rename(self.path.name, name, src_dir_fd=base, dst_dir_fd=base)
+            os.unlink(self._lock_name, dir_fd=base)
+        finally:
+            os.close(base)
+        if self._lock is not None:
+            os.close(self._lock)
+        self.path, self._name, self._lock_name = self._base / name, name, f".{name}.lock"
+        self._lock = lock
 
     def clear(self) -> None:
         """Remove the sockets in it, for the next start of the VM."""

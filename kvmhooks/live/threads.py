@@ -16,6 +16,9 @@ from kvmhooks.values import CpuSet
 
 EMULATOR: Final = "emulator"
 
+CLASSES: Final = {"batch": os.SCHED_BATCH, "idle": os.SCHED_IDLE}
+"""What any thread may become, without being root."""
+
 
 @frozen
 class ThreadPin:
@@ -61,14 +64,37 @@ def pin(process: int, plan: Plan, threads: Mapping[str, int]) -> None:
         raise QemuError(f"QEMU's threads could not be pinned: {error.strerror}") from error
 
 
+def schedule(process: int, plan: Plan, threads: Mapping[str, int]) -> None:
+    """Give threads the class ``batch`` or ``idle`` where the spec says so (sched(7)).
+
+    Real-time classes are the claim's: they take a CPU of their own. Raises ``QemuError``.
+    """
+    tuning = plan.spec.tuning
+    kinds = {"vCPU": tuning.vcpus, "iothread": tuning.iothreads}
+    roles = {thread: role for role, thread in threads.items()}
+    try:
+        for thread in tasks(process):
+            kind = kinds.get(roles.get(thread, EMULATOR).partition(" ")[0], tuning.emulator)
+            if kind.scheduler in CLASSES:
+                os.sched_setscheduler(thread, CLASSES[kind.scheduler], os.sched_param(0))
+    except OSError as error:
+        raise QemuError(f"QEMU's threads could not be scheduled: {error.strerror}") from error
+
+
 def read_back(process: int, plan: Plan, threads: Mapping[str, int]) -> list[ThreadPin]:
     """Every role of ``plan`` with its thread and the CPUs that it may run on.
+
+    vCPUs that are not there from the start are left out.
 
     Raises ``QemuError`` for a role without a thread, or a thread that is gone.
     """
     found = []
+    current = plan.spec.cpu.current or len(plan.vcpus)
+    absent = {f"vCPU {pin.vcpu}" for pin in plan.vcpus[current:]}
     for role, cpus in planned_cpus(plan).items():
         thread = process if role == EMULATOR else threads.get(role)
+        if thread is None and role in absent:
+            continue
         if thread is None:
             raise QemuError(f"{role}: QEMU has no such thread")
         found.append(ThreadPin(role, thread, cpus, affinity(process, thread)))

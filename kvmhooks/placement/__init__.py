@@ -1,6 +1,6 @@
 """Where a VM lives on a host: decided by pure functions, with reasons."""
 
-from kvmhooks.placement.claim import claim
+from kvmhooks.placement.claim import claim, scheduler_of
 from kvmhooks.placement.contract import to_json
 from kvmhooks.placement.holding import Holding
 from kvmhooks.placement.model import (
@@ -37,6 +37,7 @@ __all__ = [
     "plan",
     "plan_all",
     "replan",
+    "scheduler_of",
     "score_of",
     "to_json",
 ]

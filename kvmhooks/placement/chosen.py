@@ -43,6 +43,18 @@ def choose_devices(spec: VmSpec, host: Host, holdings: Sequence[Holding]) -> VmS
     return evolve(spec, pci=tuple(chosen))
 
 
+def is_meant(device: Pci, one: PciDevice) -> bool:
+    """Whether a table may mean this device of the host, as far as it says which."""
+    if device.id is not None:
+        return _id_of(one) == device.id
+    return (
+        one.address == device.address
+        or device.net in one.net
+        or device.block in one.block
+        or (device.iommu_group is not None and one.iommu_group == device.iommu_group)
+    )
+
+
 def _meant(
     at: str, device: Pci, there: Sequence[PciDevice], taken: set[PciAddress]
 ) -> list[PciAddress]:

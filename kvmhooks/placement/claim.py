@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.groups import LIBVIRT
 from kvmhooks.isolate.pages import ANY_NODE
+from kvmhooks.placement.mediated import mdevs_of
 from kvmhooks.placement.model import Plan
 from kvmhooks.placement.virtual import pools_of, settings_of
 from kvmhooks.spec.model import Pci
@@ -18,7 +19,7 @@ def claim(plan: Plan, *, driver: str = "kvm-launch") -> Claim:
     """The claim of a VM that ``driver`` runs (``qemu`` for libvirt's).
 
     It equals the one that the libvirt hook makes from the XML rendered from this plan, but for
-    the driver.
+    the driver, and for what libvirt does itself: it binds devices and schedules threads.
     """
     pages: Counter[tuple[int, int]] = Counter()
     for cell in plan.cells:
@@ -29,6 +30,8 @@ def claim(plan: Plan, *, driver: str = "kvm-launch") -> Claim:
     of_devices = device_settings(plan, driver=driver)
     settings |= of_devices
     is_libvirts = driver == LIBVIRT
+    if plan.exclusive and not is_libvirts and (scheduler := scheduler_of(plan)):
+        settings["threads.vcpus"] = scheduler
     has_bound = not is_libvirts or "devices.managed" in of_devices
     bound = tuple(_bound(plan, is_libvirts=is_libvirts)) if has_bound else ()
     return Claim(
@@ -44,6 +47,14 @@ def claim(plan: Plan, *, driver: str = "kvm-launch") -> Claim:
     )
 
 
+def scheduler_of(plan: Plan) -> str:
+    """The real-time class of its vCPUs and their priority, as ``fifo:1``; empty for none."""
+    threads = plan.spec.tuning.vcpus
+    if threads.scheduler in {"fifo", "rr"}:
+        return f"{threads.scheduler}:{threads.priority or 1}"
+    return "fifo:1" if plan.spec.cpu.realtime and plan.dedicated else ""
+
+
 def device_settings(plan: Plan, *, driver: str) -> dict[str, str]:
     """What the policy says of devices: the pools of functions, who binds them, what may end.
 
@@ -52,9 +63,12 @@ def device_settings(plan: Plan, *, driver: str) -> dict[str, str]:
     devices = plan.spec.pci
     pools = pools_of([device.sriov for device in devices if device.sriov is not None])
     is_libvirts = driver == LIBVIRT
-    if is_libvirts and not pools:
+    mdevs = mdevs_of(plan.spec)
+    if is_libvirts and not (pools or mdevs):
         return {}
-    settings = {"devices.managed": "yes"} if is_libvirts else {}
+    settings = {"devices.managed": "yes"} if is_libvirts and pools else {}
+    if mdevs:
+        settings["devices.mdevs"] = mdevs
     if pools:
         settings["devices.pools"] = ",".join(f"{pf}={count}" for pf, count in pools.items())
         functions = [settings_of(device.sriov) for device in devices if device.sriov is not None]

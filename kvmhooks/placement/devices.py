@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Final
 
+from kvmhooks.devices.resets import reset_of, sentences_about
 from kvmhooks.errors import PlanError
 from kvmhooks.host.devices import PciDevice
 from kvmhooks.host.model import Host
@@ -13,6 +15,9 @@ from kvmhooks.placement.holding import Holding
 from kvmhooks.placement.model import Cell, PciPlace
 from kvmhooks.placement.search import Near
 from kvmhooks.spec.model import VmSpec
+
+APERTURE: Final = 32 << 30
+"""What OVMF takes for 64-bit BARs unless it knows better (OvmfPkg/PlatformPei, since 2016)."""
 
 
 def check_devices(spec: VmSpec, host: Host, holdings: Sequence[Holding]) -> None:
@@ -49,6 +54,10 @@ def near(spec: VmSpec, ground: Ground) -> Near:
             required.add(index_of[node])
         else:
             preferred[index_of[node]] += 1
+    for mediated in spec.mdev:
+        parent = None if mediated.parent is None else there.get(mediated.parent)
+        if parent is not None and parent.node is not None and parent.node in index_of:
+            preferred[index_of[parent.node]] += 1
     return Near(preferred=preferred, required=frozenset(required))
 
 
@@ -63,6 +72,36 @@ def place_devices(spec: VmSpec, host: Host, cells: Sequence[Cell]) -> tuple[PciP
             None if node is None else cell_on.get(node),
         )
         for index, device in enumerate(spec.pci)
+    )
+
+
+def device_warnings(spec: VmSpec, host: Host) -> Iterator[str]:
+    """Tell of devices that are not reset for the VM, or not without others, or are very large."""
+    given = [device.chosen for device in spec.pci]
+    there = _devices(host) if given else {}
+    present: list[PciDevice] = []
+    for index, address in enumerate(given):
+        device = there.get(address)
+        if device is None:
+            continue
+        present.append(device)
+        reset = reset_of(device, host.pci or ())
+        if reset.kind == "none" or not set(reset.shared_with) <= {*given}:
+            for sentence in sentences_about(reset, given):
+                yield f"pci[{index}]: {address} {sentence}"
+    yield from _huge_bars(spec, present)
+
+
+def _huge_bars(spec: VmSpec, given: Sequence[PciDevice]) -> Iterator[str]:
+    """Tell of BARs for which an older OVMF has no room: it takes 32 GiB, and no switch is set."""
+    total = sum(sum(device.bars) for device in given)
+    if spec.boot.firmware != "uefi" or total < APERTURE:
+        return
+    largest = max(given, key=lambda device: sum(device.bars))
+    yield (
+        f"pci: memory BARs of {total >> 30} GiB, {largest.address} the most of them: an OVMF that "
+        "does not fit its window for them to the CPU maps 32 GiB (its opt/ovmf/X-PciMmio64Mb is "
+        "not set), and the guest would lack the device: take a newer OVMF (boot.code)"
     )
 
 

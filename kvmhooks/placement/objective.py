@@ -28,8 +28,8 @@ guest's threads in a core.
     a node of its own; every cell has at least one guest core, the cells are in order of their size,
     the largest first (equal ones on any of their nodes); the memory is divided as the vCPUs are: in
     units (huge pages, else MiB) each cell has ``floor(units * vcpus / all vcpus)``, and what is
-    left goes one each to the first cells. A node needs room for the share *rounded up*. A mixed VM
-    without a word of cells has one.
+    left goes one each to the first cells; none is left without. A node needs room for the share
+    *rounded up*. A mixed VM without a word of cells has one.
 5.  A cell is on a node of ``memory.nodes``, if given, and on its own ``node``, if given; one with
     vCPUs is on a node that has CPUs. A node with memory only takes cells without vCPUs.
 6.  The cells of a node together find room there. Ordinary pages: the node's MemTotal - its huge

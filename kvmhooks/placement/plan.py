@@ -17,12 +17,13 @@ from kvmhooks.placement.cache_ways import Ways, cpus_with, shares, ways_of
 from kvmhooks.placement.choose import Choice, Terms, choose
 from kvmhooks.placement.chosen import choose_devices
 from kvmhooks.placement.cpu_model import choose_cpu
-from kvmhooks.placement.devices import check_devices, near, place_devices
+from kvmhooks.placement.devices import check_devices, device_warnings, near, place_devices
 from kvmhooks.placement.evaluate import Placed, score
 from kvmhooks.placement.ground import Ground, Site, survey
 from kvmhooks.placement.hardware import Decided, choose_hardware
 from kvmhooks.placement.holding import Holding, of_claim
 from kvmhooks.placement.iothreads import serve_disks
+from kvmhooks.placement.mediated import choose_parents
 from kvmhooks.placement.model import (
     ORDINARY_PAGE_KIB,
     Cell,
@@ -93,7 +94,8 @@ def plan(
 
 def parts_of(spec: VmSpec) -> tuple[str, ...]:
     """The parts of the host that a plan for ``spec`` looks at (``kvmhooks.host.read``)."""
-    more = ["pci"] if spec.pci else []
+    has_types = any(one.type is not None for one in spec.mdev)
+    more = ["pci"] if spec.pci or has_types else []
     if spec.isolation.cache_ways is not None or spec.isolation.memory_bandwidth is not None:
         more.append("resctrl")
     return (*PLANNED, *more)
@@ -123,6 +125,7 @@ def plan_on(
 ) -> Plan:
     """The plan on a host that was looked at. Raises ``PlanError``."""
     spec = choose_devices(spec, ground.host, ground.holdings)
+    spec = choose_parents(spec, ground.host, identity_of(spec))
     host = with_coming(ground.host, spec)
     ground = ground if host is ground.host else evolve(ground, host=host)
     check_limits(spec.machine, vcpus=spec.cpu.vcpus, cells=len(spec.memory.cell))
@@ -189,7 +192,12 @@ def plan_on(
         optimal=not choice.gap,
         gap=dict(choice.gap),
         why=(*reasons(settled), *served.why, *why_accel, *why_cpu, *why_hardware),
-        warnings=(*warnings(settled), *_address_warnings(spec), *hardware.left_out),
+        warnings=(
+            *warnings(settled),
+            *device_warnings(spec, host),
+            *_address_warnings(spec),
+            *hardware.left_out,
+        ),
     )
 
 

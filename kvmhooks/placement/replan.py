@@ -29,15 +29,17 @@ def replan(
     *,
     housekeeping: CpuSet | None = None,
     effort: Effort | None = None,
+    memory_moves: bool = True,
 ) -> Plan | None:
     """The best placement of a VM that runs as ``current`` says, with the least movement; or None.
 
     None: it is where it is best. The guest stays as it is: its cells, its threads and its pages. Of
     the placements with the best score the one is taken that moves the least memory, then the
     fewest guest cores. A VM that may not be where it is (a CPU is gone, or another VM's) moves in
-    any case. Raises ``PlanError`` when that one fits nowhere.
+    any case. Without ``memory_moves`` each cell stays on its node. Raises ``PlanError`` when a VM
+    that has to move fits nowhere.
     """
-    spec = _as_it_is(current)
+    spec = _as_it_is(current, memory_moves=memory_moves)
     holdings = holdings_of(claims, without=current.uuid)
     own: Counter[tuple[int | None, int]] = Counter()
     for cell in current.cells:
@@ -81,15 +83,16 @@ def score_of(
     return score(plan.spec, placed, ground, near(plan.spec, ground))
 
 
-def _as_it_is(current: Plan) -> VmSpec:
+def _as_it_is(current: Plan, *, memory_moves: bool) -> VmSpec:
     """The spec with all that a running guest cannot change said as it was decided."""
     spec, shape = current.spec, current.topology
     given = spec.memory.cell
+    asked = [given[cell.id].node if given else None for cell in current.cells]
     cells = tuple(
         MemoryCell(
             vcpus=cell.vcpus,
             size=ByteSize.kib(cell.memory_kib),
-            node=given[cell.id].node if given else None,
+            node=asked[cell.id] if memory_moves or cell.node is None else Number(cell.node),
         )
         for cell in current.cells
     )

@@ -168,14 +168,15 @@ class Search:
 
     def _split(self, around: Neighbourhood, most: Mapping[int, int], count: int) -> Seating | None:
         """The best split over so many nodes; those of a group can be exchanged: the first do."""
-        guest_cores = self.seats.request.guest_cores
+        request = self.seats.request
         lists, nearest = self._sets(around, count)
         for alike in lists:
             shaped = []
             for nodes in alike:
                 sites = [site for group, number in nodes.parts for site in group[:number]]
-                sizes = evenly(guest_cores, [most[site.index] for site in sites])
-                if sizes is not None:
+                sizes = evenly(request.guest_cores, [most[site.index] for site in sites])
+                # Each cell has a page at least: QEMU makes no memory of none.
+                if sizes is not None and all(cell.units for cell in request.even_cells(sizes)):
                     shaped.append((sum(size * size for size in sizes), nodes, sites, sizes))
             if not shaped:
                 continue

@@ -91,6 +91,8 @@ WATCHDOG_ITCO: Final = Gate("a working iTCO watchdog", OLDEST_QEMU, (9, 1))
 SOUND_VIRTIO: Final = Gate("virtio-sound", (8, 2), (10, 4), "virtio-sound-pci")
 PIPEWIRE: Final = Gate("sound through PipeWire", (8, 1), (9, 10))
 READONLY_VIRTIOFS: Final = Gate("virtiofs for reading only", OLDEST_QEMU, (11, 0))
+PASST: Final = Gate("passt", OLDEST_QEMU, (9, 2), domain="devices/interface/backendType=passt")
+"""9.0 has it in its schema, and its parser refuses it (libvirt's issue 462; seen on Debian 12)."""
 MICROVM: Final = Gate("microvm", OLDEST_QEMU, None)
 SEV: Final = Gate("SEV", OLDEST_QEMU, OLDEST_LIBVIRT, "sev-guest", "features/sev")
 _SECTYPE: Final = "features/launchSecurity/sectype"

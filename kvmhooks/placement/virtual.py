@@ -63,13 +63,16 @@ def choose_function(at: str, device: Pci, host: Host, taken: set[PciAddress]) ->
 
 
 def with_coming(host: Host, spec: VmSpec) -> Host:
-    """The host with the functions that will be made for a VM: they are where their cards are."""
+    """The host with the functions that will be made for a VM: they are where their cards are.
+
+    Every virtual function has FLR (PCI Express Base Specification, SR-IOV, «VF FLR»).
+    """
     there = {one.address: one for one in host.pci or ()}
     coming = [
         evolve(
             there[PciAddress.parse(device.sriov.pf)], address=device.chosen, sriov=None,
             physfn=PciAddress.parse(device.sriov.pf), net=(), block=(), driver=None,
-            iommu_group=None, iommu_group_members=(),
+            iommu_group=None, iommu_group_members=(), reset_methods=("flr",), can_reset=True,
         )
         for device in spec.pci
         if device.sriov is not None and device.address not in there
@@ -111,10 +114,9 @@ def _address(card: PciDevice, number: int) -> PciAddress:
     assert sriov is not None
     if number < len(sriov.vfs):
         return sriov.vfs[number]
-    own = card.address
-    place = (own.bus << 8) + (own.slot << 3) + own.function
-    place += _known(card, "offset", sriov) + number * _known(card, "stride", sriov)
-    return PciAddress(own.domain, place >> 8 & 0xFF, place >> 3 & 0x1F, place & 7)
+    return card.address.further(
+        _known(card, "offset", sriov) + number * _known(card, "stride", sriov)
+    )
 
 
 def _known(card: PciDevice, name: str, sriov: Card) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import attrs
 
 from kvmhooks.placement.model import Cell, Plan
@@ -9,22 +11,27 @@ from kvmhooks.render.table import table
 from kvmhooks.values import ByteSize
 from kvmhooks.wording import counted
 
+HEADS: Final = ("thread", "cell", "planned CPUs")
+
 
 def picture(plan: Plan) -> str:
     """The plan as a table of threads and cells, and its reasons, with a final newline."""
-    lines = [
-        _headline(plan),
-        *table(("thread", "cell", "planned CPUs"), _threads(plan)),
-        *(_cell(plan, cell) for cell in plan.cells),
-    ]
+    lines = [headline(plan), *table(HEADS, rows(plan)), *sentences(plan)]
+    return "\n".join(lines) + "\n"
+
+
+def sentences(plan: Plan) -> list[str]:
+    """The cells, what is the VM's alone, the reasons and the warnings, a line each."""
+    lines = [_cell(plan, cell) for cell in plan.cells]
     if plan.exclusive:
         lines.append(f"exclusive: CPUs {plan.exclusive}; the host keeps {plan.housekeeping}")
     lines += [f"why: {reason}" for reason in plan.why]
     lines += [f"warning: {warning}" for warning in plan.warnings]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def _headline(plan: Plan) -> str:
+def headline(plan: Plan) -> str:
+    """What the VM is, in one line."""
     levels = attrs.asdict(plan.topology).items()
     shape = " x ".join(
         counted(count, level.removesuffix("s"))
@@ -36,7 +43,8 @@ def _headline(plan: Plan) -> str:
     return f"{plan.name}: {counted(len(plan.vcpus), 'vCPU')} ({shape}), {memory}, {machine}"
 
 
-def _threads(plan: Plan) -> list[tuple[str, str, str]]:
+def rows(plan: Plan) -> list[tuple[str, ...]]:
+    """Each thread below ``HEADS``."""
     cells = {vcpu: str(cell.id) for cell in plan.cells for vcpu in cell.vcpus}
     return [
         *((f"vCPU {pin.vcpu}", cells[pin.vcpu], str(pin.cpus)) for pin in plan.vcpus),

@@ -41,6 +41,10 @@ def disagreements(spec: VmSpec) -> Iterator[Problem]:
         yield from _disk(disk, f"disk[{index}]")
     for index, net in enumerate(spec.net):
         yield from _net(net, f"net[{index}]")
+    for index, helper in enumerate(spec.helper):
+        if not helper.command or not helper.command[0].startswith("/"):
+            found = repr(helper.command[0]) if helper.command else "nothing"
+            yield Problem(f"helper[{index}].command", found, "a program by its whole path")
     yield from _desktop(spec)
     yield from _tuning(spec)
     if spec.machine.type == "microvm":
@@ -258,6 +262,7 @@ def _microvm(spec: VmSpec) -> Iterator[Problem]:
         "tpm.model": spec.tpm.model != "none",
         "usb.controller": spec.usb.controller == "xhci",
         "memory.maximum": spec.memory.maximum is not None,
+        "cpu.current": spec.cpu.current not in {None, spec.cpu.vcpus},
         "boot.firmware": spec.boot.firmware == "uefi",
         "clock.hpet": spec.clock.hpet,
         "security.type": spec.security.type != "none",

@@ -27,10 +27,14 @@ def inconsistencies(spec: VmSpec) -> Iterator[Problem]:
     """Yield what is wrong with a spec whose every value is well-formed."""
     yield from _files(spec, "")
     yield from _topology(spec)
+    yield from _current(spec)
+    if spec.run.ready == "agent" and not spec.guest.agent:
+        yield Problem("run.ready", '"agent" without guest.agent', "the two together")
     yield from _placement(spec)
     yield from _memory(spec)
     yield from _cells(spec)
     yield from _pci(spec)
+    yield from _mediated(spec)
     yield from _boot(spec)
     yield from _isolation(spec)
     yield from disagreements(spec)
@@ -49,6 +53,24 @@ def _files(value: Any, at: str) -> Iterator[Problem]:
             inner = f"{at}.{field.name}" if at else field.name
             if inner.partition("[")[0] not in _SHARED:
                 yield from _files(getattr(value, field.name), inner)
+
+
+def _mediated(spec: VmSpec) -> Iterator[Problem]:
+    for index, one in enumerate(spec.mdev):
+        if one.uuid is None and one.type is None:
+            yield Problem(f"mdev[{index}]", "neither uuid nor type", "one of them")
+        if one.parent is not None and one.type is None:
+            yield Problem(f"mdev[{index}].parent", "a parent without type", "the two together")
+
+
+def _current(spec: VmSpec) -> Iterator[Problem]:
+    current, vcpus = spec.cpu.current, spec.cpu.vcpus
+    if current is None:
+        return
+    if not 1 <= current <= vcpus:
+        yield Problem("cpu.current", str(current), f"1 to cpu.vcpus, which is {vcpus}")
+    elif current < vcpus and spec.guest.report:
+        yield Problem("cpu.current", "guest.report beside it", "one of the two")
 
 
 def _topology(spec: VmSpec) -> Iterator[Problem]:

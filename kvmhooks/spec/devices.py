@@ -13,6 +13,7 @@ from kvmhooks.spec.forms import (
     InterfaceName,
     IpAddress,
     MacAddress,
+    MdevName,
     Megabits,
     Number,
     PciId,
@@ -20,6 +21,7 @@ from kvmhooks.spec.forms import (
     Port,
     Tag,
     UsbId,
+    UserName,
     Uuid,
     VfChoice,
     VlanId,
@@ -105,12 +107,23 @@ class Pci:
 
 @frozen(kw_only=True)
 class Mdev:
-    """A mediated device."""
+    """A mediated device: one that is there, or one that is made while the VM lives."""
 
-    uuid: Uuid
-    """Its UUID below /sys/bus/mdev/devices."""
+    uuid: Uuid | None = None
+    """Its UUID below /sys/bus/mdev/devices; by default derived where it has a type."""
+    type: MdevName | None = None
+    """Its type, as `kvmhooks devices --json` lists them: it is made when the VM starts."""
+    parent: PciAddress | None = None
+    """The device that it is made of; by default the one that can make the most of the type."""
     display: bool = False
     """Whether it is the guest's screen."""
+
+    @property
+    def chosen(self) -> Uuid:
+        """The UUID; raises ``ValueError`` where no plan has derived one yet."""
+        if self.uuid is None:
+            raise ValueError("a mediated device that has no UUID yet")
+        return self.uuid
 
 
 @frozen(kw_only=True)
@@ -219,6 +232,21 @@ class Tpm:
 
     model: Literal["none", "crb", "tis"] = "none"
     """crb: as TPM 2.0 has it; tis: the older interface."""
+    state: Path | None = None
+    """The folder with what the TPM knows, which is kept, for kvm-launch; by default below
+    /var/lib/kvm-launch, or ~/.local/state/kvm-launch. libvirt has its own."""
+
+
+@frozen(kw_only=True)
+class Helper:
+    """A program that kvm-launch starts before QEMU and ends after it: another end of a socket."""
+
+    command: tuple[str, ...]
+    """The program, by its whole path, and its arguments; it stays in the foreground."""
+    socket: Path | None = None
+    """The socket that it makes: QEMU is started when it listens there."""
+    user: UserName | None = None
+    """Who it is run as; by default as QEMU."""
 
 
 @frozen(kw_only=True)

@@ -29,6 +29,8 @@ IpAddress = NewType("IpAddress", str)
 UsbId = NewType("UsbId", str)
 PciId = NewType("PciId", str)
 PhysicalName = NewType("PhysicalName", str)
+MdevName = NewType("MdevName", str)
+"""A type of mediated devices, as in ``mdev_supported_types``."""
 BlockName = NewType("BlockName", str)
 """A block device of the host, as in ``/sys/block``."""
 
@@ -59,6 +61,7 @@ TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
         r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f][.][0-7]|[A-Za-z0-9_.-]{1,15}",
         'a PCI address such as "0000:3b:00.0", or the name of a network interface',
     ),
+    MdevName: (r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", 'a type such as "nvidia-35"'),
     BlockName: (r"[a-z][A-Za-z0-9_-]{0,30}", 'a disk such as "nvme1n1"'),
     UsbId: (r"[0-9a-f]{4}:[0-9a-f]{4}", 'vendor and product such as "046d:c52b"'),
 }

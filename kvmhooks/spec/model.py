@@ -18,6 +18,7 @@ from kvmhooks.spec.devices import (
     Channel,
     Filesystem,
     Graphics,
+    Helper,
     HostUsb,
     Input,
     Iommu,
@@ -72,6 +73,7 @@ __all__ = [
     "Firmware",
     "Graphics",
     "Guest",
+    "Helper",
     "HostUsb",
     "HugePages",
     "Input",
@@ -155,6 +157,8 @@ class Cpu:
 
     vcpus: int
     """How many vCPUs: sockets x dies x cores x threads."""
+    current: Number | None = None
+    """How many of them are there at the start; by default all. All have their places already."""
     placement: Literal["dedicated", "shared", "mixed"] = "shared"
     """dedicated: each vCPU has a host CPU to itself; shared: they float over a pool; mixed: those
     that `dedicated` names have one, the others float."""
@@ -343,10 +347,16 @@ class Run:
 
     hang_timeout: int = 300
     """Seconds after which a QEMU that does not answer is killed."""
+    ready: Literal["running", "agent"] = "running"
+    """When systemd, or whoever waits for kvm-launch --detach, is told that the VM is there: once it
+    runs, or once the guest's agent answers."""
     restart: Literal["never", "on-failure", "always"] = "never"
     """Whether a VM that ended by itself is started again: always, or unless it powered off."""
     restart_delay: int = 1
     """Seconds before a restart; twice as many after each that came to nothing, 300 at the most."""
+    writable: tuple[Path, ...] = ()
+    """Folders that QEMU may write to, for snapshots and backups (`kvm-launch qmp`): as root
+    kvm-launch lets it write to what the VM has alone."""
 
 
 @frozen(kw_only=True)
@@ -465,6 +475,8 @@ class VmSpec:
     """How kvm-launch follows the VM."""
     image: tuple[Image, ...] = ()
     """Images that are made before the first start."""
+    helper: tuple[Helper, ...] = ()
+    """Programs that kvm-launch starts before QEMU and ends after it."""
     cloud_init: CloudInit | None = None
     """What cloud-init in the guest is told."""
     applied: tuple[Applied, ...] = field(default=(), eq=False, metadata={"key": False})

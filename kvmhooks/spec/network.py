@@ -15,8 +15,11 @@ from kvmhooks.values import PciAddress
 class Net:
     """A network interface."""
 
-    type: Literal["user", "tap", "bridge", "macvtap", "vhost-user", "vdpa", "hostdev"] = "user"
-    """user: QEMU's own NAT; tap: an existing tap device; bridge: a port of a host bridge;
+    type: Literal["user", "passt", "tap", "bridge", "macvtap", "vhost-user", "vdpa", "hostdev"] = (
+        "user"
+    )
+    """user: QEMU's own NAT; passt: the host's addresses, through the program of that name;
+    tap: an existing tap device; bridge: a port of a host bridge;
     macvtap: on an interface of the host; vhost-user: a switch in user space; vdpa: hardware that
     speaks virtio; hostdev: a virtual function of the host's network card."""
     model: Literal["virtio", "e1000e"] = "virtio"

@@ -73,6 +73,9 @@ class Disk:
     """Whether the guest may not write to it."""
     shared: bool = False
     """Whether other VMs use it at the same time."""
+    passed: bool = True
+    """Whether kvm-launch opens it for QEMU, which then knows it as /dev/fdset/N. A snapshot or a
+    block job over QMP may record that name as another image's base: for those, false."""
     serial: Serial | None = None
     """The serial number that the guest sees; nvme has one in any case."""
     logical_block: ByteSize | None = None

@@ -55,6 +55,14 @@ def structure(document: dict[str, Any], folder: Path) -> VmSpec:
         raise Unsuitable(tuple(_problems(error, ""))) from error
 
 
+def structure_table(document: dict[str, Any], kind: type, at: str, folder: Path) -> Any:
+    """Make one table, which stands at the path ``at``. Raises ``Unsuitable``."""
+    try:
+        return _converter(folder).structure(document, kind)
+    except BaseValidationError as error:
+        raise Unsuitable(tuple(_problems(error, at))) from error
+
+
 def show(value: object) -> str:
     """Write a value as its author would: TOML's true and false, quoted texts."""
     if isinstance(value, bool):

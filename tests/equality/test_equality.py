@@ -65,8 +65,8 @@ def fit(spec: VmSpec) -> VmSpec:
 
     The system's QEMU and its newest machine; KVM only where it is; no disk that is the root folder.
     No secrets (libvirt's embedded driver has no identity to ask for one), no virtual function, USB
-    device, TPM emulator or SEV that is not there; the sandbox, which qemu.conf decides for libvirt;
-    no TSC frequency, which this CPU must be able to scale to.
+    device, TPM emulator or SEV that is not there, no passt; the sandbox, which qemu.conf decides
+    for libvirt; no TSC frequency, which this CPU must be able to scale to.
     """
     accel = spec.machine.accel if HAS_KVM else "tcg"
     kind = spec.machine.type if spec.machine.type == "q35" else MachineType("pc-q35-7.2")
@@ -74,7 +74,7 @@ def fit(spec: VmSpec) -> VmSpec:
     return attrs.evolve(
         spec,
         machine=machine,
-        net=tuple(net for net in spec.net if net.type != "hostdev"),
+        net=tuple(net for net in spec.net if net.type not in {"hostdev", "passt"}),
         disk=tuple(
             attrs.evolve(disk, encryption=None) for disk in spec.disk if disk.path != Path("/")
         ),

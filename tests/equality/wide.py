@@ -20,6 +20,7 @@ TABLES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
         {"poll_control": True, "pv_ipi": False, "pv_eoi": True},
         {"pv_spinlocks": False, "cpu_pm": True},
         {"hyperv": "full"},
+        {"current": 1},
     ),
     "memory": (
         {"backend": "memfd", "share": True},

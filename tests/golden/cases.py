@@ -70,6 +70,9 @@ HOSTS: Final[dict[str, dict[str, Any]]] = {
             FakePci("0000:b0:00.0", node=1, iommu_group=3, net=("ens7",)),
             FakePci("0000:b1:00.0", class_="0x010802", node=1, iommu_group=4, block=("nvme0n1",)),
         ),
+        "files": {
+            "sys/bus/pci/devices/0000:b0:00.0/mdev_supported_types/ens-1/available_instances": "4"
+        },
     },
     "hybrid": {"cores": 8, "efficiency": "4-7"},
 }
@@ -109,6 +112,7 @@ CASES: Final = (
     ("micro", "laptop+qemu"),
     ("passthrough", "cards"),
     ("named", "cards"),
+    ("helped", "laptop+new"),
     ("as_general", "laptop"),
     ("as_compute", "server"),
     ("as_compute", "laptop"),

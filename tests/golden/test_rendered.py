@@ -29,13 +29,16 @@ FOR_PEOPLE: Final[Fields] = {
 
 THE_HOSTS: Final[Fields] = {
     "CacheShare": "mask",
+    "Disk": "passed",
     "Cell": "allocate",
     "Guest": "report",
     "Isolation": "cache_ways",
     "Plan": "exclusive housekeeping vhost",
-    "Run": "hang_timeout restart restart_delay",
+    "Run": "hang_timeout ready restart restart_delay writable",
     "Shutdown": "timeout",
-    "VmSpec": "cloud_init image run shutdown",
+    "VmSpec": "cloud_init helper image run shutdown",
+    "Helper": "command socket user",
+    "Tpm": "state",
     "CloudInit": "meta_data network seed user_data",
     "Image": "base base_format format path size",
 }
@@ -77,6 +80,7 @@ NOT_IN_ARGV: Final[Fields] = {
     "IothreadPin": "cpus",
     "Isolation": "exclusive strict",
     "Machine": "emulator",
+    "Mdev": "parent type",
     "MemoryLimits": "hard soft swap",
     "Net": "managed mode vlan",
     "Nvme": "managed",
@@ -86,7 +90,7 @@ NOT_IN_ARGV: Final[Fields] = {
     "Threads": "period priority quota scheduler",
     "Tuning": "emulator io iothreads memory shares total vcpus",
     "VcpuPin": "cpus vcpu",
-    "VmSpec": "cpu isolation tuning",
+    "VmSpec": "isolation tuning",
 }
 """What QEMU has no argument for: pins and limits are its starter's, the VLAN of a virtual function
 is set on its physical one, and the emulator is the first word, which no concern writes."""
@@ -107,17 +111,18 @@ SHARED: Final[Fields] = {
     "Balloon": "enabled",
     "Boot": "firmware secure_boot",
     "Cell": "id memory_kib",
-    "Hardware": "backing clock interface layout security",
+    "Hardware": "backing clock interface layout security vhost",
     "Input": "bus type",
     "IothreadPin": "id",
     "Layout": "places",
     "Machine": "type",
-    "Net": "type",
+    "Net": "queues type",
+    "Mdev": "uuid",
     "Pci": "managed sriov",
     "Place": "announces_others bus function slot",
     "Plan": "cells hardware iothreads spec vcpus",
     "Usb": "controller",
-    "VmSpec": "balloon boot host_usb input machine memory name net pci usb",
+    "VmSpec": "balloon boot cpu host_usb input machine mdev memory name net pci usb",
 }
 """What several concerns read: where devices are, what others depend on; all else has one module."""
 

@@ -22,7 +22,7 @@ BELOW = {
     "host": {"errors", "values", "version", "wording"},
     "devices": {"errors", "values", "wording", "host"},
     "spec": {"errors", "values"},
-    "placement": {"errors", "values", "wording", "isolate", "host", "spec"},
+    "placement": {"errors", "values", "wording", "isolate", "host", "devices", "spec"},
     "render": {"errors", "values", "wording", "isolate", "host", "spec", "placement"},
     "domain": {"errors", "values", "wording", "isolate", "host", "spec", "placement", "render"},
     "live": {

@@ -127,6 +127,8 @@ class Kernel(Door):
         self.record: str | None = None
         self.step: Callable[[str], None] = nothing
         self.libvirtd = 0
+        self.takes = 0
+        """Seconds that each step of a device takes."""
         self.has_cookies = True
         """Whether the kernel has core scheduling."""
         self._populate()
@@ -200,6 +202,7 @@ class Kernel(Door):
     def write_within(self, seconds: float, path: str, text: str) -> None:
         assert path.startswith(f"{BUS}/")
         assert seconds > 0
+        self.clock += self.takes
         if not self.pci.has(path):
             raise FileNotFoundError(errno.ENOENT, "no such file", path)
         self.step(path)
@@ -211,6 +214,7 @@ class Kernel(Door):
     def ask_program(self, words: list[str], seconds: float) -> str:
         assert words[:2] == ["kvmhooks", "functions"]
         assert seconds > 0
+        self.clock += self.takes
         pf, *rest = words[2:]
         if pf not in self.pci.functions:
             raise IsolationError(f"{pf}: no such device")

@@ -38,6 +38,10 @@ class Function:
     """How many virtual functions its driver makes at the most."""
     vfs: list[str] = field(default_factory=list)
     physical: Function | None = None
+    card: str = ""
+    """The address of the physical one."""
+    irqs: tuple[int, ...] = ()
+    """Its message-signalled interrupts."""
     settings: dict[str, str] = field(
         default_factory=lambda: {
             "mac": "00:00:00:00:00:00", "vlan": "0", "trust": "no", "spoofchk": "yes", "rate": "0",
@@ -110,6 +114,8 @@ class Pci:
             return f"../../../bus/pci/drivers/{one.driver}"
         if name == "iommu_group" and one.group is not None:
             return f"../../../kernel/iommu_groups/{one.group}"
+        if name == "physfn" and one.card:
+            return f"../{one.card}"
         if name.startswith("virtfn"):
             return f"../{one.vfs[int(name.removeprefix('virtfn'))]}"
         return ""
@@ -118,6 +124,8 @@ class Pci:
         """What a directory holds."""
         parts = path.removeprefix(f"{BUS}/devices/").split("/")
         one = self.functions.get(parts[0])
+        if one is not None and parts[1:] == ["msi_irqs"]:
+            return sorted(map(str, one.irqs))
         if one is None or parts[1:] not in ([], ["iommu_group", "devices"]):
             return []
         if not parts[1:]:
@@ -184,7 +192,9 @@ class Pci:
         count = count if one.makes is None else min(count, one.makes)
         one.vfs = [f"{address[:-4]}{16 + at >> 3:02x}.{at % 8}" for at in range(count)]
         for at, name in enumerate(one.vfs):
-            function = Function(100 + 32 * self.serial + at, matches=("iavf",), physical=one)
+            function = Function(
+                100 + 32 * self.serial + at, matches=("iavf",), physical=one, card=address
+            )
             self._probe(self.plug(name, function))
 
     def _may_probe(self, one: Function) -> bool:

@@ -68,7 +68,7 @@ def test_every_id_is_given_once(made: Plan) -> None:
     """Each object, node, backend and device has an id of its own, and what is named is there."""
     said: dict[str, list[dict[str, Any]]] = {}
     for option, value in pairwise(qemu_argv(made)):
-        if option.startswith("-") and value.startswith("{"):
+        if option in {"-object", "-device", "-blockdev"} and value.startswith("{"):
             said.setdefault(option[1:], []).append(json.loads(value))
     for option, key in (("object", "id"), ("device", "id"), ("blockdev", "node-name")):
         ids = [each[key] for each in said.get(option, []) if key in each]

@@ -147,6 +147,8 @@ def _cuts(ground: Ground, threads: int, page: int) -> Iterator[Layout]:
             exact = [units * len(vcpus) // spec.cpu.vcpus for vcpus in parts]
             for at in range(units - sum(exact)):
                 exact[at] += 1
+            if not all(exact):  # QEMU makes no memory of nothing
+                continue
             cells = tuple(map(cell, parts, room, exact))
             sizes_made = tuple(len(vcpus) for vcpus in parts) if is_made else None
             yield Layout(threads, page, cells, sizes_made)

@@ -186,6 +186,7 @@ class Model:
             more[place] = self.model.new_bool_var("")
             self.model.add_implication(more[place], self.used[place])
             self.units[place] = floor + more[place]
+            self.model.add(self.units[place] >= 1).only_enforce_if(self.used[place])
         self.model.add(sum(self.units.values()) == units)
         for one, other in permutations(self.places, 2):
             is_larger = self._is(counts[one] - counts[other], 1)

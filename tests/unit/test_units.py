@@ -82,3 +82,13 @@ def test_the_verb_writes_below_a_root(tmp_path: Path, programs: Path) -> None:
     ), done.stderr
     assert run("--remove").returncode == 0
     assert list(folder.iterdir()) == []
+
+
+def test_roots_unit_keeps_the_capabilities_that_are_written_down(
+    tmp_path: Path, programs: Path
+) -> None:
+    """And the user's has none to take away."""
+    kept = f"\nCapabilityBoundingSet={' '.join(sorted(units.CAPABILITIES))}\n"
+    for is_user in (False, True):
+        path, *_ = units.install(tmp_path / str(is_user), programs, is_user=is_user)
+        assert (kept in path.read_text()) is not is_user

@@ -38,12 +38,12 @@ def knobs(door: Door, view: View, records: Mapping[str, Record]) -> Iterator[Kno
     numbers = sorted([int(name) for name in descriptors if name.isdigit()])
     fresh = [str(number) for number in numbers if f"irq/{number}" not in records]
     handled = door.crowded("proc/irq", fresh)
-    goals = vectors.goals(door, view, descriptors)
+    goals, near = vectors.places(door, view, descriptors)
     for number in numbers:
         name = str(number)
         record = records.get(f"irq/{name}")
         irq = Irq(name, view.exclusive, str(descriptors[name]), record)
-        irq.goal = goals.get(name)
+        irq.goal, irq.near = goals.get(name), near.get(name)
         is_known = record is not None or name in handled
         if is_known or _is_requested(door, name) or irq.carries(door, default):
             yield irq
@@ -78,10 +78,12 @@ class _Default(CpuListKnob):
 class Irq(CpuListKnob):
     """One interrupt."""
 
-    __slots__ = ("descriptor", "exclusive", "goal", "number", "record")
+    __slots__ = ("descriptor", "exclusive", "goal", "near", "number", "record")
 
     goal: CpuSet | None
     """Where it belongs as a vector of a VM's device; None for the host's own."""
+    near: CpuSet | None
+    """CPUs that it should rather have, of those that it may; None for all."""
 
     def __init__(
         self, number: str, exclusive: CpuSet, descriptor: str, record: Record | None
@@ -97,9 +99,14 @@ class Irq(CpuListKnob):
         self.descriptor = descriptor
         self.record = record
         self.goal = None
+        self.near = None
 
     def target(self, original: str, view: View) -> str:
-        return super().target(original, view) if self.goal is None else str(self.goal)
+        if self.goal is not None:
+            return str(self.goal)
+        wide = super().target(original, view)
+        rather = CpuSet() if self.near is None else _cpus(wide) & self.near
+        return str(rather or wide)
 
     def identity(self, door: Door) -> str:  # noqa: ARG002 -- the base's
         """The inode of ``/sys/kernel/irq/N``: chip, hwirq and mask live as long as it.

@@ -7,6 +7,7 @@ IOMMU posts interrupts to a running vCPU, the host's CPU has no part in it (irq-
 
 from __future__ import annotations
 
+from kvmhooks.errors import ValueFormatError
 from kvmhooks.values import CpuSet
 
 TYPE_CHECKING = False
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 SETTING: Final = "isolation.vfio"
 
+DEVICES: Final = "sys/bus/pci/devices"
+
 _POSTING_CAPABILITY: Final = 59
 """The bit of the VT-d capability register (VT-d specification, «Capability Register»: PI)."""
 
@@ -27,20 +30,48 @@ _GUEST_VAPIC: Final = 7
 """The bit of the AMD IOMMU's extended features (AMD IOMMU specification, MMIO 0030h: GASup)."""
 
 
-def goals(door: Door, view: View, names: Iterable[str]) -> dict[str, CpuSet]:
-    """Where the vectors of the VMs' devices belong, by name; the others are not in it."""
+def places(
+    door: Door, view: View, names: Iterable[str]
+) -> tuple[dict[str, CpuSet], dict[str, CpuSet]]:
+    """Where the vectors of the VMs' devices belong, and what interrupts should rather be near to.
+
+    Both by an interrupt's name; the others are in neither. Near are those of the cards whose
+    functions VMs have, which serve these too, and vectors that are left to the host. Where the
+    firmware tells no node, all CPUs are near.
+    """
     owners = {address: one for one in view.held for address in one.claim.devices}
-    found: dict[str, CpuSet] = {}
+    goals: dict[str, CpuSet] = {}
+    near = _of_cards(door, owners)
     for name in names if owners else ():
         try:
             vector, address = parse(door.read(f"sys/kernel/irq/{name}/actions"))
         except OSError:  # it was freed, or nothing tells what it is
             continue
-        if address in owners:
-            cpus = place(owners[address], vector)
-            if cpus:
-                found[name] = cpus
+        if address not in owners:
+            continue
+        if cpus := place(owners[address], vector):
+            goals[name] = cpus
+        elif local := _local(door, address):
+            near[name] = local
+    return goals, near
+
+
+def _of_cards(door: Door, owned: Iterable[str]) -> dict[str, CpuSet]:
+    """The CPUs near to the cards of virtual functions, by their interrupts' names."""
+    links = (door.link(f"{DEVICES}/{address}/physfn") for address in owned)
+    found: dict[str, CpuSet] = {}
+    for card in {link.rpartition("/")[2] for link in links if link}:
+        if local := _local(door, card):
+            found |= dict.fromkeys(door.names(f"{DEVICES}/{card}/msi_irqs"), local)
     return found
+
+
+def _local(door: Door, address: str) -> CpuSet:
+    """``local_cpulist`` (Documentation/ABI/testing/sysfs-bus-pci)."""
+    try:
+        return CpuSet.parse(door.read(f"{DEVICES}/{address}/local_cpulist"))
+    except (OSError, ValueFormatError):
+        return CpuSet()
 
 
 def parse(actions: str) -> tuple[int, str]:

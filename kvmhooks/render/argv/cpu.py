@@ -21,8 +21,9 @@ def arguments(plan: Plan) -> list[str]:
 
     ``clusters`` are not written: x86 machines refuse them (hw/i386/pc.c).
     """
+    count, current = len(plan.vcpus), plan.spec.cpu.current
     topology = [
-        str(len(plan.vcpus)),
+        *([str(count)] if current in {None, count} else [str(current), f"maxcpus={count}"]),
         *(f"{level}={getattr(plan.topology, level)}" for level in LEVELS),
     ]
     return ["-cpu", ",".join(_model(plan)), "-smp", ",".join(topology)]

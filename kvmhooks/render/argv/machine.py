@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvmhooks.placement.model import Plan
+from kvmhooks.render.handles import needs_bridge_helper
 
 
 def arguments(plan: Plan) -> list[str]:
@@ -82,13 +83,12 @@ def _user(plan: Plan) -> list[str]:
 def _sandbox(plan: Plan) -> list[str]:
     """System calls that QEMU has no use for are denied (``-sandbox`` in QEMU's invocation page).
 
-    A bridged interface is made by the setuid helper ``qemu-bridge-helper``, which QEMU starts.
+    The port of a bridge that nobody opens is made by the setuid ``qemu-bridge-helper`` of QEMU.
     Another user is taken on before the filter is in force.
     """
     if not plan.spec.machine.sandbox:
         return []
-    needs_helper = any(net.type == "bridge" for net in plan.spec.net)
-    spawn = "allow" if needs_helper else "deny"
+    spawn = "allow" if needs_bridge_helper(plan) else "deny"
     denied = f"elevateprivileges={spawn},spawn={spawn},resourcecontrol=deny"
     return ["-sandbox", f"on,obsolete=deny,{denied}"]
 

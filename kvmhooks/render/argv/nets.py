@@ -7,7 +7,8 @@ from typing import Any
 from kvmhooks.placement.model import Plan
 from kvmhooks.render.argv.json_form import option
 from kvmhooks.render.argv.plug import plug, where
-from kvmhooks.render.handles import handles
+from kvmhooks.render.handles import handles, is_opened
+from kvmhooks.render.sockets import socket_of
 from kvmhooks.spec.network import Net
 
 
@@ -61,14 +62,28 @@ def _backend(plan: Plan, index: int, net: Net) -> dict[str, Any]:
     if net.type == "tap":
         script = {"script": "no", "downscript": "no"}
         return {"type": "tap", "ifname": net.device, **script, "vhost": vhost, "queues": queues}
-    if net.type == "macvtap" or (net.type == "bridge" and (vhost or queues)):
-        fds = [str(each.number) for each in handles(plan) if each.device == f"net{index}"]
-        plural = {"fd": fds[0]} if len(fds) == 1 else {"fds": ":".join(fds)}
-        return {"type": "tap", **plural, "vhost": vhost}
-    if net.type == "bridge":
-        return {"type": "bridge", "br": net.device}
-    if net.type == "vhost-user":
-        return {"type": "vhost-user", "chardev": f"net{index}-socket", "queues": queues}
-    if net.type == "vdpa":
-        return {"type": "vhost-vdpa", "vhostdev": str(net.path), "queues": queues}
-    return {"type": "user"}
+    if is_opened(plan, index):
+        return {"type": "tap", **_inherited(plan, index), "vhost": vhost}
+    address = {"type": "unix", "path": socket_of(plan, f"net{index}")}
+    others: dict[str, dict[str, Any]] = {
+        "bridge": {"type": "bridge", "br": net.device},
+        "vhost-user": {"type": "vhost-user", "chardev": f"net{index}-socket", "queues": queues},
+        "vdpa": {"type": "vhost-vdpa", "vhostdev": str(net.path), "queues": queues},
+        "passt": {"type": "stream", "addr": address},
+        "user": {"type": "user"},
+    }
+    return others[net.type]
+
+
+def _inherited(plan: Plan, index: int) -> dict[str, str]:
+    """The numbers of the files that are opened for an interface."""
+    said = {}
+    for kind, name in (("tap", "fd"), ("vhost", "vhostfd")):
+        numbers = [
+            str(each.number)
+            for each in handles(plan)
+            if (each.device, each.kind) == (f"net{index}", kind)
+        ]
+        if numbers:
+            said[name if len(numbers) == 1 else f"{name}s"] = ":".join(numbers)
+    return said

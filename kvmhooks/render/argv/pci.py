@@ -62,7 +62,7 @@ def passed_through(plan: Plan) -> list[str]:
             {
                 "driver": "vfio-pci",
                 "id": f"mdev{at}",
-                "sysfsdev": f"/sys/bus/mdev/devices/{mediated.uuid}",
+                "sysfsdev": f"/sys/bus/mdev/devices/{mediated.chosen}",
                 "display": "on" if mediated.display else "off",
                 **where(plan, f"mdev{at}"),
             },

@@ -13,7 +13,9 @@ _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 def count(plan: Plan) -> list[Element]:
     """How many vCPUs and iothreads."""
-    said = [element("vcpu", {"placement": "static"}, text=len(plan.vcpus))]
+    count, current = len(plan.vcpus), plan.spec.cpu.current
+    there = None if current == count else current
+    said = [element("vcpu", {"placement": "static", "current": there}, text=count)]
     if plan.iothreads:
         ids = [element("iothread", {"id": iothread.id}) for iothread in plan.iothreads]
         said.append(element("iothreads", text=len(ids)))

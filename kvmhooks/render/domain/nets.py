@@ -9,6 +9,7 @@ from kvmhooks.spec.network import Net
 
 _TYPES = {
     "user": "user",
+    "passt": "user",
     "tap": "ethernet",
     "bridge": "bridge",
     "macvtap": "direct",
@@ -64,4 +65,6 @@ def _source(net: Net) -> list[Element]:
         "vhost-user": {"type": "unix", "path": net.socket, "mode": mode},
         "vdpa": {"dev": net.path},
     }
+    if net.type == "passt":
+        return [element("backend", {"type": "passt"})]
     return [element("source", sources[net.type])] if net.type in sources else []

@@ -119,6 +119,14 @@ OBJECTIONS = {
             f"0000:04:00.1 group: {VGA} is in the same group 20: {CONSOLE}",
         ],
     ),
+    "interrupt remapping that is switched off": (
+        {"proc/cmdline": "root=/dev/sda1 intremap=off"},
+        [
+            f"{address} remapping: interrupts are not remapped: the VM could send any interrupt "
+            "to the host [intremap=off in /proc/cmdline]"
+            for address in (DISK, SPARE, NIC, VF, "0000:03:02.1", VGA, "0000:04:00.1")
+        ],
+    ),
     "no interrupt remapping": (
         {f"sys/class/iommu/dmar0/intel-iommu/{register}": "0" for register in ("cap", "ecap")},
         [
@@ -210,12 +218,12 @@ def test_what_a_person_should_know_is_noted(tmp_path: Path) -> None:
     patched = "pcie_acs_override is on the kernel's command line: groups say more than the hardware"
     assert [one.notes for one in list_devices(root)] == [
         (
-            "cannot be reset: after a VM it may not work again before the host restarts",
+            "is reset with its whole bus, so together with 0000:05:01.0",
             "shares group 1 with other slots: no ACS between them",
             f"{patched} keeps",
         ),
         (
-            "is reset with its whole bus: every function on it",
+            "is reset with its whole bus, so together with 0000:05:00.0",
             "shares group 1 with other slots: no ACS between them",
             f"{patched} keeps",
         ),

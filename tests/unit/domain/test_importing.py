@@ -49,6 +49,7 @@ emulator = "/usr/bin/kvm"
 
 [cpu]
 vcpus = 2
+current = 1
 model = "host"
 
 [memory]
@@ -85,7 +86,6 @@ type = "vnc"
 UNEXPRESSED = [
     "name",
     "os/type@machine",
-    "vcpu@current",
     "cpu@mode",
     "qemu:commandline",
     "currentMemory",

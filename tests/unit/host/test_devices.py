@@ -116,6 +116,8 @@ def test_the_json_of_a_device_has_the_names_of_the_contract(tmp_path: Path) -> N
             "offset": None,
             "stride": None,
         },
+        "mdev_types": [],
+        "bars": [],
         "reset_methods": ["flr", "bus"],
         "can_reset": True,
         "boot_vga": None,

@@ -28,6 +28,7 @@ from kvmhooks.isolate.state import Held, Process, State
 from kvmhooks.isolate.store import Store
 from kvmhooks.values import CpuSet, union
 from tests.isolate_model.kernel import Kernel, Record
+from tests.isolate_model.pci import Function
 from tests.isolate_model.tree import add_process, plant
 from tests.isolate_model.world import ISOLATION, Vm, World, effective_state, intruders
 
@@ -156,6 +157,77 @@ def test_vectors_of_a_vms_device_go_to_its_cpus(policy: str, expected: list[str]
     assert [str(kernel.irqs[number].mask) for number in numbers] == [*expected, "0-4"]
     Keeper(kernel, Record(kernel)).undo(None)
     assert {str(kernel.irqs[number].mask) for number in numbers} == {"0-7"}
+
+
+def test_a_device_that_is_attached_later_is_the_vms() -> None:
+    """By what libvirt keeps of the VM; one that is detached is not any more, and a record that
+    cannot be read changes nothing."""
+    kernel = Kernel("systemd", 8, 10)
+    world = World(kernel)
+    vm = guest()
+    world.start(vm)
+    number = kernel.add_irq()
+    kernel.irqs[number].action = "vfio-msix[1](0000:01:10.0)"
+    record = f"run/libvirt/qemu/{vm.name}.xml"
+    plain = vm.xml.decode()
+    vm.devices = HOSTDEV
+    with_device = vm.xml.decode()
+    said = {}
+    for name, text in (
+        ("before", plain),
+        ("attached", with_device),
+        ("unreadable", "<domstatus><domain"),
+        ("no domain", "<domstatus/>"),
+        ("detached", plain),
+    ):
+        kernel.files[record] = text if name == "no domain" else f"<domstatus>{text}</domstatus>"
+        follow(world, vm)
+        said[name] = str(kernel.irqs[number].mask)
+    assert said == {
+        "before": "0-5",
+        "attached": "7",
+        "unreadable": "7",
+        "no domain": "7",
+        "detached": "0-5",
+    }
+    world.stop(vm)
+    assert str(kernel.irqs[number].mask) == "0-7"
+
+
+def test_vectors_that_are_the_hosts_are_near_to_their_device() -> None:
+    """As far as the host may have those CPUs; where nothing is near, anywhere."""
+    kernel = Kernel("systemd", 8, 10)
+    world = World(kernel)
+    vm = guest(policy='<kvmhooks:isolation exclusive="yes" vfio="housekeeping"/>')
+    vm.devices = HOSTDEV
+    number = kernel.add_irq()
+    kernel.irqs[number].action = "vfio-msix[0](0000:01:10.0)"
+    local = "sys/bus/pci/devices/0000:01:10.0/local_cpulist"
+    for cpus, expected in (("4-7", "4-5"), ("6-7", "0-5"), ("0-7", "0-5")):
+        kernel.files[local] = cpus
+        world.start(vm)
+        assert str(kernel.irqs[number].mask) == expected
+        world.stop(vm)
+        assert str(kernel.irqs[number].mask) == "0-7"
+
+
+def test_interrupts_of_a_functions_card_are_near_to_it() -> None:
+    """The card serves the VM's function; other cards' interrupts go anywhere else, as ever."""
+    kernel = Kernel("systemd", 8, 10)
+    world = World(kernel)
+    card, other = "0000:01:00.0", "0000:02:00.0"
+    own, foreign = kernel.add_irq(), kernel.add_irq()
+    kernel.pci.plug(card, Function(1, "ice", irqs=(own,)))
+    kernel.pci.plug(other, Function(2, "ice", irqs=(foreign,)))
+    kernel.pci.plug("0000:01:10.0", Function(3, "vfio-pci", card=card))
+    for each in (card, other):
+        kernel.files[f"sys/bus/pci/devices/{each}/local_cpulist"] = "4-7"
+    vm = guest()
+    vm.devices = HOSTDEV
+    world.start(vm)
+    assert [str(kernel.irqs[number].mask) for number in (own, foreign)] == ["4-5", "0-5"]
+    world.stop(vm)
+    assert [str(kernel.irqs[number].mask) for number in (own, foreign)] == ["0-7", "0-7"]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmhooks.cli.isolation import held_things, told
+from kvmhooks.devices import Uses, judge
 from kvmhooks.errors import IsolationError
+from kvmhooks.host.devices import PciDevice
+from kvmhooks.host.model import Host
+from kvmhooks.host.system import Kernel as KernelFacts
 from kvmhooks.isolate.domain import read_claim
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.isolate.rehearsal import rehearse
 from kvmhooks.isolate.report import FAILED
-from kvmhooks.values import CpuSet
+from kvmhooks.values import CpuSet, PciAddress
 from tests.isolate_model.kernel import Kernel, Record
 from tests.isolate_model.pci import Function
 from tests.isolate_model.tree import plant, snapshot
@@ -211,6 +215,42 @@ def test_a_group_goes_whole(kernel: Kernel) -> None:
     assert kernel.pci.functions[ROOT].driver == "pcieport"
 
 
+@pytest.mark.parametrize(
+    ("release", "driver", "refused"),
+    [
+        ("6.1.0-9-amd64", "shpchp", 1),
+        ("5.19.0", "shpchp", 1),
+        ("5.18.19", "shpchp", 0),
+        ("6.1.0-9-amd64", "pcieport", 0),
+        ("6.1.0-9-amd64", "", 0),
+    ],
+)
+def test_a_bridge_has_a_driver_that_leaves_its_group_alone(
+    kernel: Kernel, release: str, driver: str, refused: int
+) -> None:
+    """Newer kernels look at the drivers of bridges too, and give no such group to a VM; what a
+    person is told of the device says the same."""
+    kernel.release = release
+    kernel.pci.functions[ROOT].driver = driver
+    world = World(kernel)
+    device = PciDevice(PciAddress.parse(DISK), class_="0x010802", iommu_group=6,
+                       iommu_group_members=(PciAddress.parse(ROOT),))  # fmt: skip
+    bridge = PciDevice(PciAddress.parse(ROOT), class_="0x060400", driver=driver or None)
+    host = Host(pci=(device, bridge), kernel=KernelFacts(release=release))
+    (judged,) = judge(host, Uses({}, {}, {}, ()))
+    assert [one.evidence for one in judged.objections] == [
+        f"/sys/bus/pci/devices/{ROOT}/driver"
+    ] * refused
+    if refused:
+        said = f"group 6 goes whole, and in it {ROOT} is a bridge with shpchp, which has to let go"
+        with pytest.raises(IsolationError, match=said):
+            world.start(guest(DISK))
+        assert kernel.pci.functions[DISK].driver == "nvme"
+    else:
+        world.start(guest(DISK))
+        assert kernel.pci.functions[DISK].driver == "vfio-pci"
+
+
 def test_a_device_is_one_vms(kernel: Kernel) -> None:
     """The second VM is refused with the name of the first, for the device and for its group."""
     in_group(kernel, "")
@@ -328,6 +368,58 @@ def test_a_rehearsal_tells_every_write_to_a_device(kernel: Kernel, tmp_path: Pat
         ("release", f"{bus}/drivers/vfio-pci/unbind", NIC),
         ("release", f"{bus}/drivers/e1000e/bind", NIC),
         ("release", f"{bus}/devices/{NIC}/driver_override", ""),
+    ]
+    assert snapshot(tmp_path) == before
+
+
+def test_a_rehearsal_foresees_functions(kernel: Kernel, tmp_path: Path) -> None:
+    """Those that a card has yet to make: made, set, bound, given back and removed in that order."""
+    plant(kernel, tmp_path)
+    bus = "sys/bus/pci"
+    card, first, second = "0000:09:00.0", "0000:09:10.0", "0000:09:10.2"
+    device = tmp_path / bus / "devices" / card
+    (tmp_path / bus / "drivers/vfio-pci").mkdir(parents=True)
+    (device / "iommu_group/devices" / card).mkdir(parents=True)
+    (tmp_path / bus / "drivers/igb").mkdir(parents=True)
+    (device / "driver").symlink_to("../../drivers/igb")
+    said = {"class": "0x020000", "sriov_totalvfs": 7, "sriov_numvfs": 0, "sriov_offset": 128,
+            "sriov_stride": 2, "sriov_drivers_autoprobe": 1}  # fmt: skip
+    for name, value in said.items():
+        (device / name).write_text(f"{value}\n")
+    before = snapshot(tmp_path)
+    more = f'pools="{card}=2" functions="{card}/1 vlan=5 trust=yes" managed='
+    policy = BINDS.replace("managed=", more)
+    claim = read_claim(guest(first, second, policy=policy).xml)
+    assert claim is not None
+    assert (claim.bound, claim.pools) == ((first, second), ((card, 2),))
+    done = [tuple(one) for one in rehearse(claim, str(tmp_path)) if card[:7] in str(one)]
+    on = f"/{bus}/devices/{card}"
+
+    def bound(function: str) -> list[tuple[str, str, str]]:
+        override = f"/{bus}/devices/{function}/driver_override"
+        return [
+            ("prepare", override, "vfio-pci"),
+            ("prepare", f"/{bus}/drivers_probe", function),
+        ]
+
+    def given_back(function: str) -> list[tuple[str, str, str]]:
+        override = f"/{bus}/devices/{function}/driver_override"
+        return [
+            ("release", f"/{bus}/drivers/vfio-pci/unbind", function),
+            ("release", override, ""),
+        ]
+
+    assert done == [
+        ("prepare", f"{on}/sriov_drivers_autoprobe", "0"),
+        ("prepare", f"{on}/sriov_numvfs", "2"),
+        ("prepare", f"{on}/sriov_drivers_autoprobe", "1"),
+        ("prepare", f"function 1 of {card}", "vlan=5 trust=yes"),
+        *bound(first),
+        *bound(second),
+        *given_back(first),
+        *given_back(second),
+        ("release", f"function 1 of {card}", "vlan=(before) trust=(before)"),
+        ("release", f"{on}/sriov_numvfs", "0"),
     ]
     assert snapshot(tmp_path) == before
 

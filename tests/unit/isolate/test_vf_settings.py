@@ -109,3 +109,22 @@ def test_what_could_not_be_set_back_stays_on_record(kernel: Kernel) -> None:
     world.reconcile()
     assert kernel.pci.functions[FIRST].settings == before
     assert kernel.record is None
+
+
+@pytest.mark.parametrize("more", ["", f'pools="{PF}=2"'])
+def test_the_time_of_functions_counts_as_that_of_devices(kernel: Kernel, more: str) -> None:
+    """A card that answers slowly keeps libvirt no longer than the budget; all is as before."""
+    world = World(kernel)
+    before = effective_state(kernel)
+    kernel.takes = 11
+    vm = guest(more=more)
+    with pytest.raises(IsolationError, match=r"found no time left .*\(budget_devices of \[host\]"):
+        world.start(vm)
+    kernel.takes = 0
+    world.reconcile()
+    assert effective_state(kernel) == before
+    kernel.takes = 5
+    world.start(vm)
+    assert kernel.pci.functions[FIRST].settings["vlan"] == "5"
+    world.stop(vm)
+    assert kernel.record is None

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from kvmhooks.errors import PlanError
-from kvmhooks.host import Host
+from kvmhooks.host import Host, read
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.placement import Cell, GuestCpu, Plan, Topology, VcpuPin, claim, plan
 from kvmhooks.placement.objective import ORDER
 from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.values import CpuSet
+from tests.fakehost import write_host
 from tests.golden.cases import golden_host, golden_plan, golden_vm
 
 LEAST = 'name = "a"\n'
@@ -222,3 +223,16 @@ def test_derived_addresses_are_warned_of() -> None:
         ),
     )
     assert golden_plan("network", "laptop").warnings == ()
+
+
+def test_no_cell_is_without_memory(tmp_path: Path) -> None:
+    """One huge page makes one cell, however its vCPUs would have to be divided."""
+    host = read(write_host(tmp_path, packages=2, cores=1, nodes=2, hugepages={2048: (4, 4)}))
+    text = (
+        'name = "a"\ncpu = {{ vcpus = 2, ratio = 1 }}\n'
+        'memory = {{ size = "{}MiB", hugepages = "2MiB" }}'
+    )
+    two = plan(parse_vm(text.format(4), folder=Path("/")), host)
+    assert [cell.memory_kib for cell in two.cells] == [2048, 2048]
+    with pytest.raises(PlanError):
+        plan(parse_vm(text.format(2), folder=Path("/")), host)

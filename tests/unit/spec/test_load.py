@@ -163,7 +163,7 @@ MISTAKES = [
             "colour: found an unknown key, expected one of name, uuid, profile, machine, boot, "
             "cpu, memory, clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, "
             "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, "
-            "tuning, console, guest, shutdown, isolation, run, image, cloud_init"
+            "tuning, console, guest, shutdown, isolation, run, image, helper, cloud_init"
         ),
     ),
     (
@@ -172,7 +172,7 @@ MISTAKES = [
             "source: found an unknown key, expected one of name, uuid, profile, machine, boot, "
             "cpu, memory, clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, "
             "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, "
-            "tuning, console, guest, shutdown, isolation, run, image, cloud_init"
+            "tuning, console, guest, shutdown, isolation, run, image, helper, cloud_init"
         ),
     ),
     (LEAST + "disks = []", 'disks: found an unknown key, expected "disk"?'),
@@ -396,7 +396,9 @@ def _example(made: dict[str, Any], key: str = "") -> Any:
     if made["type"] == "string":
         plain = TEXTS.get(key, "a")
         pattern = made.get("pattern", "")
-        return next(each for each in (plain, "a", "1GiB", "+a") if re.search(pattern, each))
+        return next(
+            each for each in (plain, "a", "1GiB", "+a", "0000:3b:00.0") if re.search(pattern, each)
+        )
     return {"boolean": True, "integer": made.get("minimum")}[made["type"]]
 
 

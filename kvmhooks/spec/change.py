@@ -1,0 +1,59 @@
+"""One table of a spec with other values, checked as if the file said so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from kvmhooks.errors import Problem, SpecError
+from kvmhooks.spec.consistency import inconsistencies
+from kvmhooks.spec.model import VmSpec
+from kvmhooks.spec.structure import Unsuitable, structure_table
+
+
+def changed(spec: VmSpec, table: str, said: Mapping[str, Any]) -> VmSpec:
+    """``spec`` with the values ``said`` in ``[table]``, by their keys in it (``memory.hard``).
+
+    None is what stands where nothing is said. Raises ``SpecError`` for a key that is not there, a
+    value that does not suit it, or one that contradicts another key.
+    """
+    value = getattr(spec, table)
+    kind = type(value)
+    given = {key: one for key, one in said.items() if one is not None}
+    try:
+        read = structure_table(_nested(given), kind, table, Path("/"))
+    except Unsuitable as error:
+        raise SpecError(spec.source, error.problems) from error
+    for key in said:
+        source = read if key in given else kind()
+        value = _with(value, source, key.split("."), spec.source, f"{table}.{key}")
+    made = attrs.evolve(spec, **{table: value})
+    problems = tuple(inconsistencies(made))
+    if problems:
+        raise SpecError(spec.source, problems)
+    return made
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in flat.items():
+        *above, last = key.split(".")
+        table = made
+        for name in above:
+            table = table.setdefault(name, {})
+        table[last] = value
+    return made
+
+
+def _with(value: Any, source: Any, path: list[str], file: str, at: str) -> Any:
+    """``value`` with the field at ``path`` as in ``source``. Raises ``SpecError``."""
+    first, *rest = path
+    if not attrs.has(type(value)) or first not in attrs.fields_dict(type(value)):
+        raise SpecError(file, (Problem(at, "an unknown key", "one of that table"),))
+    found = getattr(source, first)
+    if rest:
+        found = _with(getattr(value, first), found, rest, file, at)
+    return attrs.evolve(value, **{first: found})
