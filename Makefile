@@ -15,7 +15,9 @@ PACKAGES_RUN = python3 python3-venv python3-dev gcc pkg-config libvirt-dev \
     qemu-system-x86 busybox-static cpio kmod
 # The real components that the tests talk to.
 PACKAGES_TEST = $(PACKAGES_RUN) git binutils libvirt-daemon-system libvirt-clients \
-    libvirt-daemon-driver-qemu qemu-utils hwloc-nox util-linux strace iproute2
+    libvirt-daemon-driver-qemu qemu-utils hwloc-nox util-linux strace iproute2 \
+    qemu-system-common swtpm swtpm-tools passt ovmf \
+    groff-base zsh fish
 PACKAGES_BENCH = $(PACKAGES_TEST) virtinst
 
 .PHONY: run test bench guest clean apt-run apt-test apt-bench

@@ -3,7 +3,7 @@
 ====================  =============================================================
 cgroup v2, systemd    ``machine.slice/machine-kvm-launch-NAME.scope/libvirt/``
 cgroup v2             ``machine/kvm-launch-NAME/libvirt/``
-cgroup v1, cpuset     ``machine/kvm-launch-NAME/``
+cgroup v1             ``machine/kvm-launch-NAME/`` in each hierarchy
 ====================  =============================================================
 
 with ``emulator``, ``vcpuN`` and ``iothreadN`` in it (https://libvirt.org/cgroups.html). On v2 these
@@ -13,12 +13,23 @@ cgroup-v2.rst. Everything goes through the door of ``kvmhooks.isolate``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import errno
+from collections.abc import Callable, Container, Mapping
 from typing import Final
 
+from kvm_launch.limits import INNER, OUTER, PROPERTIES, Limits
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.groups import LAUNCHED, Groups, launched_group, remove_groups, sweep
+from kvmhooks.isolate.groups import (
+    LAUNCHED,
+    UNIFIED,
+    Groups,
+    launched_group,
+    limiting,
+    remove_groups,
+    sweep,
+)
+from kvmhooks.live.threads import EMULATOR
 from kvmhooks.values import CpuSet
 
 SLICE: Final = "machine.slice"
@@ -28,6 +39,8 @@ SECONDS: Final = 5.0
 
 _POLL: Final = 0.005
 
+_WHOLE: Final = frozenset({OUTER, INNER})
+
 
 class Tree:
     """The groups of one VM; nothing is done where there is no CPU set hierarchy."""
@@ -35,34 +48,67 @@ class Tree:
     def __init__(self, door: Door) -> None:
         self._door = door
         self._groups = Groups.find(door, ())
-        self._has_scope = self._groups.is_unified and door.has("run/systemd/system")
+        self.has_scope = self._groups.is_unified and door.has("run/systemd/system")
+        """Whether systemd makes the VM's outermost group."""
         self._top = ""
         """The VM's own group, once it is there."""
+        self._beside: list[str] = []
+        """Its groups in the other hierarchies of v1."""
 
-    def enter(self, name: str, pid: int) -> None:
+    @property
+    def can_limit(self) -> bool:
+        """Whether there are groups in which ``kvm_launch.limits`` can stand."""
+        return bool(self._groups.base)
+
+    @property
+    def is_unified(self) -> bool:
+        """Whether they are groups of v2."""
+        return self._groups.is_unified
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the VM has its groups."""
+        return bool(self._top)
+
+    def enter(self, name: str, pid: int, limits: Limits) -> None:
         """Make the group of the VM ``name`` and move a process there, which has one thread.
 
-        Raises ``OSError`` or ``IsolationError``.
+        What is limited for all its threads is so from here on. Raises ``OSError`` or
+        ``IsolationError``.
         """
         if not self._groups.base:
             return
-        if self._has_scope:
+        if self.has_scope:
             self._start_scope(name, pid)
         else:
             self._make_top(name)
-        inner = self._inner
         if self._groups.is_unified:
-            self._door.make_directory(inner)
-            self._door.write(f"{inner}/cgroup.procs", str(pid))
+            self._door.make_directory(self._inner)
+        self._enter_all(pid)
+        if self._groups.is_unified:
             self._enable(self._top)
-        else:
-            self._door.write(f"{inner}/cgroup.procs", str(pid))
+        self.limit(_of(_WHOLE, limits))
 
-    def place(self, planned: Mapping[str, CpuSet], tasks: Callable[[], Mapping[str, str]]) -> None:
-        """Give each role its group with its CPUs, and move its threads there.
+    def join(self, pid: int) -> None:
+        """Move a helper, which has one thread, to where QEMU is. Raises ``OSError``."""
+        if self._top:
+            self._enter_all(pid)
 
-        ``planned`` is the CPUs by group (``vcpu0``), ``tasks`` tells every thread with its group;
-        it is asked until there is none that was not moved. Raises ``OSError``.
+    def _enter_all(self, pid: int) -> None:
+        for group in (self._inner, *self._beside):
+            self._door.write(f"{group}/cgroup.procs", str(pid))
+
+    def place(
+        self,
+        planned: Mapping[str, CpuSet],
+        tasks: Callable[[], Mapping[str, str]],
+        limits: Limits,
+    ) -> None:
+        """Give each role its group with its CPUs and limits, and move its threads there.
+
+        ``planned`` is the CPUs by group (``vcpu0``), ``tasks`` tells every thread of QEMU with its
+        group; it is asked until there is none that was not moved. Those of helpers go where the
+        emulator's are. Raises ``OSError``.
         """
         if not self._top:
             return
@@ -70,17 +116,94 @@ class Tree:
             self._make_inner(group)
         if self._groups.is_unified:
             self._enable(self._inner)
-        for group, cpus in planned.items():
+        self.limit(_of(planned, limits))
+        self.put(planned)
+        self.move(tasks)
+
+    def put(self, planned: Mapping[str, CpuSet]) -> None:
+        """Give groups of threads these CPUs. Raises ``OSError``."""
+        for group, cpus in planned.items() if self._top else ():
             self._door.write(f"{self._inner}/{group}/cpuset.cpus", str(cpus))
+
+    def move(self, tasks: Callable[[], Mapping[str, str]]) -> None:
+        """Move threads to their groups, until there is none that was not. Raises ``OSError``."""
+        if not self._top:
+            return
         file = "cgroup.threads" if self._groups.is_unified else "tasks"
         seen: set[str] = set()
-        while fresh := {tid: group for tid, group in tasks().items() if tid not in seen}:
+
+        def all_tasks() -> dict[str, str]:
+            beside = self._door.read(f"{self._inner}/{file}").split()
+            return {**dict.fromkeys(beside, EMULATOR), **tasks()}
+
+        while fresh := {tid: group for tid, group in all_tasks().items() if tid not in seen}:
             for tid, group in fresh.items():
                 try:
-                    self._door.write(f"{self._inner}/{group}/{file}", tid)
+                    for above in (self._inner, *self._of_threads):
+                        self._door.write(f"{above}/{group}/{file}", tid)
                 except ProcessLookupError:  # a helper thread that has ended
                     continue
             seen |= fresh.keys()
+
+    def limit(self, limits: Limits) -> None:
+        """Write what has to stand in the VM's groups. Raises ``OSError`` or ``IsolationError``."""
+        if not self._groups.is_unified:
+            self._limit_each(limits)
+            return
+        for place, value in limits.items():
+            if place.group == OUTER and self.has_scope:
+                self._set_property(PROPERTIES[place.file], int(value.rpartition(" ")[2]))
+                continue
+            group = self._path_of(place.group)
+            for above in self._above(group):
+                if place.controller not in self._door.read(f"{above}/cgroup.controllers").split():
+                    raise IsolationError(f"/{above}: it has no {place.controller} controller")
+                self._enable(above, place.controller)
+            self._door.write(f"{group}/{place.file}", value)
+
+    def _limit_each(self, limits: Limits) -> None:
+        """Write what has to stand in the groups of v1.
+
+        What the kernel refuses beside what stood there before it takes after all else: memory alone
+        above memory with swap, or a thread's share of a CPU above the VM's.
+        """
+        again = {}
+        for place, value in limits.items():
+            above = f"{UNIFIED}/{place.controller}/{self._name}"
+            if above not in self._beside:
+                raise IsolationError(f"/{above}: found no {place.controller} controller of v1")
+            path = above if place.group in _WHOLE else f"{above}/{place.group}"
+            if not self._door.has(f"{path}/{place.file}"):
+                raise IsolationError(f"/{path}/{place.file}: this kernel has no such limit")
+            try:
+                self._door.write(f"{path}/{place.file}", value)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                again[f"{path}/{place.file}"] = value
+        for path, value in again.items():
+            self._door.write(path, value)
+
+    def _above(self, group: str) -> list[str]:
+        """The groups from which a group gets its controllers, the outermost first.
+
+        What is above a scope is systemd's.
+        """
+        first = self._top if self.has_scope else self._groups.base
+        parts = group.removeprefix(first).split("/")[1:]
+        return [first + "".join(f"/{part}" for part in parts[:at]) for at in range(len(parts))]
+
+    def _path_of(self, group: str) -> str:
+        if group in _WHOLE:
+            return self._top if group == OUTER else self._inner
+        return f"{self._inner}/{group}"
+
+    def _set_property(self, name: str, value: int) -> None:
+        systemd = self._door.systemd()
+        if systemd is None:
+            raise IsolationError("systemd has gone")
+        with systemd:
+            systemd.set_number(self._top.rpartition("/")[2], name, value)
 
     def remove(self) -> None:
         """Remove the groups of a VM whose QEMU has ended; what still holds a task stays.
@@ -89,13 +212,25 @@ class Tree:
         """
         if not self._top:
             return
-        if not self._has_scope:
-            remove_groups(self._door, self._top)
+        if not self.has_scope:
+            for group in (self._top, *self._beside):
+                remove_groups(self._door, group)
             sweep(self._door)
         else:
             remove_groups(self._door, self._inner)
             self._wait(lambda: not self._door.has(f"{self._top}/cgroup.procs"))
         self._top = ""
+        self._beside = []
+
+    @property
+    def _name(self) -> str:
+        """The VM's group, from the hierarchy's root on."""
+        return self._top.removeprefix(f"{self._groups.base}/")
+
+    @property
+    def _of_threads(self) -> list[str]:
+        """Groups of v1, beside that of the CPU sets, that have groups of threads in them."""
+        return [group for group in self._beside if group.startswith(f"{UNIFIED}/cpu/")]
 
     @property
     def _inner(self) -> str:
@@ -129,6 +264,10 @@ class Tree:
             self._enable(self._groups.base)
             self._enable(above)
         self._make(self._top)
+        self._beside = [f"{base}/{self._name}" for base in limiting(self._door)]
+        for group in self._beside:
+            self._door.make_directory(group.rpartition("/")[0])
+            self._door.make_directory(group)
 
     def _make(self, path: str) -> None:
         """Make a group that may hold tasks: a v1 one needs CPUs and memory nodes for that."""
@@ -143,14 +282,18 @@ class Tree:
     def _make_inner(self, group: str) -> None:
         path = f"{self._inner}/{group}"
         self._make(path)
+        for above in self._of_threads:
+            self._door.make_directory(f"{above}/{group}")
         if self._groups.is_unified:
             self._door.write(f"{path}/cgroup.type", "threaded")
 
-    def _enable(self, path: str) -> None:
-        """Let the children of a group have CPU sets."""
+    def _enable(self, path: str, *more: str) -> None:
+        """Let the children of a group have CPU sets, and what else is asked for."""
         file = f"{path}/cgroup.subtree_control"
-        if "cpuset" not in self._door.read(file).split():
-            self._door.write(file, "+cpuset")
+        there = self._door.read(file).split()
+        for controller in dict.fromkeys(("cpuset", *more)):
+            if controller not in there:
+                self._door.write(file, f"+{controller}")
 
     def _wait(self, is_done: Callable[[], bool]) -> bool:
         until = self._door.now() + SECONDS
@@ -161,11 +304,16 @@ class Tree:
         return True
 
 
+def _of(groups: Container[str], limits: Limits) -> Limits:
+    """The limits of some groups."""
+    return {place: value for place, value in limits.items() if place.group in groups}
+
+
 def group_of(role: str) -> str:
     """The group of a role: ``vcpu0`` for ``vCPU 0``."""
     return role.replace(" ", "").lower()
 
 
 def escaped(name: str) -> str:
-    """A VM's name as part of a unit's, which may hold no ``+`` (systemd.unit(5))."""
-    return name.replace("+", "\\x2b")
+    """A VM's name as part of a unit's, which may hold no ``+`` and no ``~`` (systemd.unit(5))."""
+    return name.replace("+", "\\x2b").replace("~", "\\x7e")

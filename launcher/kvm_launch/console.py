@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from kvm_launch.terminal import typed
 from kvmhooks.live.report import MARK, MAX_BYTES
 
 HISTORY_BYTES: Final = 1 << 14
@@ -20,12 +21,15 @@ BACKLOG_BYTES: Final = 1 << 20
 class Console:
     """Passes on what the guest prints, and keeps the line that is its report.
 
+    With ``is_typed`` what is typed at our own terminal goes to the guest.
+
     ``show`` takes the bytes as they come; a line longer than a report can be is passed on all the
     same, but not kept.
     """
 
-    def __init__(self, out: BinaryIO) -> None:
+    def __init__(self, out: BinaryIO, *, is_typed: bool = False) -> None:
         self._out = out
+        self._is_typed = is_typed
         self._line = bytearray()
         self._history = bytearray()
         self._attached: set[asyncio.StreamWriter] = set()
@@ -53,11 +57,17 @@ class Console:
         """Let others attach at a socket while the context lasts."""
         server = await asyncio.start_unix_server(self._serve, path)
         try:
-            yield
+            with typed(self._type) if self._is_typed else contextlib.nullcontext():
+                yield
         finally:
             server.close()
             for writer in list(self._attached):
                 writer.close()
+
+    def _type(self, keys: bytes) -> None:
+        """What is typed at our own terminal goes to the guest, once it is there."""
+        if self.keyboard is not None and not self.keyboard.is_closing():
+            self.keyboard.write(keys)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One who is attached: what is typed goes to the guest."""

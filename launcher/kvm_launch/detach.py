@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 READY: Final = b"R"
@@ -24,7 +25,7 @@ def detached(launch: Callable[[Callable[[], None]], int]) -> int:
     if child == 0:
         os.close(reader)
         os.setsid()
-        return launch(_readiness(writer))
+        return launch(readiness(writer))
     os.close(writer)
     try:
         is_ready = _read(reader) == READY
@@ -37,8 +38,11 @@ def detached(launch: Callable[[Callable[[], None]], int]) -> int:
     return status if status >= 0 else 128 - status  # as a shell tells a signal
 
 
-def _readiness(writer: int) -> Callable[[], None]:
-    """What tells the waiting process that the VM runs, once."""
+def readiness(writer: int) -> Callable[[], None]:
+    """What tells the process at the other end of a pipe that the VM runs, once.
+
+    From there on nobody listens to ours: our output goes nowhere.
+    """
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     told: list[bool] = []
@@ -50,7 +54,8 @@ def _readiness(writer: int) -> Callable[[], None]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(null, stream.fileno())
-        os.write(writer, READY)
+        with suppress(BrokenPipeError):  # the one who waited was killed
+            os.write(writer, READY)
         os.close(writer)
 
     return ready

@@ -71,7 +71,7 @@ def _problems(image: Image, at: str) -> Iterator[Problem]:
 
 def _existing(image: Image, at: str) -> Iterator[Problem]:
     """It is what is asked for, or nothing is done."""
-    said = _info(image.path, image.format)
+    said = info(image.path, image.format)
     if isinstance(said, str):
         yield Problem(f"{at}.path", said, f"an image of format {image.format}")
         return
@@ -88,7 +88,7 @@ def _existing(image: Image, at: str) -> Iterator[Problem]:
 
 
 def _new(image: Image, base: Path, at: str) -> Iterator[Problem]:
-    said = _info(base, image.base_format)
+    said = info(base, image.base_format)
     if isinstance(said, str):
         yield Problem(f"{at}.base", said, f"an image of format {image.base_format}")
     elif image.format != "qcow2":
@@ -98,9 +98,12 @@ def _new(image: Image, base: Path, at: str) -> Iterator[Problem]:
         yield Problem(f"{at}.size", str(image.size), f"{least} or more: the base is as large")
 
 
-def _info(path: Path, kind: str) -> dict[str, Any] | str:
-    """What ``qemu-img info`` says of an image, or why it says nothing."""
-    done = _run("info", "--output=json", "--force-share", "-f", kind, str(path))
+def info(path: Path, kind: str, user: User | None = None) -> dict[str, Any] | str:
+    """What ``qemu-img info`` says of an image to ``user``, or why it says nothing.
+
+    Raises ``LaunchError`` when it does not answer.
+    """
+    done = _run("info", "--output=json", "--force-share", "-f", kind, str(path), user=user)
     if done.returncode != 0:
         return done.stderr.strip().removeprefix("qemu-img: ").splitlines()[0]
     said: dict[str, Any] = json.loads(done.stdout)
@@ -119,8 +122,14 @@ def _create(image: Image) -> None:
         raise LaunchError(f"{image.path}: {done.stderr.strip().removeprefix('qemu-img: ')}")
 
 
-def _run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [QEMU_IMG, *words], capture_output=True, text=True, check=False, timeout=SECONDS,
-        stdin=subprocess.DEVNULL, env={"LC_ALL": "C"},
-    )  # fmt: skip
+def _run(*words: str, user: User | None = None) -> subprocess.CompletedProcess[str]:
+    who: dict[str, Any] = {}
+    if user is not None:
+        who = {"user": user.uid, "group": user.gid, "extra_groups": user.groups}
+    try:
+        return subprocess.run(
+            [QEMU_IMG, *words], capture_output=True, text=True, check=False, timeout=SECONDS,
+            stdin=subprocess.DEVNULL, env={"LC_ALL": "C"}, **who,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{words[-1]}: {QEMU_IMG}: {error}") from error

@@ -7,30 +7,32 @@ import asyncio
 import gc
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import attrs
 
-from kvm_launch import images, seed
+from kvm_launch import images, keeping, seed
 from kvm_launch.console import Console
-from kvm_launch.hold import Hold
+from kvm_launch.hold import Hold, live_claims
 from kvm_launch.life import State
+from kvm_launch.migration import Receiver
 from kvm_launch.outcome import Outcome, judge
-from kvm_launch.planning import target_of
+from kvm_launch.planning import read_host, target_of
 from kvm_launch.record import Account, pinned
 from kvm_launch.restart import wait_of
-from kvm_launch.show import not_restored, outcome_lines
+from kvm_launch.screen import screen_of, work_of
+from kvm_launch.show import not_restored
 from kvm_launch.stop import Stop
 from kvm_launch.supervise import supervise
+from kvm_launch.together import Seat
 from kvm_launch.user import user_of
 from kvmhooks.errors import QemuError, RestoreError
 from kvmhooks.host import Host
+from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.keeper import Keeper
-from kvmhooks.live import emulator
 from kvmhooks.live.rundir import RunDir, base_of, planning
-from kvmhooks.placement import Plan
-from kvmhooks.render.picture import picture
+from kvmhooks.placement import Plan, scheduler_of
 from kvmhooks.spec import VmSpec
 
 
@@ -44,21 +46,25 @@ class Launch:
         host: Host,
         keeper: Keeper,
         ready: Callable[[], None] | None = None,
+        seat: Seat | None = None,
     ) -> None:
         self._arguments = arguments
         self._spec = spec
         self._host = host
         self._keeper = keeper
-        self._say = sys.stderr if arguments.json else sys.stdout
-        self._program: Path = emulator.find(spec)
+        self._screen = screen_of(arguments)
+        base = base_of(arguments.run_dir)
+        self._receiver = Receiver(base, spec.name) if arguments.migrate else None
         self._target = target_of(spec, arguments)
-        self._account = Account(spec, self._say, ready)
+        self._account = Account(spec, self._screen, ready)
+        self._seat = seat
 
     def run(self) -> tuple[Plan, Outcome]:
         """Run it to its last end. Raises ``KvmhooksError`` when that was no outcome of its own."""
         waited = 0.0
+        name = self._spec.name if self._receiver is None else self._receiver.directory
         with (
-            RunDir(base_of(self._arguments.run_dir), self._spec.name) as run_dir,
+            RunDir(base_of(self._arguments.run_dir), name) as run_dir,
             self._account.kept(run_dir),
         ):
             while True:
@@ -96,17 +102,26 @@ class Launch:
 
         Raises ``KvmhooksError`` for what was refused.
         """
-        hold, life = Hold(self._keeper), self._account.life
+        hold, life = Hold(self._keeper, survey=self._survey), self._account.life
+        receiver, self._receiver = self._receiver, None  # the first time only
+        hold.is_service = self._account.is_service
+        hold.arrives = receiver is not None
+        hold.is_twin = receiver is not None and receiver.is_twin
         first = len(life.steps)
         decided = None
         try:
             with hold:
+                self._screen.working("planning")
+                hold.claims = lambda plan: self._screen.working(work_of(plan))
                 decided = self._decide(hold)
-                self._begin(decided, hold)
+                self._account.arrives(twin=hold.is_twin)
+                if receiver is not None:
+                    receiver.check(decided)
+                self._begin(decided, hold, arrives=receiver is not None)
                 ended = asyncio.run(
                     supervise(
                         decided,
-                        emulator=self._program,
+                        receiver=receiver,
                         run_dir=run_dir,
                         console=self._console(),
                         stop=stop,
@@ -124,32 +139,59 @@ class Launch:
                 return decided, None, error
             raise
         life.enter(State.ENDED, ended.ending)
-        outcome = judge(decided, ended, hold.isolated)
+        outcome = judge(decided, ended, hold.isolated, has_booted=receiver is None)
         return decided, attrs.evolve(outcome, steps=tuple(life.steps[first:])), None
 
     def _decide(self, hold: Hold) -> Plan:
         """Plan around the VMs that run, and tell the next one what this one has taken."""
         base = base_of(self._arguments.run_dir)
-        with planning(base):
-            decided = hold.plan(self._spec, self._host, list(pinned(base)), self._target)
+        seat, self._seat = self._seat, None  # the first time only
+        # Whoever has planned a seat lets nobody else plan meanwhile.
+        with planning(base) if seat is None else nullcontext():
+            there = hold.foreign(pinned(base), self._spec)
+            others = there if seat is None else seat.beside(there)
+            made = None if seat is None else seat.plan
+            decided = hold.plan(self._spec, self._host, others, self._target, made)
             self._account.planned(decided)
+        if seat is not None:
+            seat.taken()
         return decided
 
-    def _begin(self, decided: Plan, hold: Hold) -> None:
-        """Tell what was decided and claimed, and make what the VM needs."""
-        print(picture(decided), end="", file=self._say, flush=True)
+    @contextmanager
+    def _survey(self) -> Iterator[tuple[Host, list[Claim]]]:
+        """The host as it is now and what the VMs on it hold; nobody else plans meanwhile."""
+        base = base_of(self._arguments.run_dir)
+        with planning(base):
+            host = read_host(self._arguments, self._spec)
+            yield host, [*live_claims(self._keeper), *pinned(base)]
+
+    def _begin(self, decided: Plan, hold: Hold, *, arrives: bool) -> None:
+        """Tell what was decided and claimed, and make what the VM needs that is not there yet."""
+        self._screen.plan(decided)
         if hold.claim is not None:
             cpus = f"CPUs {hold.claim.exclusive}" if hold.claim.exclusive else ""
             held = (cpus, *hold.claim.bound)
             self._account.life.enter(State.CLAIMED, ", ".join(filter(None, held)))
-        if hold.omitted and decided.exclusive:
-            print(f"warning: isolation.exclusive: {hold.omitted}: threads are pinned, and the host "
-                  "stays as it is", file=self._say)  # fmt: skip
+        stays = f"{hold.omitted}: threads are pinned, and the host stays as it is"
+        takes = "a real-time class takes CPUs of its own (isolation.exclusive)"
+        warnings = {
+            f"isolation.exclusive: {stays}": hold.omitted and decided.exclusive,
+            f"tuning.vcpus.scheduler: left out: {takes}": scheduler_of(decided)
+            and not hold.has_cpus,
+            f"tuning: left out: {hold.unlimited}": hold.unlimited,
+        }
+        for warning, is_due in warnings.items():
+            if is_due:
+                self._account.warn(warning)
+        gc.enable()
+        if arrives:
+            return
         user = user_of(self._spec)
         for path in images.make(self._spec, user):
-            print(f"image: {path} was made", file=self._say)
+            self._screen.line(f"image: {path} was made")
+        for path in keeping.make(self._spec, user):
+            self._screen.line(f"kept: {path} was made")
         seed.make(self._spec, decided.uuid, user)
-        gc.enable()
 
     def _tell(
         self,
@@ -160,10 +202,10 @@ class Launch:
     ) -> None:
         """Tell how a life went that is not the last."""
         if decided is not None and outcome is not None:
-            print("\n".join(outcome_lines(decided, outcome)), file=self._say)
+            self._screen.outcome(decided, outcome)
         if error is not None:
             print(error, file=sys.stderr)
-        print(f"restart: in {wait:g} s, as run.restart says", file=self._say, flush=True)
+        self._screen.line(f"restart: in {wait:g} s, as run.restart says")
 
     def _console(self) -> Console:
-        return Console(self._say.buffer)
+        return Console(self._screen.out.buffer, is_typed=self._arguments.console)

@@ -31,6 +31,9 @@ examples:
   kvm-launch ps                            the VMs that run
   kvm-launch status|stop|console NAME      one of them: Ctrl-] leaves its console
   kvm-launch qmp NAME query-status         ask its QEMU something
+  kvm-launch set NAME vcpu.0=5 balloon=1GiB
+                                           change it while it runs; reload plans its pins anew
+  kvm-launch migrate vm.toml               plan it anew, and have its guest come while it runs
 
 exit codes:
   0 the guest powered off and all was as planned   1 refused, nothing was changed
@@ -38,8 +41,10 @@ exit codes:
   4 the host could not be restored completely
 """
 PRINTABLE: Final = ("argv", "xml", "plan", "claim")
-VERBS: Final = ("ps", "status", "stop", "qmp", "console")
+VERBS: Final = ("ps", "status", "stop", "qmp", "console", "set", "reload")
 """The commands for VMs that run; a file of such a name is given as ./ps."""
+
+MIGRATE: Final = "migrate"
 
 SYSTEM: Final = "qemu:///system"
 
@@ -52,7 +57,9 @@ def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] in VERBS:
         return exit_code_of(lambda: _verb(words[0], words[1:]), interrupted="interrupted")
-    arguments = _parser().parse_args(_with_uri(words))
+    migrate = words[:1] == [MIGRATE]
+    arguments = parser_of().parse_args(_with_uri(words[1:] if migrate else words))
+    arguments.migrate = migrate
     try:
         return exit_code_of(
             lambda: _interruptible(arguments, door),
@@ -70,10 +77,27 @@ def _interruptible(arguments: argparse.Namespace, door: Door | None) -> int:
     is_special = arguments.libvirt or arguments.json or arguments.print or arguments.dry_run
     if arguments.detach and is_special:
         raise UsageError("--detach: found --libvirt, --json, --print or --dry-run beside it")
-    if len(arguments.vm) > 1 or arguments.vm[0].is_dir():
-        if is_special or arguments.host is not None:
+    if arguments.console and (is_special or arguments.detach or not sys.stdin.isatty()):
+        raise UsageError(
+            "--console: found no terminal to type at, or --detach, --libvirt, --json, --print or "
+            "--dry-run beside it"
+        )
+    is_one = len(arguments.vm) == 1 and not arguments.vm[0].is_dir()
+    if arguments.migrate and (is_special or arguments.host or not is_one):
+        raise UsageError(
+            "migrate: found several VMs, --libvirt, --json, --print, --dry-run or --host, expected "
+            "the file of one VM that runs"
+        )
+    if not is_one:
+        if (
+            arguments.console
+            or arguments.libvirt
+            or arguments.json
+            or arguments.print
+            or arguments.host is not None
+        ):
             raise UsageError(
-                "found several VMs, expected one beside --libvirt, --json, --print, --dry-run or "
+                "found several VMs, expected one beside --console, --libvirt, --json, --print or "
                 "--host"
             )
         return _several(arguments, door)
@@ -86,23 +110,14 @@ def _interruptible(arguments: argparse.Namespace, door: Door | None) -> int:
 
 
 def _several(arguments: argparse.Namespace, door: Door | None) -> int:
-    """Run several VMs; with ``--detach`` one after the other, until one does not run."""
-    from kvm_launch.detach import detached
+    """Run several VMs."""
     from kvm_launch.many import files_of, load_all, run_many
-    from kvm_launch.run import run
 
-    specs = [_with_accel(spec, arguments.accel) for spec in load_all(files_of(arguments.vm))]
-    if not arguments.detach:
-        return run_many(specs, lambda spec: _ended(lambda: run(arguments, spec, door)))
-    for spec in specs:
-        code = detached(lambda ready, spec=spec: run(arguments, spec, door, ready))  # type: ignore[misc]
-        if code != 0:
-            return code
-    return 0
-
-
-def _ended(launch: Callable[[], int]) -> int:
-    return exit_code_of(launch, interrupted="interrupted: nothing is running")
+    files = files_of(arguments.vm)
+    if not files:
+        raise UsageError(f"{arguments.vm[0]}: found no NAME.toml in it, expected one for each VM")
+    specs = [_with_accel(spec, arguments.accel) for spec in load_all(files)]
+    return run_many(arguments, specs, door)
 
 
 def _verb(verb: str, words: Sequence[str]) -> int:
@@ -112,7 +127,8 @@ def _verb(verb: str, words: Sequence[str]) -> int:
     return carry_out(verb, words)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser_of() -> argparse.ArgumentParser:
+    """The command line without a verb, and of ``migrate``."""
     parser = argparse.ArgumentParser(
         prog="kvm-launch",
         description="Boot the VM that a vm.toml describes, tuned for this host.",
@@ -130,6 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON; a guest's console goes to stderr")
     add("--timeout", metavar="SECONDS", type=_seconds, help="stop the VM after this time")
     add("--run-dir", metavar="DIR", type=Path, help="where the VM's sockets are")
+    add("--console", action="store_true", help="type to the guest; Ctrl-] leaves it")
+    add("--quiet", action="store_true", help="say nothing but what went wrong")
     add("--detach", action="store_true", help="leave it in the background once it runs")
     add("--version", action="version", version=f"kvm-launch {VERSION}")
     return parser

@@ -1,23 +1,36 @@
-"""Several VMs at once: each has a supervisor of its own, and one command follows them all."""
+"""Several VMs with one command: checked and planned together, then each with its own supervisor."""
 
 from __future__ import annotations
 
-import os
-import selectors
+import argparse
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import TypeVar
 
-from kvm_launch.child import PR_SET_PDEATHSIG, prctl
+from kvm_launch.hold import keeper_of
+from kvm_launch.planning import read_host
+from kvm_launch.run import run_planned
+from kvm_launch.settle import settle
 from kvm_launch.stop import SIGNALS
-from kvmhooks.errors import InputError, QemuError, SpecError
+from kvm_launch.supervisors import Supervisors
+from kvm_launch.together import Seat, plan_together, seats
+from kvmhooks.errors import InputError, SpecError
+from kvmhooks.exits import exit_code_of
+from kvmhooks.host import Host
+from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.keeper import Keeper
+from kvmhooks.live.rundir import base_of, planning
+from kvmhooks.placement import Plan
+from kvmhooks.placement.holding import Holding
+from kvmhooks.render.picture import picture
 from kvmhooks.spec import VmSpec, load_vm
 
-CHUNK: Final = 1 << 16
+Given = TypeVar("Given")
 
 
 def files_of(paths: Iterable[Path]) -> list[Path]:
@@ -31,13 +44,7 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
 
 def load_all(paths: Sequence[Path]) -> list[VmSpec]:
     """Every description, or all that is wrong with any. Raises ``InputError``."""
-    specs: list[VmSpec] = []
-    problems: list[str] = []
-    for path in paths:
-        try:
-            specs.append(load_vm(path))
-        except SpecError as error:
-            problems.append(str(error))
+    specs, problems = _each(paths, load_vm)
     twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
     for name in twice:
         sources = " and ".join(spec.source for spec in specs if spec.name == name)
@@ -47,84 +54,88 @@ def load_all(paths: Sequence[Path]) -> list[VmSpec]:
     return specs
 
 
-class Follower:
-    """The supervisors that were started: their output goes on, line by line, with their names."""
+def run_many(
+    arguments: argparse.Namespace, specs: Sequence[VmSpec], door: Door | None = None
+) -> int:
+    """Run them all to their ends, or with ``--detach`` until they run; the worst exit code.
 
-    def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._living: dict[int, str] = {}
-        self._rest: dict[int, bytes] = {}
-
-    def start(self, name: str, launch: Callable[[], int]) -> None:
-        """Call ``launch`` in a process of its own session; it ends when we do."""
-        reader, writer = os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        parent = os.getpid()
-        child = os.fork()
-        if child == 0:
-            code = QemuError.exit_code
-            try:
-                os.setsid()
-                prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-                for descriptor in (1, 2):
-                    os.dup2(writer, descriptor)
-                code = launch() if os.getppid() == parent else code
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        os.close(writer)
-        self._living[child] = name
-        self._rest[reader] = b""
-        self._selector.register(reader, selectors.EVENT_READ, name)
-
-    def signal(self, number: int, _frame: object = None) -> None:
-        """Pass a signal on to all that live."""
-        for child in self._living:
-            os.kill(child, number)
-
-    def follow(self) -> int:
-        """Pass on what they say until all have ended; the worst exit code."""
-        while self._selector.get_map():
-            for key, _ in self._selector.select():
-                self._pass_on(key.fd, str(key.data))
-        codes = []
-        for child in list(self._living):
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            del self._living[child]
-            codes.append(status if status >= 0 else QemuError.exit_code)
-        return max(codes, default=0)
-
-    def _pass_on(self, reader: int, name: str) -> None:
-        said = os.read(reader, CHUNK)
-        *lines, rest = (self._rest[reader] + said).split(b"\n")
-        if not said:
-            self._selector.unregister(reader)
-            os.close(reader)
-            lines, rest = [*lines, *([rest] if rest else [])], b""
-        self._rest[reader] = rest
-        for line in lines:
-            sys.stdout.buffer.write(f"[{name}] ".encode() + line + b"\n")
-        sys.stdout.flush()
-
-
-def run_many(specs: Sequence[VmSpec], launch: Callable[[VmSpec], int]) -> int:
-    """Run them all to their ends; the worst of their exit codes.
-
-    A signal is passed on to each: asked once they power off, asked twice they quit.
+    All are checked and planned before any is started, and nobody else plans until each has its
+    place. A signal is passed on to each: asked once they power off, asked twice they quit.
     """
-    follower = Follower()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    keeper = keeper_of(Door() if door is None else door)
+    host = read_host(arguments, *specs)
+    specs = _settle_all(arguments, specs, host, keeper)
+    base = base_of(arguments.run_dir)
+    if arguments.dry_run:
+        for plan in plan_together(arguments, specs, host, keeper):
+            print(picture(plan), flush=True)
+        return 0
+    supervisors = Supervisors(is_detached=arguments.detach, out=sys.stdout.buffer)
+    with _passed_on(supervisors):
+        with planning(base) as supervisors.lock:
+            plans = plan_together(arguments, specs, host, keeper)
+            for plan, others in seats(plans):
+                supervisors.start(plan.name, _supervisor(arguments, plan, others, host, door))
+            supervisors.follow_to_places()
+        return supervisors.follow()
+
+
+def _settle_all(
+    arguments: argparse.Namespace, specs: Sequence[VmSpec], host: Host, keeper: Keeper
+) -> list[VmSpec]:
+    """Check each, and settle its accelerator. Raises ``InputError`` with all that is missing."""
+
+    def settled(spec: VmSpec) -> VmSpec:
+        choice = settle(arguments, spec, host, keeper)
+        print(f"[{spec.name}] {choice.why}", flush=True)
+        return choice.spec
+
+    found, problems = _each(specs, settled)
+    if problems:
+        raise InputError("\n".join(problems))
+    return found
+
+
+def _each(
+    given: Iterable[Given], make: Callable[[Given], VmSpec]
+) -> tuple[list[VmSpec], list[str]]:
+    """What is made of each, and what is wrong with the others."""
+    made: list[VmSpec] = []
+    problems: list[str] = []
+    for one in given:
+        try:
+            made.append(make(one))
+        except SpecError as error:
+            problems.append(str(error))
+    return made, problems
+
+
+def _supervisor(
+    arguments: argparse.Namespace,
+    plan: Plan,
+    others: tuple[Holding, ...],
+    host: Host,
+    door: Door | None,
+) -> Callable[[Callable[[], None], Callable[[], None] | None], int]:
+    """What runs one of the VMs, in a process of its own."""
+
+    def launch(taken: Callable[[], None], ready: Callable[[], None] | None) -> int:
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler)
+        return exit_code_of(
+            lambda: run_planned(arguments, Seat(plan, others, taken), host, door, ready),
+            interrupted="interrupted: nothing is running",
+        )
+
+    return launch
+
+
+@contextmanager
+def _passed_on(supervisors: Supervisors) -> Iterator[None]:
+    """Pass the signals that ask for the end on to those that run; what was there comes back."""
+    before = {number: signal.signal(number, supervisors.signal) for number in SIGNALS}
     try:
-        for spec in specs:
-            follower.start(spec.name, lambda spec=spec: launch(spec))  # type: ignore[misc]
-        for number in before:
-            signal.signal(number, follower.signal)
-        return follower.follow()
-    except KeyboardInterrupt:  # before they were followed
-        follower.signal(signal.SIGTERM)
-        return max(follower.follow(), 1)
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -16,6 +16,11 @@ class ServiceManager:
     def __init__(self) -> None:
         self._path = os.environ.pop("NOTIFY_SOCKET", "")
 
+    @property
+    def is_there(self) -> bool:
+        """Whether somebody asks."""
+        return bool(self._path)
+
     def tell(self, **fields: str | int) -> None:
         """Send fields such as ``READY=1``. One who does not listen is no reason to fail."""
         if not self._path:

@@ -105,9 +105,14 @@ class Outcome:
         }
 
 
-def judge(plan: Plan, ended: Ended, isolated: Isolated | None = None) -> Outcome:
-    """Compare what the guest said with the plan, where the spec says that it reports."""
-    if not plan.spec.guest.report:
+def judge(
+    plan: Plan, ended: Ended, isolated: Isolated | None = None, *, has_booted: bool = True
+) -> Outcome:
+    """Compare what the guest said with the plan, where the spec says that it reports.
+
+    A guest that has not booted here has reported elsewhere.
+    """
+    if not plan.spec.guest.report or not has_booted:
         return Outcome(ended, (), None, None, isolated)
     if ended.report is None:
         return Outcome(ended, (), None, "the guest did not report what it sees", isolated)

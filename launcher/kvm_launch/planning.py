@@ -28,9 +28,10 @@ def plan_to_print(spec: VmSpec, arguments: argparse.Namespace) -> Plan:
     return plan(spec, host, target=target_of(spec, arguments))
 
 
-def read_host(arguments: argparse.Namespace, spec: VmSpec) -> Host:
-    """The host to plan for, as far as ``spec`` needs it; what is wrong with it goes to stderr."""
-    host = read("/" if arguments.host is None else arguments.host, parts=parts_of(spec))
+def read_host(arguments: argparse.Namespace, *specs: VmSpec) -> Host:
+    """The host to plan for, as far as ``specs`` need it; what is wrong with it goes to stderr."""
+    parts = dict.fromkeys(part for spec in specs for part in parts_of(spec))
+    host = read("/" if arguments.host is None else arguments.host, parts=tuple(parts))
     if arguments.host is not None:
         for warning in host.warnings:
             print(f"{arguments.host}: {warning}", file=sys.stderr)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from kvm_launch import keeping, programs
+from kvm_launch.disks import is_roots
 from kvm_launch.user import User, problems_of
-from kvmhooks.errors import Problem, SpecError
+from kvm_launch.vfio import UNLIMITED, locked_memory
+from kvmhooks.devices.rom import mismatch, read_rom
+from kvmhooks.errors import HostError, Problem, SpecError
+from kvmhooks.host import Host
+from kvmhooks.placement.chosen import is_meant
 from kvmhooks.spec import Net, VmSpec
 from kvmhooks.values import PciAddress
 
@@ -25,13 +32,16 @@ def check(
     libvirt starts the programs that a device needs. ``binds`` says whether the devices that are
     managed will be bound to ``vfio-pci``.
     """
-    files = tuple(_files(spec)) if user is None else problems_of(user, lambda: _files(spec))
+    roots = [] if user is None else [at for at, one in enumerate(spec.disk) if is_roots(one)]
+    users = [at for at in range(len(spec.disk)) if at not in roots]
     problems = (
-        *files,
+        *_seen_by(user, lambda: (*_files(spec), *_disks(spec, users))),
+        *_disks(spec, roots),
         *_interfaces(spec),
         *_owners(spec, user),
-        *(() if has_libvirt else _helpers(spec)),
+        *(_unstarted(spec) if has_libvirt else _helpers(spec, user)),
         *_devices(spec, binds=binds),
+        *([] if has_libvirt else locked(spec)),
     )
     if problems:
         raise SpecError(spec.source, problems)
@@ -45,6 +55,36 @@ def check_accel(spec: VmSpec, user: User | None) -> None:
     problems = problems_of(user, lambda: _file("machine.user", KVM, mode, "a KVM to use"))
     if problems:
         raise SpecError(spec.source, problems)
+
+
+def check_roms(spec: VmSpec, host: Host, user: User | None) -> None:
+    """Raise ``SpecError`` for option ROMs that cannot be read, or are of other devices."""
+    if all(given.rom is None for given in spec.pci):
+        return  # to look as another user takes a process
+    problems = _seen_by(user, lambda: _roms(spec, host))
+    if problems:
+        raise SpecError(spec.source, problems)
+
+
+def _seen_by(user: User | None, look: Callable[[], Iterable[Problem]]) -> tuple[Problem, ...]:
+    """What is found by ``user``, or by who we are."""
+    return tuple(look()) if user is None else problems_of(user, look)
+
+
+def _roms(spec: VmSpec, host: Host) -> Iterator[Problem]:
+    for index, given in enumerate(spec.pci):
+        if given.rom is None:
+            continue
+        at = f"pci[{index}].rom"
+        try:
+            images = read_rom(given.rom)
+        except HostError as error:
+            yield Problem(at, str(error), "an option ROM of the device")
+            continue
+        meant = [one for one in host.pci or () if is_meant(given, one)]
+        wrong = [mismatch(images, one.vendor, one.device) for one in meant]
+        if wrong and all(wrong):
+            yield Problem(at, f"{given.rom}: {wrong[0]}", f"a ROM of {meant[0].address}")
 
 
 def _owners(spec: VmSpec, user: User | None) -> Iterator[Problem]:
@@ -72,8 +112,12 @@ def _files(spec: VmSpec) -> Iterator[Problem]:
     for at, path in named.items():
         if path is not None:
             yield from _file(at, path, os.R_OK, "a file that can be read")
+
+
+def _disks(spec: VmSpec, indices: Iterable[int]) -> Iterator[Problem]:
     coming = _coming(spec)
-    for index, disk in enumerate(spec.disk):
+    for index in indices:
+        disk = spec.disk[index]
         if disk.path in coming and not disk.path.exists():
             continue
         if disk.readonly:
@@ -95,19 +139,20 @@ def _file(at: str, path: Path, mode: int, expected: str) -> Iterator[Problem]:
         yield Problem(at, f"{found} {str(path)!r}", expected)
 
 
-def _helpers(spec: VmSpec) -> Iterator[Problem]:
-    """What another program has to start or open before QEMU, which this release does not do."""
-    needed = {
-        **{f"filesystem[{at}]": "virtiofsd" for at in range(len(spec.filesystem))},
-        **{f"net[{at}]": name for at, net in enumerate(spec.net) if (name := _opened(net))},
-    }
-    if spec.tpm.model != "none":
-        needed["tpm.model"] = "swtpm"
-    for at, name in needed.items():
-        yield Problem(at, f"a device that needs {name}", "--libvirt: kvm-launch starts none yet")
-    if spec.boot.variables is not None and not spec.boot.variables.exists():
-        found = f"no file {str(spec.boot.variables)!r}"
-        yield Problem("boot.variables", found, "a copy of OVMF's empty variables, or --libvirt")
+def _helpers(spec: VmSpec, user: User | None) -> Iterator[Problem]:
+    """What other programs, and what is kept for them, lack."""
+    yield from programs.problems(spec)
+    yield from keeping.problems(spec, user)
+    for at, net in enumerate(spec.net):
+        if os.geteuid() != 0 and (name := _opened(net)):
+            expected = "root, or a tap of this user's own, passt or --libvirt"
+            yield Problem(f"net[{at}]", f"a device that needs {name}", expected)
+
+
+def _unstarted(spec: VmSpec) -> Iterator[Problem]:
+    """Of programs that somebody names: libvirt starts none."""
+    for at in range(len(spec.helper)):
+        yield Problem(f"helper[{at}]", "a program to be started", "none: libvirt starts no such")
 
 
 def _devices(spec: VmSpec, *, binds: bool) -> Iterator[Problem]:
@@ -129,6 +174,19 @@ def _devices(spec: VmSpec, *, binds: bool) -> Iterator[Problem]:
             found = f"{address}, bound to {driver.resolve().name if driver.exists() else 'nothing'}"
             expected = "a device that is bound to vfio-pci, managed = true as root, or --libvirt"
             yield Problem(at, found, expected)
+
+
+def locked(spec: VmSpec) -> Iterator[Problem]:
+    """Memory that has to be locked and may not be: only root can raise the limit on it."""
+    needed = locked_memory(spec)
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    if os.geteuid() == 0 or needed == 0 or limit == resource.RLIM_INFINITY:
+        return
+    if needed == UNLIMITED or limit < needed:
+        least = "no limit" if needed == UNLIMITED else f"{needed // 1024} KiB or more"
+        where = "memory.locked" if spec.memory.locked else "memory.size"
+        found = f"a limit of {limit // 1024} KiB on memory that may be locked"
+        yield Problem(where, found, f"{least} (`ulimit -l`, LimitMEMLOCK=), or root to start it")
 
 
 def _opened(net: Net) -> str | None:

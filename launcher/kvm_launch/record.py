@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Self, TextIO
+from typing import Any, Final, Self
 
 from attrs import asdict, evolve, frozen
 
 from kvm_launch.life import Life, State, Step
 from kvm_launch.notify import ServiceManager
+from kvm_launch.screen import Screen
 from kvmhooks.errors import LaunchError
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
@@ -54,10 +55,22 @@ class Record:
     dedicated: str = ""
     """On which of those no other VM's vCPU is put."""
     uuid: str = ""
+    twin: bool = False
+    """Whether it holds what it has as a second one of its kind: it came here from the first."""
 
     def after(self, step: Step) -> Self:
         """The record after a step of the VM's life."""
         return evolve(self, state=str(step.state), why=step.why, since=step.at)
+
+    def at(self, plan: Plan) -> Self:
+        """The record of the VM where it was planned."""
+        return evolve(
+            self,
+            cpus=str(plan.cpus),
+            exclusive=str(plan.exclusive),
+            dedicated=str(plan.dedicated_cpus),
+            uuid=plan.uuid,
+        )
 
     def save(self, run_dir: RunDir) -> None:
         """Replace the record in one step. Raises ``OSError``."""
@@ -76,11 +89,14 @@ class Account:
     goes to the system's log.
     """
 
-    def __init__(self, spec: VmSpec, say: TextIO, ready: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, spec: VmSpec, screen: Screen, ready: Callable[[], None] | None = None
+    ) -> None:
         pid = os.getpid()
         self.life: Final = Life(self._tell)
-        self._say = say
+        self._screen = screen
         self._ready = ready
+        self._is_up = spec.run.ready == "running"
         self._run_dir: RunDir | None = None
         self._manager = ServiceManager()
         self._patience = spec.shutdown.timeout + MARGIN_SECONDS
@@ -95,37 +111,62 @@ class Account:
     def kept(self, run_dir: RunDir) -> Iterator[None]:
         """Keep the record in ``run_dir`` while the context lasts."""
         self._run_dir = run_dir
+        self._record = evolve(self._record, name=run_dir.path.name)
         try:
             yield
         finally:
             self._run_dir = None
 
     def _tell(self, step: Step) -> None:
-        print(f"state: {step}", file=self._say, flush=True)
+        self._screen.step(step)
         self._keep(self._record.after(step))
         status = f"{step}".replace("\n", " ")
         if self._ready is not None:
             Door().log(f"{self._record.name}: {status}")
-        if step.state is State.RUNNING and self._ready is not None:
-            self._ready()
-        if step.state is State.RUNNING:
-            self._manager.tell(READY=1, STATUS=status)
+        if step.state is State.RUNNING and self._is_up:
+            self._tell_ready(status)
         elif step.state is State.SHUTTING_DOWN:
             microseconds = self._patience * 1_000_000
             self._manager.tell(STATUS=status, EXTEND_TIMEOUT_USEC=microseconds)
         else:
             self._manager.tell(STATUS=status)
 
+    @property
+    def is_service(self) -> bool:
+        """Whether a service manager has started us."""
+        return self._manager.is_there
+
+    def _tell_ready(self, status: str) -> None:
+        if self._ready is not None:
+            self._ready()
+        self._manager.tell(READY=1, STATUS=status)
+
+    def up(self) -> None:
+        """The guest's agent answers."""
+        self._is_up = True
+        self.life.note("the guest's agent answers")
+
+    def warn(self, what: str) -> None:
+        """Tell a person of something that is less than was asked for."""
+        self._screen.line(f"warning: {what}")
+
     def planned(self, plan: Plan) -> None:
         """It is decided where it lives."""
-        self._record = evolve(
-            self._record,
-            cpus=str(plan.cpus),
-            exclusive=str(plan.exclusive),
-            dedicated=str(plan.dedicated_cpus),
-            uuid=plan.uuid,
-        )
+        self._record = self._record.at(plan)
         self.life.enter(State.PLANNED)
+
+    def moved(self, plan: Plan) -> None:
+        """It lives elsewhere now."""
+        self._keep(self._record.at(plan))
+
+    def arrives(self, *, twin: bool) -> None:
+        """It comes from another QEMU of this host, which has its name and perhaps its claim."""
+        self._record = evolve(self._record, twin=twin)
+
+    def renamed(self) -> None:
+        """Its directory has another name."""
+        assert self._run_dir is not None
+        self._keep(evolve(self._record, name=self._run_dir.path.name))
 
     def started(self, qemu: int) -> None:
         """Its QEMU is there."""

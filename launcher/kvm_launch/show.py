@@ -15,7 +15,12 @@ REFUSED_SHOWN: Final = 3
 
 def outcome_lines(plan: Plan, outcome: Outcome) -> list[str]:
     """The table of threads, what the guest saw, and how it ended."""
-    rows = [
+    return [*table(*outcome_rows(outcome)), *outcome_words(plan, outcome)]
+
+
+def outcome_rows(outcome: Outcome) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The heads of the table of threads, and a row for each."""
+    return ("thread", "planned CPUs", "thread id", "affinity", ""), [
         (
             thread.role,
             str(thread.planned),
@@ -25,7 +30,11 @@ def outcome_lines(plan: Plan, outcome: Outcome) -> list[str]:
         )
         for thread in outcome.ended.threads
     ]
-    lines = table(("thread", "planned CPUs", "thread id", "affinity", ""), rows)
+
+
+def outcome_words(plan: Plan, outcome: Outcome) -> list[str]:
+    """What the guest saw, what its host had of it, and at last how it ended."""
+    lines = []
     if outcome.trouble is not None:
         lines.append(f"guest: {outcome.trouble}")
     elif outcome.differences:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import socket
 import sys
 import termios
 import tty
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -59,6 +60,44 @@ def _relay(peer: socket.socket, *, has_escape: bool) -> None:
             peer.sendall(before)
             if escape:
                 return
+
+
+@contextmanager
+def typed(keyboard: Callable[[bytes], None]) -> Iterator[None]:
+    """Hand every key of standard input on while the context lasts, or until the escape.
+
+    It is a terminal. Lines that we print ourselves stay lines: only its input is raw. After the
+    escape it is as before, and Ctrl-C means us again.
+    """
+    loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
+    before = termios.tcgetattr(stdin)
+    raw = termios.tcgetattr(stdin)
+    raw[0] &= ~(termios.ICRNL | termios.IXON)
+    raw[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
+    termios.tcsetattr(stdin, termios.TCSADRAIN, raw)
+
+    def leave() -> None:
+        loop.remove_reader(stdin)
+        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
+
+    def read() -> None:
+        try:
+            keys = os.read(stdin, CHUNK)
+        except OSError:  # EIO: the terminal is closed (tty_ioctl(4)), and SIGHUP on its way
+            keys = b""
+        typed, escape, _ = keys.partition(ESCAPE)
+        keyboard(typed)
+        if escape:
+            leave()
+        elif not keys:  # it would be ready for ever
+            loop.remove_reader(stdin)
+
+    loop.add_reader(stdin, read)
+    try:
+        yield
+    finally:
+        with suppress(termios.error, OSError):  # the terminal may be closed by now
+            leave()
 
 
 def _write(descriptor: int, data: bytes) -> None:

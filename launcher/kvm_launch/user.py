@@ -35,16 +35,20 @@ def user_of(spec: VmSpec) -> User | None:
     Raises ``SpecError`` for one who is not there, or whom only root could become.
     """
     name = spec.machine.user
-    if name is None:
-        return None
+    return None if name is None else user_named(spec, "machine.user", name)
+
+
+def user_named(spec: VmSpec, at: str, name: str) -> User | None:
+    """The user ``name`` that the key ``at`` has, in the same way."""
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
-        raise _wrong(spec, name, "a user of this host") from None
+        raise _wrong(spec, at, name, "a user of this host") from None
     if entry.pw_uid == os.geteuid():
         return None
     if os.geteuid() != 0:
-        raise _wrong(spec, name, "nothing, or root to start it: only root can become another")
+        expected = "nothing, or root to start it: only root can become another"
+        raise _wrong(spec, at, name, expected)
     own = os.getgrouplist(name, entry.pw_gid)
     groups = {*own, *(gid for path in DEVICES if (gid := _group_of(path)))}
     return User(name, entry.pw_uid, entry.pw_gid, tuple(sorted(groups)))
@@ -90,5 +94,5 @@ def _group_of(path: Path) -> int:
     return status.st_gid if status.st_mode & stat.S_IRGRP and status.st_mode & stat.S_IWGRP else 0
 
 
-def _wrong(spec: VmSpec, name: str, expected: str) -> SpecError:
-    return SpecError(spec.source, (Problem("machine.user", repr(name), expected),))
+def _wrong(spec: VmSpec, at: str, name: str, expected: str) -> SpecError:
+    return SpecError(spec.source, (Problem(at, repr(name), expected),))

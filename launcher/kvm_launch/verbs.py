@@ -1,4 +1,4 @@
-"""``kvm-launch ps|status|stop|qmp|console``: the VMs that kvm-launch runs for this user."""
+"""``kvm-launch ps|status|stop|set|…``: the VMs that kvm-launch runs for this user."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from attrs import asdict
 
+from kvm_launch.changes import parse
+from kvm_launch.control import ask
 from kvm_launch.record import MONITOR, find, running
 from kvmhooks.errors import QemuError, UsageError
 from kvmhooks.live.qmp import connect
@@ -26,14 +28,27 @@ ANSWER_SECONDS: Final = 10.0
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Carry out a verb; give the exit code. Raises ``KvmhooksError``."""
-    arguments = _parser(verb).parse_args(argv)
+    arguments = parser_of(verb).parse_args(argv)
     return VERBS[verb](arguments, base_of(arguments.run_dir))
 
 
-def _parser(verb: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"kvm-launch {verb}", allow_abbrev=False)
-    if verb != "ps":
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The command line of ``verb``."""
+    parser = argparse.ArgumentParser(
+        prog=f"kvm-launch {verb}",
+        description=VERBS[verb].__doc__,
+        epilog=EPILOGS.get(verb),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if verb == "reload":
+        whom = parser.add_mutually_exclusive_group(required=True)
+        whom.add_argument("--pid", metavar="PID", type=int, help="its supervisor's process")
+        whom.add_argument("name", metavar="NAME", nargs="?", help="a VM that runs")
+    elif verb != "ps":
         parser.add_argument("name", metavar="NAME", help="a VM that runs: see `kvm-launch ps`")
+    if verb == "set":
+        parser.add_argument("words", metavar="KEY=VALUE", nargs="+", help="what to change")
     if verb == "qmp":
         parser.add_argument("command", metavar="COMMAND", help="such as query-status")
         parser.add_argument("arguments", metavar="JSON", nargs="?", help="an object")
@@ -46,6 +61,7 @@ def _parser(verb: str) -> argparse.ArgumentParser:
 
 
 def _ps(arguments: argparse.Namespace, base: Path) -> int:
+    """List the VMs that run."""
     records = list(running(base))
     if arguments.json:
         print(json.dumps([asdict(record) for record in records], indent=2))
@@ -59,6 +75,7 @@ def _ps(arguments: argparse.Namespace, base: Path) -> int:
 
 
 def _status(arguments: argparse.Namespace, base: Path) -> int:
+    """Tell how one of them is."""
     record = find(base, arguments.name)
     if arguments.json:
         print(json.dumps(asdict(record), indent=2))
@@ -89,6 +106,7 @@ def _stop(arguments: argparse.Namespace, base: Path) -> int:
 
 
 def _qmp(arguments: argparse.Namespace, base: Path) -> int:
+    """Ask its QEMU something."""
     record = find(base, arguments.name)
     print(json.dumps(asyncio.run(_execute(base / record.name / MONITOR, arguments)), indent=2))
     return 0
@@ -117,9 +135,28 @@ def _object(text: str | None) -> dict[str, object] | None:
 
 
 def _console(arguments: argparse.Namespace, base: Path) -> int:
+    """Join its console; Ctrl-] leaves it."""
     from kvm_launch.terminal import attach
 
     return attach(base / find(base, arguments.name).name)
+
+
+def _set(arguments: argparse.Namespace, base: Path) -> int:
+    """Change a VM while it runs."""
+    parse(arguments.words)  # what is no command is told here
+    record = find(base, arguments.name)
+    print("\n".join(ask(base / record.name, "set", words=arguments.words)))
+    return 0
+
+
+def _reload(arguments: argparse.Namespace, base: Path) -> int:
+    """Move a VM that runs to better CPUs, if there are any."""
+    name = arguments.name
+    if name is None:
+        name = next((one.name for one in running(base) if one.supervisor == arguments.pid), "")
+    record = find(base, name)
+    print("\n".join(ask(base / record.name, "reload")))
+    return 0
 
 
 def _signal(descriptor: int) -> None:
@@ -148,4 +185,16 @@ VERBS: Final[Mapping[str, Callable[[argparse.Namespace, Path], int]]] = {
     "stop": _stop,
     "qmp": _qmp,
     "console": _console,
+    "set": _set,
+    "reload": _reload,
+}
+
+EPILOGS: Final[Mapping[str, str]] = {
+    "set": """\
+keys:
+  vcpu.N, iothread.N, emulator   the CPUs of a thread, as a list
+  vcpus                          how many of cpu.vcpus are there
+  balloon                        the memory that is left to the guest, such as 2GiB
+  tuning.KEY                     a key of [tuning], or none: tuning.shares=200
+""",
 }

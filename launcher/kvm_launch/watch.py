@@ -42,6 +42,8 @@ class Watch:
         self._life = life
         self.reason = "unknown"
         """Why QEMU ended: a ``ShutdownCause``, ``watchdog``, ``internal-error`` or ``hang``."""
+        self.has_migrated = False
+        """Whether the guest runs in another QEMU now."""
         self._reset_at = float("-inf")
         self._handlers: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
             "RESUME": lambda _: self._runs(),
@@ -88,6 +90,8 @@ class Watch:
 
     def ending(self, forced: str | None) -> tuple[str, bool]:
         """How a QEMU that did not fail has ended, in words, and whether that is a good end."""
+        if self.has_migrated:
+            return "the guest runs in another QEMU of this host now", True
         if forced is not None:
             return f"QEMU ended: {forced}", False
         return ENDINGS.get(self.reason, (f"QEMU ended: {self.reason}", False))

@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from tests.integration.components import QEMU, ROOT, Launcher, eventually
@@ -37,11 +39,13 @@ cgroup_controllers = []
 
 
 @pytest.fixture
-def launcher(tmp_path: Path) -> Launcher:
+def launcher(tmp_path: Path) -> Iterator[Launcher]:
     """kvm-launch, with everything of its own below a temporary directory."""
     if not QEMU.exists():
         pytest.skip("there is no QEMU here: apt install qemu-system-x86")
-    return Launcher(tmp_path)
+    launcher = Launcher(tmp_path)
+    yield launcher
+    launcher.end()
 
 
 @pytest.fixture
@@ -89,6 +93,15 @@ class Daemon:
             self._process.send_signal(number)
             self._process.wait(timeout=60)
 
+    def clear(self) -> None:
+        """End and undefine whatever VMs there are."""
+        with closing(libvirt.open(self.uri)) as connection:
+            for domain in connection.listAllDomains():
+                if domain.isActive():
+                    domain.destroy()
+                if domain.isPersistent():
+                    domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+
 
 @pytest.fixture(scope="session")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
@@ -111,7 +124,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         daemon.end(signal.SIGTERM)
 
 
-@pytest.fixture(scope="session")
-def libvirtd(daemon: Daemon) -> str:
-    """The URI of the tests' libvirtd."""
-    return daemon.uri
+@pytest.fixture
+def libvirtd(daemon: Daemon) -> Iterator[str]:
+    """The URI of the tests' libvirtd; what a test leaves there when it fails goes with it."""
+    yield daemon.uri
+    daemon.clear()

@@ -130,10 +130,7 @@ def host(daemon: Daemon, tmp_path: Path) -> Iterator[Host]:
     yield host
     hook.unlink()
     os.kill(daemon.pid, signal.SIGHUP)
-    for name in host.virsh("list", "--all", "--name").split():
-        if name in host.virsh("list", "--name").split():
-            host.virsh("destroy", name)
-        host.virsh("undefine", name, "--managed-save")
+    daemon.clear()
 
 
 def test_a_vm_takes_its_cpu_and_gives_it_back(host: Host) -> None:

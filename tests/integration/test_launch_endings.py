@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.components import QEMU, Launcher, eventually, processes_of
+from tests.integration.components import QEMU, Launcher, eventually, processes_of, read_until
 from tests.integration.roms import write_rom
 
 START = ["planned", "starting", "paused", "running"]
@@ -74,11 +74,9 @@ def test_a_guest_ends_its_vm(
 def test_a_qemu_that_does_not_answer_is_killed(launcher: Launcher) -> None:
     """After run.hang_timeout; exit code 3, and it is said why."""
     process = launcher.start(vm(launcher, "sits", "[run]\nhang_timeout = 1"))
-    eventually(lambda: processes_of("tiny"))
-    (qemu,) = processes_of("tiny")
     assert process.stdout is not None
-    while "state: running" not in process.stdout.readline():
-        pass
+    read_until(process.stdout, "state: running")
+    (qemu,) = processes_of("tiny")
     os.kill(qemu, signal.SIGSTOP)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 3, out
@@ -91,8 +89,7 @@ def test_a_qemu_that_does_not_even_quit_is_killed(launcher: Launcher) -> None:
     """Asked to stop twice while it hangs: it is gone within seconds, exit code 3."""
     process = launcher.start("--json", vm(launcher, "sits"))
     assert process.stderr is not None
-    while "state: running" not in process.stderr.readline():
-        pass
+    read_until(process.stderr, "state: running")
     (qemu,) = processes_of("tiny")
     os.kill(qemu, signal.SIGSTOP)
     process.send_signal(signal.SIGTERM)
@@ -112,7 +109,7 @@ def test_a_vm_is_started_again_as_its_policy_says(launcher: Launcher) -> None:
     assert process.stderr is not None
     said = ""
     while said.count("restart: in ") < 2:
-        said += process.stderr.readline()
+        said += read_until(process.stderr, "\n")
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=10)
     assert said.count("state: running\n") == 2
@@ -127,12 +124,10 @@ def test_a_qemu_that_crashed_is_started_again(launcher: Launcher) -> None:
     """On failure; asked to stop, it is not started once more."""
     process = launcher.start(vm(launcher, "sits", "[run]\nrestart = 'on-failure'"))
     assert process.stdout is not None
-    while "state: running" not in process.stdout.readline():
-        pass
+    read_until(process.stdout, "state: running")
     (qemu,) = processes_of("tiny")
     os.kill(qemu, signal.SIGKILL)
-    while "state: running" not in process.stdout.readline():
-        pass
+    read_until(process.stdout, "state: running")
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=40)
     assert process.returncode == 3, out
@@ -147,8 +142,7 @@ def test_qemu_runs_as_another_user_who_can_gain_nothing(launcher: Launcher) -> N
     spec = launcher.vm("tiny", top="[machine]\naccel = 'tcg'\nuser = 'nobody'")
     process = launcher.start(spec)
     assert process.stdout is not None
-    while "state: running" not in process.stdout.readline():
-        pass
+    read_until(process.stdout, "state: running")
     (qemu,) = processes_of("tiny")
     lines = Path(f"/proc/{qemu}/status").read_text().splitlines()
     status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -17,21 +20,29 @@ from tests.integration.test_launch_verbs import shown, verb
 COUNT = 50
 
 
-@pytest.mark.slow
+def folder_of(launcher: Launcher, names: Sequence[str], cpu: str = "vcpus = 1") -> Path:
+    """A folder with the descriptions of tiny VMs."""
+    folder = launcher.base / "vms"
+    folder.mkdir()
+    for name in names:
+        launcher.vm(name, cpu=cpu, top="machine.accel = 'tcg'").rename(folder / f"{name}.toml")
+    return folder
+
+
 def test_fifty_vms_start_and_stop_at_once(launcher: Launcher) -> None:
-    """All run at the same time, each with a QEMU of its own, and all are gone after."""
+    """One command leaves all of them running, each with a QEMU of its own, and all are gone
+    after."""
     names = [f"vm{at:02}" for at in range(COUNT)]
-    specs = [launcher.vm(name, top="machine.accel = 'tcg'") for name in names]
     begun = time.monotonic()
+    ran = launcher.run("--detach", folder_of(launcher, names), timeout=300)
+    assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout
+    started = time.monotonic()
+    assert shown(launcher) == dict.fromkeys(names, "running")
+    listed = json.loads(verb(launcher, "ps", "--json").stdout)
+    assert len({one["qemu"] for one in listed} | {one["supervisor"] for one in listed}) == (
+        2 * COUNT
+    )
     with ThreadPoolExecutor(COUNT) as pool:
-        ran = list(pool.map(lambda spec: launcher.run("--detach", spec, timeout=300), specs))
-        assert [one.returncode for one in ran] == [0] * COUNT, ran[0].stderr
-        started = time.monotonic()
-        assert shown(launcher) == dict.fromkeys(names, "running")
-        listed = json.loads(verb(launcher, "ps", "--json").stdout)
-        assert len({one["qemu"] for one in listed} | {one["supervisor"] for one in listed}) == (
-            2 * COUNT
-        )
         stopped = list(pool.map(lambda name: verb(launcher, "stop", "--now", name), names))
     print(f"{started - begun:.0f} s to start, {time.monotonic() - started:.0f} s to stop")
     assert [one.returncode for one in stopped] == [0] * COUNT
@@ -39,10 +50,53 @@ def test_fifty_vms_start_and_stop_at_once(launcher: Launcher) -> None:
     assert launcher.left_behind() == []
 
 
+def test_detached_vms_run_whatever_becomes_of_the_others(launcher: Launcher) -> None:
+    """One whose QEMU fails is told by its name and the exit code; the others run."""
+    folder = folder_of(launcher, ["good", "well"])
+    twice = "[[disk]]\npath = 'same.raw'\ncache = 'writeback'\n" * 2
+    bad = launcher.vm("bad", twice, top="machine.accel = 'tcg'")
+    (launcher.base / "same.raw").write_bytes(bytes(1 << 20))
+    ran = launcher.run("--detach", folder, bad)
+    assert ran.returncode == 3
+    assert "[bad] state: ended: " in ran.stdout
+    assert shown(launcher) == {"good": "running", "well": "running"}
+    for name in ("good", "well"):
+        assert verb(launcher, "stop", "--now", name).returncode == 0
+    assert launcher.left_behind() == []
+
+
+def test_what_does_not_fit_together_is_not_started(launcher: Launcher) -> None:
+    """All are planned first: one CPU too many, and none runs; each that has no place is named."""
+    count = len(os.sched_getaffinity(0)) + 1
+    cpu = 'vcpus = 1\nplacement = "dedicated"\nthreads = 1'
+    folder = folder_of(launcher, [f"vm{at}" for at in range(count)], cpu=cpu)
+    ran = launcher.run(folder)
+    assert ran.returncode == 1
+    assert "state:" not in ran.stdout
+    assert re.search(r"^vm\d: cpu\.vcpus: ", ran.stderr, re.MULTILINE), ran.stderr
+    assert launcher.left_behind() == []
+
+
+def test_a_rehearsal_shows_all_plans(launcher: Launcher) -> None:
+    """--dry-run plans several together and starts none."""
+    ran = launcher.run("--dry-run", folder_of(launcher, ["a", "b"]))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert [line for line in ran.stdout.splitlines() if line.startswith(("a:", "b:", "VM "))]
+    assert launcher.left_behind() == []
+
+
+def test_a_folder_without_vms_is_no_command(launcher: Launcher) -> None:
+    """An empty folder is told so."""
+    ran = launcher.run(folder_of(launcher, []))
+    assert (ran.returncode, ran.stderr) == (
+        2,
+        f"{launcher.base / 'vms'}: found no NAME.toml in it, expected one for each VM\n",
+    )
+
+
 def test_several_vms_are_run_by_one_command(launcher: Launcher) -> None:
     """Each line has its VM's name; one that ends leaves the others; SIGTERM reaches all of them."""
-    folder = launcher.base / "vms"
-    folder.mkdir()
+    folder = folder_of(launcher, [])
     rom = write_rom(launcher.base / "off.rom", "powers off")
     off = f'[machine]\naccel = "tcg"\n[boot]\nfirmware = "{rom}"'
     for name, top in (("brief", off), ("long", "machine.accel = 'tcg'")):

@@ -6,10 +6,12 @@ import json
 import os
 import pty
 import pwd
+import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import termios
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,6 +140,66 @@ def test_a_console_can_be_attached_left_and_typed_to(launcher: Launcher) -> None
         process.communicate(timeout=30)
 
 
+def test_a_terminal_types_to_its_guest_until_the_escape(launcher: Launcher) -> None:
+    """--console: keys go to the guest, Ctrl-C too; after Ctrl-] they mean kvm-launch again, and the
+    terminal is as it was. Without a terminal there is none to type at."""
+    rom = write_rom(launcher.base / "echo.rom", "echoes")
+    vm = launcher.vm("typed", top=f'[machine]\naccel = "tcg"\n[boot]\nfirmware = "{rom}"')
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *launcher.command("--console", vm)],
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    _until(lambda: os.read(ours, 4096), b"running")
+    os.write(ours, b"typed\x03")
+    assert b"typed\x03" in _until(lambda: os.read(ours, 4096), b"typed\x03")
+    assert shown(launcher) == {"typed": "running"}
+    os.write(ours, b"\x1d")
+    eventually(lambda: termios.tcgetattr(theirs) == before)
+    os.write(ours, b"\x03")
+    _until(lambda: os.read(ours, 4096), b"shutting down")
+    assert process.wait(30) == 3
+    for descriptor in (ours, theirs):
+        os.close(descriptor)
+    ran = launcher.run("--console", vm)
+    assert (ran.returncode, ran.stderr[:40]) == (2, "--console: found no terminal to type at,")
+    assert launcher.left_behind() == []
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode
+    != 0,
+    reason="only root, and not in every container, makes mount namespaces",
+)
+def test_a_qemu_of_root_writes_what_it_was_given(launcher: Launcher) -> None:
+    """By its own table of mounts: all is read-only but for devices and what the VM names; its disk
+    is open, and needs no room. The host's table is as it was."""
+    before = Path("/proc/mounts").read_text()
+    images = Path("/var/lib/kvmhooks-test")
+    images.mkdir()
+    backups = images / "backups"
+    backups.mkdir()
+    try:
+        (images / "a.raw").write_bytes(bytes(1 << 20))
+        text = (
+            f"[[disk]]\npath = '{images}/a.raw'\ncache = 'writeback'\n"
+            f"[run]\nwritable = ['{backups}']"
+        )
+        ran = launcher.run("--detach", launcher.vm("seen", text, top="machine.accel = 'tcg'"))
+        assert ran.returncode == 0, ran.stderr
+        (qemu,) = processes_of("seen")
+        seen = [line.split() for line in Path(f"/proc/{qemu}/mounts").read_text().splitlines()]
+        options = {words[1]: words[3].split(",")[0] for words in seen}  # the last one counts
+        assert Path("/proc/mounts").read_text() == before
+        assert verb(launcher, "stop", "--now", "seen").returncode == 0
+    finally:
+        shutil.rmtree(images)
+    assert {options[path] for path in ("/dev", "/tmp", str(backups))} == {"rw"}
+    assert str(images) not in options
+    assert (options["/"], options["/proc"]) == ("ro", "ro")
+
+
 def _until(read: Callable[[], bytes], wanted: bytes) -> bytes:
     said = b""
     until = time.monotonic() + 60
@@ -205,7 +267,7 @@ def test_a_terminal_that_is_closed_asks_the_guest_to_power_off(launcher: Launche
         stderr=theirs,
     )
     os.close(theirs)
-    assert b"state: running" in _until(lambda: os.read(ours, 4096), b"state: running")
+    assert b"running" in _until(lambda: os.read(ours, 4096), b"running")
     os.close(ours)
     eventually(lambda: shown(launcher) == {"window": "shutting down"})
     assert process.wait(30) == 3

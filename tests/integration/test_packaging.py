@@ -39,7 +39,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(built: Path) -> None:
-    """Every source file of both packages is in the wheel, and no test, example or hook of git."""
+    """Every source file of both packages is in the wheel, and every page and completion, but no
+    test, example or hook of git."""
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -50,7 +51,12 @@ def test_the_wheel_holds_every_module_and_nothing_else(built: Path) -> None:
         for path in (base / package).rglob("*")
         if path.suffix in {".py", ".typed", ".S"}
     }
-    assert names == expected
+    data = {name.rpartition("/")[2] for name in names if ".data/data/share/" in name}
+    shipped = {
+        path.name for folder in ("man", "completion") for path in (ROOT / "docs" / folder).iterdir()
+    }
+    assert data == shipped
+    assert {name for name in names if ".data/" not in name} == expected
 
 
 def test_the_sdist_holds_tests_and_examples(built: Path) -> None:

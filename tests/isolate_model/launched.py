@@ -164,6 +164,8 @@ class LaunchedVm:
     def __init__(self, name: str) -> None:
         self.name = name
         self.pid = 0
+        self.helper = 0
+        """A program beside QEMU."""
         self.cpus = CpuSet()
         self.scope = ""
 
@@ -176,7 +178,11 @@ class LaunchedVm:
             decided = hold.plan(spec, host)
             self.pid = kernel.spawn("child", parent=kernel.supervisor,
                                     group=kernel.tasks[kernel.supervisor].group.path)  # fmt: skip
+            self.helper = kernel.spawn("child", parent=kernel.supervisor,
+                                       group=kernel.tasks[self.pid].group.path)  # fmt: skip
             hold.adopt(self.pid)
+            hold.join([self.helper])
+            kernel.pin(self.helper, decided.emulator)
             self._become_qemu(kernel, decided, hold)
         except BaseException:
             self.end(kernel)
@@ -203,7 +209,10 @@ class LaunchedVm:
         return kernel.spawn(name, group=kernel.tasks[self.pid].group.path, leader=self.pid)
 
     def end(self, kernel: LaunchKernel) -> None:
-        """QEMU is gone; systemd notices."""
+        """QEMU and its helper are gone; systemd notices."""
+        if self.helper:
+            kernel.end(self.helper)
+            self.helper = 0
         if self.pid:
             kernel.end(self.pid)
             self.pid = 0

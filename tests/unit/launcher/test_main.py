@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kvm_launch.main import EXAMPLES, PRINTABLE, _parser, _with_uri
+from kvm_launch.main import EXAMPLES, PRINTABLE, _with_uri, parser_of
 from kvmhooks.render.printed import FORMS
 from kvmhooks.version import VERSION
 from tests.fakehost import write_host
@@ -143,7 +143,7 @@ def test_the_version_is_told(folder: Path) -> None:
 
 def test_the_help_has_examples() -> None:
     """``--help`` ends in examples and exit codes, on lines that fit a terminal."""
-    lines = _parser().format_help().splitlines()
+    lines = parser_of().format_help().splitlines()
     assert EXAMPLES.splitlines() == lines[-len(EXAMPLES.splitlines()) :]
     assert max(map(len, lines)) <= 96
 

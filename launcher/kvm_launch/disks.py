@@ -1,0 +1,153 @@
+"""The images that QEMU does not open itself: it has them open before its first instruction.
+
+So QEMU needs no right to the paths of its disks. An image is opened as the user who QEMU will be,
+for that one could have put a link in its place, or written another base into it. A raw one, or a
+disk of the host, is opened as root where nobody but root can have put it there. Formats are on
+record, never guessed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from kvm_launch.images import QEMU_IMG, info
+from kvm_launch.user import User
+from kvmhooks.errors import LaunchError
+from kvmhooks.render.images import Opened
+from kvmhooks.spec import VmSpec
+from kvmhooks.spec.storage import Disk
+
+DEEPEST: Final = 64
+"""How many images may be built on each other."""
+
+
+@frozen
+class Layer:
+    """An image to open: a disk's own, or what it is built on."""
+
+    path: Path
+    format: str
+    is_written: bool
+    is_roots: bool
+    """Whether it is opened as who we are, whatever the user of QEMU."""
+
+    @property
+    def flags(self) -> int:
+        """As open(2) takes them; QEMU sets O_DIRECT itself where it is asked to."""
+        return os.O_RDWR if self.is_written else os.O_RDONLY
+
+
+@frozen
+class Unopened:
+    """Why QEMU opens a disk itself."""
+
+    at: str
+    why: str
+
+
+def layers_of(spec: VmSpec, user: User | None) -> tuple[dict[int, list[Layer]], list[Unopened]]:
+    """The images of each disk by its index, its own first, and the disks that stay QEMU's.
+
+    Of those that are not to be passed nothing is told. Raises ``LaunchError`` when qemu-img does
+    not answer.
+    """
+    found: dict[int, list[Layer]] = {}
+    left: list[Unopened] = []
+    for index, disk in enumerate(spec.disk):
+        if not disk.passed:
+            continue
+        has_tool = disk.format == "raw" or QEMU_IMG.exists()
+        chain = _chain(disk, user) if has_tool else f"{QEMU_IMG} is not there (qemu-utils)"
+        if isinstance(chain, str):
+            left.append(Unopened(f"disk[{index}].path", chain))
+        else:
+            found[index] = chain
+    return found, left
+
+
+def numbered(
+    layers: Mapping[int, Sequence[Layer]], first: int
+) -> tuple[dict[int, list[Opened]], dict[int, Layer]]:
+    """The images as QEMU knows them, by numbers from ``first`` on, and what is at each number."""
+    images: dict[int, list[Opened]] = {}
+    files: dict[int, Layer] = {}
+    for index, chain in layers.items():
+        for layer in chain:
+            number = first + len(files)
+            files[number] = layer
+            opened = Opened(number, layer.format, is_block_device(layer.path))
+            images.setdefault(index, []).append(opened)
+    return images, files
+
+
+def is_roots(disk: Disk) -> bool:
+    """Whether root opens a disk for another user: nobody else can have put it there, or a base in.
+
+    Each directory on the way to it, and to what its links lead to, is root's and closed to others.
+    """
+    is_ours = disk.passed and disk.format == "raw"
+    return is_ours and all(map(_is_closed, _directories(disk.path)))
+
+
+def is_block_device(path: Path) -> bool:
+    """Whether it is one now; a path that cannot be looked at is none."""
+    with suppress(OSError):
+        return stat.S_ISBLK(path.stat().st_mode)
+    return False
+
+
+def _directories(path: Path) -> Iterator[Path]:
+    """Every directory that decides what ``path`` is."""
+    seen: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        each = waiting.pop()
+        for part in (each, *each.parents):
+            if part in seen:
+                continue
+            seen.add(part)
+            yield part.parent
+            if part.is_symlink():
+                waiting.append(part.parent / part.readlink())
+
+
+def _is_closed(directory: Path) -> bool:
+    try:
+        status = directory.stat()
+    except OSError:
+        return False
+    return status.st_uid == 0 and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _chain(disk: Disk, user: User | None) -> list[Layer] | str:
+    """A disk's image and what it is built on, or why QEMU opens them itself."""
+    as_root = user is not None and is_roots(disk)
+    layer = Layer(disk.path, disk.format, not disk.readonly, as_root)
+    chain = [layer]
+    while layer.format == "qcow2":
+        said = info(layer.path, layer.format, user)
+        if isinstance(said, str):
+            raise LaunchError(f"{layer.path}: {said}")
+        if said.get("format-specific", {}).get("data", {}).get("data-file"):
+            return f"{layer.path} keeps its data in another file"
+        if said.get("backing-filename") is None:
+            break
+        base = str(said.get("full-backing-filename", said["backing-filename"]))
+        kind = said.get("backing-filename-format")
+        if not base.startswith("/"):
+            return f"{layer.path} is built on {base!r}, which is no file"
+        if kind not in {"raw", "qcow2"}:
+            known = f"of format {kind}" if kind else "whose format it does not say"
+            return f"{layer.path} is built on {base!r}, {known} (qemu-img rebase -u -F)"
+        if len(chain) == DEEPEST:
+            return f"more than {DEEPEST} images are built on each other"
+        layer = Layer(Path(base), kind, is_written=False, is_roots=False)
+        chain.append(layer)
+    return chain

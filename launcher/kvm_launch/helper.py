@@ -1,0 +1,171 @@
+"""The programs that a VM's devices need beside QEMU: what they are, decided from its spec alone.
+
+virtiofsd (https://gitlab.com/virtio-fs/virtiofsd, and the older one of QEMU 7.2, tools/virtiofsd),
+swtpm (swtpm(8)), passt (passt(1)). Each is connected with QEMU before either runs, so neither needs
+a path that the other may open.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal
+
+from attrs import field, frozen
+
+from kvm_launch.user import User
+from kvmhooks.render.handles import FIRST
+from kvmhooks.spec import VmSpec
+
+SOCKET: Final = FIRST
+"""The number of the socket that a helper inherits."""
+
+
+@frozen(kw_only=True)
+class Program:
+    """A program that was found on this host."""
+
+    path: Path
+    features: frozenset[str] = frozenset()
+    """What it says that it can do (``--print-capabilities``)."""
+
+
+@frozen(kw_only=True)
+class Helper:
+    """One program, started before QEMU and ended after it."""
+
+    at: str
+    """The place in the spec of what needs it."""
+    name: str
+    """What it is called in messages."""
+    command: tuple[str, ...]
+    """The program and its arguments."""
+    socket: str = ""
+    """The name of its socket (``render.sockets``); empty for one that makes its own."""
+    link: Literal["listening", "connected", "own"] = "own"
+    """Whether it inherits a socket that listens, one that is connected with QEMU, or none."""
+    path: Path | None = None
+    """The socket that it makes, which QEMU connects to."""
+    user: User | None = None
+    """Who it is run as; None: who we are."""
+    left_out: str = ""
+    """What it cannot do here, as a sentence."""
+
+    @property
+    def ends_by_itself(self) -> bool:
+        """Whether it ends when its connection with QEMU does."""
+        return self.link != "own"
+
+
+@frozen(kw_only=True)
+class Place:
+    """Where helpers run."""
+
+    programs: dict[str, Program]
+    """By name, those that are there."""
+    user: User | None
+    """Who QEMU is run as, where that is another than we are."""
+    users: dict[str, User | None] = field(factory=dict)
+    """The users that the spec names for its own helpers."""
+    is_root: bool
+    state: Path
+    """The folder of the TPM's state."""
+
+
+def needed(spec: VmSpec, *, is_root: bool) -> dict[str, str]:
+    """What has to be installed: the place in the spec, and the program's name."""
+    folders = {f"filesystem[{at}]": "virtiofsd" for at in range(len(spec.filesystem))}
+    if folders and not is_root:
+        folders["filesystem"] = "unshare"
+    nets = {f"net[{at}]": "passt" for at, net in enumerate(spec.net) if net.type == "passt"}
+    tpm = {} if spec.tpm.model == "none" else {"tpm.model": "swtpm"}
+    return {**folders, **nets, **tpm}
+
+
+def helpers_of(spec: VmSpec, place: Place) -> tuple[Helper, ...]:
+    """The helpers of a VM, in the order in which they are started.
+
+    Everything that ``needed`` names has to be in ``place.programs``.
+    """
+    kinds = (_filesystems, _tpm, _nets, _named)
+    return tuple(helper for kind in kinds for helper in kind(spec, place))
+
+
+def _filesystems(spec: VmSpec, place: Place) -> list[Helper]:
+    """As root it serves files as whoever the guest says, in namespaces of its own.
+
+    Another user's is root in a user namespace, where it knows nobody but that user.
+    """
+    said = []
+    for at, shared in enumerate(spec.filesystem):
+        program = place.programs["virtiofsd"]
+        alone = () if place.is_root else (str(place.programs["unshare"].path), "-U", "-r", "--")
+        if "separate-options" in program.features:
+            options = ("--shared-dir", str(shared.path), *(["--readonly"] * shared.readonly))
+        else:
+            options = ("-o", f"source={shared.path}")
+        said.append(
+            Helper(
+                at=f"filesystem[{at}]",
+                name="virtiofsd",
+                command=(*alone, str(program.path), f"--fd={SOCKET}", *options),
+                socket=f"fs{at}",
+                link="listening",
+                left_out=""
+                if place.is_root
+                else "every file belongs to one user of the guest: only root can serve others'",
+            )
+        )
+    return said
+
+
+def _tpm(spec: VmSpec, place: Place) -> list[Helper]:
+    if spec.tpm.model == "none":
+        return []
+    command = (
+        *(str(place.programs["swtpm"].path), "socket", "--tpm2", "--terminate"),
+        *("--tpmstate", f"dir={place.state},mode=0600"),
+        *("--ctrl", f"type=unixio,fd={SOCKET}"),
+    )
+    return [
+        Helper(
+            at="tpm.model",
+            name="swtpm",
+            command=command,
+            socket="tpm",
+            link="listening",
+            user=place.user,
+        )
+    ]
+
+
+def _nets(spec: VmSpec, place: Place) -> list[Helper]:
+    """Run as root, passt becomes nobody by itself."""
+    return [
+        Helper(
+            at=f"net[{at}]",
+            name="passt",
+            command=(
+                *(str(place.programs["passt"].path), "--foreground", "--quiet"),
+                *("--fd", str(SOCKET)),
+            ),
+            socket=f"net{at}",
+            link="connected",
+            user=place.user,
+        )
+        for at, net in enumerate(spec.net)
+        if net.type == "passt"
+    ]
+
+
+def _named(spec: VmSpec, place: Place) -> list[Helper]:
+    """Back ends that somebody else wrote."""
+    return [
+        Helper(
+            at=f"helper[{at}]",
+            name=Path(helper.command[0]).name,
+            command=helper.command,
+            path=helper.socket,
+            user=place.user if helper.user is None else place.users[helper.user],
+        )
+        for at, helper in enumerate(spec.helper)
+    ]

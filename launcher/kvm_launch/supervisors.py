@@ -1,0 +1,157 @@
+"""Several supervisors, each a process of its own, that one command starts and follows."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import sys
+from collections.abc import Callable
+from typing import BinaryIO, Final
+
+from attrs import define, field
+
+from kvm_launch.child import PR_SET_PDEATHSIG, prctl
+from kvm_launch.detach import READY, readiness
+from kvmhooks.errors import QemuError
+
+CHUNK: Final = 1 << 16
+
+TAKEN: Final = b"T"
+"""What a supervisor says once its VM has its place on the host."""
+
+
+@define
+class _Supervisor:
+    name: str
+    pid: int
+    said: bytes = b""
+    """What it has said of itself."""
+    rest: bytes = b""
+    """The line that it has begun to print."""
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether nobody waits for it any more: it is detached, and its VM runs."""
+        return READY in self.said
+
+
+@define
+class Supervisors:
+    """Those that were started: their output goes on, line by line, with their names.
+
+    With ``is_detached`` each is followed until its VM runs, and then left to itself.
+    """
+
+    is_detached: bool
+    out: BinaryIO
+    lock: int = -1
+    """A lock of the one who starts them: none of them may keep it."""
+    _all: list[_Supervisor] = field(factory=list)
+    _selector: selectors.DefaultSelector = field(factory=selectors.DefaultSelector)
+
+    def start(
+        self, name: str, launch: Callable[[Callable[[], None], Callable[[], None] | None], int]
+    ) -> None:
+        """Call ``launch`` in a process of its own session.
+
+        It is given what it has to call when its VM has its place, and, if detached, what it has to
+        call when its VM runs. One that is not detached ends when we do.
+        """
+        reader, writer = os.pipe()
+        hearing, telling = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        child = os.fork()
+        if child == 0:
+            code = QemuError.exit_code
+            try:
+                os.setsid()
+                for descriptor in (1, 2):
+                    os.dup2(writer, descriptor)
+                for descriptor in (reader, writer, hearing, *self._held()):
+                    os.close(descriptor)
+                if not self.is_detached:
+                    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+                ready = readiness(telling) if self.is_detached else None
+                if os.getppid() == parent:
+                    code = launch(lambda: _tell(telling), ready)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        os.close(writer)
+        os.close(telling)
+        supervisor = _Supervisor(name, child)
+        self._all.append(supervisor)
+        self._selector.register(reader, selectors.EVENT_READ, (supervisor, self._pass_on))
+        self._selector.register(hearing, selectors.EVENT_READ, (supervisor, self._hear))
+
+    def signal(self, number: int, _frame: object = None) -> None:
+        """Pass a signal on to all that are still followed."""
+        for one in self._all:
+            if not one.runs_alone:
+                os.kill(one.pid, number)
+
+    def follow_to_places(self) -> None:
+        """Pass on what they say until each VM has its place, or has ended."""
+        while self._selector.get_map() and not all(
+            TAKEN in one.said or not self._is_heard(one) for one in self._all
+        ):
+            self._once()
+
+    def follow(self) -> int:
+        """Pass on what they say until none is followed any more; the worst exit code."""
+        while self._selector.get_map():
+            self._once()
+        codes = [0]
+        for one in [one for one in self._all if not one.runs_alone]:
+            status = os.waitstatus_to_exitcode(os.waitpid(one.pid, 0)[1])
+            self._all.remove(one)
+            codes.append(status if status >= 0 else QemuError.exit_code)
+        return max(codes)
+
+    def _held(self) -> list[int]:
+        """The descriptors that are of no use to one that is started."""
+        ours = [entry.fd for entry in self._selector.get_map().values()]
+        return [*ours, *([self.lock] if self.lock >= 0 else [])]
+
+    def _once(self) -> None:
+        for key, _ in self._selector.select():
+            supervisor, handle = key.data
+            handle(key.fd, supervisor)
+
+    def _is_heard(self, supervisor: _Supervisor) -> bool:
+        """Whether it can still say something of itself."""
+        entries = self._selector.get_map().values()
+        return any(entry.data == (supervisor, self._hear) for entry in entries)
+
+    def _hear(self, descriptor: int, supervisor: _Supervisor) -> None:
+        said = os.read(descriptor, CHUNK)
+        supervisor.said += said
+        if not said:
+            self._close(descriptor)
+
+    def _pass_on(self, descriptor: int, supervisor: _Supervisor) -> None:
+        said = os.read(descriptor, CHUNK)
+        *lines, rest = (supervisor.rest + said).split(b"\n")
+        if not said:
+            self._close(descriptor)
+            lines, rest = [*lines, *([rest] if rest else [])], b""
+        supervisor.rest = rest
+        for line in lines:
+            self.out.write(f"[{supervisor.name}] ".encode() + line + b"\n")
+        self.out.flush()
+
+    def _close(self, descriptor: int) -> None:
+        self._selector.unregister(descriptor)
+        os.close(descriptor)
+
+
+def _tell(descriptor: int) -> None:
+    """Say that the VM has its place. Nobody may hear it: the command may have been killed."""
+    try:
+        os.write(descriptor, TAKEN)
+    except BrokenPipeError:
+        return

@@ -1,0 +1,43 @@
+"""An agent that answers late, wrongly, or to somebody else's question first."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from kvm_launch import agent
+
+
+def test_it_is_asked_until_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No socket, an end, rubbish, an old answer, and at last the right one; then it is let go."""
+    monkeypatch.setattr(agent, "RETRY_SECONDS", 0.05)
+    path = tmp_path / agent.SOCKET
+    asked: list[object] = []
+    gone = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = json.loads(await reader.readline())
+        asked.append(request["execute"])
+        number = request["arguments"]["id"]
+        words = {1: [], 2: ["rubbish"], 3: ["{}"]}.get(len(asked))
+        if words is None:
+            words = [json.dumps({"return": number - 1}), json.dumps({"return": number})]
+        writer.write("".join(f"{word}\n" for word in words).encode())
+        if len(asked) > 3:
+            await reader.read()
+            gone.set()
+        writer.close()
+
+    async def story() -> None:
+        waiting = asyncio.ensure_future(agent.answered(path))
+        await asyncio.sleep(0.12)
+        assert not waiting.done()
+        async with await asyncio.start_unix_server(serve, path):
+            await asyncio.wait_for(waiting, 10)
+            await asyncio.wait_for(gone.wait(), 10)
+
+    asyncio.run(story())
+    assert asked == ["guest-sync"] * 4

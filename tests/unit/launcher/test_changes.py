@@ -1,0 +1,110 @@
+"""What a VM that runs may be told: the words, and where they must not lead."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvm_launch.changes import Changes, parse, with_pins
+from kvm_launch.running import by_place, placed_as
+from kvmhooks.errors import PlanError, UsageError
+from kvmhooks.host import Host, read
+from kvmhooks.live.threads import planned_cpus
+from kvmhooks.placement import Plan, plan, replan
+from kvmhooks.spec import parse_vm
+from kvmhooks.values import ByteSize, CpuSet, union
+from tests.fakehost import write_host
+
+
+@cache
+def host() -> Host:
+    with TemporaryDirectory() as folder:
+        return read(write_host(Path(folder), packages=2, nodes=2, cores=4, threads=1))
+
+
+@cache
+def owning() -> Plan:
+    """A VM with two CPUs of its own and an iothread."""
+    text = ('name = "a"\nmachine.accel = "tcg"\nmemory.size = "64MiB"\n[isolation]\n'
+            'exclusive = true\n[cpu]\nvcpus = 2\nthreads = 1\nplacement = "dedicated"\n'
+            "iothreads = 1\n")  # fmt: skip
+    return plan(parse_vm(text, folder=Path("/")), host())
+
+
+def test_words_become_changes() -> None:
+    """Every kind of word; a value of [tuning] is TOML's, or a text without quotes."""
+    words = ["vcpu.1=3", "iothread.2=0-1", "emulator=4", "vcpus=2", "balloon=1GiB",
+             "tuning.shares=5", "tuning.memory.hard=2GiB", "tuning.io.weight=none"]  # fmt: skip
+    assert parse(words) == Changes(
+        pins={"vCPU 1": CpuSet({3}), "iothread 2": CpuSet({0, 1}), "emulator": CpuSet({4})},
+        vcpus=2,
+        balloon=ByteSize.parse("1GiB"),
+        tuning={"shares": 5, "memory.hard": "2GiB", "io.weight": None},
+    )
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_any_words_are_changes_or_a_message(words: list[str]) -> None:
+    """Nothing else comes out of it, whatever the words are."""
+    with suppress(UsageError):
+        assert parse(words) == parse(list(words))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["vCPU 0", "vCPU 1", "iothread 1", "emulator", "vCPU 2"]),
+        st.frozensets(st.integers(0, 9), max_size=3).map(CpuSet),
+    )
+)
+def test_pins_keep_what_the_plan_promised(pins: dict[str, CpuSet]) -> None:
+    """Each dedicated vCPU has a CPU alone, nothing else of QEMU is on it, and all are online."""
+    before = owning()
+    try:
+        after = with_pins(before, pins, host().online)
+    except PlanError:
+        return
+    cpus = planned_cpus(after)
+    assert cpus == planned_cpus(before) | pins
+    own = [pin.cpus for pin in after.vcpus]
+    assert all(len(one) == 1 for one in own)
+    assert len(union(own)) == len(own)
+    assert after.exclusive == union(own)
+    assert cpus["emulator"].isdisjoint(after.exclusive)
+    assert cpus["iothread 1"].isdisjoint(after.exclusive)
+    assert union(cpus.values()) <= host().online
+
+
+def test_a_vm_that_was_put_elsewhere_finds_back() -> None:
+    """What was pinned by hand, worse, is mended by planning anew, and its guest sees nothing."""
+    best = owning()
+    elsewhere = (best.vcpus[1].cpus.first() + 4) % 8  # the other package
+    far = with_pins(best, {"vCPU 1": CpuSet({elsewhere})}, host().online)
+    found = replan(far, host(), memory_moves=False)
+    assert found is not None
+    after = placed_as(far, found)
+    assert (after.spec, after.hardware, after.cells) == (best.spec, best.hardware, best.cells)
+    assert replan(after, host(), memory_moves=False) is None
+
+
+def test_places_are_numbered_as_qemu_does() -> None:
+    """Sockets first, threads last; QEMU tells them in the reverse order."""
+    slots = [
+        {"props": {"socket-id": socket, "core-id": core, "thread-id": thread}}
+        for socket in (1, 0)
+        for core in (1, 0)
+        for thread in (1, 0)
+    ]
+    assert by_place(slots) == slots[::-1]
+
+
+@pytest.mark.parametrize("role", ["vCPU 2", "iothread 9"])
+def test_a_thread_that_is_not_there_is_told(role: str) -> None:
+    """With those that are."""
+    with pytest.raises(PlanError, match=f"{role}: found a VM without it, expected one of: vCPU 0"):
+        with_pins(owning(), {role: CpuSet({0})}, host().online)
