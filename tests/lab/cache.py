@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from .command import run
 from .errors import LabError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
         if final.is_dir():  # another process built it while this one waited
             return final
         for interrupted in final.parent.glob("*.partial"):  # as the lock was free
+            _unmount_below(interrupted)
             shutil.rmtree(interrupted)
         partial = final.with_name(final.name + ".partial")
         partial.mkdir(parents=True)
@@ -69,6 +71,14 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
         os.utime(final)  # prune goes by it, and an unpacked package brings its own date
         say(f"built {kind}/{key} in {time.monotonic() - started:.0f} s")
     return final
+
+
+def _unmount_below(path: Path) -> None:
+    """Unmount what a build that was killed has left mounted: this machine's ``/proc``, say."""
+    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for point in sorted(points, reverse=True):
+        if Path(point).is_relative_to(path):
+            run(["umount", point])
 
 
 def prune(kind: Path, *, prefix: str, keep: int) -> None:

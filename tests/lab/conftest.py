@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
@@ -38,6 +39,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker, and have the proof printed at the end."""
     text = "variants(*names): the variants that the test is for, instead of all with systemd"
     config.addinivalue_line("markers", text)
+    text = "once: on the first of several variants alone, unless with --slow"
+    config.addinivalue_line("markers", text)
+    text = "alone: measures, so no other test of the lab runs beside it"
+    config.addinivalue_line("markers", text)
     if config.getoption("--lab", default=None):
         config.pluginmanager.register(proof.Proof(), "lab-proof")
 
@@ -60,7 +65,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     usual = tuple(name for name, variant in VARIANTS.items() if variant.has_systemd)
     meant = marker.args if marker else usual
     names = [name for name in asked if name in meant]
+    if metafunc.definition.get_closest_marker("once") and not metafunc.config.getoption("--slow"):
+        names = names[:1]
     metafunc.parametrize("variant", names, indirect=True, scope="session")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that measure go first: nobody has to wait long for them then."""
+    items.sort(key=lambda item: item.get_closest_marker("alone") is None)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -82,6 +95,19 @@ def pytest_runtest_makereport(
 def variant(request: pytest.FixtureRequest) -> Variant:
     """The kind of server that the tests run on."""
     return VARIANTS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _room(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run beside others, or alone; whoever waits to be alone stands in the door."""
+    alone = request.node.get_closest_marker("alone") is not None
+    directory = cache.directory()
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "room.lock").open("a") as inside:
+        with (directory / "door.lock").open("a") as door:
+            fcntl.flock(door, fcntl.LOCK_EX)
+            fcntl.flock(inside, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 @pytest.fixture

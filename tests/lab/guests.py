@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .errors import LabTimeoutError
+from .lab import PATIENCE
 
 if TYPE_CHECKING:
     from .lab import Lab
@@ -52,6 +53,10 @@ class Facts:
     """Package, core, siblings and node of each."""
     nodes: dict[int, tuple[str, int]] = field(default_factory=dict)
     """CPUs and memory in KiB of each."""
+    pci: list[str] = field(default_factory=list)
+    """Vendor and device of each PCI device, as `lspci -n` has them."""
+    nets: dict[str, str] = field(default_factory=dict)
+    """The address of each network interface, where a module was loaded late."""
 
 
 def log_of(name: str) -> str:
@@ -72,6 +77,7 @@ def domain(name: str) -> str:
 
 def wait_for(lab: Lab, log: str, text: str, seconds: float = BOOT_SECONDS) -> str:
     """The console's text once this is in it."""
+    seconds *= PATIENCE
     end = time.monotonic() + seconds
     while text not in (console := lab.run(["cat", log]).stdout):
         if time.monotonic() > end:
@@ -90,4 +96,8 @@ def facts(console: str) -> Facts:
                 seen.cpus[int(cpu)] = (int(package), int(core), siblings, int(node))
             case ["NODE", node, cpus, memory]:
                 seen.nodes[int(node)] = (cpus, int(memory))
+            case ["PCI", _, vendor, device]:
+                seen.pci.append(f"{vendor[2:]}:{device[2:]}")
+            case ["NET", name, address]:
+                seen.nets[name] = address
     return seen

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
     from .variants import Variant
 
-RESTORE_SECONDS = 30.0
+RESTORE_SECONDS = 120.0
+
+PATIENCE = 3
+"""How many times longer than a test says a thing may take: its figures are for two idle CPUs, and
+a limit is there to end what hangs."""
 
 NETWORK = "52:54:00:00:02:00"
 """The address of the network device that ``join`` connects."""
@@ -38,7 +42,7 @@ class Lab:
 
     def run(self, command: str | Sequence[str], *, stdin: str = "", seconds: float = 60) -> Result:
         """Run a shell text or a program; see ``Result.checked``."""
-        return self.agent.run(command, stdin=stdin.encode(), seconds=seconds)
+        return self.agent.run(command, stdin=stdin.encode(), seconds=PATIENCE * seconds)
 
     def output(self, command: str | Sequence[str], *, stdin: str = "", seconds: float = 60) -> str:
         """What a command prints; it has to succeed."""

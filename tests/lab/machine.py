@@ -1,8 +1,9 @@
 """The machine: the QEMU process that is the server's hardware.
 
 8 CPUs (2 sockets of 2 cores of 2 threads), 2 NUMA nodes, an IOMMU with interrupt remapping, an igb
-with virtual functions and a spare port on node 0, a virtio network device and a port for an NVMe
-controller on node 1. Emulated (TCG), so it runs wherever QEMU does.
+with virtual functions and a spare port on node 0, a virtio network device, a port for an NVMe
+controller and two edu devices behind a PCI bridge, one IOMMU group, on node 1. Emulated (TCG), so
+it runs wherever QEMU does.
 """
 
 from __future__ import annotations
@@ -211,6 +212,8 @@ def _hardware() -> list[str]:
         *"-device pcie-root-port,id=rp2,bus=pxb0,chassis=12,slot=12".split(),
         *"-device pcie-root-port,id=rp3,bus=pxb1,chassis=13,slot=13".split(),
         *"-device pcie-root-port,id=rp4,bus=pxb1,chassis=14,slot=14".split(),
+        *"-device pcie-pci-bridge,id=pb0,bus=rp4".split(),
+        *"-device edu,bus=pb0,addr=1 -device edu,bus=pb0,addr=2".split(),
     ]
 
 

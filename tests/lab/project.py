@@ -21,7 +21,7 @@ from .errors import LabError
 
 SETUP = cache.REPOSITORY / "setup.cfg"
 SOURCES = ("setup.cfg", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE",
-           "kvmhooks", "launcher", "hooks")  # fmt: skip
+           "kvmhooks", "launcher", "hooks", "docs")  # fmt: skip
 """What a wheel is made from."""
 
 SITE = PurePosixPath("usr/local/lib/python3.11/dist-packages")
@@ -34,10 +34,14 @@ TARGET = ("--python-version=3.11 --implementation=cp --only-binary=:all:"
 
 
 def requirements() -> list[str]:
-    """What setup.cfg says that the project needs; nothing while there is no setup.cfg."""
+    """What setup.cfg says that the project needs; nothing while there is no setup.cfg.
+
+    Virtual functions are set with a package that is an extra.
+    """
     parser = configparser.ConfigParser()
     parser.read(SETUP)
     lines = parser.get("options", "install_requires", fallback="").splitlines()
+    lines += parser.get("options.extras_require", "sriov", fallback="").splitlines()
     return sorted(line.strip() for line in lines if line.strip())
 
 

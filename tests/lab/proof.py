@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+PROOF = "proof"
+
 
 @dataclass
 class Proof:
@@ -16,7 +18,6 @@ class Proof:
     """Outcome, sentence, parameters, seconds."""
     seconds: dict[str, float] = field(default_factory=dict)
     """What each test took so far, its labs' restoring included."""
-    sentences: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Take each test's specification; one without is a mistake."""
@@ -26,11 +27,12 @@ class Proof:
             if not sentence:
                 raise pytest.UsageError(f"{item.nodeid} has no docstring that says what it proves")
             callspec = getattr(item, "callspec", None)
-            self.sentences[item.nodeid] = sentence, callspec.id if callspec else ""
+            # a report takes this along from the process that made it
+            item.user_properties.append((PROOF, (sentence, callspec.id if callspec else "")))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note the outcome; a failure before or after the test itself counts as its own."""
-        sentence, parameters = self.sentences[report.nodeid]
+        sentence, parameters = self._proof_of(report)
         total = self.seconds.get(report.nodeid, 0) + report.duration
         self.seconds[report.nodeid] = total
         if report.when == "call" or report.outcome != "passed":
@@ -38,8 +40,18 @@ class Proof:
                 parameters = f"{parameters}, putting it away"
             self.lines.append((report.outcome, sentence, parameters, total))
 
-    def pytest_unconfigure(self) -> None:
-        """Print it below all else."""
+    @staticmethod
+    def _proof_of(report: pytest.TestReport) -> tuple[str, str]:
+        """The sentence and the parameters of a test."""
+        found: object = dict(report.user_properties)[PROOF]
+        assert isinstance(found, tuple | list)
+        sentence, parameters = found
+        return str(sentence), str(parameters)
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        """Print it below all else; whoever works for another process has nothing to print."""
+        if hasattr(config, "workerinput"):
+            return
         print("\nWhat was proved:")
         for outcome, sentence, parameters, seconds in self.lines:
             print(f"  {outcome:7} {sentence} [{parameters}] {seconds:.0f} s")

@@ -26,16 +26,21 @@ def policy(said: str) -> str:
     return isolated.POLICY.replace("</kvmhooks:vm>", f"{devices}</kvmhooks:vm>")
 
 
-def define(lab: Lab, name: str, address: str, said: str = "") -> str:
-    """The file of a guest with one device that libvirt does not manage."""
-    domain, bus, rest = address.split(":")
-    slot, _, function = rest.partition(".")
-    hostdev = (
-        "<hostdev mode='subsystem' type='pci' managed='no'><source>"
-        f"<address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/>"
-        "</source></hostdev></devices>"
-    )
-    text = isolated.owning(name, CPUS, policy=policy(said)).replace("</devices>", hostdev)
+def define(
+    lab: Lab, name: str, *addresses: str, said: str = "", cpus: tuple[int, int] = CPUS
+) -> str:
+    """The file of a guest with devices that libvirt does not manage."""
+    hostdevs = ""
+    for address in addresses:
+        domain, bus, rest = address.split(":")
+        slot, _, function = rest.partition(".")
+        hostdevs += (
+            "<hostdev mode='subsystem' type='pci' managed='no'><source>"
+            f"<address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/>"
+            "</source></hostdev>"
+        )
+    text = isolated.owning(name, cpus, policy=policy(said))
+    text = text.replace("</devices>", f"{hostdevs}</devices>")
     path = f"/root/{name}.xml"
     lab.put(path, text)
     return path
@@ -46,9 +51,18 @@ def driver_of(lab: Lab, address: str) -> str:
     return lab.run(f"basename $(readlink {PCI}/{address}/driver)").stdout.strip()
 
 
+def function(lab: Lab, number: int, card: str = CARD) -> str:
+    """The address that a virtual function of a card has, or will have."""
+    offset, stride = (
+        int(lab.output(f"cat {PCI}/{card}/sriov_{what}")) for what in ("offset", "stride")
+    )
+    place = (int(card[5:7], 16) << 8) + offset + number * stride
+    return f"0000:{place >> 8:02x}:{place >> 3 & 31:02x}.{place & 7}"
+
+
 def left(lab: Lab, before: Snapshot) -> list[str]:
     """What of the devices is not as it was, once it has had time to settle."""
-    for _ in range(5):
+    for _ in range(30):
         time.sleep(1)
         found = [line for line in before.diff(lab.snapshot()) if line.startswith("pci device")]
         held = lab.output("kvmhooks status")
@@ -57,6 +71,7 @@ def left(lab: Lab, before: Snapshot) -> list[str]:
     return [*found, held]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("ending", ["destroy", "kill -9"])
 def test_a_guest_has_a_device_of_the_host(lab: Lab, ending: str) -> None:
     """A plain virtio function goes to vfio-pci and back to its driver, however the guest ends."""
@@ -75,12 +90,10 @@ def test_a_guest_has_a_device_of_the_host(lab: Lab, ending: str) -> None:
 def test_a_card_makes_a_function_for_a_guest(lab: Lab) -> None:
     """The igb's functions are made without a driver, the first goes to the guest, and all go."""
     lab.output(f"ip link set $(ls {PCI}/{CARD}/net) up")
-    offset = int(lab.output(f"cat {PCI}/{CARD}/sriov_offset"))
-    place = (0x21 << 8) + offset
-    first = f"0000:{place >> 8:02x}:{place >> 3 & 31:02x}.{place & 7}"
+    first = function(lab, 0)
     before = lab.snapshot()
     said = f'pools="{CARD}=2"'
-    lab.output(f"virsh -q create {define(lab, 'a', first, said)}", seconds=180)
+    lab.output(f"virsh -q create {define(lab, 'a', first, said=said)}", seconds=180)
     assert lab.output(f"cat {PCI}/{CARD}/sriov_numvfs") == "2"
     assert driver_of(lab, first) == "vfio-pci"
     isolated.stop(lab, "a")
@@ -88,6 +101,7 @@ def test_a_card_makes_a_function_for_a_guest(lab: Lab) -> None:
     assert left(lab, before) == []
 
 
+@pytest.mark.once
 def test_a_card_that_carries_the_default_route_is_refused(lab: Lab) -> None:
     """libvirt shows the reason with the file that says so, and nothing was changed."""
     name = lab.output(f"ls {PCI}/{CARD}/net")
@@ -98,3 +112,32 @@ def test_a_card_that_carries_the_default_route_is_refused(lab: Lab) -> None:
     assert failed.exit_code != 0
     assert f"{name} carries the default route [/proc/net/route]" in failed.stderr
     assert left(lab, before) == []
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("order", ["ab", "ba", "a killed"])
+def test_two_guests_share_a_cards_pool(lab: Lab, order: str) -> None:
+    """The pool is made with the first and stays as it is until the last is gone, whoever that is;
+    a third that needs a larger one is refused."""
+    lab.output(f"ip link set $(ls {PCI}/{CARD}/net) up")
+    before, said = lab.snapshot(), f'pools="{CARD}=2"'
+    functions = {name: function(lab, at) for at, name in enumerate("ab")}
+    for name, cpus in (("a", (6, 7)), ("b", (2, 3))):
+        path = define(lab, name, functions[name], said=said, cpus=cpus)
+        lab.output(f"virsh -q create {path}", seconds=180)
+    number = f"cat {PCI}/{CARD}/sriov_numvfs"
+    assert {driver_of(lab, one) for one in functions.values()} == {"vfio-pci"}
+    larger = define(lab, "c", function(lab, 2), said=f'pools="{CARD}=3"', cpus=(4, 5))
+    refused = lab.run(f"virsh -q create {larger}", seconds=180)
+    assert refused.exit_code != 0
+    assert CARD in refused.stderr
+    first, last = ("b", "a") if order == "ba" else ("a", "b")
+    if order == "a killed":
+        lab.output("kill -9 $(cat /run/libvirt/qemu/a.pid)")
+        lab.output("while virsh -q domstate a; do sleep 0.5; done 2>/dev/null; true", seconds=60)
+    else:
+        isolated.stop(lab, first)
+    assert (lab.output(number), driver_of(lab, functions[last])) == ("2", "vfio-pci")
+    isolated.stop(lab, last)
+    assert left(lab, before) == []
+    assert lab.output(number) == "0"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import isolated
+from .lab import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,7 @@ def status(lab: Lab) -> Any:
 
 
 def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
+    until = time.monotonic() + PATIENCE * seconds
     while not condition():
         assert time.monotonic() < until, "it did not come to pass in time"
         time.sleep(0.5)
@@ -87,6 +88,7 @@ def test_threads_and_the_follower_on_a_real_host(lab: Lab, variant: Variant) -> 
     assert left == [], "\n".join(left)
 
 
+@pytest.mark.once
 def test_a_running_guest_moves_to_better_cpus(lab: Lab, variant: Variant) -> None:
     """From two nodes onto one, with its isolation; and then nothing would be better."""
     isolated.start(lab, "own", (2, 6))

@@ -78,6 +78,7 @@ class Golden:
         assert _shown(record) == path.read_text()
 
 
+@pytest.mark.once
 def test_calls_in_the_life_of_a_guest(recorder: Recorder, golden: Golden) -> None:
     """From start to shutdown, through libvirtd's restart, save and restore, the order is known."""
     virsh = "virsh -q"
@@ -96,6 +97,7 @@ def test_calls_in_the_life_of_a_guest(recorder: Recorder, golden: Golden) -> Non
     golden.compare("life", recorder.record)
 
 
+@pytest.mark.once
 def test_calls_when_a_guest_ends_otherwise(recorder: Recorder, golden: Golden) -> None:
     """Destroyed, killed, or killed while libvirtd is down: each end has its known calls."""
     kill = "kill -9 $(cat /run/libvirt/qemu/guest.pid)"
@@ -111,6 +113,7 @@ def test_calls_when_a_guest_ends_otherwise(recorder: Recorder, golden: Golden) -
     golden.compare("ends", recorder.record)
 
 
+@pytest.mark.once
 def test_calls_when_the_hook_refuses(recorder: Recorder, golden: Golden) -> None:
     """Whichever operation the hook refuses, libvirt cleans up with known calls."""
     for operation in ("prepare", "start", "started"):
@@ -123,6 +126,7 @@ def test_calls_when_the_hook_refuses(recorder: Recorder, golden: Golden) -> None
     golden.compare("refusals", recorder.record)
 
 
+@pytest.mark.once
 @pytest.mark.variants("default", "backports")
 def test_calls_in_a_migration(start_lab: StartLab, golden: Golden) -> None:
     """A guest that migrates to a second lab causes known calls in either lab."""

@@ -27,6 +27,7 @@ hook with AllowedCPUs and TuneD 2.20 had 184 to 349 switches to kernel threads a
 delay of 0.3 to 2.9 % (docs/isolation.md)."""
 
 
+@pytest.mark.alone
 def test_nothing_but_the_guest_runs_on_its_cpus(lab: Lab) -> None:
     """Zero user tasks and device interrupts, where there were many without, and less of the kernel
     than with other tools; also after a daemon-reload and after irqbalance restarts."""

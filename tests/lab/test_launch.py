@@ -69,21 +69,15 @@ class Running:
         return int(self.lab.output("cat /root/launch.code"))
 
 
-@pytest.fixture(params=(1, 2), ids=("1 cell", "2 cells"))
-def cells(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
-
-
-@pytest.fixture(params=("kvm-launch", "kvm-launch --libvirt"))
-def running(lab: Lab, cells: int, request: pytest.FixtureRequest) -> Running:
-    """The VM, started either way and up."""
+@pytest.mark.once
+@pytest.mark.parametrize("cells", [1, 2], ids=["1 cell", "2 cells"])
+@pytest.mark.parametrize("command", ["kvm-launch", "kvm-launch --libvirt"])
+def test_threads_memory_and_topology_are_as_planned(lab: Lab, command: str, cells: int) -> None:
+    """vCPUs, memory and what the guest sees are as planned, the two vCPUs of each guest core are on
+    the two threads of one host core, and the VM ends when it is asked to."""
     _give_huge_pages(lab)
     _put_spec(lab, cells=cells, vcpus=2 * cells)
-    return _start(lab, request.param)
-
-
-def test_threads_memory_and_topology_are_as_planned(running: Running) -> None:
-    """vCPUs, memory and what the guest sees are as planned, and the VM ends when it is asked to."""
+    running = _start(lab, command)
     vcpus, plan = len(running.plan["vcpus"]), running.plan
     threads = dict(_affinities(running))
     planned = {each["vcpu"]: _set(each["cpus"]) for each in plan["vcpus"]}
@@ -91,19 +85,14 @@ def test_threads_memory_and_topology_are_as_planned(running: Running) -> None:
     assert threads[_main_thread(running)] == _set(plan["emulator"])
     assert _pages_by_node(running) == _planned_pages(plan)
     _compare_topology(running)
-    assert running.stop() == 0
-
-
-def test_guest_threads_of_a_core_are_host_threads_of_a_core(running: Running) -> None:
-    """The two vCPUs of each guest core run on the two threads of one host core."""
-    threads = dict(_affinities(running))
-    for first in range(0, len(running.plan["vcpus"]), 2):
+    for first in range(0, vcpus, 2):
         (one,), (other,) = (threads[f"CPU {n}/KVM"] for n in (first, first + 1))
         siblings = f"/sys/devices/system/cpu/cpu{one}/topology/thread_siblings_list"
-        assert _set(running.lab.output(f"cat {siblings}")) == {one, other}
+        assert _set(lab.output(f"cat {siblings}")) == {one, other}
     assert running.stop() == 0
 
 
+@pytest.mark.once
 def test_the_guest_sees_threads_without_being_asked_to(lab: Lab) -> None:
     """A description that says nothing of CPU features gives a guest that sees its threads."""
     _give_huge_pages(lab)
@@ -124,6 +113,7 @@ def test_the_host_is_as_before_when_the_vm_has_ended(lab: Lab) -> None:
     assert before.diff(lab.snapshot()) == []
 
 
+@pytest.mark.once
 def test_a_dedicated_vm_that_does_not_fit_is_refused(lab: Lab) -> None:
     """More dedicated vCPUs than the server has CPUs: one message, exit code 1, nothing started."""
     _put_spec(lab, cells=1, vcpus=64)

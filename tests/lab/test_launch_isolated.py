@@ -68,11 +68,32 @@ class Launched:
         )
         guests.wait_for(self.lab, log, "NESTED-HOLD")
 
+    def serve(self) -> None:
+        """Start it as a service, and wait until systemd has it for active."""
+        unit = f"kvm-launch@{self.name}.service"
+        self.lab.output(
+            "kvmhooks install-units && mkdir -p /etc/kvm-launch && "
+            f"mv /root/{self.name}.toml /etc/kvm-launch/ && systemd-analyze verify {unit}"
+        )
+        self.lab.output(f"systemctl start {unit}", seconds=120)
+
     def stop(self, how: str = "TERM") -> int:
         """Signal kvm-launch and wait for its end; its exit code comes back."""
         self.lab.output(f"kill -{how} $(cat /root/{self.name}.pid)")
         self.lab.output(f"until [ -s /root/{self.name}.code ]; do sleep 0.2; done", seconds=90)
         return int(self.lab.output(f"cat /root/{self.name}.code"))
+
+    def finish(self, *, killed: bool) -> None:
+        """Stop it in order, or kill kvm-launch and have the next entry restore the host."""
+        if not killed:
+            self.stop()
+            settle(self.lab, self.name, code=0)
+            return
+        qemu = self.qemu()
+        assert self.stop("KILL") == 137
+        self.lab.output(f"while [ -e /proc/{qemu or 'none'} ]; do sleep 0.2; done")
+        settle(self.lab, self.name)
+        self.lab.output(f"rm -rf /run/kvm-launch/{self.name} /run/kvm-launch/.{self.name}.lock")
 
     def qemu(self) -> str:
         """The pid of its QEMU; empty when there is none."""
@@ -101,13 +122,18 @@ class Launched:
         }
 
 
-@pytest.fixture
-def warm(lab: Lab) -> Lab:
-    """A lab on which such a VM has run, and whose owner has then pinned tasks."""
+def run_once(lab: Lab) -> None:
+    """Have a VM run and end: what the kernel and systemd keep of the first is there then."""
     vm = Launched(lab, "first")
     vm.start()
     vm.stop()
     settle(lab, "first", code=0)
+
+
+@pytest.fixture
+def warm(lab: Lab) -> Lab:
+    """A lab on which such a VM has run, and whose owner has then pinned tasks."""
+    run_once(lab)
     lab.output(CANARIES)
     time.sleep(2)
     return lab
@@ -162,6 +188,7 @@ def test_a_launched_vm_has_its_cpus_alone_and_leaves_nothing(warm: Lab) -> None:
     assert (during, left) == ({"user": 0, "device interrupts": 0}, [])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("whom", ["QEMU", "the supervisor"])
 def test_a_kill_leaves_nothing(warm: Lab, whom: str) -> None:
     """kill -9 of QEMU: 3, and restored; of kvm-launch: QEMU goes with it, reconcile restores."""
@@ -172,20 +199,16 @@ def test_a_kill_leaves_nothing(warm: Lab, whom: str) -> None:
         warm.output(f"kill -9 {vm.qemu()}; until [ -s /root/own.code ]; do sleep 0.2; done")
         settle(warm, "own", code=3)
     else:
-        assert vm.stop("KILL") == 137
-        warm.output(f"while [ -e /proc/{vm.qemu() or 'none'} ]; do sleep 0.2; done")
-        settle(warm, "own")
-        warm.output("rm -rf /run/kvm-launch/own /run/kvm-launch/.own.lock")
+        vm.finish(killed=True)
     assert left_behind(warm, before) == []
 
 
+@pytest.mark.once
 @pytest.mark.variants("default", "backports")
 def test_a_vm_is_a_service(lab: Lab) -> None:
     """Active when its guest runs, started again after kill -9, powered off by a stop."""
     vm = Launched(lab, "own")
-    lab.output("kvmhooks install-units && mkdir -p /etc/kvm-launch && mv /root/own.toml "
-               "/etc/kvm-launch/ && systemd-analyze verify kvm-launch@own.service")  # fmt: skip
-    lab.output("systemctl start kvm-launch@own", seconds=120)
+    vm.serve()
     assert json.loads(lab.output("kvm-launch ps --json"))[0]["state"] == "running"
     first = vm.qemu()
     group = lab.output(f"cat /proc/{first}/cgroup")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.variants(*VARIANTS)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: f"{change.section}: {change.about}")
 def test_snapshot_sees_a_change_of_every_kind(shared_lab: Lab, change: Change) -> None:
     """One thing of each kind that a snapshot watches is changed, and the difference names it."""

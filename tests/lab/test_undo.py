@@ -6,14 +6,13 @@ with tasks that their owner has pinned.
 
 from __future__ import annotations
 
-import random
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
-from . import isolated
+from . import isolated, moments
 
 if TYPE_CHECKING:
     from .lab import Lab
@@ -35,8 +34,6 @@ NOT_THE_HOSTS = (
 FORCED = "cpuset.cpus (requested): '' became '0-7'"
 """A group with tasks cannot be emptied again (ENOSPC); with systemd the whole file goes again."""
 
-HOOK = "/etc/libvirt/hooks/qemu.d/kvmhooks"
-
 BANS = """\
 import glob, socket
 with socket.socket(socket.AF_UNIX) as peer:
@@ -45,20 +42,6 @@ with socket.socket(socket.AF_UNIX) as peer:
     print(peer.recv(65536).decode().partition("BANNED ")[2].strip())
 """
 """Ask irqbalance for the mask of the CPUs that it was told to leave alone."""
-
-CALLS = "write,renameat,unlink,unlinkat,sendto,sched_setaffinity,openat"
-"""Those at which a hook may die: what it changes the host with, and reads of it in between."""
-
-KILLER = f"""\
-#!/bin/sh
-if [ -e /root/moment ] && grep -q "^$2 " /root/moment; then
-    kill=$(cut -d' ' -f2 /root/moment)
-    rm /root/moment
-    exec strace -qq -o /root/calls.$2 -e trace={CALLS} -e inject=$kill /root/hook "$@"
-fi
-exec /root/hook "$@"
-"""
-"""In the hook's place: at one operation it dies at the system call that is asked for."""
 
 
 @dataclass
@@ -71,7 +54,7 @@ class Host:
     def left(self) -> list[str]:
         """What is not as it was, once it has had time to settle."""
         has_irqbalance = self.lab.variant.name == "irqbalance"
-        for _ in range(30 if has_irqbalance else 5):
+        for _ in range(30):
             time.sleep(1)
             found = [
                 line
@@ -124,6 +107,7 @@ def test_one_guest_leaves_nothing(host: Host) -> None:
     assert host.left() == []
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("order", ["ab", "ba"])
 def test_two_guests_leave_nothing_in_either_order(host: Host, order: str) -> None:
     """Of two guests either may stop first: the other one stays alone, and then nothing is left."""
@@ -136,6 +120,7 @@ def test_two_guests_leave_nothing_in_either_order(host: Host, order: str) -> Non
     assert host.left() == []
 
 
+@pytest.mark.once
 def test_a_guest_that_is_killed_leaves_nothing(host: Host) -> None:
     """`kill -9` of QEMU: libvirt notices and calls the hook."""
     isolated.start(host.lab, "a", A)
@@ -144,6 +129,7 @@ def test_a_guest_that_is_killed_leaves_nothing(host: Host) -> None:
     assert host.left() == []
 
 
+@pytest.mark.once
 def test_libvirtd_is_killed_in_between(host: Host) -> None:
     """The new daemon's hook keeps the guest alone, and then gives everything back."""
     isolated.start(host.lab, "a", A)
@@ -158,6 +144,7 @@ def test_libvirtd_is_killed_in_between(host: Host) -> None:
     assert host.left() == []
 
 
+@pytest.mark.once
 def test_an_administrators_masks_stay(host: Host) -> None:
     """Set while a guest lives, they are all that differs in the end."""
     mask = "/sys/devices/virtual/workqueue/cpumask"
@@ -172,34 +159,29 @@ def test_an_administrators_masks_stay(host: Host) -> None:
     assert host.left() == []
 
 
+@pytest.mark.once
 def test_a_hook_killed_at_any_moment_leaves_nothing(host: Host) -> None:
     """At ten random system calls of the hook at a start and at a stop: libvirt's next call, or
     `kvmhooks reconcile`, gives everything back."""
-    host.lab.output(f"cp {HOOK} /root/hook")
-    host.lab.put(HOOK, KILLER, mode=0o755)
-    calls = {}
-    for operation in ("prepare", "start", "started", "release"):
-        host.lab.output(f"echo '{operation} write:signal=SIGKILL:when=65535' > /root/moment")
+
+    def live() -> None:
         isolated.start(host.lab, "a", A)
         isolated.stop(host.lab, "a")
-        calls[operation] = host.lab.output(f"cut -d'(' -f1 /root/calls.{operation}").split()
-    assert host.left() == []
-    dice = random.Random(4)  # noqa: S311 -- any numbers, but the same ones each time
+
     left: dict[str, list[str]] = {}
-    for operation in ("prepare", *["start"] * 3, *["started"] * 2, *["release"] * 4):
-        at = dice.randrange(len(calls[operation]))
-        name = calls[operation][at]
-        moment = f"{name}:signal=SIGKILL:when={calls[operation][: at + 1].count(name)}"
-        host.lab.output(f"echo '{operation} {moment}' > /root/moment")
-        created = host.lab.run("virsh -q create /root/a.xml", seconds=180)
-        assert (created.exit_code == 0) is (operation == "release"), created
-        if operation == "release":
-            isolated.stop(host.lab, "a")
-            reconcile = "kvmhooks reconcile"
-            if host.lab.variant.name == "irqbalance":  # it answers nobody while it scans
-                reconcile = f"until {reconcile}; do sleep 2; done"
-            host.lab.output(reconcile, seconds=60)
-        assert host.lab.run("test -e /root/moment").exit_code == 1, "the hook was not called"
-        left[f"{operation}: {moment}"] = host.left()
-    host.lab.output(f"mv /root/hook {HOOK}")
+    with moments.mortal(host.lab, live) as calls:
+        assert host.left() == []
+        operations = ("prepare", *["start"] * 3, *["started"] * 2, *["release"] * 4)
+        for operation, moment in moments.drawn(calls, operations):
+            moments.arm(host.lab, operation, moment)
+            created = host.lab.run("virsh -q create /root/a.xml", seconds=180)
+            assert (created.exit_code == 0) is (operation == "release"), created
+            if operation == "release":
+                isolated.stop(host.lab, "a")
+                reconcile = "kvmhooks reconcile"
+                if host.lab.variant.name == "irqbalance":  # it answers nobody while it scans
+                    reconcile = f"until {reconcile}; do sleep 2; done"
+                host.lab.output(reconcile, seconds=60)
+            assert moments.has_come(host.lab, operation), "the hook was not called"
+            left[f"{operation}: {moment}"] = host.left()
     assert {moment: lines for moment, lines in left.items() if lines} == {}
