@@ -13,6 +13,7 @@ import json
 import os
 import re
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -237,10 +238,11 @@ def _recall(file: Path) -> Qemu | None:
 
 def _remember(file: Path, qemu: Qemu) -> None:
     """Keep what QEMU said; where nothing can be kept it is asked the next time."""
-    try:
-        file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        new = file.with_suffix(f".{os.getpid()}")
-        new.write_text(json.dumps(attrs.asdict(qemu)))
-        new.replace(file)
-    except OSError:
-        return
+    new = file.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):
+        try:
+            file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            new.write_text(json.dumps(attrs.asdict(qemu)))
+            new.replace(file)
+        finally:  # also when a signal comes in between
+            new.unlink(missing_ok=True)

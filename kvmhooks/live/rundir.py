@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from kvmhooks.errors import LaunchError
+from kvmhooks.live.signals import held_back
 
 FOLDER: Final = "kvm-launch"
 
@@ -98,19 +99,11 @@ class RunDir:
 
     def __enter__(self) -> Self:
         """Make the directory. Raises ``LaunchError`` when such a VM runs already."""
-        base = private_directory(self._base)
         try:
-            self._lock = _take_lock(base, self._lock_name)
-        finally:
-            os.close(base)
-        if self._lock is None:
-            raise LaunchError(f"name: found {self._name!r}, expected one that does not run already")
-        # The lock is ours, so whoever left something here is dead.
-        try:
-            _remove(self.path)
-            os.close(private_directory(self.path))
+            with held_back():
+                self._make()
         except BaseException:
-            self._unlock()
+            self._leave()
             raise
         return self
 
@@ -121,10 +114,7 @@ class RunDir:
         traceback: TracebackType | None,
     ) -> None:
         """Remove it with all that is in it."""
-        try:
-            _remove(self.path)
-        finally:
-            self._unlock()
+        self._leave()
 
     @property
     def lock(self) -> int:
@@ -170,10 +160,28 @@ class RunDir:
         finally:
             os.close(descriptor)
 
-    def _unlock(self) -> None:
-        (self._base / self._lock_name).unlink()
-        if self._lock is not None:
-            os.close(self._lock)
+    def _make(self) -> None:
+        base = private_directory(self._base)
+        try:
+            self._lock = _take_lock(base, self._lock_name)
+        finally:
+            os.close(base)
+        if self._lock is None:
+            raise LaunchError(f"name: found {self._name!r}, expected one that does not run already")
+        # The lock is ours, so whoever left something here is dead.
+        _remove(self.path)
+        os.close(private_directory(self.path))
+
+    def _leave(self) -> None:
+        if self._lock is None:
+            return
+        with held_back():
+            try:
+                _remove(self.path)
+            finally:
+                (self._base / self._lock_name).unlink()
+                os.close(self._lock)
+                self._lock = None
 
 
 def _remove(path: Path) -> None:

@@ -47,13 +47,16 @@ def recall(emulator: Path, base: Path) -> Verdict | None:
 
 
 def remember(verdict: Verdict, emulator: Path, directory: int) -> None:
-    """Keep a verdict in the private ``directory`` (``rundir.private_directory``)."""
+    """Keep a verdict in the private ``directory`` (``rundir.private_directory``).
+
+    It is written in place, so that a signal on the way leaves no second file: half of it is no
+    JSON, and not recalled.
+    """
+    said = {"is_usable": verdict.is_usable, "evidence": verdict.evidence}
+    content = json.dumps({"of": _identity(emulator), **said})
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(f"{MEMORY}.new", flags, 0o600, dir_fd=directory)
-    with os.fdopen(descriptor, "w") as file:
-        said = {"is_usable": verdict.is_usable, "evidence": verdict.evidence}
-        json.dump({"of": _identity(emulator), **said}, file)
-    os.rename(f"{MEMORY}.new", MEMORY, src_dir_fd=directory, dst_dir_fd=directory)
+    with os.fdopen(os.open(MEMORY, flags, 0o600, dir_fd=directory), "w") as file:
+        file.write(content)
 
 
 def _identity(emulator: Path) -> list[Any]:

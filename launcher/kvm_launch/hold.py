@@ -7,7 +7,6 @@ VMs. An ordinary user, or a VM that asks for no CPUs of its own, holds nothing.
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import sys
 import uuid
@@ -20,7 +19,6 @@ from typing import Final, Self
 from kvm_launch.cgroup import Tree, group_of
 from kvm_launch.limits import Limits, differences, legacy_limits_of, limits_of, problems
 from kvm_launch.outcome import Isolated
-from kvm_launch.stop import SIGNALS
 from kvmhooks.errors import IsolationError, KvmhooksError, SpecError
 from kvmhooks.host import Host
 from kvmhooks.isolate import gate, hook, service
@@ -31,6 +29,7 @@ from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.isolate.report import FAILED, REFUSAL, Report
 from kvmhooks.isolate.state import Process
 from kvmhooks.isolate.store import Store
+from kvmhooks.live.signals import held_back, noted
 from kvmhooks.live.threads import EMULATOR, pin, planned_cpus
 from kvmhooks.placement import Plan, Target, claim, plan
 from kvmhooks.placement.holding import Holding
@@ -85,6 +84,8 @@ class Hold:
         """Why nothing is limited though ``[tuning]`` asks for it."""
         self.left: tuple[str, ...] = ()
         """What could not be given back, once that was tried."""
+        self.was_asked = False
+        """Whether a signal asked for the end while that was done."""
         self._keeper = keeper
         self._supervisor = os.getpid() if supervisor is None else supervisor
         self._name = ""
@@ -103,11 +104,12 @@ class Hold:
         traceback: TracebackType | None,
     ) -> None:
         """Give everything back; ``left`` tells what could not be."""
-        with _uninterrupted():
+        with noted() as came:
             if self.claim is not None:
                 self._give_back(self.claim)
             else:
                 self.left = tuple(self._remove_groups())
+        self.was_asked = bool(came)
 
     def plan(
         self,
@@ -164,7 +166,7 @@ class Hold:
         if self.omitted:
             self._check_bound(wanted)
             return
-        with _translated(wanted.name):
+        with _translated(wanted.name), held_back():
             holder = Process.find(self._keeper.door, self._supervisor)
             if holder is None:
                 raise IsolationError(f"/proc/{self._supervisor}: found nothing, expected ourselves")
@@ -397,14 +399,3 @@ def _translated(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise IsolationError(f"{name}: {error}") from error
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """The VM has ended; who asks for that now has nothing to wait for but some seconds of this."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

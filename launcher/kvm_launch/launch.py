@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import sys
 import time
@@ -23,7 +22,7 @@ from kvm_launch.record import Account, pinned
 from kvm_launch.restart import wait_of
 from kvm_launch.screen import screen_of, work_of
 from kvm_launch.show import not_restored
-from kvm_launch.stop import Stop
+from kvm_launch.stop import Stop, run_whole
 from kvm_launch.supervise import supervise
 from kvm_launch.together import Seat
 from kvm_launch.user import user_of
@@ -82,7 +81,7 @@ class Launch:
                     break
                 try:
                     self._tell(decided, outcome, error, wait)
-                    is_asked = asyncio.run(Stop(None, 0).is_asked_within(wait))
+                    is_asked = run_whole(Stop(None, 0).is_asked_within(wait))
                 except KeyboardInterrupt:  # before anybody listened
                     is_asked = True
                 if is_asked:
@@ -118,7 +117,7 @@ class Launch:
                 if receiver is not None:
                     receiver.check(decided)
                 self._begin(decided, hold, arrives=receiver is not None)
-                ended = asyncio.run(
+                ended = run_whole(
                     supervise(
                         decided,
                         receiver=receiver,
@@ -131,13 +130,14 @@ class Launch:
                 )
         except BaseException as error:
             life.enter(State.ENDED, (str(error) or "interrupted").partition("\n")[0])
-            stop.was_asked |= not isinstance(error, Exception)
+            stop.was_asked |= hold.was_asked or not isinstance(error, Exception)
             if hold.left:
                 said = [str(error) or "interrupted", *not_restored(hold.left)]
                 return decided, None, RestoreError("\n".join(said))
             if isinstance(error, QemuError):
                 return decided, None, error
             raise
+        stop.was_asked |= hold.was_asked
         life.enter(State.ENDED, ended.ending)
         outcome = judge(decided, ended, hold.isolated, has_booted=receiver is None)
         return decided, attrs.evolve(outcome, steps=tuple(life.steps[first:])), None

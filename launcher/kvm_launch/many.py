@@ -16,7 +16,6 @@ from kvm_launch.hold import keeper_of
 from kvm_launch.planning import read_host
 from kvm_launch.run import run_planned
 from kvm_launch.settle import settle
-from kvm_launch.stop import SIGNALS
 from kvm_launch.supervisors import Supervisors
 from kvm_launch.together import Seat, plan_together, seats
 from kvmhooks.errors import InputError, SpecError
@@ -25,6 +24,7 @@ from kvmhooks.host import Host
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.live.rundir import base_of, planning
+from kvmhooks.live.signals import SIGNALS
 from kvmhooks.placement import Plan
 from kvmhooks.placement.holding import Holding
 from kvmhooks.render.picture import picture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 from collections.abc import Callable
 
@@ -14,7 +13,7 @@ from kvm_launch.outcome import Outcome, as_text, judge
 from kvm_launch.planning import read_host, target_of
 from kvm_launch.screen import screen_of
 from kvm_launch.settle import settle
-from kvm_launch.stop import Stop
+from kvm_launch.stop import Stop, run_whole
 from kvm_launch.together import Seat
 from kvmhooks.host import Host
 from kvmhooks.isolate.claim import Claim
@@ -59,7 +58,7 @@ def run(
     seed.make(spec, decided.uuid, None)
     console = Console(screen.out.buffer)
     stop = Stop(arguments.timeout, spec.shutdown.timeout)
-    ended = asyncio.run(follow(decided, arguments.libvirt, console=console, stop=stop))
+    ended = run_whole(follow(decided, arguments.libvirt, console=console, stop=stop))
     return _told(arguments, decided, judge(decided, ended))
 
 

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, TypeVar
 
-SIGNALS: Final = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    *(() if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)),
-)
-"""What asks for the end; a terminal that is closed does, unless it was started with nohup(1)."""
+from kvmhooks.live.signals import SIGNALS, held_back
+
+T = TypeVar("T")
+
+
+def run_whole(main: Coroutine[Any, Any, T]) -> T:
+    """Run ``main`` to its end; one of ``SIGNALS`` cancels it, and comes when the loop is closed.
+
+    A handler that raises in the loop itself may leave it half stopped, as that of ``asyncio.run``
+    does (asyncio.Runner), and closing it then fails.
+    """
+    task: asyncio.Task[T] | None = None
+
+    def cancel() -> None:
+        if task is not None and not task.done():
+            task.get_loop().call_soon_threadsafe(task.cancel)
+
+    with held_back(cancel), asyncio.Runner() as runner:
+        task = runner.get_loop().create_task(main)
+        return runner.get_loop().run_until_complete(task)
 
 
 class Stop:

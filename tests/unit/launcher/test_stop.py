@@ -8,7 +8,8 @@ import signal
 
 import pytest
 
-from kvm_launch.stop import SIGNALS, Stop
+from kvm_launch.stop import Stop, run_whole
+from kvmhooks.live.signals import SIGNALS
 
 
 class Vm:
@@ -93,3 +94,31 @@ def test_the_handlers_of_before_are_put_back() -> None:
     finally:
         for number in SIGNALS[1:]:
             signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_signal_cancels_what_runs_whole(number: signal.Signals, *, is_late: bool) -> None:
+    """It cleans up, the loop is closed, and only then the signal comes; also when all was done."""
+    before = {each: signal.signal(each, signal.default_int_handler) for each in SIGNALS}
+    told = []
+
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            if not is_late:
+                os.kill(os.getpid(), number)
+            await asyncio.sleep(0 if is_late else 20)
+        finally:
+            await asyncio.sleep(0)
+            told.append("cleaned up")
+            if is_late:
+                loop.call_soon(os.kill, os.getpid(), number)  # in the loop's last turn
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_whole(scene())
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert told == ["cleaned up"]

@@ -76,6 +76,14 @@ def test_nonsense_is_no_verdict(base: Path, emulator: Path, content: str) -> Non
     assert recall(emulator, base) is None
 
 
+def test_half_of_it_is_no_verdict(base: Path, emulator: Path) -> None:
+    """Wherever the writing was broken off, nothing is recalled."""
+    content = (base / MEMORY).read_bytes()
+    for length in range(len(content)):
+        (base / MEMORY).write_bytes(content[:length])
+        assert recall(emulator, base) is None
+
+
 def test_a_link_is_no_verdict(base: Path, emulator: Path) -> None:
     """A link is not followed, and neither is an empty directory a memory."""
     (base / MEMORY).rename(base / "elsewhere")
