@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,6 +107,25 @@ def test_a_launched_vm_that_is_killed_leaves_its_devices_to_the_next(kernel: Lau
     world.reconcile()
     assert effective_state(kernel) == before
     assert kernel.record is None
+
+
+def test_a_signal_that_comes_while_devices_go_back_is_noted(
+    kernel: LaunchKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All go back, and whoever would start the VM again knows that it was asked to stop."""
+    before = effective_state(kernel)
+    write = kernel.write_within
+
+    def interrupted(seconds: float, path: str, text: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(seconds, path, text)
+
+    with Hold(Keeper(kernel, Record(kernel)), kernel.supervisor) as hold:
+        hold.plan(spec(), host())
+        assert not hold.was_asked
+        monkeypatch.setattr(kernel, "write_within", interrupted)
+    assert (hold.was_asked, hold.left) == (True, ())
+    assert effective_state(kernel) == before
 
 
 def test_a_device_that_another_vm_has_is_planned_around(kernel: LaunchKernel) -> None:
