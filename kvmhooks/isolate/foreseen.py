@@ -49,7 +49,7 @@ class Foreseen:
         if self.card_of(path):
             alone = path.endswith("/iommu_group/devices")
             return [self.function_of(path)] if alone else []
-        made = self._made.get(self.function_of(path), [])
+        made = self._made.get(path.removeprefix(f"{DEVICES}/"), [])
         return [f"virtfn{number}" for number in range(len(made))]
 
     def link(self, path: str) -> str:

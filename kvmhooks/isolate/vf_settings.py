@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.store import Store
 
 VERB: Final = "functions"
+_UP: Final = 0x1
+"""``IFF_UP`` (linux/if.h)."""
 
 
 def take(
@@ -78,6 +80,7 @@ def _set(
     door: Door, store: Store, entry: Entry, place: str, wanted: dict[str, str], helper: _Helper
 ) -> None:
     pf = place.partition("/")[0]
+    _check_up(door, pf)
     identity = identity_of(door, pf)
     known = helper.read(place)
     lacking = [name for name in wanted if known.get(name, "-") == "-"]
@@ -97,6 +100,19 @@ def _set(
     wrong = [f"{name} is {now.get(name)}" for name in wanted if now.get(name) != wanted[name]]
     if wrong:
         raise IsolationError(f"found that {', '.join(wrong)} afterwards, expected {_said(wanted)}")
+
+
+def _check_up(door: Door, pf: str) -> None:
+    """Refuse a card that is down: it says that it has set a function, and does not.
+
+    libvirt refuses it as well (``virNetDevSaveNetConfig()``, src/util/virnetdev.c).
+    """
+    for name in door.names(f"{DEVICES}/{pf}/net"):
+        if not int(door.read(f"{DEVICES}/{pf}/net/{name}/flags"), 16) & _UP:
+            raise IsolationError(
+                f"found {name} down, expected it up, or what is set of its functions is without "
+                f"effect: run `ip link set {name} up`, and have it so from the host's start on"
+            )
 
 
 def settle(door: Door, store: Store, entry: Entry, report: Report, helper: Sequence[str]) -> None:

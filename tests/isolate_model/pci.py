@@ -48,6 +48,8 @@ class Function:
         }
     )  # fmt: skip
     """What the card lets this virtual function do."""
+    nets: dict[str, str] = field(default_factory=dict)
+    """The flags of its network interfaces, by name."""
 
 
 class HangingError(Exception):
@@ -86,6 +88,8 @@ class Pci:
             if one.total is not None:
                 texts |= {"sriov_totalvfs": str(one.total), "sriov_numvfs": str(len(one.vfs)),
                           "sriov_drivers_autoprobe": str(int(one.probes))}  # fmt: skip
+            if rest[1:2] == ["net"] and rest[3:] == ["flags"] and rest[2] in one.nets:
+                return one.nets[rest[2]]
             if rest[1:] and rest[1] in texts:
                 return texts[rest[1]]
             if not rest[1:] or (rest[1:] == ["iommu_group"] and one.group is not None):
@@ -126,6 +130,8 @@ class Pci:
         one = self.functions.get(parts[0])
         if one is not None and parts[1:] == ["msi_irqs"]:
             return sorted(map(str, one.irqs))
+        if one is not None and parts[1:] == ["net"]:
+            return sorted(one.nets)
         if one is None or parts[1:] not in ([], ["iommu_group", "devices"]):
             return []
         if not parts[1:]:

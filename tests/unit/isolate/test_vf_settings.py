@@ -96,6 +96,23 @@ def test_a_setting_that_cannot_be_had_is_a_refusal(kernel: Kernel) -> None:
     assert kernel.record is None
 
 
+def test_a_card_that_is_down_is_a_refusal(kernel: Kernel) -> None:
+    """It would take what it does not apply; one that is up sets its functions."""
+    world = World(kernel)
+    before = effective_state(kernel)
+    kernel.pci.functions[PF].nets = {"enp5s0": "0x1002"}
+    vm = guest()
+    with pytest.raises(IsolationError, match=f"{PF}/0: found enp5s0 down, expected it up"):
+        world.start(vm)
+    assert (effective_state(kernel), kernel.record) == (before, None)
+    kernel.pci.functions[PF].nets = {"enp5s0": "0x1003"}
+    world.start(vm)
+    assert kernel.pci.functions[FIRST].settings["vlan"] == "5"
+    kernel.pci.functions[PF].nets = {"enp5s0": "0x1002"}
+    world.stop(vm)
+    assert (effective_state(kernel), kernel.record) == (before, None)
+
+
 def test_what_could_not_be_set_back_stays_on_record(kernel: Kernel) -> None:
     """`reconcile` by a kvmhooks that can do it."""
     world = World(kernel)
