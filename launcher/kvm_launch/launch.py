@@ -31,6 +31,7 @@ from kvmhooks.host import Host
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.live.rundir import RunDir, base_of, planning
+from kvmhooks.live.signals import held_back
 from kvmhooks.placement import Plan, scheduler_of
 from kvmhooks.spec import VmSpec
 
@@ -187,11 +188,12 @@ class Launch:
         if arrives:
             return
         user = user_of(self._spec)
-        for path in images.make(self._spec, user):
-            self._screen.line(f"image: {path} was made")
-        for path in keeping.make(self._spec, user):
-            self._screen.line(f"kept: {path} was made")
-        seed.make(self._spec, decided.uuid, user)
+        with held_back():  # what is kept beyond this VM's life is whole or not there
+            for path in images.make(self._spec, user):
+                self._screen.line(f"image: {path} was made")
+            for path in keeping.make(self._spec, user):
+                self._screen.line(f"kept: {path} was made")
+            seed.make(self._spec, decided.uuid, user)
 
     def _tell(
         self,

@@ -18,6 +18,7 @@ from kvm_launch.together import Seat
 from kvmhooks.host import Host
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
+from kvmhooks.live.signals import held_back
 from kvmhooks.placement import Plan, plan
 from kvmhooks.spec import VmSpec
 
@@ -54,8 +55,9 @@ def run(
     gc.enable()
     from kvm_launch.through_libvirt import follow
 
-    images.make(spec, None)
-    seed.make(spec, decided.uuid, None)
+    with held_back():
+        images.make(spec, None)
+        seed.make(spec, decided.uuid, None)
     console = Console(screen.out.buffer)
     stop = Stop(arguments.timeout, spec.shutdown.timeout)
     ended = run_whole(follow(decided, arguments.libvirt, console=console, stop=stop))

@@ -14,6 +14,8 @@ import libvirt
 import pytest
 
 from tests.integration.components import QEMU, ROOT, Launcher, eventually
+from tests.isolate_model.kernel import Kernel
+from tests.isolate_model.tree import plant
 
 LIBVIRTD = """
 set -e
@@ -46,6 +48,16 @@ def launcher(tmp_path: Path) -> Iterator[Launcher]:
     launcher = Launcher(tmp_path)
     yield launcher
     launcher.end()
+
+
+@pytest.fixture
+def root(tmp_path: Path, launcher: Launcher) -> Path:
+    """A host with as many CPUs as this one, six interrupts and no CPU sets: a tree of files."""
+    root = tmp_path / "host"
+    plant(Kernel("plain", os.cpu_count() or 2, 6), root)
+    shutil.rmtree(root / "sys/fs/cgroup")
+    launcher.beside(root)
+    return root
 
 
 @pytest.fixture

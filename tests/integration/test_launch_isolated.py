@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,8 +19,7 @@ from kvmhooks.isolate.state import Process
 from kvmhooks.isolate.store import Store
 from kvmhooks.values import CpuSet
 from tests.integration.components import Launcher, eventually, processes_of
-from tests.isolate_model.kernel import Kernel
-from tests.isolate_model.tree import add_process, plant, snapshot
+from tests.isolate_model.tree import add_process, snapshot
 
 pytestmark = pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="a dedicated CPU needs a second one"
@@ -30,19 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 CPU = 'vcpus = 1\nplacement = "dedicated"\nthreads = 1'
 EXCLUSIVE = "[isolation]\nexclusive = true\n[console]\ntype = 'none'"
-CHANGES = ("mkdir", "rmdir", "unlink", "unlinkat", "renameat", "flock", "bind", "clone3")
-MOMENTS = 10
 INTERRUPT = "proc/irq/1/smp_affinity_list"
-
-
-@pytest.fixture
-def root(tmp_path: Path, launcher: Launcher) -> Path:
-    """A host with as many CPUs as this one, six interrupts and no CPU sets."""
-    root = tmp_path / "host"
-    plant(Kernel("plain", os.cpu_count() or 2, 6), root)
-    shutil.rmtree(root / "sys/fs/cgroup")
-    launcher.beside(root)
-    return root
 
 
 def mask(root: Path) -> str:
@@ -94,40 +79,6 @@ def test_the_host_is_isolated_while_the_vm_runs_and_restored_after(
     assert snapshot(root) == before
     assert not (root / "run/kvmhooks/state.json").exists()
     assert launcher.left_behind() == []
-
-
-def moments(trace: Path) -> list[tuple[str, int]]:
-    """The system calls of a life that make, take or remove something, as strace counts each."""
-    seen: Counter[str] = Counter()
-    found = []
-    for line in trace.read_text().splitlines():
-        name, _, rest = line.partition("(")
-        seen[name] += 1
-        if name in CHANGES or "O_CREAT" in rest:
-            found.append((name, seen[name]))
-    return found
-
-
-def test_sigint_at_any_system_call_leaves_nothing(launcher: Launcher, root: Path) -> None:
-    """Not half a directory, no claim, no process; and nobody sees a traceback."""
-    before = snapshot(root)
-    vm = launcher.vm("own", EXCLUSIVE, cpu=CPU)
-    program, trace = launcher.program, launcher.base / "trace"
-    strace = "/usr/bin/strace", "-o", trace, "-e"
-    launcher.program = (*strace, f"trace=openat,{','.join(CHANGES)}", *program)
-    assert launcher.run("--timeout", "0.3", vm).returncode == 3
-    every = moments(trace)
-    assert len(every) > MOMENTS
-    for name, number in every[:: len(every) // MOMENTS]:
-        inject = f"inject={name}:signal=SIGINT:when={number}"
-        launcher.program = (*strace, f"trace={name}", "-e", inject, *program)
-        ran = launcher.run("--timeout", "4", vm)
-        place = f"{name} {number}: {ran.stderr}"
-        assert ran.returncode in {1, 3, -signal.SIGINT}, place
-        assert "Traceback" not in ran.stderr or "/kvm_launch/" not in ran.stderr, place
-        assert (processes_of("own"), launcher.left_behind()) == ([], []), place
-        assert snapshot(root) == before, place
-        assert not (root / "run/kvmhooks/state.json").exists(), place
 
 
 def test_a_supervisor_that_is_killed_takes_qemu_along_and_reconcile_restores(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.components import QEMU, Launcher, eventually, processes_of
+from tests.integration.components import Launcher, eventually, processes_of
 from tests.integration.roms import write_rom
-from tests.isolate_model.kernel import Kernel
-from tests.isolate_model.tree import plant, snapshot
+from tests.isolate_model.tree import snapshot
 
 LIVES = 200
 LANES = 4
@@ -71,15 +69,9 @@ def lane(launcher: Launcher, number: int) -> list[tuple[str, int | None]]:
     return ends
 
 
-def test_nothing_is_left_of_two_hundred_lives(launcher: Launcher, tmp_path: Path) -> None:
+def test_nothing_is_left_of_two_hundred_lives(launcher: Launcher, root: Path) -> None:
     """No process, no file in a run directory, no knob of the host and no claim; and each exit code
     is one that its end may have."""
-    if not QEMU.exists():
-        pytest.skip("there is no QEMU here")
-    root = tmp_path / "host"
-    plant(Kernel("plain", os.cpu_count() or 2, 6), root)
-    shutil.rmtree(root / "sys/fs/cgroup")
-    launcher.beside(root)
     before = snapshot(root)
     with ThreadPoolExecutor(LANES) as pool:
         lives = [life for ends in pool.map(lambda n: lane(launcher, n), range(LANES))
