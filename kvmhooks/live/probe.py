@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Final, Literal
 
+from kvmhooks.live.signals import held_back
 from kvmhooks.live.verdict import Verdict
 
 CODE: Final = bytes.fromhex(
@@ -55,8 +56,8 @@ def image() -> bytes:
 def probe(
     emulator: Path, *, accel: Literal["kvm", "tcg"] = "kvm", seconds: float = SECONDS
 ) -> Verdict:
-    """Start the guest and see. Nothing of it is left behind, whatever happens."""
-    with tempfile.TemporaryDirectory(prefix="kvm-probe-") as folder:
+    """Start the guest and see. A signal has it end, and comes when nothing of it is left."""
+    with held_back() as asked, tempfile.TemporaryDirectory(prefix="kvm-probe-") as folder:
         rom, said = Path(folder, "probe.rom"), Path(folder, "stderr")
         rom.write_bytes(image())
         arguments = [
@@ -75,19 +76,21 @@ def probe(
             ) as process,
         ):
             try:
-                status = _wait(process, said, time.monotonic() + seconds)
+                status = _wait(process, said, time.monotonic() + seconds, asked)
             finally:
                 process.kill()
         return _verdict(status, said.read_text(errors="replace"), seconds)
 
 
-def _wait(process: subprocess.Popen[bytes], said: Path, until: float) -> int | None:
-    """QEMU's exit status; None if the time is up or KVM gave up before.
+def _wait(
+    process: subprocess.Popen[bytes], said: Path, until: float, asked: list[int]
+) -> int | None:
+    """QEMU's exit status; None if the time is up, it was asked to end, or KVM gave up before.
 
     After an internal error of KVM, QEMU stops the guest and stays.
     """
     while (status := process.poll()) is None and time.monotonic() < until:
-        if _INTERNAL_ERROR in said.read_text(errors="replace"):
+        if asked or _INTERNAL_ERROR in said.read_text(errors="replace"):
             return None
         time.sleep(_POLL_SECONDS)
     return status

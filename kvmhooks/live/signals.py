@@ -49,12 +49,15 @@ def noted(then: Callable[[], object] = _nothing) -> Iterator[list[int]]:
 
 
 @contextmanager
-def held_back(then: Callable[[], object] = _nothing) -> Iterator[None]:
-    """Have ``SIGNALS`` come when the context has ended, not before; ``then`` is called at once."""
+def held_back(then: Callable[[], object] = _nothing) -> Iterator[list[int]]:
+    """Have ``SIGNALS`` come when the context has ended, not before; ``then`` is called at once.
+
+    The list has those that are to come.
+    """
     came: list[int] = []
     try:
         with noted(then) as came:
-            yield
+            yield came
     finally:
         if came:
             signal.raise_signal(came[0])

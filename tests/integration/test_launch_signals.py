@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,19 @@ path = "disk.qcow2"
 """
 
 
-def describe(launcher: Launcher, text: str, cpu: str = "vcpus = 1") -> Path:
+@pytest.fixture(autouse=True)
+def temporary(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files are made."""
+    path = launcher.base / "tmp"
+    path.mkdir()
+    monkeypatch.setenv("TMPDIR", str(path))
+    return path
+
+
+def describe(launcher: Launcher, text: str, cpu: str = "vcpus = 1", accel: str = "tcg") -> Path:
     """A VM that powers off at once."""
     rom = write_rom(launcher.base / "off.rom", "powers off")
-    top = f'[machine]\naccel = "tcg"\n[boot]\nfirmware = "{rom}"'
+    top = f'[machine]\naccel = "{accel}"\n[boot]\nfirmware = "{rom}"'
     return launcher.vm("brief", text, cpu=cpu, top=top)
 
 
@@ -79,6 +89,7 @@ def interrupted(launcher: Launcher, vm: Path, about: str) -> Iterator[str]:
         assert ran.returncode in {0, 1, 3, -signal.SIGINT}, place
         assert "Traceback" not in ran.stderr or "/kvm_launch/" not in ran.stderr, place
         assert (processes_of("brief"), launcher.left_behind()) == ([], []), place
+        assert list((launcher.base / "tmp").iterdir()) == [], place
         yield place
 
 
@@ -98,7 +109,7 @@ def test_what_is_kept_is_whole_or_not_there(launcher: Launcher) -> None:
     kept = r"disk\.qcow2|seed\.iso|/tpm\b"
     for place in interrupted(launcher, describe(launcher, KEPT), kept):
         made = {path.name for path in launcher.base.iterdir()} - {
-            *("brief.toml", "off.rom", "run", "trace")
+            *("brief.toml", "off.rom", "run", "tmp", "trace")
         }
         assert made <= {"disk.qcow2", "seed.iso", "tpm"}, place
         now = {name: (launcher.base / name).stat().st_size for name in made - {"tpm"}}
@@ -107,3 +118,15 @@ def test_what_is_kept_is_whole_or_not_there(launcher: Launcher) -> None:
         for name in now:
             (launcher.base / name).unlink()
         shutil.rmtree(launcher.base / "tpm", ignore_errors=True)
+
+
+@pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="there is no /dev/kvm to probe")
+def test_a_probe_of_kvm_leaves_no_qemu(launcher: Launcher, temporary: Path) -> None:
+    """Nor its folder; the verdict that it came to is whole, or the next start probes once more."""
+    verdict = launcher.run_dir / ".kvm-probe.json"
+    for place in interrupted(launcher, describe(launcher, "", accel="auto"), str(temporary)):
+        kept = os.fsencode(temporary)
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                assert kept not in (process / "cmdline").read_bytes(), place
+        verdict.unlink(missing_ok=True)
