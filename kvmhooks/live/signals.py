@@ -20,22 +20,28 @@ SIGNALS: Final = (
 """What asks for the end; a terminal that is closed does, unless it was started with nohup(1)."""
 
 
-def _nothing() -> None:
+def interrupt() -> None:
+    """Have each of ``SIGNALS`` raise ``KeyboardInterrupt`` from now on."""
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+
+
+def _nothing(_: int) -> None:
     """Do no more than take note."""
 
 
 @contextmanager
-def noted(then: Callable[[], object] = _nothing) -> Iterator[list[int]]:
+def noted(then: Callable[[int], object] = _nothing) -> Iterator[list[int]]:
     """Only take note of ``SIGNALS`` while the context lasts: the list has those that came.
 
-    ``then`` is called for each.
+    ``then`` is called with each. What handled them before does so again afterwards.
     """
     came: list[int] = []
     before: dict[signal.Signals, Any] = {}
 
     def note(number: int, _: object) -> None:
         came.append(number)
-        then()
+        then(number)
 
     try:
         # Handlers run in the main thread only: no other is ever interrupted.
@@ -49,10 +55,10 @@ def noted(then: Callable[[], object] = _nothing) -> Iterator[list[int]]:
 
 
 @contextmanager
-def held_back(then: Callable[[], object] = _nothing) -> Iterator[list[int]]:
-    """Have ``SIGNALS`` come when the context has ended, not before; ``then`` is called at once.
+def held_back(then: Callable[[int], object] = _nothing) -> Iterator[list[int]]:
+    """Have ``SIGNALS`` come when the context has ended, not before.
 
-    The list has those that are to come.
+    The list has those that are to come; ``then`` is called with each at once.
     """
     came: list[int] = []
     try:

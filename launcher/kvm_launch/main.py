@@ -70,10 +70,10 @@ def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
 
 
 def _interruptible(arguments: argparse.Namespace, door: Door | None) -> int:
+    from kvmhooks.live.signals import interrupt
+
     outlive_terminals()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN or number is not signal.SIGHUP:
-            signal.signal(number, signal.default_int_handler)
+    interrupt()
     is_special = arguments.libvirt or arguments.json or arguments.print or arguments.dry_run
     if arguments.detach and is_special:
         raise UsageError("--detach: found --libvirt, --json, --print or --dry-run beside it")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +22,7 @@ from kvmhooks.host import Host
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.live.rundir import base_of, planning
-from kvmhooks.live.signals import SIGNALS
+from kvmhooks.live.signals import interrupt, noted
 from kvmhooks.placement import Plan
 from kvmhooks.placement.holding import Holding
 from kvmhooks.render.picture import picture
@@ -71,7 +69,7 @@ def run_many(
             print(picture(plan), flush=True)
         return 0
     supervisors = Supervisors(is_detached=arguments.detach, out=sys.stdout.buffer)
-    with _passed_on(supervisors):
+    with noted(supervisors.signal):
         with planning(base) as supervisors.lock:
             plans = plan_together(arguments, specs, host, keeper)
             for plan, others in seats(plans):
@@ -120,22 +118,10 @@ def _supervisor(
     """What runs one of the VMs, in a process of its own."""
 
     def launch(taken: Callable[[], None], ready: Callable[[], None] | None) -> int:
-        for number in SIGNALS:
-            signal.signal(number, signal.default_int_handler)
+        interrupt()
         return exit_code_of(
             lambda: run_planned(arguments, Seat(plan, others, taken), host, door, ready),
             interrupted="interrupted: nothing is running",
         )
 
     return launch
-
-
-@contextmanager
-def _passed_on(supervisors: Supervisors) -> Iterator[None]:
-    """Pass the signals that ask for the end on to those that run; what was there comes back."""
-    before = {number: signal.signal(number, supervisors.signal) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from kvmhooks.live.signals import SIGNALS, held_back
+from kvmhooks.live.signals import held_back, noted
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ def run_whole(main: Coroutine[Any, Any, T]) -> T:
     """
     task: asyncio.Task[T] | None = None
 
-    def cancel() -> None:
+    def cancel(_: int) -> None:
         if task is not None and not task.done():
             task.get_loop().call_soon_threadsafe(task.cancel)
 
@@ -45,24 +45,13 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals while the context lasts.
-
-        asyncio leaves them with the kernel's own action, which is to kill us: what was there before
-        is put back.
-        """
+        """Take the signals while the context lasts."""
         loop = asyncio.get_running_loop()
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self._ask, number)
-        try:
+        with noted(lambda number: loop.call_soon_threadsafe(self._ask, number)):
             yield
-        finally:
-            for number, handler in before.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, handler)
 
-    def _ask(self, number: signal.Signals) -> None:
-        self._asked.put_nowait(number.name)
+    def _ask(self, number: int) -> None:
+        self._asked.put_nowait(signal.Signals(number).name)
 
     async def escalate(
         self,

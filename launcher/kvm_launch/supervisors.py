@@ -88,7 +88,7 @@ class Supervisors:
         self._selector.register(reader, selectors.EVENT_READ, (supervisor, self._pass_on))
         self._selector.register(hearing, selectors.EVENT_READ, (supervisor, self._hear))
 
-    def signal(self, number: int, _frame: object = None) -> None:
+    def signal(self, number: int) -> None:
         """Pass a signal on to all that are still followed."""
         for one in self._all:
             if not one.runs_alone:

@@ -23,7 +23,7 @@ def handlers() -> Iterator[None]:
 
 def step(number: signal.Signals, done: list[str], *, fails: bool = False) -> None:
     """Take a step in whose middle a signal comes."""
-    with held_back(lambda: done.append("told")):
+    with held_back(lambda _: done.append("told")):
         os.kill(os.getpid(), number)
         done.append("all of it")
         if fails:
