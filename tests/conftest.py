@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests import guard
 
 settings.register_profile(
     "house",
@@ -22,6 +25,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regen", action="store_true", help="write the golden files anew")
     parser.addoption("--corpus", metavar="DIR", help="a folder with more domain XML to tune")
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_leaves_nothing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail when a process is left, a mount or a file of ``/dev`` after the last test."""
+    guard.mark(tmp_path_factory.getbasetemp())
+    before = guard.look()
+    yield
+    left = [*guard.left_running(is_last=True), *guard.changes(before, guard.look())]
+    assert not left, "the tests leave: " + "\n".join(left)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _module_leaves_nothing(_session_leaves_nothing: None) -> Iterator[None]:
+    """Fail after the last test of the module that leaves something, so that it is known which."""
+    before = guard.look()
+    yield
+    left = [*guard.left_running(is_last=False), *guard.changes(before, guard.look())]
+    assert not left, "a test of this module leaves: " + "\n".join(left)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from tests.guard import is_ours
+
 ROOT = Path(__file__).resolve().parents[2]
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 
@@ -132,10 +134,10 @@ def read_until(stream: IO[str], wanted: str, seconds: float = 60) -> str:
 
 
 def processes_of(name: str) -> list[int]:
-    """The QEMUs that run a VM of this name; not one that is only about to become QEMU."""
+    """The QEMUs of this run that run a VM of this name; not one only about to become QEMU."""
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+        if entry.name.isdigit() and is_ours(int(entry.name)):
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
                 program = (entry / "exe").readlink()

@@ -13,6 +13,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from tests.guard import STAYS
 from tests.integration.components import QEMU, ROOT, Launcher, eventually
 from tests.isolate_model.kernel import Kernel
 from tests.isolate_model.tree import plant
@@ -94,7 +95,7 @@ class Daemon:
             process = self._process = subprocess.Popen(
                 ["unshare", "--mount", "--propagation", "private", "sh", "-c", LIBVIRTD, "sh",
                  self.base],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, STAYS: "1"},
             )  # fmt: skip
         eventually(lambda: socket.exists() or process.poll() is not None, seconds=120)
         assert process.poll() is None, (self.base / "libvirtd.log").read_text()
