@@ -1,5 +1,6 @@
 # make run   boots a real Linux guest with kvm-launch
 # make test  ruff, mypy and all tests but the lab's
+# make check  ruff, mypy and the unit tests: about a minute, to work with
 # make lab   the end-to-end tests in a virtual server (tests/lab)
 # make bench the benchmarks: ratios, never limits
 #
@@ -20,7 +21,7 @@ PACKAGES_TEST = $(PACKAGES_RUN) git binutils libvirt-daemon-system libvirt-clien
     groff-base zsh fish
 PACKAGES_BENCH = $(PACKAGES_TEST) virtinst
 
-.PHONY: run test bench guest clean apt-run apt-test apt-bench
+.PHONY: run test check bench guest clean apt-run apt-test apt-bench
 .DELETE_ON_ERROR:
 
 run: guest $(VENV)/installed-run
@@ -28,6 +29,9 @@ run: guest $(VENV)/installed-run
 
 test: apt-test $(VENV)/installed-test guest
 	$(BIN)/python tests/tools/checks.py
+
+check: apt-test $(VENV)/installed-test
+	$(BIN)/python tests/tools/checks.py -n 2 tests/house tests/unit
 
 bench: apt-bench $(VENV)/installed-test guest
 	$(BIN)/python benchmarks/run.py
