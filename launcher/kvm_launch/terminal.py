@@ -74,11 +74,11 @@ def typed(keyboard: Callable[[bytes], None]) -> Iterator[None]:
     raw = termios.tcgetattr(stdin)
     raw[0] &= ~(termios.ICRNL | termios.IXON)
     raw[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
-    termios.tcsetattr(stdin, termios.TCSADRAIN, raw)
+    termios.tcsetattr(stdin, termios.TCSANOW, raw)  # output may be stopped: it is not waited for
 
     def leave() -> None:
         loop.remove_reader(stdin)
-        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
+        termios.tcsetattr(stdin, termios.TCSANOW, before)
 
     def read() -> None:
         try:
