@@ -10,6 +10,7 @@ from typing import BinaryIO, Final
 
 from kvm_launch.terminal import typed
 from kvmhooks.live.report import MARK, MAX_BYTES
+from kvmhooks.live.rundir import made
 
 HISTORY_BYTES: Final = 1 << 14
 """What one who attaches is shown of what came before."""
@@ -57,8 +58,9 @@ class Console:
 
     @contextlib.asynccontextmanager
     async def served(self, path: Path) -> AsyncIterator[None]:
-        """Let others attach at a socket while the context lasts."""
-        server = await asyncio.start_unix_server(self._serve, path)
+        """Let others attach at a socket while the context lasts. Raises ``LaunchError``."""
+        with made(path):
+            server = await asyncio.start_unix_server(self._serve, path)
         try:
             with typed(self._type) if self._is_typed else contextlib.nullcontext():
                 yield
