@@ -101,7 +101,12 @@ def told(what: str) -> Iterator[None]:
 
 
 def _over(stream: io.TextIOWrapper, what: str) -> Plain:
-    return Plain(stream.buffer, what, encoding=stream.encoding, by_line=stream.line_buffering)
+    return Plain(
+        stream.buffer,
+        what,
+        encoding=stream.encoding,
+        by_line=stream.line_buffering or stream.write_through,
+    )
 
 
 def _end(stream: Plain) -> None:

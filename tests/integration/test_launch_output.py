@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import select
 import signal
 import subprocess
 import termios
@@ -264,3 +265,40 @@ def test_a_detached_vm_does_not_wait_for_a_reader(launcher: Launcher) -> None:
         assert verb(launcher, "stop", "--now", "tiny").returncode == 0
     os.close(reader)
     assert (processes_of("tiny"), launcher.left_behind()) == ([], [])
+
+
+def test_a_console_that_cannot_be_written_is_one_error(launcher: Launcher) -> None:
+    """A full disk below `kvm-launch console`: the VM is not concerned."""
+    assert launcher.run("--detach", vm(launcher, "floods")).returncode == 0
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [*map(str, launcher.program), "console", "--run-dir", str(launcher.run_dir), "tiny"],
+            stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            timeout=60,
+        )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (1, "standard output: No space left on device\n")
+    assert shown(launcher) == {"tiny": "running"}
+    assert verb(launcher, "stop", "--now", "tiny").returncode == 0
+
+
+def test_a_console_can_be_left_whose_guest_takes_no_keys(launcher: Launcher) -> None:
+    """More is pasted than anybody holds: Ctrl-] is still heard."""
+    assert launcher.run("--detach", vm(launcher, "sits")).returncode == 0
+    ours, theirs = pty.openpty()
+    words = [*map(str, launcher.program), "console", "--run-dir", str(launcher.run_dir), "tiny"]
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        try:
+            assert select.select([ours], [], [], SOON)[0]
+            assert os.read(ours, 100).startswith(b"tiny: Ctrl-] leaves its console")
+            eventually(lambda: not termios.tcgetattr(theirs)[3] & termios.ICANON)
+            os.set_blocking(ours, False)
+            left, until = b"x" * (1 << 20) + b"\x1d", time.monotonic() + 2 * SOON
+            while left and time.monotonic() < until:
+                with suppress(BlockingIOError):
+                    left = left[os.write(ours, left) :]
+            assert process.wait(SOON) == 0
+        finally:
+            process.kill()
+    os.close(ours)
+    os.close(theirs)
+    assert verb(launcher, "stop", "--now", "tiny").returncode == 0

@@ -112,6 +112,14 @@ def test_an_error_that_nobody_hears_keeps_its_code(tmp_path: Path, closed: str) 
     assert (ran.returncode, ran.stdout) == (1, b"")
 
 
+def test_a_note_comes_at_once() -> None:
+    """What stands on standard error is not kept until the end."""
+    program = "from kvmhooks.exits import exit_code_of as run; import sys, os\n"
+    program += "run(lambda: print('now', file=sys.stderr) or os._exit(0), interrupted='')"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True)
+    assert ran.stderr == b"now\n"
+
+
 def test_who_reads_no_further_ends_it_quietly() -> None:
     """As with any program in a pipe."""
     words: Sequence[str] = [sys.executable, "-c", PROGRAM, "schema"]
