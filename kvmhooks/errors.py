@@ -11,6 +11,7 @@
     ├── PlanError            what is asked does not fit the host         exit 1
     ├── IsolationError       the claim or the journal is refused         exit 1
     ├── LaunchError          something needed to start is missing        exit 1
+    ├── OutputError          what was asked for cannot be printed        exit 1
     ├── QemuError            QEMU or libvirt failed                      exit 3
     └── RestoreError         the host is not as it was                   exit 4
 
@@ -107,6 +108,10 @@ class IsolationError(KvmhooksError):
 
 class LaunchError(KvmhooksError):
     """Something that is needed to start the VM is missing; nothing was started."""
+
+
+class OutputError(KvmhooksError):
+    """What a command prints cannot be written, on a full disk for example."""
 
 
 class QemuError(KvmhooksError):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 
-from kvmhooks.errors import KvmhooksError
+from kvmhooks.errors import KvmhooksError, OutputError
+from kvmhooks.output import plain
 
 
 def exit_code_of(command: Callable[[], int], *, interrupted: str) -> int:
@@ -15,14 +15,20 @@ def exit_code_of(command: Callable[[], int], *, interrupted: str) -> int:
     An error of ours is its message on stderr and its own code. ``interrupted`` is said when Ctrl-C
     ends the command, with code 1.
     """
+    with plain():
+        try:
+            return _printed(_ended(command, interrupted))
+        except SystemExit as end:  # argparse has printed a help
+            sys.exit(_printed(end.code if isinstance(end.code, int) else 0))
+
+
+def _ended(command: Callable[[], int], interrupted: str) -> int:
     try:
         return command()
     except KvmhooksError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has gone. What is still in the buffer must not fail once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has gone
         return 1
     except (KeyboardInterrupt, RuntimeError) as error:
         # Python 3.11 raises the latter from one that comes while a module makes its classes.
@@ -30,3 +36,15 @@ def exit_code_of(command: Callable[[], int], *, interrupted: str) -> int:
             raise
         print(interrupted, file=sys.stderr)
         return 1
+
+
+def _printed(code: int) -> int:
+    """Give the exit code of a command whose output is still to be written: no 0 if it cannot be."""
+    try:
+        sys.stdout.flush()
+    except OutputError as error:
+        print(error, file=sys.stderr)
+        return code or error.exit_code
+    except BrokenPipeError:
+        return code or 1
+    return code

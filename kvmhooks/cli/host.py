@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvmhooks.output import document
+
 if TYPE_CHECKING:
     from kvmhooks.host import Host
 
@@ -78,7 +80,7 @@ def _draw(host: Host, file: Path) -> None:
     from kvmhooks.host.drawing import draw
 
     if str(file) == "-":
-        sys.stdout.write(draw(host))
+        document(draw(host))
         return
     try:
         file.write_text(draw(host), encoding="utf-8")

@@ -12,6 +12,7 @@ import attrs
 
 from kvmhooks.cli.documents import read_document
 from kvmhooks.errors import InputError
+from kvmhooks.output import document
 
 
 def main(verb: str, argv: Sequence[str]) -> int:
@@ -31,7 +32,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
         print(json.dumps({**said, "unexpressed": _json(made.unexpressed)}, indent=2))
         return 0
     if arguments.output is None:
-        sys.stdout.write(made.toml)
+        document(made.toml)
     for left in made.unexpressed:
         print(f"not expressed: {left}", file=sys.stderr)
     for left in made.decided:

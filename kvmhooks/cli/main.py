@@ -41,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     told = {"--version": f"kvmhooks {VERSION}\n", "--help": _usage(), "-h": _usage()}
     if words[:1] and words[0] in told:
-        print(told[words[0]], end="")
-        return 0
+        return exit_code_of(lambda: _tell(told[words[0]]), interrupted="interrupted")
     if not words or words[0] not in VERBS:
         found = repr(words[0]) if words else "nothing"
         print(f"found {found}, expected a verb\n{_usage()}", end="", file=sys.stderr)
@@ -50,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, *rest = words
     module = importlib.import_module(VERBS[verb][0])
     return exit_code_of(lambda: int(module.main(verb, rest)), interrupted="interrupted")
+
+
+def _tell(text: str) -> int:
+    print(text, end="")
+    return 0
 
 
 def _usage() -> str:

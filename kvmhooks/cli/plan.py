@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmhooks.cli import ground
 from kvmhooks.errors import HostError, InputError, PlanError
+from kvmhooks.output import document
 
 if TYPE_CHECKING:
     from kvmhooks.host import Host
@@ -111,7 +112,7 @@ def _draw(host: Host, plans: Sequence[Plan], others: Sequence[Holding], file: Pa
 
     drawn = placed_drawing(host, plans, others)
     if str(file) == "-":
-        sys.stdout.write(drawn)
+        document(drawn)
         return
     try:
         file.write_text(drawn, encoding="utf-8")

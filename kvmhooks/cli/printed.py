@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kvmhooks.cli import ground
+from kvmhooks.output import document
 
 
 def main(verb: str, argv: Sequence[str]) -> int:
@@ -21,7 +21,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     host, others = ground.read_ground(arguments, [spec])
     target = ground.target_of(arguments, spec, has_libvirt=verb in {"xml", "claim"})
     decided = plan(spec, host, others, target=target)
-    sys.stdout.write(printed(decided, verb, as_json=arguments.json))
+    document(printed(decided, verb, as_json=arguments.json))
     return 0
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from kvmhooks import output
 from kvmhooks.errors import IsolationError
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def _answer(keeper: Keeper, root: str) -> int:
     host = read(root, PLANNED)
     claims = keeper.claims()
     if misfit(document, host, claims):
-        sys.stdout.buffer.write(replan(document, host, claims).document)
-        sys.stdout.flush()
+        output.document(replan(document, host, claims).document)
     return 0
 
 

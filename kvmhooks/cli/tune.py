@@ -10,6 +10,7 @@ from pathlib import Path
 
 import attrs
 
+from kvmhooks import output
 from kvmhooks.cli.documents import read_claims, read_document
 from kvmhooks.domain.tune import CONCERNS, Tuned
 from kvmhooks.errors import UsageError
@@ -96,10 +97,9 @@ def _say(arguments: argparse.Namespace, document: bytes, tuned: Tuned) -> None:
             print(hide(str(change)))
         if arguments.diff and tuned.changes:
             before, after = (each.decode(errors="replace") for each in (document, tuned.document))
-            print(unified(before, after, arguments.domain), end="")
+            output.document(unified(before, after, arguments.domain))
     else:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(tuned.document)
+        output.document(tuned.document)
 
 
 def _hidden(change: dict[str, str | None]) -> dict[str, str | None]:

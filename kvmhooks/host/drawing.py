@@ -15,6 +15,7 @@ from attrs import evolve, frozen
 from kvmhooks.host.nesting import Place, nest
 from kvmhooks.host.picture import size
 from kvmhooks.values import CpuSet
+from kvmhooks.wording import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,7 +65,11 @@ def _box(
     rows: tuple[tuple[Box, ...], ...] = (),
     least: tuple[float, float] = (0, 0),
 ) -> Box:
-    """Make a box as large as its texts and rows need."""
+    """Make a box as large as its texts and rows need.
+
+    XML 1.0 has no control characters, not even as references (2.2, «Char»): a text has none.
+    """
+    lines = tuple(map(printable, lines))
     wide = [len(line) * _LETTER + 2 * _GAP for line in lines] + [_row_width(row) for row in rows]
     texts = len(lines) * _LINE + _GAP
     inner = sum(max(box.height for box in row) + _GAP for row in rows)
@@ -90,13 +95,12 @@ def draw(host: Host, marks: Mapping[int, Mark] | None = None) -> str:
     threads = {cpu.id: _thread(cpu, (marks or {}).get(cpu.id)) for cpu in host.cpus or ()}
     nodes = {node.id: node for node in host.nodes or ()}
     inside = [_place(place, threads, nodes) for place in nest(host).inside]
-    title = _title(host)
-    whole = _box("machine", title, (*_rows(inside), *_rows(_beside(host))))
+    whole = _box("machine", _title(host), (*_rows(inside), *_rows(_beside(host))))
     width, height = math.ceil(whole.width) + 2 * _GAP, math.ceil(whole.height) + 2 * _GAP
     head = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {head} font-family="sans-serif" font-size="11">',
-        f"<title>{escape(title[0])}</title>",
+        f"<title>{escape(whole.lines[0])}</title>",
     ]
     _write(whole, _GAP, _GAP, out)
     return "\n".join([*out, "</svg>"]) + "\n"

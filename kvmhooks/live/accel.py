@@ -13,8 +13,8 @@ import attrs
 from attrs import frozen
 
 from kvmhooks.host.model import Host
-from kvmhooks.live.rundir import private_directory
-from kvmhooks.live.verdict import recall, remember
+from kvmhooks.live.rundir import made, private_directory
+from kvmhooks.live.verdict import MEMORY, recall, remember
 from kvmhooks.spec.model import VmSpec
 
 
@@ -41,7 +41,8 @@ def choose(spec: VmSpec, host: Host, emulator: Path, base: Path) -> Choice:
     try:
         verdict = probe(emulator)
         if verdict.is_lasting:
-            remember(verdict, emulator, directory)
+            with made(base / MEMORY):
+                remember(verdict, emulator, directory)
     finally:
         os.close(directory)
     return _settled(spec, "kvm" if verdict.is_usable else "tcg", verdict.evidence)

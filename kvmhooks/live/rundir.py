@@ -6,12 +6,13 @@ its owner can look inside, no link is followed, and it is gone when the VM is.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -22,6 +23,9 @@ from kvmhooks.live.signals import held_back
 FOLDER: Final = "kvm-launch"
 
 _POLL_SECONDS: Final = 0.05
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Nothing can be made there, whatever it is."""
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -58,9 +62,8 @@ def private_directory(path: Path) -> int:
         path.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(path, _DIRECTORY)
     except OSError as error:
-        raise LaunchError(
-            f"{path}: {error.strerror}: expected a directory of this user's own"
-        ) from error
+        expected = "" if error.errno in _FULL else ": expected a directory of this user's own"
+        raise LaunchError(f"{path}: {error.strerror}{expected}") from error
     status = os.fstat(descriptor)
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         os.close(descriptor)
@@ -69,6 +72,15 @@ def private_directory(path: Path) -> int:
             f"expected owner {os.geteuid()} and mode 700"
         )
     return descriptor
+
+
+@contextmanager
+def made(path: Path) -> Iterator[None]:
+    """Have what fails when ``path`` is made be a ``LaunchError`` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise LaunchError(f"{path}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -130,7 +142,7 @@ class RunDir:
         base = private_directory(self._base)
         try:
             until = time.monotonic() + seconds
-            while (lock := _take_lock(base, f".{name}.lock")) is None:
+            while (lock := self._lock_of(base, name)) is None:
                 if time.monotonic() > until:
                     raise LaunchError(f"{self._base / name}: found it in use, expected it free")
                 time.sleep(_POLL_SECONDS)
@@ -150,20 +162,32 @@ class RunDir:
             path.unlink()
 
     def write(self, name: str, text: str) -> None:
-        """Replace a file in it in one step: a reader sees the old one or the new one."""
-        descriptor = os.open(self.path, _DIRECTORY)
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            with os.fdopen(os.open(f".{name}", flags, 0o600, dir_fd=descriptor), "w") as file:
-                file.write(text)
-            os.rename(f".{name}", name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
-        finally:
-            os.close(descriptor)
+        """Replace a file in it in one step: a reader sees the old one or the new one.
+
+        Raises ``LaunchError`` when it cannot be written; the old one stays then.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with made(self.path / name):
+            descriptor = os.open(self.path, _DIRECTORY)
+            try:
+                with os.fdopen(os.open(f".{name}", flags, 0o600, dir_fd=descriptor), "w") as file:
+                    file.write(text)
+                os.rename(f".{name}", name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
+            except BaseException:  # what is half written takes room that others need
+                with suppress(FileNotFoundError):
+                    os.unlink(f".{name}", dir_fd=descriptor)
+                raise
+            finally:
+                os.close(descriptor)
+
+    def _lock_of(self, base: int, name: str) -> int | None:
+        with made(self._base / f".{name}.lock"):
+            return _take_lock(base, f".{name}.lock")
 
     def _make(self) -> None:
         base = private_directory(self._base)
         try:
-            self._lock = _take_lock(base, self._lock_name)
+            self._lock = self._lock_of(base, self._name)
         finally:
             os.close(base)
         if self._lock is None:

@@ -50,7 +50,7 @@ def remember(verdict: Verdict, emulator: Path, directory: int) -> None:
     """Keep a verdict in the private ``directory`` (``rundir.private_directory``).
 
     It is written in place, so that a signal on the way leaves no second file: half of it is no
-    JSON, and not recalled.
+    JSON, and not recalled. Raises ``OSError``.
     """
     said = {"is_usable": verdict.is_usable, "evidence": verdict.evidence}
     content = json.dumps({"of": _identity(emulator), **said})

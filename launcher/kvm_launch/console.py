@@ -10,6 +10,7 @@ from typing import BinaryIO, Final
 
 from kvm_launch.terminal import typed
 from kvmhooks.live.report import MARK, MAX_BYTES
+from kvmhooks.live.rundir import made
 
 HISTORY_BYTES: Final = 1 << 14
 """What one who attaches is shown of what came before."""
@@ -45,17 +46,21 @@ class Console:
         self._history = (self._history + chunk)[-HISTORY_BYTES:]
         for writer in list(self._attached):
             self._send(writer, chunk)
-        *ended, rest = (bytes(self._line) + chunk).split(b"\n")
-        for line in ended:
-            start = line.find(MARK)
-            if start >= 0:
-                self.report = line[start:].rstrip(b"\r")
-        self._line = bytearray(rest[-MAX_BYTES:])
+        self._line += chunk
+        if b"\n" in chunk:
+            *ended, self._line = self._line.split(b"\n")
+            for line in ended:
+                start = line.find(MARK)
+                if start >= 0:
+                    self.report = bytes(line[start:]).rstrip(b"\r")
+        if len(self._line) > 2 * MAX_BYTES:  # not at every piece of a line that has no end
+            del self._line[:-MAX_BYTES]
 
     @contextlib.asynccontextmanager
     async def served(self, path: Path) -> AsyncIterator[None]:
-        """Let others attach at a socket while the context lasts."""
-        server = await asyncio.start_unix_server(self._serve, path)
+        """Let others attach at a socket while the context lasts. Raises ``LaunchError``."""
+        with made(path):
+            server = await asyncio.start_unix_server(self._serve, path)
         try:
             with typed(self._type) if self._is_typed else contextlib.nullcontext():
                 yield
@@ -65,8 +70,10 @@ class Console:
                 writer.close()
 
     def _type(self, keys: bytes) -> None:
-        """What is typed at our own terminal goes to the guest, once it is there."""
-        if self.keyboard is not None and not self.keyboard.is_closing():
+        """Pass on what is typed at our own terminal; a guest that takes none of it loses it."""
+        if self.keyboard is None or self.keyboard.is_closing():
+            return
+        if self.keyboard.transport.get_write_buffer_size() <= BACKLOG_BYTES:
             self.keyboard.write(keys)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

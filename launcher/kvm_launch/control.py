@@ -8,6 +8,7 @@ its owner, can connect.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -16,10 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvmhooks.errors import KvmhooksError, LaunchError, QemuError, UsageError
+from kvmhooks.live.rundir import made
 
 NAME: Final = "supervisor.sock"
 
 MAX_BYTES: Final = 1 << 16
+
+BACKLOG: Final = 100
 
 SECONDS: Final = 300.0
 """How long an answer may take: a guest may need minutes to give a CPU back."""
@@ -30,8 +34,20 @@ Handler = Callable[[Mapping[str, Any]], Awaitable[list[str]]]
 ERRORS: Final = {kind.exit_code: kind for kind in (LaunchError, UsageError, QemuError)}
 
 
+def listening(path: Path) -> socket.socket:
+    """Make the socket at which requests are heard: before the guest runs, which a full ``/run``
+    would end after that. Raises ``LaunchError``.
+    """
+    with made(path), contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(BACKLOG)
+        stack.pop_all()
+    return listener
+
+
 @asynccontextmanager
-async def served(path: Path, handlers: Mapping[str, Handler]) -> AsyncIterator[None]:
+async def served(listener: socket.socket, handlers: Mapping[str, Handler]) -> AsyncIterator[None]:
     """Answer requests while the context lasts, one after the other."""
     turn = asyncio.Lock()
     talks: set[asyncio.Task[None]] = set()
@@ -52,7 +68,7 @@ async def served(path: Path, handlers: Mapping[str, Handler]) -> AsyncIterator[N
             talks.discard(task)
             writer.close()
 
-    server = await asyncio.start_unix_server(serve, path, limit=MAX_BYTES)
+    server = await asyncio.start_unix_server(serve, sock=listener, limit=MAX_BYTES)
     try:
         yield
     finally:

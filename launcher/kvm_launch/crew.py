@@ -24,7 +24,7 @@ from kvm_launch import child
 from kvm_launch.helper import SOCKET, Helper
 from kvm_launch.user import User
 from kvmhooks.errors import QemuError
-from kvmhooks.live.rundir import RunDir
+from kvmhooks.live.rundir import RunDir, made
 from kvmhooks.values import CpuSet
 
 READY_SECONDS: Final = 10.0
@@ -228,7 +228,7 @@ def ids_of(user: User | None) -> str:
 def _sockets(helper: Helper, folder: Path) -> tuple[socket.socket | None, socket.socket | None]:
     """The helper's end of its socket, and QEMU's, which is connected already.
 
-    A socket that listens is at a path only until it has been connected to.
+    A socket that listens is at a path only until it has been connected to. Raises ``LaunchError``.
     """
     if helper.link == "own":
         return None, None
@@ -237,7 +237,8 @@ def _sockets(helper: Helper, folder: Path) -> tuple[socket.socket | None, socket
     path = folder / f"{helper.socket}.sock"
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-        listener.bind(str(path))
+        with made(path):
+            listener.bind(str(path))
         stack.callback(path.unlink)
         listener.listen(1)
         client = stack.enter_context(socket.socket(socket.AF_UNIX))

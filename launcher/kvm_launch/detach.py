@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from kvm_launch.outlive import leave
+
 READY: Final = b"R"
 
 
@@ -47,16 +49,15 @@ def readiness(writer: int) -> Callable[[], None]:
     os.dup2(null, 0)
     told: list[bool] = []
 
-    def ready() -> None:
-        if told:
-            return
-        told.append(True)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(null, stream.fileno())
+    def tell() -> None:
         with suppress(BrokenPipeError):  # the one who waited was killed
             os.write(writer, READY)
         os.close(writer)
+
+    def ready() -> None:
+        if not told:
+            told.append(True)
+            leave(null, tell)
 
     return ready
 

@@ -17,6 +17,7 @@ from kvm_launch.hold import Hold, live_claims
 from kvm_launch.life import State
 from kvm_launch.migration import Receiver
 from kvm_launch.outcome import Outcome, judge
+from kvm_launch.outlive import guests
 from kvm_launch.planning import read_host, target_of
 from kvm_launch.record import Account, pinned
 from kvm_launch.restart import wait_of
@@ -210,4 +211,6 @@ class Launch:
         self._screen.line(f"restart: in {wait:g} s, as run.restart says")
 
     def _console(self) -> Console:
-        return Console(self._screen.out.buffer, is_typed=self._arguments.console)
+        is_typed = self._arguments.console
+        out = guests(self._screen.out, "kvm-launch", is_whole=is_typed)
+        return Console(out, is_typed=is_typed)

@@ -6,12 +6,14 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from kvm_launch.outlive import outlive_terminals
+from kvm_launch.outlive import outliving
 from kvmhooks.errors import UsageError
 from kvmhooks.exits import exit_code_of
+from kvmhooks.output import document
 from kvmhooks.version import VERSION
 
 if TYPE_CHECKING:
@@ -60,11 +62,13 @@ def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
     migrate = words[:1] == [MIGRATE]
     arguments = parser_of().parse_args(_with_uri(words[1:] if migrate else words))
     arguments.migrate = migrate
+    runs = not (arguments.print or arguments.dry_run)
     try:
-        return exit_code_of(
-            lambda: _interruptible(arguments, door),
-            interrupted="interrupted: nothing is running, nothing was left behind",
-        )
+        with outliving() if runs else nullcontext():
+            return exit_code_of(
+                lambda: _interruptible(arguments, door),
+                interrupted="interrupted: nothing is running, nothing was left behind",
+            )
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: just end
 
@@ -72,7 +76,6 @@ def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
 def _interruptible(arguments: argparse.Namespace, door: Door | None) -> int:
     from kvmhooks.live.signals import interrupt
 
-    outlive_terminals()
     interrupt()
     is_special = arguments.libvirt or arguments.json or arguments.print or arguments.dry_run
     if arguments.detach and is_special:
@@ -201,8 +204,8 @@ def _print(arguments: argparse.Namespace, spec: VmSpec) -> int:
     from kvmhooks.render.printed import printed
 
     plan = plan_to_print(spec, arguments)
-    sys.stdout.write(printed(plan, arguments.print, as_json=arguments.json))
-    sys.stdout.flush()
+    tell = sys.stdout.write if arguments.print == "plan" else document
+    tell(printed(plan, arguments.print, as_json=arguments.json))
     return 0
 
 

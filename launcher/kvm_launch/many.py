@@ -68,7 +68,7 @@ def run_many(
         for plan in plan_together(arguments, specs, host, keeper):
             print(picture(plan), flush=True)
         return 0
-    supervisors = Supervisors(is_detached=arguments.detach, out=sys.stdout.buffer)
+    supervisors = Supervisors(is_detached=arguments.detach, out=sys.stdout)
     with noted(supervisors.signal):
         with planning(base) as supervisors.lock:
             plans = plan_together(arguments, specs, host, keeper)

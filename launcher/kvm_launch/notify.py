@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Final
+
+SECONDS: Final = 1.0
 
 
 class ServiceManager:
@@ -22,12 +25,17 @@ class ServiceManager:
         return bool(self._path)
 
     def tell(self, **fields: str | int) -> None:
-        """Send fields such as ``READY=1``. One who does not listen is no reason to fail."""
+        """Send fields such as ``READY=1``. One who does not listen is no reason to fail.
+
+        Nor is it waited for longer than ``SECONDS``: a socket holds ten messages that nobody
+        takes (``net.unix.max_dgram_qlen``).
+        """
         if not self._path:
             return
         address = "\0" + self._path[1:] if self._path.startswith("@") else self._path
         message = "\n".join(f"{name}={value}" for name, value in fields.items())
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer:
+            peer.settimeout(SECONDS)
             try:
                 peer.sendto(message.encode(), address)
             except OSError:

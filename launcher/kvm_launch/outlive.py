@@ -1,46 +1,114 @@
-"""Output to a terminal that may be closed while the VM runs.
+"""Standard output and standard error of one who goes on whatever becomes of their readers.
 
-Every write to it fails then (EIO, ``tty_write()`` in drivers/tty/tty_io.c), maybe before SIGHUP has
-been handled. That is no failure of ours: the guest is asked to power off, and what is said of that
-is said to nobody.
+Every write to a terminal that was closed fails (EIO, ``tty_write()`` in drivers/tty/tty_io.c), one
+to a pipe that nobody reads waits, one to a full disk fails: the VM outlives all of them.
 """
 
 from __future__ import annotations
 
-import errno
 import io
 import os
+import signal
 import sys
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TextIO
+
+from kvm_launch.harmless import Harmless
+from kvm_launch.outlet import Channel, Outlet
+from kvmhooks.live.signals import noted
+from kvmhooks.output import NAMES, Plain, fill
+
+DRAIN_SECONDS: Final = 3.0
+"""How long a process waits at its end for a reader that is slow."""
+
+LAST_SECONDS: Final = 0.5
+"""How long it then waits for who reads of what was lost."""
+
+GUEST_BYTES: Final = 1 << 20
+"""What of a guest's console waits at the most for who reads it."""
 
 
-class Terminal(io.FileIO):
-    """A terminal, and nothing once it is gone."""
+@contextmanager
+def outliving() -> Iterator[None]:
+    """Have standard output and standard error wait for nobody while the context lasts.
 
-    def write(self, data: Any) -> int:  # a Buffer, which Python 3.11 has no name for
-        """Write to it. Raises ``OSError`` for any other failure than that it is gone."""
-        try:
-            return super().write(data)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self.fileno())
-        os.close(null)
-        return memoryview(data).nbytes
-
-
-def outlive_terminals() -> None:
-    """Have standard output and standard error go on without the terminals that they are on."""
-    for name in ("stdout", "stderr"):
+    At its end what is still to be written is waited for, within bounds, or until a signal comes.
+    """
+    fill()
+    before = sys.stdout, sys.stderr
+    outlets: dict[tuple[int, int], Outlet] = {}
+    channels: list[tuple[str, Channel]] = []
+    for name, what in NAMES.items():
         stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper) and stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
             stream.flush()
-            raw = Terminal(stream.fileno(), "w", closefd=False)
-            outliving = io.TextIOWrapper(
-                io.BufferedWriter(raw),
-                encoding=stream.encoding,
-                errors=stream.errors,
-                line_buffering=True,
-            )
-            setattr(sys, name, outliving)
+            status = os.fstat(stream.fileno())
+            outlet = outlets.setdefault((status.st_dev, status.st_ino), Outlet())
+            channel = Channel(outlet, stream.fileno())
+            channels.append((what, channel))
+            setattr(sys, name, _over(channel, what, stream.encoding))
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        _drain(channels)
+        sys.stdout, sys.stderr = before
+
+
+def leave(null: int, then: Callable[[], None]) -> None:
+    """Have our output go to ``null`` once what was said is written, and call ``then``.
+
+    Nobody waits for that: it is done in a thread.
+    """
+    outlets: list[Outlet] = []
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        buffer: Any = stream.buffer
+        if isinstance(buffer, Channel):
+            buffer.outlet.silence()
+            outlets.append(buffer.outlet)
+
+    def turn() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        until = time.monotonic() + DRAIN_SECONDS
+        for outlet in outlets:
+            outlet.drained(until)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(null, stream.fileno())
+        then()
+
+    threading.Thread(target=turn, daemon=True).start()
+
+
+def guests(out: TextIO, name: str, *, is_whole: bool) -> Any:
+    """Give the binary stream to which a guest's console goes.
+
+    A terminal obeys nothing that comes from there, unless ``is_whole``: it was asked for.
+    """
+    buffer: Any = out.buffer
+    if isinstance(buffer, Channel):
+        buffer = buffer.beside(name=name, limit=GUEST_BYTES)
+    return Harmless(buffer) if out.isatty() and not is_whole else buffer
+
+
+def _over(channel: Channel, what: str, encoding: str) -> Plain:
+    return Plain(channel, what, encoding=encoding, by_line=True)
+
+
+def _drain(channels: Sequence[tuple[str, Channel]]) -> None:
+    """Wait for what is still to be written; what is lost of one stream is told on the other."""
+    until = time.monotonic() + DRAIN_SECONDS
+    with noted() as came:
+        outlets = dict.fromkeys(channel.outlet for _, channel in channels)
+        is_read = {outlet: outlet.drained(until, came) for outlet in outlets}
+        for what, channel in channels:
+            count, why = channel.outlet.missing()
+            for _, other in channels if count else ():
+                if other.outlet is not channel.outlet and is_read[other.outlet]:
+                    said = f"kvm-launch: {what}: {count} bytes are not written: {why}\n"
+                    other.write(said.encode())
+                    other.outlet.drained(time.monotonic() + LAST_SECONDS, came)

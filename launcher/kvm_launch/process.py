@@ -22,7 +22,7 @@ from kvm_launch.record import MONITOR
 from kvm_launch.user import user_of
 from kvm_launch.view import writable
 from kvmhooks.live import emulator
-from kvmhooks.live.rundir import RunDir
+from kvmhooks.live.rundir import RunDir, made
 from kvmhooks.placement import Plan
 from kvmhooks.render import qemu_argv
 from kvmhooks.render.handles import FIRST, handles, needs_bridge_helper
@@ -150,10 +150,11 @@ def _nodes(plan: Plan) -> list[str]:
 
 
 def _listening(path: Path) -> socket.socket:
-    """A socket that listens at ``path``."""
+    """A socket that listens at ``path``. Raises ``LaunchError``."""
     listener = socket.socket(socket.AF_UNIX)
     try:
-        listener.bind(str(path))
+        with made(path):
+            listener.bind(str(path))
         listener.listen(1)
     except BaseException:
         listener.close()

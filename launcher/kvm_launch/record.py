@@ -73,7 +73,7 @@ class Record:
         )
 
     def save(self, run_dir: RunDir) -> None:
-        """Replace the record in one step. Raises ``OSError``."""
+        """Replace the record in one step. Raises ``LaunchError``."""
         run_dir.write(NAME, json.dumps(asdict(self)))
 
     @property
@@ -99,6 +99,8 @@ class Account:
         self._is_up = spec.run.ready == "running"
         self._run_dir: RunDir | None = None
         self._manager = ServiceManager()
+        self._is_behind = False
+        """Whether the record could not be replaced."""
         self._patience = spec.shutdown.timeout + MARGIN_SECONDS
         self._record = Record(
             name=spec.name,
@@ -173,9 +175,22 @@ class Account:
         self._keep(evolve(self._record, qemu=qemu))
 
     def _keep(self, record: Record) -> None:
+        """Keep the record. Raises ``LaunchError`` as long as there is no QEMU that it would end."""
         self._record = record
-        if self._run_dir is not None:
+        if self._run_dir is None:
+            return
+        try:
             record.save(self._run_dir)
+        except LaunchError as error:
+            if record.state == State.ENDED:
+                return  # the directory goes with it
+            if not record.qemu:
+                raise
+            if not self._is_behind:
+                self.warn(f"what `kvm-launch status` says is not up to date: {error}")
+            self._is_behind = True
+        else:
+            self._is_behind = False
 
 
 def running(base: Path) -> Iterator[Record]:

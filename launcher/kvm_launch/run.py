@@ -10,6 +10,7 @@ from kvm_launch import images, seed
 from kvm_launch.console import Console
 from kvm_launch.hold import keeper_of, live_claims
 from kvm_launch.outcome import Outcome, as_text, judge
+from kvm_launch.outlive import guests
 from kvm_launch.planning import read_host, target_of
 from kvm_launch.screen import screen_of
 from kvm_launch.settle import settle
@@ -58,7 +59,7 @@ def run(
     with held_back():
         images.make(spec, None)
         seed.make(spec, decided.uuid, None)
-    console = Console(screen.out.buffer)
+    console = Console(guests(screen.out, "kvm-launch", is_whole=False))
     stop = Stop(arguments.timeout, spec.shutdown.timeout)
     ended = run_whole(follow(decided, arguments.libvirt, console=console, stop=stop))
     return _told(arguments, decided, judge(decided, ended))

@@ -83,7 +83,7 @@ async def supervise(
                 running = Running(plan, process.pid, monitor, hold, account)
                 sender = Sender(plan, monitor, run_dir, account, lambda: _leave(watch, stop))
                 handlers = {**running.handlers, **sender.handlers}
-                with stop.listening():
+                with stop.listening(), control.listening(run_dir.path / control.NAME) as listener:
                     if receiver is not None:
                         life.note(await receiver.receive(monitor, run_dir))
                     await monitor.execute("cont")
@@ -92,7 +92,7 @@ async def supervise(
                         account.renamed()
                     await asyncio.to_thread(hold.follow)
                     async with (
-                        control.served(run_dir.path / control.NAME, handlers),
+                        control.served(listener, handlers),
                         _awaited(plan, run_dir, account),
                     ):
                         forced = await _follow(plan, process, ended, monitor, stop, watch, crew)

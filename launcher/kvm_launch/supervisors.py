@@ -7,15 +7,19 @@ import selectors
 import signal
 import sys
 from collections.abc import Callable
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TextIO
 
 from attrs import define, field
 
 from kvm_launch.child import PR_SET_PDEATHSIG, prctl
 from kvm_launch.detach import READY, readiness
+from kvm_launch.outlive import guests, outliving
 from kvmhooks.errors import QemuError
 
 CHUNK: Final = 1 << 16
+
+LINE_BYTES: Final = 1 << 16
+"""A longer line is passed on in pieces."""
 
 TAKEN: Final = b"T"
 """What a supervisor says once its VM has its place on the host."""
@@ -25,10 +29,12 @@ TAKEN: Final = b"T"
 class _Supervisor:
     name: str
     pid: int
+    out: BinaryIO
+    """Where what it prints goes: room of its own, whatever the others say."""
     said: bytes = b""
     """What it has said of itself."""
-    rest: bytes = b""
-    """The line that it has begun to print."""
+    line: bytearray = field(factory=bytearray)
+    """What it has begun to print."""
 
     @property
     def runs_alone(self) -> bool:
@@ -44,7 +50,7 @@ class Supervisors:
     """
 
     is_detached: bool
-    out: BinaryIO
+    out: TextIO
     lock: int = -1
     """A lock of the one who starts them: none of them may keep it."""
     _all: list[_Supervisor] = field(factory=list)
@@ -76,14 +82,14 @@ class Supervisors:
                     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
                 ready = readiness(telling) if self.is_detached else None
                 if os.getppid() == parent:
-                    code = launch(lambda: _tell(telling), ready)
+                    with outliving():
+                        code = launch(lambda: _tell(telling), ready)
             finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
                 os._exit(code)
         os.close(writer)
         os.close(telling)
-        supervisor = _Supervisor(name, child)
+        out = guests(self.out, f"[{name}] kvm-launch", is_whole=False)
+        supervisor = _Supervisor(name, child, out)
         self._all.append(supervisor)
         self._selector.register(reader, selectors.EVENT_READ, (supervisor, self._pass_on))
         self._selector.register(hearing, selectors.EVENT_READ, (supervisor, self._hear))
@@ -135,14 +141,21 @@ class Supervisors:
 
     def _pass_on(self, descriptor: int, supervisor: _Supervisor) -> None:
         said = os.read(descriptor, CHUNK)
-        *lines, rest = (supervisor.rest + said).split(b"\n")
         if not said:
             self._close(descriptor)
-            lines, rest = [*lines, *([rest] if rest else [])], b""
-        supervisor.rest = rest
-        for line in lines:
-            self.out.write(f"[{supervisor.name}] ".encode() + line + b"\n")
-        self.out.flush()
+        supervisor.line += said
+        if b"\n" in said or not said or len(supervisor.line) >= LINE_BYTES:
+            self._print(supervisor, is_all=not said)
+
+    def _print(self, supervisor: _Supervisor, *, is_all: bool) -> None:
+        """Print the lines that have ended; what is too long for one, or the last, ends here."""
+        *lines, rest = supervisor.line.split(b"\n")
+        if rest and (is_all or len(rest) >= LINE_BYTES):
+            lines, rest = [*lines, rest], bytearray()
+        supervisor.line = rest
+        start = f"[{supervisor.name}] ".encode()
+        supervisor.out.write(b"".join(start + line + b"\n" for line in lines))
+        supervisor.out.flush()
 
     def _close(self, descriptor: int) -> None:
         self._selector.unregister(descriptor)

@@ -16,11 +16,15 @@ from typing import Final
 
 from kvm_launch.record import CONSOLE
 from kvmhooks.errors import LaunchError
+from kvmhooks.output import NAMES, told
 
 ESCAPE: Final = b"\x1d"
 """Ctrl-], as telnet's and virsh's."""
 
 CHUNK: Final = 1 << 12
+
+KEYS: Final = 1 << 16
+"""Bytes that are typed and wait for the guest at the most."""
 
 
 def attach(directory: Path) -> int:
@@ -42,11 +46,16 @@ def attach(directory: Path) -> int:
 
 
 def _relay(peer: socket.socket, *, has_escape: bool) -> None:
-    """Copy both ways until the other side ends; the end of our input is no end of its output."""
+    """Copy both ways until the other side ends; the end of our input is no end of its output.
+
+    A guest that takes no keys keeps nobody from leaving: what it does not take in time is lost.
+    Raises ``OutputError``.
+    """
     stdin, stdout = sys.stdin.fileno(), sys.stdout.fileno()
     watched: list[int | socket.socket] = [peer, stdin]
+    keys = b""
     while True:
-        ready, _, _ = select.select(watched, [], [])
+        ready, free, _ = select.select(watched, [peer] if keys else [], [])
         if peer in ready:
             said = peer.recv(CHUNK)
             if not said:
@@ -57,9 +66,11 @@ def _relay(peer: socket.socket, *, has_escape: bool) -> None:
             if not typed:
                 watched.remove(stdin)
             before, escape, _ = typed.partition(ESCAPE) if has_escape else (typed, b"", b"")
-            peer.sendall(before)
+            keys += before if len(keys) < KEYS else b""
             if escape:
                 return
+        if peer in free:
+            keys = keys[peer.send(keys, socket.MSG_DONTWAIT) :]
 
 
 @contextmanager
@@ -74,11 +85,11 @@ def typed(keyboard: Callable[[bytes], None]) -> Iterator[None]:
     raw = termios.tcgetattr(stdin)
     raw[0] &= ~(termios.ICRNL | termios.IXON)
     raw[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
-    termios.tcsetattr(stdin, termios.TCSADRAIN, raw)
+    termios.tcsetattr(stdin, termios.TCSANOW, raw)  # output may be stopped: it is not waited for
 
     def leave() -> None:
         loop.remove_reader(stdin)
-        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
+        termios.tcsetattr(stdin, termios.TCSANOW, before)
 
     def read() -> None:
         try:
@@ -101,8 +112,9 @@ def typed(keyboard: Callable[[bytes], None]) -> Iterator[None]:
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
+    with told(NAMES["stdout"]):
+        while data:
+            data = data[os.write(descriptor, data) :]
 
 
 @contextmanager

@@ -15,7 +15,8 @@ BELOW = {
     "errors": set(),
     "version": set(),
     "wording": set(),
-    "exits": {"errors"},
+    "output": {"errors", "wording"},
+    "exits": {"errors", "output"},
     "units": {"errors"},
     "values": {"errors"},
     "isolate": {"errors", "values", "version"},
@@ -37,7 +38,17 @@ BELOW["cli"] = EVERYTHING - {"cli"}
 BELOW["kvm_launch"] = EVERYTHING - {"cli"}
 BELOW["hooks"] = {"isolate"}
 
-STANDARD_ONLY = {"errors", "version", "wording", "exits", "units", "values", "isolate", "hooks"}
+STANDARD_ONLY = {
+    "errors",
+    "version",
+    "wording",
+    "output",
+    "exits",
+    "units",
+    "values",
+    "isolate",
+    "hooks",
+}
 """Rooms that import nothing but the standard library and what ``BELOW`` says."""
 
 

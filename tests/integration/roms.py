@@ -22,6 +22,9 @@ _POWER_OFF: Final = """
 """ICH9: PMBASE = 0x600, ACPI_CNTL = enabled, then SLP_EN with the type of S5, which is 0 in QEMU
 (hw/acpi/core.c, ``acpi_pm1_cnt_write()``)."""
 
+ESCAPES: Final = b"seen\x1b[31mred\x1b]0;title\x07\xc2\x9b5n\xe2\x80\xaebidi\r\ndone\n"
+"""What a hostile guest prints: a colour, a title, a question in 8 bits, an override."""
+
 _RESET_ONCE: Final = "b0 50 e6 70 e4 71 84 c0 75 0f b0 50 e6 70 b0 01 e6 71 b0 fe e6 64 f4 eb fd"
 """Unless CMOS byte 0x50, which a reset leaves, is set: set it, and reset through the keyboard
 controller. Else go on behind this."""
@@ -34,6 +37,8 @@ ROMS: Final = {
     "sits": _HALT,
     "echoes": "b0 4b ba f8 03 ee  ba fd 03 ec a8 01 74 f8  ba f8 03 ec ee  eb f1",
     # says K on the serial port (16550, port 0x3f8), then whatever it hears
+    "escapes": "ba f8 03" + "".join(f"b0 {byte:02x} ee" for byte in ESCAPES) + _POWER_OFF + _HALT,
+    "floods": "b0 78 ba f8 03 ee eb fd",  # an x on the serial port, for ever
 }
 
 
