@@ -9,7 +9,7 @@ import pytest
 
 from kvmhooks.errors import HostError
 from kvmhooks.host import read
-from kvmhooks.host.capture import capture
+from kvmhooks.host.capture import CaptureRecorder, _write_tar, capture
 from kvmhooks.host.redact import Redactor
 from tests.fakedevices import FakeIrq, FakePci, nic_with_functions
 from tests.fakehost import write_host
@@ -120,3 +120,48 @@ def test_a_destination_with_something_in_it_is_left_alone(root: Path, tmp_path: 
     with pytest.raises(HostError, match=r"mine\.tar: cannot be written: File exists"):
         capture(tmp_path / "mine.tar", root)
     assert (tmp_path / "mine.tar").read_text() == "mine"
+
+
+def test_a_capture_follows_no_link_that_another_has_put_there(root: Path, tmp_path: Path) -> None:
+    """Neither in the place of the destination, nor into it while it is written."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "link").symlink_to(outside)
+    (tmp_path / "link.tar").symlink_to(outside / "made")
+    with pytest.raises(HostError, match="link: cannot be written: Not a directory"):
+        capture(tmp_path / "link", root)
+    with pytest.raises(HostError, match=r"link\.tar: cannot be written: File exists"):
+        capture(tmp_path / "link.tar", root)
+    assert list(outside.iterdir()) == []
+
+
+def test_what_is_put_into_a_destination_meanwhile_is_not_written_through(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as it is seen to be empty, its owner puts a link there."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    destination = tmp_path / "captured"
+    destination.mkdir()
+    listed = os.listdir
+
+    def put(where: int | str | Path) -> list[str]:
+        names = listed(where)
+        if not names:
+            (destination / "sys").symlink_to(outside)
+            (destination / "proc").symlink_to(outside)
+        return names
+
+    monkeypatch.setattr(os, "listdir", put)
+    with pytest.raises(HostError, match="captured: cannot be written: File exists"):
+        capture(destination, root)
+    assert listed(outside) == []
+
+
+def test_a_tar_file_that_could_not_be_written_whole_is_not_left(tmp_path: Path) -> None:
+    """Here for a text that has no bytes."""
+    recorder = CaptureRecorder(None)
+    recorder.saw_text("proc/version", "\udcff")
+    with pytest.raises(UnicodeEncodeError):
+        _write_tar(tmp_path / "captured.tar", recorder)
+    assert list(tmp_path.iterdir()) == []
