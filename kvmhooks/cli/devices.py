@@ -89,7 +89,7 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--rom", metavar="FILE", type=Path, help="check that it is a ROM of ADDRESS"
     )
-    parser.add_argument("--root", metavar="DIR", default="/", help="a captured host")
+    parser.add_argument("--root", metavar="DIR|FILE.tar", default="/", help="a captured host")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

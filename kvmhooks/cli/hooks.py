@@ -6,20 +6,25 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from kvmhooks.cli.roots import used
+
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Install, remove or examine the hook; ``status`` gives 1 when it would not run."""
     from kvmhooks.isolate import installation
 
     arguments = parser_of(verb).parse_args(argv)
-    if arguments.action == "install":
-        installation.install(arguments.root, arguments.python)
-    elif arguments.action == "uninstall":
-        installation.uninstall(arguments.root)
-    if arguments.action != "status":
-        for command in installation.reload_daemons(arguments.root):
-            print(f"not known yet: run `{command}`")
-    found = installation.status(arguments.root)
+    commands: Sequence[str] = ()
+    with used(arguments.root):
+        if arguments.action == "install":
+            installation.install(arguments.root, arguments.python)
+        elif arguments.action == "uninstall":
+            installation.uninstall(arguments.root)
+        if arguments.action != "status":
+            commands = installation.reload_daemons(arguments.root)
+        found = installation.status(arguments.root)
+    for command in commands:
+        print(f"not known yet: run `{command}`")
     if arguments.json:
         print(json.dumps(found._asdict(), indent=2))
     elif found.path:

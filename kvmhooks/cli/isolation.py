@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kvmhooks.cli.roots import require_host, used
 from kvmhooks.errors import InputError, RestoreError, ValueFormatError
 
 if TYPE_CHECKING:
@@ -26,18 +27,27 @@ def main(verb: str, argv: Sequence[str]) -> int:
     arguments = parser_of(verb).parse_args(argv)
     helper = [sys.executable, "-I", "-m", "kvmhooks.cli.main"]
     keeper = Keeper(Door(arguments.root), Store(arguments.root), helper=helper)
+    with used(arguments.root):
+        require_host(arguments.root)
+        if verb == "status":
+            said = held_things(keeper.look(), keeper.door)
+        else:
+            report = _carry_out(verb, keeper, arguments)
+            left = _left(report, keeper)
     if verb == "status":
-        said = held_things(keeper.look(), keeper.door)
         print(json.dumps(said, indent=2) if arguments.json else told(said), end="\n")
         return 0
-    if verb == "undo":
-        key = None if arguments.all else _key_of(keeper, arguments.name)
-        report = keeper.undo(key)
-    else:
-        report = keeper.reconcile()
     print(json.dumps(_results(report), indent=2) if arguments.json else str(report))
-    _check(report, keeper)
+    if left:
+        raise RestoreError(f"not restored: {left}")
     return 0
+
+
+def _carry_out(verb: str, keeper: Keeper, arguments: argparse.Namespace) -> Report:
+    """Do what ``reconcile`` or ``undo`` asks for."""
+    if verb == "reconcile":
+        return keeper.reconcile()
+    return keeper.undo(None if arguments.all else _key_of(keeper, arguments.name))
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
@@ -218,9 +228,6 @@ def _results(report: Report) -> dict[str, Any]:
     }
 
 
-def _check(report: Report, keeper: Keeper) -> None:
-    """Raise ``RestoreError`` when something is left that no claim holds."""
-    left = keeper.left_over(report)
-    if left:
-        said = "; ".join(f"{one.key}: {one.why}" for one in left)
-        raise RestoreError(f"not restored: {said}")
+def _left(report: Report, keeper: Keeper) -> str:
+    """Return what is left that no claim holds; empty where nothing is."""
+    return "; ".join(f"{one.key}: {one.why}" for one in keeper.left_over(report))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from kvmhooks import output
+from kvmhooks.cli.roots import used
 from kvmhooks.errors import IsolationError
 
 if TYPE_CHECKING:
@@ -33,8 +34,12 @@ def main(verb: str, argv: Sequence[str]) -> int:
     arguments = parser_of(verb).parse_args(argv)
     keeper = Keeper(Door(arguments.root), Store(arguments.root))
     if arguments.domain == "-":
-        return _answer(keeper, arguments.root)
-    said = _move(keeper, arguments)
+        with used(arguments.root):
+            answer = _answer(keeper, arguments.root)
+        output.document(answer)
+        return 0
+    with used(arguments.root):
+        said = _move(keeper, arguments)
     if arguments.json:
         print(json.dumps(said, indent=2))
         return 0
@@ -58,8 +63,8 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _answer(keeper: Keeper, root: str) -> int:
-    """Print the XML on stdin with other pins, if those that it has are of no use here."""
+def _answer(keeper: Keeper, root: str) -> bytes:
+    """Return the XML on stdin with other pins, or nothing where those that it has are of use."""
     from kvmhooks.cli.documents import read_document
     from kvmhooks.domain.replan import misfit, replan
     from kvmhooks.host import PLANNED, read
@@ -67,9 +72,7 @@ def _answer(keeper: Keeper, root: str) -> int:
     document = read_document("-")
     host = read(root, PLANNED)
     claims = keeper.claims()
-    if misfit(document, host, claims):
-        output.document(replan(document, host, claims).document)
-    return 0
+    return replan(document, host, claims).document if misfit(document, host, claims) else b""
 
 
 def _move(keeper: Keeper, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvmhooks.cli.roots import require_host, used
 from kvmhooks.errors import InputError
 
 
@@ -18,15 +19,18 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
     arguments = parser_of(verb).parse_args(argv)
     try:
-        claim = read_claim(arguments.domain.read_bytes(), door=Door(arguments.root))
+        document = arguments.domain.read_bytes()
     except OSError as error:
         raise InputError(f"{arguments.domain}: {error.strerror}") from error
-    if claim is None:
-        raise InputError(
-            f"{arguments.domain}: found no <kvmhooks:vm> in its metadata and no file in "
-            "/etc/kvmhooks/vm.d, so nothing would be done: see `kvmhooks isolate`"
-        )
-    writes = rehearse(claim, arguments.root)
+    with used(arguments.root):
+        require_host(arguments.root)
+        claim = read_claim(document, door=Door(arguments.root))
+        if claim is None:
+            raise InputError(
+                f"{arguments.domain}: found no <kvmhooks:vm> in its metadata and no file in "
+                "/etc/kvmhooks/vm.d, so nothing would be done: see `kvmhooks isolate`"
+            )
+        writes = rehearse(claim, arguments.root)
     if arguments.json:
         print(json.dumps([write._asdict() for write in writes], indent=2))
         return 0

@@ -54,7 +54,9 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     """The command line of ``verb``."""
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
     parser.add_argument("domain", metavar="DOMAIN", help="an XML file, - for stdin, or a name")
-    parser.add_argument("--host", metavar="DIR", default="/", help="tune for a captured host")
+    parser.add_argument(
+        "--host", metavar="DIR|FILE.tar", default="/", help="tune for a captured host"
+    )
     parser.add_argument("--claims", metavar="FILE", help="a JSON list of what other VMs hold")
     parser.add_argument("--only", metavar="CONCERN,…", help=f"some of {','.join(CONCERNS)}")
     parser.add_argument("--keep-pins", action="store_true", help="pins that are there stay")

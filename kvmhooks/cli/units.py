@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvmhooks.errors import LaunchError
+from kvmhooks.cli.roots import used
 
 
 def main(verb: str, argv: Sequence[str]) -> int:
@@ -19,13 +19,11 @@ def main(verb: str, argv: Sequence[str]) -> int:
     arguments = parser_of(verb).parse_args(argv)
     directory = units.user_directory() if arguments.user else arguments.root / units.SYSTEM
     programs = arguments.programs or Path(sys.argv[0]).parent
-    try:
+    with used(arguments.root):
         if arguments.remove:
             paths = units.remove(directory)
         else:
             paths = units.install(directory, programs.absolute(), is_user=arguments.user)
-    except OSError as error:
-        raise LaunchError(f"{error.filename}: {error.strerror}") from error
     if arguments.json:
         print(json.dumps({"removed" if arguments.remove else "installed": list(map(str, paths))}))
     else:

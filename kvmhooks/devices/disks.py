@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from kvmhooks.devices.uses import Use
+from kvmhooks.host.formats import split_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +29,10 @@ _NAME: Final = re.compile(r"[A-Za-z0-9!_.:-]{1,128}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _LIMIT: Final = 4 << 20
+_DEEPEST: Final = 32
+"""Layers of what stacks on a disk: the kernel refuses a device mapper's table long before."""
+_MOST: Final = 1024
+"""What stacks on one disk and is looked at: one that carries so much is in use."""
 _SHOWN: Final = 3
 """Mount points of one device that are named; containers have hundreds."""
 
@@ -46,11 +51,14 @@ class _Disks:
         self.holders: dict[str, tuple[str, ...]] = {}
         self.numbers: dict[str, str] = {}
         """``major:minor`` to the name."""
+        self._links: dict[str, str | None] = {}
         directory = tree.directory(_BLOCK)
         if directory is not None:
             with directory:
                 for name in directory.names(_NAME):
                     self._read_disk(directory, name)
+        self.names = {*self.holders, *self.numbers.values()}
+        self.btrfs = self._read_btrfs()
         self.mounts = self._read_mounts()
         self.swaps = self._read_swaps()
 
@@ -86,15 +94,16 @@ class _Disks:
                 continue
             source = words[words.index("-") + 2]
             name = self.numbers.get(words[2]) or self._name_of(source)
-            for one in self._with_btrfs(name) if name is not None else ():
+            for one in self.btrfs.get(name, [name]) if name is not None else ():
                 mounts.setdefault(one, []).append(_plain(words[4]))
         return mounts
 
-    def _with_btrfs(self, name: str) -> list[str]:
-        """All devices of the Btrfs that this one is of; it alone where it is of none."""
+    def _read_btrfs(self) -> dict[str, list[str]]:
+        """All devices of the Btrfs that a device is of, by its name."""
+        found: dict[str, list[str]] = {}
         directory = self.tree.directory(_BTRFS)
         if directory is None:
-            return [name]
+            return found
         with directory:
             for uuid in directory.names(_UUID):
                 devices = self.tree.directory(f"{_BTRFS}/{uuid}/devices")
@@ -102,13 +111,13 @@ class _Disks:
                     continue
                 with devices:
                     names = devices.names(_NAME)
-                if name in names:
-                    return names
-        return [name]
+                for name in names:
+                    found.setdefault(name, names)
+        return found
 
     def _read_swaps(self) -> set[str]:
         lines = list(self.tree.lines(_SWAPS, _LIMIT))[1:]
-        names = (self._name_of(line.split()[0]) for line in lines if line)
+        names = (self._name_of(split_words(line)[0]) for line in lines if line)
         return {name for name in names if name is not None}
 
     def _name_of(self, path: str) -> str | None:
@@ -117,32 +126,45 @@ class _Disks:
         if not path.startswith("/dev/"):
             return None
         name = path.removeprefix("/dev/").replace("/", "!")
-        if name in self.holders or name in self.numbers.values():
+        if name in self.names:
             return name
-        link = self.tree.directory(path.rpartition("/")[0].lstrip("/"))
-        if link is None:
+        if path not in self._links:  # a thousand mounts may be of one device
+            self._links[path] = self._link_of(path)
+        return self._links[path]
+
+    def _link_of(self, path: str) -> str | None:
+        folder, _, name = path.lstrip("/").rpartition("/")
+        directory = self.tree.directory(folder)
+        if directory is None:
             return None
-        with link:
-            return link.link_name(path.rpartition("/")[2])
+        with directory:
+            return directory.link_name(name)
 
     def uses_of(self, disk: str) -> Iterator[Use]:
         """Every use of a disk, of its partitions, and of what stacks on them."""
         found = False
         for name in (disk, *self.whole[disk]):
-            for used, through in self._stack(name, ()):
+            for used, through in self._stack(name):
                 for use in self._own(used, through):
                     found = True
                     yield use
         if not found and self.tree.is_live:
             yield from _exclusive(disk, self.whole[disk])
 
-    def _stack(self, name: str, through: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
-        yield name, through
-        for holder in self.holders.get(name, ()):
-            if holder != name and holder not in through:
-                yield from self._stack(holder, (*through, name))
-                for part in self.whole.get(holder, ()):
-                    yield from self._stack(part, (*through, name))
+    def _stack(self, disk: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Give what is on a disk, and what that is on: each once, by the way that comes first."""
+        seen: set[str] = set()
+        todo: list[tuple[str, tuple[str, ...]]] = [(disk, ())]
+        while todo:
+            name, through = todo.pop()
+            if name in seen or len(through) > _DEEPEST or len(seen) > _MOST:
+                continue
+            seen.add(name)
+            yield name, through
+            above = (*through, name)
+            for holder in reversed(self.holders.get(name, ())):
+                todo += [(part, above) for part in reversed(self.whole.get(holder, ()))]
+                todo.append((holder, above))
 
     def _own(self, name: str, through: tuple[str, ...]) -> Iterator[Use]:
         under = f" (it is on {', on '.join(reversed(through))})" if through else ""

@@ -6,12 +6,15 @@ speaks against one member speaks against all; bridges of a group stay with the h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import frozen
 
 from kvmhooks.devices.resets import Reset, reset_of, sentences_about
+from kvmhooks.host.formats import split_words
 from kvmhooks.values import PciAddress
 
 if TYPE_CHECKING:
@@ -32,6 +35,9 @@ _OF_BRIDGES: Final = frozenset({None, "pcieport", *_VFIO})
 """Drivers that a bridge in a group of a VM may have (``driver_managed_dma``, linux/pci.h)."""
 _BRIDGES_SINCE: Final = (5, 19)
 """The first kernel that looks at them (``iommu_group_claim_dma_owner()``)."""
+_RELEASE: Final = re.compile(r"(\d{1,4})\.(\d{1,4})", re.ASCII)
+_OF_GROUP: Final = 64
+"""Objections to the others of a group that are told: one is enough to refuse it."""
 _ACS: Final = "pcie_acs_override"
 
 
@@ -81,14 +87,17 @@ def judge(host: Host, uses: Uses) -> tuple[Judged, ...]:
         address: (*_common(host, device), *_own(device, uses, devices))
         for address, device in devices.items()
     }
-    resets = {address: reset_of(device, host.pci or ()) for address, device in devices.items()}
+    buses: dict[tuple[int, int], list[PciDevice]] = {}
+    for device in host.pci or ():
+        buses.setdefault((device.address.domain, device.address.bus), []).append(device)
+    resets = {at: reset_of(device, buses[at.domain, at.bus]) for at, device in devices.items()}
     return tuple(
         Judged(
             device=device,
             goes_with=_fellows(device, devices),
             objections=(
                 *own[address],
-                *_of_group(device, devices, own),
+                *islice(_of_group(device, devices, own), _OF_GROUP),
                 *_of_bridges(host, device, bridges),
             ),
             notes=tuple(_notes(host, device, devices, resets[address])),
@@ -116,7 +125,7 @@ def _common(host: Host, device: PciDevice) -> Iterator[Objection]:
     else:
         what = "interrupts are not remapped: the VM could send any interrupt to the host"
         cmdline = (host.kernel.cmdline if host.kernel is not None else None) or ""
-        if _OFF in cmdline.split():
+        if _OFF in split_words(cmdline):
             yield Objection("remapping", what, f"{_OFF} in /proc/cmdline")
         elif host.iommu is not None and host.iommu.interrupt_remapping is False:
             yield Objection("remapping", what, "/sys/class/iommu/*/intel-iommu/ecap")
@@ -177,8 +186,8 @@ def _of_bridges(
 ) -> Iterator[Objection]:
     """What speaks against the bridges of its group, which stay with the host."""
     release = (host.kernel.release if host.kernel is not None else None) or ""
-    numbers = [int(word) for word in release.partition("-")[0].split(".")[:2] if word.isdigit()]
-    if tuple(numbers) < _BRIDGES_SINCE:
+    numbers = _RELEASE.match(release)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < _BRIDGES_SINCE:
         return
     for address in device.iommu_group_members:
         bridge = bridges.get(address)

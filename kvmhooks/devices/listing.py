@@ -8,14 +8,17 @@ from typing import Any
 
 from kvmhooks.devices.judgement import Judged, judge
 from kvmhooks.devices.reading import read_uses
-from kvmhooks.host import read
-from kvmhooks.host.tree import Tree
+from kvmhooks.host.read import open_tree, read_tree
 
 
 def list_devices(root: str | os.PathLike[str] = "/") -> tuple[Judged, ...]:
-    """Judge all devices of the host at ``root``: ``/`` or a captured tree. Raises ``HostError``."""
-    host = read(root, ("pci", "iommu", "kernel"))
-    return judge(host, read_uses(Tree(root)))
+    """Judge all devices of the host at ``root``: ``/``, a captured tree, or a tar file of one.
+
+    Raises ``HostError``.
+    """
+    tree = open_tree(root)
+    host = read_tree(tree, frozenset({"pci", "iommu", "kernel"}))
+    return judge(host, read_uses(tree))
 
 
 def to_json(judged: Sequence[Judged]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from kvmhooks.devices.uses import Use
+from kvmhooks.host.formats import split_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,7 @@ _ROUTES6: Final = "proc/net/ipv6_route"
 _NAME: Final = re.compile(r"[^/\s]{1,15}")
 _UPPER: Final = re.compile(r"upper_([^/\s]{1,15})")
 _LIMIT: Final = 16 << 20
+_LAYERS: Final = 8
 _REJECT: Final = 0x0200
 """``RTF_REJECT`` (linux/route.h): the kernel's own «no route»."""
 
@@ -62,14 +64,14 @@ def _read_routes(tree: Tree) -> tuple[dict[str, str], set[str]]:
     defaults: dict[str, str] = {}
     routed: set[str] = set()
     for line in tree.lines(_ROUTES, _LIMIT):
-        words = line.split()
+        words = split_words(line)
         if len(words) < 8 or words[0] == "Iface":
             continue
         routed.add(words[0])
         if words[1] == words[7] == "00000000":
             defaults[words[0]] = f"/{_ROUTES}"
     for line in tree.lines(_ROUTES6, _LIMIT):
-        words = line.split()
+        words = split_words(line)
         if len(words) < 10 or words[9] == "lo" or _is_reject(words[8]):
             continue
         if not words[0].startswith(("fe80", "ff")):
@@ -108,12 +110,14 @@ def _uses_of(
 
 
 def _above(name: str, uppers: dict[str, tuple[str, ...]]) -> list[str]:
-    """All that is above an interface, the nearest first."""
-    found: list[str] = []
-    todo = list(uppers.get(name, ()))
-    while todo:
-        one = todo.pop(0)
-        if one != name and one not in found:
-            found.append(one)
-            todo += uppers.get(one, ())
-    return found
+    """All that is above an interface, the nearest first.
+
+    The kernel allows eight layers (``MAX_NEST_DEV``, linux/netdevice.h): there are few.
+    """
+    found = {name: None}
+    layer = [name]
+    for _ in range(_LAYERS):
+        above = dict.fromkeys(one for below in layer for one in uppers.get(below, ()))
+        layer = [one for one in above if one not in found]
+        found |= dict.fromkeys(layer)
+    return list(found)[1:]

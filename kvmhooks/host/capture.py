@@ -14,15 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kvmhooks.errors import HostError
-from kvmhooks.host.read import read_tree
+from kvmhooks.host.archive import Folder, Growing
+from kvmhooks.host.directory import PLAIN_DIRECTORY
+from kvmhooks.host.read import open_tree, read_tree
 from kvmhooks.host.redact import Redactor
-from kvmhooks.host.tree import FLAWS, Tree
+from kvmhooks.host.tar import DIRECTORY, FILE, LINK, Entry, TarError
+from kvmhooks.host.tree import FLAWS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kvmhooks.host.model import Host
 
 _PROCESS: Final = re.compile(r"proc/[1-9]\d*(?:/.*)?", re.ASCII)
 _KEPT_PROCESSES: Final = frozenset({"irqbalance"})
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def capture(
@@ -31,17 +37,18 @@ def capture(
     """Write a capture into a new directory, or into a tar file by its suffix.
 
     Gives the host that the capture reads back. Raises ``HostError`` when the destination is there
-    already (an empty directory is taken) or cannot be written.
+    already (an empty directory is taken, a link to one is not) or cannot be written.
     """
     recorder = CaptureRecorder(Redactor() if redacted else None)
-    host = read_tree(Tree(root, recorder))
+    host = read_tree(open_tree(root, recorder))
     try:
         if ".tar" in destination.suffixes or destination.suffix in {".tgz", ".txz"}:
             _write_tar(destination, recorder)
         else:
             _write_directory(destination, recorder)
-    except OSError as error:
-        raise HostError(f"{destination}: cannot be written: {error.strerror}") from error
+    except (OSError, TarError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise HostError(f"{destination}: cannot be written: {why}") from error
     return host
 
 
@@ -96,45 +103,67 @@ class CaptureRecorder:
         }
         return sorted((kept | above) - self.links.keys() - {""})
 
-    def flaw_lines(self) -> str:
-        """The flaws as the tree reads them back."""
-        return "".join(f"{path}\t{what}\n" for path, what in sorted(set(self.flaws)))
+    def entries(self) -> Iterator[Entry]:
+        """Give all that was kept, directories first, and the flaws as the tree reads them back."""
+        for path in self.plain_directories():
+            yield Entry(DIRECTORY, path, "", b"")
+        for path, text in sorted(self.files.items()):
+            yield Entry(FILE, path, "", f"{text}\n".encode())
+        for path, target in sorted(self.links.items()):
+            yield Entry(LINK, path, target, b"")
+        if self.flaws:
+            lines = "".join(f"{path}\t{what}\n" for path, what in sorted(set(self.flaws)))
+            yield Entry(FILE, FLAWS, "", lines.encode())
 
 
 def _write_directory(destination: Path, recorder: CaptureRecorder) -> None:
+    """Write into a new or an empty directory, and through no link that somebody puts into it."""
+    tree = Growing()
+    for entry in recorder.entries():
+        tree.add(entry)
     destination.mkdir(parents=True, exist_ok=True)
-    if any(destination.iterdir()):
-        raise HostError(f"{destination}: is not empty")
-    for path in recorder.plain_directories():
-        (destination / path).mkdir(exist_ok=True)
-    for path, text in recorder.files.items():
-        (destination / path).write_text(f"{text}\n", encoding="utf-8")
-    for path, target in recorder.links.items():
-        (destination / path).symlink_to(target)
-    if recorder.flaws:
-        (destination / FLAWS).write_text(recorder.flaw_lines(), encoding="utf-8")
+    directory = os.open(destination, PLAIN_DIRECTORY)
+    try:
+        if os.listdir(directory):  # noqa: PTH208 -- of what was opened
+            raise HostError(f"{destination}: is not empty")
+        _fill(directory, tree.top)
+    finally:
+        os.close(directory)
+
+
+def _fill(directory: int, folder: Folder) -> None:
+    """Make in an open directory what a folder holds; nothing of it may be there already."""
+    for name, node in folder.items():
+        if isinstance(node, dict):
+            os.mkdir(name, 0o755, dir_fd=directory)
+            below = os.open(name, PLAIN_DIRECTORY, dir_fd=directory)
+            try:
+                _fill(below, node)
+            finally:
+                os.close(below)
+        elif isinstance(node, str):
+            os.symlink(node, name, dir_fd=directory)
+        else:
+            with os.fdopen(os.open(name, _NEW_FILE, 0o644, dir_fd=directory), "wb") as file:
+                file.write(node)
 
 
 def _write_tar(destination: Path, recorder: CaptureRecorder) -> None:
     """Write a tar file, compressed as its last suffix says, that is the same for the same host."""
     kinds = {".gz": "gz", ".tgz": "gz", ".xz": "xz", ".txz": "xz", ".bz2": "bz2"}
     how = kinds.get(destination.suffix, "")
-    with tarfile.open(destination, f"x:{how}") as archive:  # type: ignore[call-overload]
-        for path in recorder.plain_directories():
-            _add(archive, path, tarfile.DIRTYPE)
-        for path, text in sorted(recorder.files.items()):
-            _add(archive, path, tarfile.REGTYPE, content=f"{text}\n")
-        for path, target in sorted(recorder.links.items()):
-            _add(archive, path, tarfile.SYMTYPE, target=target)
-        if recorder.flaws:
-            _add(archive, FLAWS, tarfile.REGTYPE, content=recorder.flaw_lines())
+    with destination.open("xb") as file:
+        try:
+            with tarfile.open(mode=f"w:{how}", fileobj=file) as archive:  # type: ignore[call-overload]
+                for entry in recorder.entries():
+                    _add(archive, entry)
+        except BaseException:
+            destination.unlink(missing_ok=True)
+            raise
 
 
-def _add(
-    archive: tarfile.TarFile, path: str, kind: bytes, *, content: str = "", target: str = ""
-) -> None:
-    entry = tarfile.TarInfo(path)
-    data = content.encode()
-    entry.type, entry.linkname, entry.size = kind, target, len(data)
-    entry.mode = 0o755 if kind == tarfile.DIRTYPE else 0o644
-    archive.addfile(entry, io.BytesIO(data))
+def _add(archive: tarfile.TarFile, entry: Entry) -> None:
+    written = tarfile.TarInfo(entry.name)
+    written.type, written.linkname, written.size = entry.kind, entry.target, len(entry.content)
+    written.mode = 0o755 if entry.kind == DIRECTORY else 0o644
+    archive.addfile(written, io.BytesIO(entry.content))

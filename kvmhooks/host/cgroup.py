@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
+from kvmhooks.host.formats import split_words
 from kvmhooks.host.resources import Cgroup
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def parse_mounts(lines: Sequence[str]) -> tuple[Mount, ...]:
     """Find the hierarchies among the lines of ``/proc/mounts``."""
     found = []
     for line in lines:
-        words = line.split()
+        words = split_words(line)
         if len(words) < 4 or words[2] not in {"cgroup", "cgroup2"}:
             continue
         path = words[1].lstrip("/")
@@ -112,7 +113,7 @@ def _read_enabled(root: Directory, slices: Sequence[str]) -> dict[str, tuple[str
 
 
 def _words(directory: Directory, name: str) -> tuple[str, ...]:
-    return tuple((directory.text(name) or "").split())
+    return tuple(split_words(directory.text(name) or ""))
 
 
 def _is_systemd(tree: Tree) -> bool | None:

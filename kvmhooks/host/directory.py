@@ -31,7 +31,8 @@ ATTRIBUTE_LIMIT: Final = 64 * 1024
 """More than any attribute: a list of 8,192 CPUs of which none are neighbours takes 40 KiB."""
 
 PADDING: Final = "\0 \t\r\n"
-_PLAIN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+PLAIN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CHUNK: Final = 1 << 16
 
 
 class Directory:
@@ -63,12 +64,19 @@ class Directory:
             os.close(self._fd)
 
     def names(self, pattern: re.Pattern[str]) -> list[str]:
-        """The names in it that match as a whole, sorted."""
+        """The names in it that match as a whole, sorted.
+
+        A name that could not be shown is none of the kernel's, and is left out with a warning.
+        """
         try:
             found = sorted(filter(pattern.fullmatch, self._listed()))
         except OSError as error:
             self.tree.refuse(self.path, error)
             return []
+        for name in found:
+            if not name.isprintable():
+                self.tree.unread(self.path, f"holds {name!r}, which is no name of the kernel's")
+        found = list(filter(str.isprintable, found))
         if self.tree.recorder is not None:
             for name in found:
                 self.tree.recorder.saw_directory(f"{self.path}/{name}")
@@ -77,7 +85,7 @@ class Directory:
     def _listed(self) -> list[str]:
         if not self._below:
             return os.listdir(self._fd)
-        fd = os.open(self._below, _PLAIN_DIRECTORY, dir_fd=self._fd)
+        fd = os.open(self._below, PLAIN_DIRECTORY, dir_fd=self._fd)
         try:
             return os.listdir(fd)
         finally:
@@ -86,10 +94,14 @@ class Directory:
     def folders(self, pattern: re.Pattern[str]) -> Iterator[Directory]:
         """Give each directory in it whose name matches, sorted by name.
 
-        They are not opened one by one, which would cost as much as reading two files in each: a
-        directory that is no link can be gone through on the way to a file.
+        On the live host they are not opened one by one, which would cost as much as reading two
+        files in each: a directory that is no link can be gone through on the way to a file. In a
+        captured tree it might be a link by then.
         """
         assert not self._below, "one that is only gone through has none of its own"
+        if not self.tree.is_live:
+            yield from self._children(pattern)
+            return
         try:
             with os.scandir(self._fd) as entries:
                 plain = {
@@ -102,6 +114,13 @@ class Directory:
             return
         for name in sorted(plain):
             directory = self._through(name) if plain[name] else self.child(name)
+            if directory is not None:
+                with directory:
+                    yield directory
+
+    def _children(self, pattern: re.Pattern[str]) -> Iterator[Directory]:
+        for name in self.names(pattern):
+            directory = self.child(name)
             if directory is not None:
                 with directory:
                     yield directory
@@ -119,13 +138,21 @@ class Directory:
 
     def link(self, name: str) -> str | None:
         """Where a link leads, as it says; None when there is no such link."""
-        try:
-            target = os.readlink(self._below + name, dir_fd=self._fd)
-        except OSError:
+        target = self._target(name)
+        if target is None:
+            return None
+        if not target.isprintable():
+            self.warn(name, f"leads to {target[:40]!r}, which is no name of the kernel's")
             return None
         if self.tree.recorder is not None:
             target = self.tree.recorder.saw_link(f"{self.path}/{name}", target)
         return target
+
+    def _target(self, name: str) -> str | None:
+        try:
+            return os.readlink(self._below + name, dir_fd=self._fd)
+        except (OSError, ValueError):  # the latter for a NUL in the name
+            return None
 
     def link_name(self, name: str) -> str | None:
         """The last part of where a link leads."""
@@ -136,21 +163,14 @@ class Directory:
         """Open a directory in this one; None when there is none."""
         path = f"{self.path}/{name}"
         try:
-            fd = os.open(self._below + name, _PLAIN_DIRECTORY, dir_fd=self._fd)
+            fd = os.open(self._below + name, PLAIN_DIRECTORY, dir_fd=self._fd)
         except OSError as error:
             # Linux answers ENOTDIR for a link when O_DIRECTORY and O_NOFOLLOW are both given.
             if error.errno in {errno.ELOOP, errno.ENOTDIR}:
                 return self.tree.directory(path)
             self.tree.refuse(path, error)
             return None
-        return self.tree.opened(path, fd)
-
-    def open(self, name: str) -> int | None:
-        """Open a file in it; None, with a warning where it is there and cannot be."""
-        try:
-            return os.open(self._below + name, self.tree.file_flags, dir_fd=self._fd)
-        except OSError as error:
-            return self.tree.open_another_way(f"{self.path}/{name}", error)
+        return self.tree.opened(Directory(self.tree, path, fd))
 
     def text(self, name: str, *, limit: int = ATTRIBUTE_LIMIT, whole: bool = False) -> str | None:
         """Read one file, without the white space and NUL bytes around it.
@@ -158,21 +178,9 @@ class Directory:
         ``whole`` reads on after a short read, as files of ``/proc`` need. More than ``limit``
         bytes are refused with a warning rather than read.
         """
-        fd = self.open(name)
-        if fd is None:
+        data = self._content(name, limit=limit, whole=whole)
+        if data is None:
             return None
-        try:
-            data = os.read(fd, _PAGE)
-            if not data and not stat.S_ISREG(os.fstat(fd).st_mode):
-                self.tree.unread(f"{self.path}/{name}", "is no regular file")
-                return None
-            if whole or len(data) >= _PAGE:
-                data = _read_on(fd, data, limit=limit, whole=whole)
-        except OSError as error:
-            self.tree.unread(f"{self.path}/{name}", f"cannot be read: {error.strerror}")
-            return None
-        finally:
-            os.close(fd)
         if len(data) > limit:
             what = f"is longer than {limit} bytes, which is no such file"
             self.tree.unread(f"{self.path}/{name}", what)
@@ -181,6 +189,40 @@ class Directory:
         if self.tree.recorder is not None:
             text = self.tree.recorder.saw_text(f"{self.path}/{name}", text)
         return text
+
+    def _content(self, name: str, *, limit: int, whole: bool) -> bytes | None:
+        """Return what is in a file, or of a longer one more than ``limit`` bytes."""
+        path = f"{self.path}/{name}"
+        fd = self.tree.open_file(path, self._below + name, self._fd)
+        if fd is None:
+            return None
+        try:
+            data = os.read(fd, _PAGE)
+            if not data and not stat.S_ISREG(os.fstat(fd).st_mode):
+                self.tree.unread(path, "is no regular file")
+                return None
+            if whole or len(data) >= _PAGE:
+                data = _read_on(fd, data, limit=limit, whole=whole)
+        except OSError as error:
+            self.tree.unread(path, f"cannot be read: {error.strerror}")
+            return None
+        finally:
+            os.close(fd)
+        return data
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Give the bytes of a long file, some at a time."""
+        path = f"{self.path}/{name}"
+        fd = self.tree.open_file(path, self._below + name, self._fd)
+        if fd is None:
+            return
+        try:
+            while chunk := os.read(fd, _CHUNK):
+                yield chunk
+        except OSError as error:
+            self.tree.unread(path, f"cannot be read: {error.strerror}")
+        finally:
+            os.close(fd)
 
     def integer(self, name: str) -> int | None:
         """Read a whole number, in decimal."""
@@ -206,11 +248,15 @@ class Directory:
     def warn_missing(self, name: str) -> None:
         """Note that a file is not there which every kernel has; one that is there was noted."""
         try:
-            os.stat(self._below + name, dir_fd=self._fd, follow_symlinks=False)
+            self._look_for(name)
         except FileNotFoundError:
             self.warn(name, "is missing")
         except OSError as error:
             self.tree.refuse(f"{self.path}/{name}", error)
+
+    def _look_for(self, name: str) -> None:
+        """Raise ``FileNotFoundError`` where nothing has this name, ``OSError`` as os.stat does."""
+        os.stat(self._below + name, dir_fd=self._fd, follow_symlinks=False)
 
     def warn(self, name: str, what: str) -> None:
         """Note what is wrong with a file in it."""

@@ -26,12 +26,15 @@ class Flaws:
         self._found.setdefault((head, tail, what), []).append(int(found[2]))
 
     def told(self) -> tuple[str, ...]:
-        """Each as one line: ``/sys/devices/system/cpu/cpu{0-3}/topology/core_id: found …``."""
+        """Each as one line: ``/sys/devices/system/cpu/cpu{0-3}/topology/core_id: found …``.
+
+        What a captured tree says of itself may hold anything, and is escaped as Python does it.
+        """
         lines = (
             f"/{head}{_group(numbers)}{tail}: {what}"
             for (head, tail, what), numbers in self._found.items()
         )
-        return tuple(sorted(lines))
+        return tuple(sorted(line if line.isprintable() else repr(line)[1:-1] for line in lines))
 
 
 def _group(numbers: list[int]) -> str:

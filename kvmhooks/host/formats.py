@@ -12,6 +12,24 @@ _MASK: Final = re.compile(r"[0-9a-f]{1,8}(?:,[0-9a-f]{8})*", re.ASCII)
 _MASK_LIMIT: Final = 16 * 1024
 """No longer than the mask of the most CPUs there can be."""
 
+_WORD: Final = re.compile(r"[^ \t\n]+")
+
+
+def split_lines(text: str) -> list[str]:
+    """Return the lines of a kernel's file: only a newline ends one, and none follows the last.
+
+    ``str.splitlines`` ends lines at ten more characters, which may stand in a name that another
+    user chose: of a mount the kernel escapes no more than space, tab, newline, backslash and hash
+    (``mangle()``, fs/proc_namespace.c).
+    """
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a kernel's file: only space, tab and newline are between them."""
+    return _WORD.findall(text)
+
 
 def parse_integer(text: str) -> int:
     """Read a whole number; most are short and not negative."""

@@ -34,6 +34,7 @@ _COUNTED: Final = "proc/interrupts"
 
 _NUMBER: Final = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 _COLUMN: Final = re.compile(r"CPU(\d{1,5})", re.ASCII)
+_COUNT: Final = re.compile(r"\d{1,20}", re.ASCII)
 
 _FEW: Final = 8
 
@@ -113,12 +114,12 @@ def parse_counts(lines: Iterator[str]) -> Iterator[tuple[int, Counted]]:
         return
     for line in lines:
         name, colon, rest = line.partition(":")
-        number = name.strip()
+        number = name.strip(" ")
         if not colon or not _NUMBER.fullmatch(number):
             continue
         words = rest.split(None, len(columns))[: len(columns)]
         kinds = set(words)
-        if len(words) == len(columns) and all(map(str.isdecimal, kinds)):
+        if len(words) == len(columns) and all(map(_COUNT.fullmatch, kinds)):
             hits = _positions(words, kinds - {"0"})
             cpus = CpuSet(columns[at] for at in hits)
             yield int(number), Counted(sum(int(words[at]) for at in hits), cpus)

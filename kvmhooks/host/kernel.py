@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvmhooks.host.cmdline import parse_boot_pages, parse_isolation, parse_parameters
 from kvmhooks.host.cpus import CPUS
+from kvmhooks.host.formats import split_words
 from kvmhooks.host.system import Kernel
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def read_kernel(tree: Tree, lists: CpuLists) -> Kernel | None:
         boot_pages=None if cmdline is None else parse_boot_pages(cmdline),
         preemption=_read_preemption(tree, version, parameters or {}),
         clocksource=tree.text(f"{_CLOCK}/current_clocksource"),
-        clocksources=None if available is None else tuple(available.split()),
+        clocksources=None if available is None else tuple(split_words(available)),
         transparent_hugepages=_read_switches(tree, _THP, _THP_SWITCHES),
         ksm=_read_switches(tree, _KSM, _KSM_SWITCHES),
         vulnerabilities=_read_vulnerabilities(tree),
@@ -115,7 +116,7 @@ def _read_preemption(
     chosen = _CHOSEN_ROUND.search(tree.text("sys/kernel/debug/sched/preempt") or "")
     if chosen is not None:
         return chosen[1]
-    words = (version or "").split()
+    words = split_words(version or "")
     built = next((word for word in _PREEMPTION if word in words), None)
     if built == "PREEMPT_DYNAMIC":
         asked = parameters.get("preempt", ("",))[-1]

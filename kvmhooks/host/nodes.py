@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import evolve
 
+from kvmhooks.host.formats import split_lines, split_words
 from kvmhooks.host.model import HugePages, Memory, Node
 from kvmhooks.values import MAX_CPU, CpuSet
 
@@ -24,6 +25,7 @@ _HUGEPAGES: Final = "sys/kernel/mm/hugepages"
 _NODE_NAME: Final = re.compile(r"node(?:0|[1-9]\d{0,4})", re.ASCII)
 _CPU_NAME: Final = re.compile(r"cpu(?:0|[1-9]\d{0,4})", re.ASCII)
 _SIZE_NAME: Final = re.compile(r"hugepages-[1-9]\d{0,9}kB", re.ASCII)
+_BYTE: Final = re.compile(r"\d{1,3}", re.ASCII)
 _MEMINFO: Final = re.compile(r"(?:Node \d+ )?(\w+):\s+(\d{1,15}) kB", re.ASCII)
 
 
@@ -75,7 +77,7 @@ def read_memory(tree: Tree) -> Memory | None:
 
 def parse_meminfo(text: str) -> dict[str, int]:
     """Read the sizes in KiB of ``/proc/meminfo`` or of a node's ``meminfo``."""
-    found = (_MEMINFO.fullmatch(line.strip()) for line in text.splitlines())
+    found = (_MEMINFO.fullmatch(line.strip()) for line in split_lines(text))
     return {match[1]: int(match[2]) for match in found if match is not None}
 
 
@@ -155,9 +157,9 @@ def _read_distances(directory: Directory) -> tuple[int, ...] | None:
     if text is None:
         directory.warn_missing("distance")
         return None
-    words = text.split()
+    words = split_words(text)
     # A distance is a byte of the ACPI table SLIT; 255 means unreachable.
-    if not words or not all(word.isdecimal() and int(word) <= 255 for word in words):
+    if not words or not all(_BYTE.fullmatch(word) and int(word) <= 255 for word in words):
         directory.warn("distance", f"found {text[:40]!r}, expected numbers up to 255")
         return None
     return tuple(map(int, words))

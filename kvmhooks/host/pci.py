@@ -17,6 +17,7 @@ from attrs import field, frozen
 from kvmhooks.errors import ValueFormatError
 from kvmhooks.host.addresses import ADDRESS, last_address
 from kvmhooks.host.devices import MdevType, PciDevice, Sriov
+from kvmhooks.host.formats import split_lines, split_words
 from kvmhooks.values import PciAddress
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ _ANY: Final = re.compile(r"[^/]{1,255}")
 _HIDDEN_NVME: Final = re.compile(r"(nvme\d+)c\d+(n\d+)", re.ASCII)
 _LARGE: Final = ("0x03", "0x12")
 """Displays and accelerators: what has BARs that a firmware may have no room for."""
+_FUNCTIONS_LIMIT: Final = 16_384
+"""Of a host: 64 cards with 256 functions each."""
+_GROUP_LIMIT: Final = 1024
 _BARS: Final = 6
 _RESOURCE: Final = re.compile(r"0x([0-9a-f]{16}) 0x([0-9a-f]{16}) 0x([0-9a-f]{16})", re.ASCII)
 _MEMORY: Final = 0x200
@@ -99,10 +103,16 @@ def read_pci_files(tree: Tree) -> tuple[PciDevice, ...] | None:
     with directory:
         found = [
             device
-            for name in directory.names(ADDRESS)
+            for name in _bounded(directory, directory.names(ADDRESS))
             if (device := _read_device(directory, name, net, block)) is not None
         ]
     return make_devices(tree, found)
+
+
+def _bounded(directory: Directory, names: list[str]) -> list[str]:
+    if len(names) > _FUNCTIONS_LIMIT:
+        directory.tree.unread(directory.path, f"holds {len(names)} devices: the rest is left out")
+    return names[:_FUNCTIONS_LIMIT]
 
 
 def make_devices(tree: Tree, found: Iterable[Found]) -> tuple[PciDevice, ...]:
@@ -113,6 +123,12 @@ def make_devices(tree: Tree, found: Iterable[Found]) -> tuple[PciDevice, ...]:
         group = _integer(tree, device, "iommu_group")
         if group is not None:
             groups.setdefault(group, []).append(address)
+    for group, members in groups.items():
+        if len(members) > _GROUP_LIMIT:
+            tree.flaws.add(
+                "sys/kernel/iommu_groups", f"{group} has {len(members)} devices: unknown"
+            )
+    groups = {group: members for group, members in groups.items() if len(members) <= _GROUP_LIMIT}
     return tuple(_make_device(tree, *device, groups) for device in sorted(known, key=_address))
 
 
@@ -139,7 +155,7 @@ def _make_device(
         device=_hex(tree, device, "device"),
         driver=device.links.get("driver"),
         node=None if node is None or node < 0 else node,
-        iommu_group=group,
+        iommu_group=group if group in groups else None,
         iommu_group_members=tuple(
             sorted(other for other in groups.get(group, ()) if other != address)
         )
@@ -149,7 +165,7 @@ def _make_device(
         sriov=_make_sriov(tree, device),
         mdev_types=_make_mdev_types(tree, device) if device.is_parent else (),
         bars=_make_bars(tree, device),
-        reset_methods=None if methods is None else tuple(methods.split()),
+        reset_methods=None if methods is None else tuple(split_words(methods)),
         can_reset=device.can_reset,
         boot_vga=None if boot_vga is None else boot_vga == "1",
         net=tuple(sorted(tree.public(name) for name in set(device.net))),
@@ -177,7 +193,7 @@ def _make_bars(tree: Tree, device: Found) -> tuple[int, ...]:
     """The sizes from ``resource``: a line of start, end and flags for each BAR (sysfs-pci.rst)."""
     if not (device.attributes.get("class") or "").startswith(_LARGE):
         return ()
-    lines = (tree.text(f"{device.path}/resource") or "").splitlines()[:_BARS]
+    lines = split_lines(tree.text(f"{device.path}/resource") or "")[:_BARS]
     places = [_RESOURCE.fullmatch(line) for line in lines]
     known = [[int(word, 16) for word in place.groups()] for place in places if place]
     return tuple(end - start + 1 for start, end, flags in known if flags & _MEMORY and end)

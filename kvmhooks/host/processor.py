@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
+from kvmhooks.host.formats import split_words
 from kvmhooks.host.system import Processor
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def read_processor(tree: Tree) -> Processor | None:
 def parse_processor(lines: Iterable[str]) -> Processor:
     """Read the lines of one CPU."""
     said = {
-        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+        name.strip(" \t"): value.strip(" \t")
+        for name, _, value in (line.partition(":") for line in lines)
     }
     return Processor(
         vendor=said.get("vendor_id"),
@@ -44,7 +46,7 @@ def parse_processor(lines: Iterable[str]) -> Processor:
 
 
 def _words(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(text.split())
+    return None if text is None else tuple(split_words(text))
 
 
 def _integer(text: str | None) -> int | None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kvmhooks.host.model import Cache, Cpu, Node
     from kvmhooks.host.policies import FrequencyPolicy
     from kvmhooks.host.resources import Features
+    from kvmhooks.host.tree import Recorder
 
 _READERS: Final = {
     "pci": "read_pci",
@@ -58,10 +59,19 @@ def read(root: str | os.PathLike[str] = "/", parts: Iterable[str] | None = None)
     wanted = frozenset(PARTS if parts is None else parts)
     if not wanted <= set(PARTS):
         raise ValueError(f"unknown parts: {', '.join(sorted(wanted - set(PARTS)))}")
+    return read_tree(open_tree(root), wanted)
+
+
+def open_tree(root: str | os.PathLike[str] = "/", recorder: Recorder | None = None) -> Tree:
+    """Open the files of a host: of ``/``, of a captured tree, or of a tar file of one.
+
+    Raises ``HostError`` when there is no host at ``root``.
+    """
     if os.path.isfile(root):  # noqa: PTH113 -- pathlib is not loaded for a question
-        with _import("archive").unpacked(root) as directory:
-            return read_tree(Tree(directory), wanted)
-    return read_tree(Tree(root), wanted)
+        top = _import("archive").read_archive(root)
+        packed: Tree = _import("packed").PackedTree(top, root, recorder)
+        return packed
+    return Tree(root, recorder)
 
 
 def read_tree(tree: Tree, wanted: frozenset[str] = frozenset(PARTS)) -> Host:

@@ -24,9 +24,10 @@ _UUID: Final = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _SECRET: Final = re.compile(
-    r"\b([\w.-]*(?:password|passwd|secret|token|serial_number|serialno|machine[_-]id)[\w.-]*=)\S+",
+    r"((?:password|passwd|secret|token|serial_number|serialno|machine[_-]id)[\w.-]{0,64}=)\S+",
     re.IGNORECASE | re.ASCII,
 )
+"""Without what stands before the word, and within bounds: a hostile text would take for ever."""
 
 
 class Redactor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from kvmhooks.host.formats import split_lines, split_words
 from kvmhooks.host.resources import BandwidthAllocation, CacheAllocation, Resctrl
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def read_resctrl(tree: Tree) -> Resctrl | None:
         caches=caches,
         cdp=any(cache.resource.endswith("CODE") for cache in caches),
         bandwidth=bandwidth,
-        monitoring=tuple((monitoring or "").split()),
+        monitoring=tuple(split_words(monitoring or "")),
         groups=groups,
         # The kernel takes the smallest number for all resources; the default group has one class.
         free_classes=max(min(counts) - 1 - len(groups), 0) if counts else None,
@@ -59,7 +60,7 @@ def read_resctrl(tree: Tree) -> Resctrl | None:
 
 def parse_schemata(text: str) -> dict[str, dict[int, str]]:
     """Read lines such as ``L3:0=fffff;1=fffff``: the value of each domain of each resource."""
-    lines = (match for line in text.splitlines() if (match := _LINE.fullmatch(line.rstrip())))
+    lines = (match for line in split_lines(text) if (match := _LINE.fullmatch(line.rstrip())))
     return {
         line[1]: {int(number): value for number, value in _PAIR.findall(line[2])} for line in lines
     }

@@ -195,7 +195,7 @@ def _ask(emulator: Path) -> list[str]:
         raise LaunchError(f"{emulator}: {last or f'ended with {error.returncode}'}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LaunchError(f"{emulator}: {error}") from error
-    return done.stdout.splitlines()
+    return done.stdout.split("\n")
 
 
 def _ask_version(program: Path) -> str | None:

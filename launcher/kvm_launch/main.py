@@ -145,7 +145,9 @@ def parser_of() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="check, show the plan, and start nothing")
     add("--accel", choices=("auto", "kvm", "tcg"), help="instead of what the file says")
     add("--libvirt", metavar="URI", help=f"--libvirt[=URI]: run it there ({SYSTEM})")
-    add("--host", metavar="DIR", type=Path, help="plan for a captured host; starts nothing")
+    add(
+        "--host", metavar="DIR|FILE.tar", type=Path, help="plan for a captured host; starts nothing"
+    )
     add("--json", action="store_true", help="print JSON; a guest's console goes to stderr")
     add("--timeout", metavar="SECONDS", type=_seconds, help="stop the VM after this time")
     add("--run-dir", metavar="DIR", type=Path, help="where the VM's sockets are")

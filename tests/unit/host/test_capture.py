@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import os
-import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kvmhooks.errors import HostError
-from kvmhooks.host import Host, read
-from kvmhooks.host.capture import capture
+from kvmhooks.host import read
+from kvmhooks.host.capture import CaptureRecorder, _write_tar, capture
 from kvmhooks.host.redact import Redactor
 from tests.fakedevices import FakeIrq, FakePci, nic_with_functions
 from tests.fakehost import write_host
@@ -124,37 +122,46 @@ def test_a_destination_with_something_in_it_is_left_alone(root: Path, tmp_path: 
     assert (tmp_path / "mine.tar").read_text() == "mine"
 
 
-def _tar(path: Path, *entries: tarfile.TarInfo) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for entry in entries:
-            archive.addfile(entry, io.BytesIO(b"x" * entry.size))
-    return path
-
-
-def _entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.linkname, entry.size = kind, target, 1 if kind == tarfile.REGTYPE else 0
-    return entry
-
-
-def test_a_hostile_tar_file_is_refused_or_harmless(tmp_path: Path) -> None:
-    """It writes nothing outside, not through a link either, and its links lead nowhere outside."""
+def test_a_capture_follows_no_link_that_another_has_put_there(root: Path, tmp_path: Path) -> None:
+    """Neither in the place of the destination, nor into it while it is written."""
     outside = tmp_path / "outside"
     outside.mkdir()
-    text = tmp_path / "host.txt"
-    text.write_text("no tar")
-    with pytest.raises(HostError, match="leads out of it"):
-        read(_tar(tmp_path / "up.tar", _entry("../outside/x")))
-    with pytest.raises(HostError, match=r"empty\.tar: holds neither sys nor proc"):
-        read(_tar(tmp_path / "empty.tar", _entry("x")))
-    with pytest.raises(HostError, match="no tar file of a host"):
-        read(text)
-    through = _tar(
-        tmp_path / "link.tar",
-        _entry("proc/version"),
-        _entry("sys", tarfile.SYMTYPE, str(outside)),
-        _entry("sys/x"),
-        _entry("dev/zero", tarfile.CHRTYPE),
-    )
-    assert isinstance(read(through), Host)
+    (tmp_path / "link").symlink_to(outside)
+    (tmp_path / "link.tar").symlink_to(outside / "made")
+    with pytest.raises(HostError, match="link: cannot be written: Not a directory"):
+        capture(tmp_path / "link", root)
+    with pytest.raises(HostError, match=r"link\.tar: cannot be written: File exists"):
+        capture(tmp_path / "link.tar", root)
     assert list(outside.iterdir()) == []
+
+
+def test_what_is_put_into_a_destination_meanwhile_is_not_written_through(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as it is seen to be empty, its owner puts a link there."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    destination = tmp_path / "captured"
+    destination.mkdir()
+    listed = os.listdir
+
+    def put(where: int | str | Path) -> list[str]:
+        names = listed(where)
+        if not names:
+            (destination / "sys").symlink_to(outside)
+            (destination / "proc").symlink_to(outside)
+        return names
+
+    monkeypatch.setattr(os, "listdir", put)
+    with pytest.raises(HostError, match="captured: cannot be written: File exists"):
+        capture(destination, root)
+    assert listed(outside) == []
+
+
+def test_a_tar_file_that_could_not_be_written_whole_is_not_left(tmp_path: Path) -> None:
+    """Here for a text that has no bytes."""
+    recorder = CaptureRecorder(None)
+    recorder.saw_text("proc/version", "\udcff")
+    with pytest.raises(UnicodeEncodeError):
+        _write_tar(tmp_path / "captured.tar", recorder)
+    assert list(tmp_path.iterdir()) == []

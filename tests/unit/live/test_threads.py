@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import attrs
 import pytest
@@ -126,3 +128,17 @@ def test_a_thread_elsewhere_is_refused() -> None:
     assert str(raised.value) == (
         "vCPU 1 (thread 11): found on CPUs 2-3, expected 2: a cpuset keeps it there"
     )
+
+
+def test_a_thread_of_any_name_is_read() -> None:
+    """QEMU may call its threads what it likes: no text, or what is a line of its own elsewhere."""
+    thread = threading.get_native_id()
+    comm = Path(f"/proc/self/task/{thread}/comm")
+    before = comm.read_bytes()
+    try:
+        for name in (b"\xff", b"x\rPPid:\t1", b"IO iothread7\r"):
+            comm.write_bytes(name)
+            assert threads.threads_by_name(os.getpid()) == {}
+            assert threads.affinity(os.getpid(), thread) == HERE
+    finally:
+        comm.write_bytes(before)

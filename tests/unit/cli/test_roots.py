@@ -1,0 +1,214 @@
+"""Every verb that is given a root, and everything that can stand where a root should."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvm_launch import main as kvm_launch
+from kvmhooks.cli.main import VERBS, main
+from kvmhooks.live.signals import SIGNALS
+from kvmhooks.values import CpuSet
+from tests.isolate_model.kernel import Kernel
+from tests.isolate_model.tree import plant
+from tests.isolate_model.world import Vm
+
+VM = Vm("a", CpuSet.parse("6-7"), CpuSet.parse("0-1"))
+NOBODY = 65534
+
+
+def _missing(root: Path) -> None:
+    """Leave it as it is."""
+
+
+def _file(root: Path) -> None:
+    root.write_text("no tar file, and no directory either\n" * 20)
+
+
+def _tar(root: Path) -> None:
+    with tarfile.open(root, "w") as archive:
+        archive.add(root.parent, "host", recursive=False)
+
+
+def _link(root: Path) -> None:
+    root.symlink_to(root.name)
+
+
+PLACES: dict[str, Callable[[Path], None]] = {
+    "missing": _missing,
+    "file": _file,
+    "tar": _tar,
+    "loop": _link,
+    "fifo": os.mkfifo,
+    "empty": Path.mkdir,
+}
+READERS = {
+    "missing": "cannot be read: No such file or directory",
+    "file": "no tar file of a host: found",
+    "tar": "holds neither sys nor proc, so it is no host",
+    "loop": "cannot be read: Too many levels of symbolic links",
+    "fifo": "cannot be read: Not a directory",
+    "empty": "holds neither sys nor proc, so it is no host",
+}
+"""What verbs say that read a captured host, which may be a tar file."""
+KEEPERS = READERS | dict.fromkeys(("file", "tar"), READERS["fifo"])
+"""What verbs say that work on a host."""
+WRITERS = {place: said for place, said in KEEPERS.items() if place != "empty"}
+"""What verbs say that install something below a root."""
+
+SAID = {
+    "host": READERS,
+    "devices": READERS,
+    "plan vm.toml": READERS,
+    "xml vm.toml": READERS,
+    "argv vm.toml": READERS,
+    "claim vm.toml": READERS,
+    "tune vm.xml": READERS,
+    "kvm-launch vm.toml --print plan": READERS,
+    "status": KEEPERS,
+    "reconcile": KEEPERS,
+    "undo --all": KEEPERS,
+    "undo a": KEEPERS,
+    "simulate vm.xml": KEEPERS,
+    "replan -": KEEPERS,
+    "hooks status": WRITERS,
+    "hooks install": WRITERS,
+    "hooks uninstall": WRITERS,
+    "install-units": WRITERS,
+    "install-units --remove": WRITERS,
+}
+WITHOUT_A_ROOT = {"functions", "import", "isolate", "profiles", "schema"}
+TABLE = [(verb, place, said[place]) for verb, said in SAID.items() for place in said]
+
+
+def run(verb: str, root: Path) -> int:
+    """Run a verb with a root, in the directory where its documents are."""
+    program, *words = verb.split()
+    is_host = program in {"plan", "xml", "argv", "claim", "tune", "kvm-launch"}
+    words += ["--host" if is_host else "--root", str(root)]
+    if program != "kvm-launch":
+        return main([program, *words])
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        return kvm_launch.main(words)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a VM in both forms, and with nothing on the standard input."""
+    (tmp_path / "vm.toml").write_text(
+        'name = "a"\ncpu = {vcpus = 1}\nmemory = {size = "1GiB"}\n[[disk]]\npath = "a.qcow2"\n'
+    )
+    (tmp_path / "vm.xml").write_bytes(VM.xml)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(VM.xml)))
+    return tmp_path
+
+
+def test_every_verb_is_in_the_table() -> None:
+    """A verb that takes a root has its place there."""
+    assert {verb.split()[0] for verb in SAID} - {"kvm-launch"} == VERBS.keys() - WITHOUT_A_ROOT
+
+
+@pytest.mark.parametrize(("verb", "place", "said"), TABLE)
+def test_a_root_that_is_none_is_one_message(
+    here: Path, capsys: pytest.CaptureFixture[str], verb: str, place: str, said: str
+) -> None:
+    """It names the root, the exit code is 1, nothing is printed as a result, nothing is made."""
+    root = here / "root"
+    PLACES[place](root)
+    before = sorted(here.rglob("*"))
+    assert run(verb, root) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"{root}: {said}")
+    assert told.err.count("\n") == 1
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+@pytest.mark.parametrize("verb", SAID)
+def test_a_root_that_may_not_be_read_is_one_message(
+    here: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    """As an ordinary user, for whom the directory is shut."""
+    root = here / "root"
+    root.mkdir(mode=0o700)
+    above = [here, *here.parents][:-2]
+    modes = [path.stat().st_mode for path in above]
+    for path in above:
+        path.chmod(0o755)
+    os.seteuid(NOBODY)
+    try:
+        code = run(verb, root)
+    finally:
+        os.seteuid(0)
+        for path, mode in zip(above, modes, strict=True):
+            path.chmod(mode)
+    told = capsys.readouterr()
+    assert (code, told.out, told.err) == (1, "", f"{root}: cannot be read: Permission denied\n")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """8 CPUs, and a process that will be QEMU."""
+    plant(Kernel("plain", 8, 3), tmp_path / "root")
+    return tmp_path / "root"
+
+
+LESS = [
+    "proc/sys/kernel/osrelease",
+    "proc/cmdline",
+    "proc/irq",
+    "proc/self",
+    "proc",
+    "sys/devices/system/cpu/online",
+    "sys/devices",
+    "sys/fs/cgroup",
+    "sys",
+]
+
+
+@pytest.mark.parametrize("gone", LESS)
+@pytest.mark.parametrize("verb", ["status", "reconcile", "undo --all", "simulate vm.xml"])
+@pytest.mark.usefixtures("here")
+def test_a_host_of_which_something_is_gone_is_no_traceback(
+    host: Path, capsys: pytest.CaptureFixture[str], verb: str, gone: str
+) -> None:
+    """It is done without, or one message says which file it is."""
+    path = host / gone
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    code = run(verb, host)
+    told = capsys.readouterr()
+    assert code in {0, 1}
+    if code:
+        assert told.err.startswith(str(host)) or told.err.startswith("/"), told.err
+        assert told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ["", "six", "6", "\u0666.1", "9" * 5000])
+@pytest.mark.parametrize("verb", ["status", "reconcile", "undo --all", "simulate vm.xml"])
+@pytest.mark.usefixtures("here")
+def test_a_host_that_tells_no_release_is_no_traceback(
+    host: Path, capsys: pytest.CaptureFixture[str], verb: str, damage: str
+) -> None:
+    """What stands there is no number."""
+    (host / "proc/sys/kernel/osrelease").write_text(damage)
+    code = run(verb, host)
+    told = capsys.readouterr()
+    assert code in {0, 1}
+    assert told.err.count("\n") == code
