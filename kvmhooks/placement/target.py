@@ -162,6 +162,8 @@ class Wishes:
 def parse_version(text: str) -> Version:
     """The first two numbers of a version such as ``9.0.0``. Raises ``ValueError``."""
     major, minor, *_ = [*text.split("."), "0"]
+    if not f"{major}{minor}".isascii() or not major.isdigit() or not minor.isdigit():
+        raise ValueError(f"found {text!r}, expected numbers with dots between them")
     return int(major), int(minor)
 
 
