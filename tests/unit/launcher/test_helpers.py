@@ -69,7 +69,8 @@ def spec(text: str = HELPED) -> VmSpec:
 
 def test_a_comma_in_the_place_of_a_tpm_is_refused() -> None:
     """What is behind it would be another option of swtpm (its ``--tpmstate``)."""
-    vm = spec(HELPED + 'tpm.state = "/s/a,mode=0666"')
+    least = 'name = "a"\ncpu.vcpus = 1\nmemory.size = "1GiB"\ntpm.model = "crb"\n'
+    vm = spec(least + 'tpm.state = "/s/a,mode=0666"')
     found = [str(one) for one in programs.problems(vm) if one.at == "tpm.state"]
     expected = "no comma: swtpm takes it for the end of the name"
     assert found == [f"tpm.state: found '/s/a,mode=0666', expected {expected}"]
