@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from typing import ClassVar
 
 
+TOLD = 100
+"""So many problems of one file are told; whoever has more has sent another file."""
+
+
 class KvmhooksError(Exception):
     """The root of the tree; its text is a whole message for a person."""
 
@@ -81,7 +85,10 @@ class SpecError(InputError):
     """A VM's description is refused, with all that is wrong with it at once."""
 
     def __init__(self, source: str, problems: tuple[Problem, ...]) -> None:
-        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+        lines = [f"{source}: {problem}" for problem in problems[:TOLD]]
+        if len(problems) > TOLD:
+            lines.append(f"{source}: and {len(problems) - TOLD} more problems")
+        super().__init__("\n".join(lines))
         self.source = source
         self.problems = problems
 

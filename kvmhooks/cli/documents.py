@@ -30,7 +30,7 @@ def read_json(name: str) -> Any:
     """The value of a JSON document. Raises ``InputError``."""
     try:
         return json.loads(read_document(name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: found no JSON: {error}") from error
 
 

@@ -23,7 +23,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     made = read_domain(read_document(arguments.domain), arguments.domain)
     if arguments.output is not None:
         try:
-            with arguments.output.open("x") as file:
+            with arguments.output.open("x", encoding="utf-8") as file:
                 file.write(made.toml)
         except OSError as error:
             raise InputError(f"{arguments.output}: {error.strerror}") from error

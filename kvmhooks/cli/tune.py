@@ -39,7 +39,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
         keep_pins=arguments.keep_pins,
         profile=arguments.profile,
     )
-    _say(arguments, document, tuned)
+    _say(arguments, tuned)
     for sentence in tuned.advice:
         print(f"advice: {sentence}", file=sys.stderr)
     if arguments.apply and tuned.changes:
@@ -84,7 +84,7 @@ def _dump(arguments: argparse.Namespace) -> bytes:
     return dump(arguments.connect, arguments.domain, with_secrets=arguments.apply)
 
 
-def _say(arguments: argparse.Namespace, document: bytes, tuned: Tuned) -> None:
+def _say(arguments: argparse.Namespace, tuned: Tuned) -> None:
     """What was asked for; a document with secrets from libvirt is not printed."""
     from kvmhooks.domain.difference import hide, unified
 
@@ -98,8 +98,7 @@ def _say(arguments: argparse.Namespace, document: bytes, tuned: Tuned) -> None:
         for change in tuned.changes:
             print(hide(str(change)))
         if arguments.diff and tuned.changes:
-            before, after = (each.decode(errors="replace") for each in (document, tuned.document))
-            output.document(unified(before, after, arguments.domain))
+            output.document(unified(tuned.pieces, arguments.domain))
     else:
         output.document(tuned.document)
 

@@ -139,8 +139,7 @@ class Editor:
             self._cuts.append((found.start, found.end, _escaped(value, found.quote)))
             return
         quote = self.source.quote
-        end = target.head_end - (2 if target.is_closed else 1)
-        end -= len(self.source.data[:end]) - len(self.source.data[:end].rstrip())
+        end = self._before_blanks(target.head_end - (2 if target.is_closed else 1))
         self._cuts.append((end, end, f" {name}={quote}{_escaped(value, quote)}{quote}"))
 
     def get(self, target: Target, name: str) -> str | None:
@@ -148,23 +147,34 @@ class Editor:
         fresh = self._fresh.get((id(target), name))
         return target.get(name) if fresh is None else fresh
 
-    def result(self) -> bytes:
-        """The changed document in its own encoding, and the changes for new elements told."""
+    def result(self) -> tuple[tuple[str, str], ...]:
+        """Return the text in pieces, each before and after, and tell the changes for new elements.
+
+        ``written`` makes the document of them.
+        """
         cuts = list(self._cuts)
         for key, news in self._added.items():
             if news:
                 cuts += self._insertions(self._parents[key], news)
-        pieces, at = [], 0
+        data, at = self.source.data, 0
+        pieces = []
         for start, end, text in sorted(cuts, key=lambda cut: cut[:2]):
-            pieces += [self.source.data[at:start], text.encode()]
+            kept = data[at:start].decode()
+            pieces += [(kept, kept), (data[start:end].decode(), text)]
             at = end
-        return self.source.encode(b"".join([*pieces, self.source.data[at:]]))
+        kept = data[at:].decode()
+        return (*pieces, (kept, kept))
+
+    def written(self, pieces: Sequence[tuple[str, str]]) -> bytes:
+        """Return the changed document in its own encoding."""
+        return self.source.encode("".join(after for _, after in pieces).encode())
 
     def _insertions(self, parent: Element, news: Sequence[New]) -> list[tuple[int, int, str]]:
         groups: dict[int, list[New]] = {}
         anchors: dict[int, Element | None] = {}
+        found = {tag: _anchor(parent, tag) for tag in {new.tag for new in news}}
         for new in sorted(news, key=lambda new: _rank(parent, new.tag)):
-            anchor = _anchor(parent, new.tag)
+            anchor = found[new.tag]
             groups.setdefault(id(anchor), []).append(new)
             anchors[id(anchor)] = anchor
             at = parent.path if parent.parent is not None else ""
@@ -202,8 +212,7 @@ class Editor:
             return anchor.end, anchor.end, text
         if parent.is_closed:
             end = parent.head_end
-            start = end - 2
-            start -= len(self.source.data[:start]) - len(self.source.data[:start].rstrip())
+            start = self._before_blanks(end - 2)
             return start, end, f">{text}{newline}{own or ''}</{parent.name}>"
         if first is None and newline:
             return parent.head_end, parent.foot, f"{text}{newline}{own or ''}"
@@ -211,11 +220,16 @@ class Editor:
 
     def _indent(self, element: Element) -> str | None:
         """The blanks before an element that starts its line; None for one that does not."""
-        before = self.source.data[: element.start]
-        line = before[before.rfind(b"\n") + 1 :]
-        if line.strip(b" \t") or (element.start and b"\n" not in before):
+        start = self._before_blanks(element.start, b" \t")
+        if element.start and self.source.data[max(start - 1, 0) : start] != b"\n":
             return None
-        return line.decode()
+        return self.source.data[start : element.start].decode()
+
+    def _before_blanks(self, end: int, blanks: bytes = b" \t\r\n") -> int:
+        """Return where the blanks start that end at ``end``; without any it is ``end``."""
+        while end and self.source.data[end - 1] in blanks:
+            end -= 1
+        return end
 
 
 def _anchor(parent: Element, tag: str) -> Element | None:

@@ -25,11 +25,17 @@ _UNITS: Final = {
 
 _MIB: Final = 1 << 20
 
+MOST_VCPUS: Final = 65_535
+"""``countCPU`` of libvirt's schema (schemas/domaincommon.rng), an ``unsignedShort``; more than any
+machine of QEMU has (``placement.topology``). The reader itself takes 32 bits, and as much memory as
+it needs for them (``virDomainVcpuParse()``, src/conf/domain_conf.c)."""
+
 
 def cpu(reading: Reading) -> Tables:
     """How many vCPUs, where they run, what they are."""
     root = reading.root
-    count = number(reading.text("vcpu", "placement") or "1", "vcpu")
+    reading.find("vcpu", "placement")
+    count = vcpus_of(root)
     said: Tables = {"vcpus": count}
     element = root.find("vcpu")
     if element is not None:
@@ -51,6 +57,17 @@ def cpu(reading: Reading) -> Tables:
     said |= _model(reading)
     said |= _topology(reading)
     return {"cpu": said}
+
+
+def vcpus_of(root: Element) -> int:
+    """Return how many vCPUs a domain has at most. Raises ``SpecError`` for more than any has."""
+    element = root.find("vcpu")
+    text = "" if element is None else element.text.strip()
+    count = number(text or "1", "vcpu")
+    if count > MOST_VCPUS:
+        problem = Problem("vcpu", repr(text), f"a whole number from 1 to {MOST_VCPUS}")
+        raise SpecError("domain", (problem,))
+    return count
 
 
 def is_dedicated(root: Element, vcpus: int) -> bool:

@@ -33,15 +33,18 @@ _NETS: Final = {
 
 def disks(reading: Reading) -> Tables:
     """The disks of files and block devices."""
+    drivers = _scsi_drivers(reading.root)
     said = [
         table
         for order, element in enumerate(reading.root.all("devices/disk"), 1)
-        if (table := _disk(reading, element, order)) is not None
+        if (table := _disk(reading, element, order, drivers)) is not None
     ]
     return {"disk": said} if said else {}
 
 
-def _disk(reading: Reading, element: Element, order: int) -> Tables | None:
+def _disk(
+    reading: Reading, element: Element, order: int, scsi_drivers: dict[str, Element]
+) -> Tables | None:
     kind = element.get("type")
     source = element.find("source")
     path = None if source is None else source.get("file") or source.get("dev")
@@ -75,7 +78,7 @@ def _disk(reading: Reading, element: Element, order: int) -> Tables | None:
         said["bus"] = bus
     said |= _driver(reading, driver) | _traits(reading, element)
     if bus == "virtio-scsi":
-        said |= _of_controller(reading, element)
+        said |= _of_controller(element, scsi_drivers)
     for child in element.children:
         if child.tag == "boot" and child.get("order") == str(order):
             reading.decide(child, "devices/disk/boot", "disks are tried in their order")
@@ -98,16 +101,19 @@ def _traits(reading: Reading, element: Element) -> Tables:
         reading.read(serial)
         said["serial"] = serial.text.strip()
     block = element.find("blockio")
-    size = "" if block is None else block.get("logical_block_size", "")
-    if block is not None and size.isdigit() and int(size) % 1024 == 0:
+    size = None if block is None else block.get("logical_block_size")
+    bytes_ = (
+        1 if block is None or size is None else number(size, f"{block.path}@logical_block_size")
+    )
+    if block is not None and size is not None and bytes_ % 1024 == 0:
         reading.read(block, "logical_block_size")
         reading.expect(block, {"physical_block_size": size})
-        said["logical_block"] = str(ByteSize(int(size)))
+        said["logical_block"] = str(ByteSize(bytes_))
     throttle: Tables = {}
     tune = element.find("iotune")
     for child in [] if tune is None else tune.children:
         limit = _LIMITS.get(child.tag)
-        count = number(child.text, child.path)
+        count = 0 if limit is None else number(child.text, child.path)
         if tune is not None and limit is not None and count:
             if limit.endswith("bytes") and count % 1024:
                 continue
@@ -117,20 +123,25 @@ def _traits(reading: Reading, element: Element) -> Tables:
     return {**said, "throttle": throttle} if throttle else said
 
 
-def _of_controller(reading: Reading, disk: Element) -> Tables:
+def _scsi_drivers(root: Element) -> dict[str, Element]:
+    """Return the drivers of the SCSI controllers that have one, by the controller's index."""
+    found: dict[str, Element] = {}
+    for controller in root.all("devices/controller"):
+        driver = controller.find("driver")
+        if controller.get("type") == "scsi" and driver is not None:
+            found.setdefault(controller.get("index", "0"), driver)
+    return found
+
+
+def _of_controller(disk: Element, drivers: dict[str, Element]) -> Tables:
     """The queues and the iothread of the controller that a SCSI disk is on."""
     address = disk.find("address")
-    index = "0" if address is None else address.get("controller", "0")
-    for controller in reading.root.all("devices/controller"):
-        driver = controller.find("driver")
-        is_it = controller.get("type") == "scsi" and controller.get("index", "0") == index
-        if is_it and driver is not None:
-            return {
-                key: number(driver.get(key, ""), f"{driver.path}@{key}")
-                for key in ("iothread", "queues")
-                if driver.get(key) is not None
-            }
-    return {}
+    driver = drivers.get("0" if address is None else address.get("controller", "0"))
+    return {
+        key: number(driver.get(key, ""), f"{driver.path}@{key}")
+        for key in ("iothread", "queues")
+        if driver is not None and driver.get(key) is not None
+    }
 
 
 def _driver(reading: Reading, driver: Element | None) -> Tables:

@@ -205,8 +205,8 @@ def _rng(reading: Reading) -> Tables:
     reading.read(backend, "model")
     said: Tables = {"source": source}
     rate = found[0].find("rate")
-    if rate is not None and rate.get("bytes", "").isdigit():
-        size = int(rate.get("bytes", ""))
+    if rate is not None and rate.get("bytes") is not None:
+        size = number(rate.get("bytes", ""), f"{rate.path}@bytes")
         if size % 1024 == 0 and size:
             reading.read(rate, "bytes", "period")
             said["rate"] = str(ByteSize(size))

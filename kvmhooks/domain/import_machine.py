@@ -137,7 +137,8 @@ def _is_secure(reading: Reading, loader: Element | None) -> bool:
 def security(reading: Reading) -> Tables:
     """``[security]``: how the guest's memory is encrypted.
 
-    SEV-ES is SEV with bit 2 of its policy (AMD's «SEV API», guest policy).
+    SEV-ES is SEV with bit 2 of its policy (AMD's «SEV API», guest policy), which libvirt reads to
+    the base of 16, with and without ``0x`` (``hexuint``, schemas/basictypes.rng).
     """
     element = reading.root.find("launchSecurity")
     kind = None if element is None else element.get("type")
@@ -147,7 +148,7 @@ def security(reading: Reading) -> Tables:
     said: Tables = {"type": kind}
     policy = reading.text("launchSecurity/policy") or ""
     if re.fullmatch(r"(0x)?[0-9a-fA-F]{1,16}", policy):
-        value = int(policy, 0 if policy[:2] == "0x" else 10)
+        value = int(policy, 16)
         said["policy"] = f"{value:#x}"
         if kind == "sev" and value & _SEV_ES:
             said["type"] = "sev-es"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from kvmhooks.domain.import_cpu import amount, number
+from kvmhooks.domain.import_cpu import amount, number, vcpus_of
 from kvmhooks.domain.reading import Reading
 from kvmhooks.domain.source import Element
 from kvmhooks.errors import ValueFormatError
@@ -90,8 +90,7 @@ def _is_of_all(reading: Reading, element: Element, listed: str) -> bool:
     except ValueFormatError:
         return False
     if listed == "vcpus":
-        count = reading.root.find("vcpu")
-        return count is not None and named == CpuSet(range(number(count.text, "vcpu")))
+        return named == CpuSet(range(vcpus_of(reading.root)))
     known = {pin.get("iothread") for pin in reading.root.all("cputune/iothreadpin")}
     return bool(named) and {str(one) for one in named} >= known
 

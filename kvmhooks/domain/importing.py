@@ -7,7 +7,7 @@ functions in a flat list; each reads its elements and says its tables of ``vm.to
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from kvmhooks.domain import (
 from kvmhooks.domain.reading import Left, Reading
 from kvmhooks.domain.source import Source, parse
 from kvmhooks.domain.toml import to_toml
-from kvmhooks.errors import InputError, SpecError
+from kvmhooks.errors import InputError, Problem, SpecError
 from kvmhooks.spec.load import parse_vm
 from kvmhooks.spec.model import VmSpec
 
@@ -110,10 +110,26 @@ def _fitting(tables: Tables, name: str) -> tuple[str, VmSpec, list[Left]]:
         try:
             return toml, parse_vm(toml, source=name, folder=Path("/")), refused
         except SpecError as error:
-            problem = next((one for one in error.problems if _remove(tables, one.at)), None)
-            if problem is None:
+            removed = _without(tables, error.problems)
+            if not removed:
                 raise
-            refused.append(Left(problem.at, f"found {problem.found}: {problem.expected}"))
+            refused += [Left(one.at, f"found {one.found}: {one.expected}") for one in removed]
+
+
+def _without(tables: Tables, problems: Sequence[Problem]) -> list[Problem]:
+    """Take away what problems are about, one of each table, and return those in their order.
+
+    Without one the others of its table may have no cause any more. The last items of a list go
+    first, so that the numbers of the others hold.
+    """
+    by_number = sorted(problems, key=lambda one: [*(-int(n) for n in _NUMBER.findall(one.at)), 1])
+    removed: dict[str, Problem] = {}
+    for problem in by_number:
+        table = problem.at.rpartition("]")[0] or problem.at.partition(".")[0]
+        if table not in removed and _remove(tables, problem.at):
+            removed[table] = problem
+    taken = {id(problem) for problem in removed.values()}
+    return [problem for problem in problems if id(problem) in taken]
 
 
 def _remove(tables: Tables, at: str) -> bool:
@@ -142,4 +158,5 @@ def _remove(tables: Tables, at: str) -> bool:
     return trail != [] and trail[0][0].pop(trail[0][1], None) is not None
 
 
+_NUMBER: Final = re.compile(r"\[([0-9]+)\]")
 _NEEDED: Final = {"name", "cpu", "cpu.vcpus", "memory", "memory.size"}

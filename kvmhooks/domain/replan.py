@@ -108,7 +108,7 @@ def replan(document: bytes, host: Host, claims: Sequence[Claim] = ()) -> Replann
     if source.root.find("numatune") is not None:
         editor.concern = "memory"
         tune_memory.nodes(situation)
-    result = editor.result()
+    result = editor.written(editor.result())
     _check(editor.changes, result, host, claims)
     pins = {pin.vcpu: pin.cpus for pin in made.vcpus}
     own = union(pins.values())

@@ -9,7 +9,7 @@ from typing import Final
 from attrs import define, field
 
 from kvmhooks.domain.edit import Editor, Target
-from kvmhooks.domain.import_cpu import cpu_set, number, vcpu_pins
+from kvmhooks.domain.import_cpu import cpu_set, vcpu_pins, vcpus_of
 from kvmhooks.domain.source import Element
 from kvmhooks.host.model import Host
 from kvmhooks.placement import Plan
@@ -52,8 +52,7 @@ class Situation:
     @cached_property
     def vcpus(self) -> int:
         """How many vCPUs there are at most."""
-        element = self.root.find("vcpu")
-        return 1 if element is None else number(element.text.strip() or "1", "vcpu")
+        return vcpus_of(self.root)
 
     @cached_property
     def is_windows(self) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Final, overload
 from xml.parsers import expat
 
@@ -20,10 +21,12 @@ from attrs import define, field
 from kvmhooks.errors import InputError
 
 MAX_BYTES: Final = 4 << 20
-"""No larger XML is parsed: 4,096 pinned vCPUs and 1,000 disks take less than 1 MiB."""
+"""No larger XML is parsed: libvirt's daemon takes and gives no longer text (``REMOTE_STRING_MAX``,
+src/remote/remote_protocol.x). 4,096 pinned vCPUs and 1,000 disks take less than 1 MiB."""
 
 MAX_DEPTH: Final = 100
-"""No deeper XML is parsed: libvirt's own is less than 20 deep."""
+"""No deeper XML is parsed: libvirt's own is less than 20 deep, and libxml2 gives it none that is
+deeper than 256 (``xmlParserMaxDepth``, parserInternals.c)."""
 
 MAX_ELEMENTS: Final = 100_000
 
@@ -67,6 +70,9 @@ class Element:
     text: str = ""
     """The characters that stand in it directly, before its first child and after."""
     children: list[Element] = field(factory=list, repr=False)
+    number: int = 1
+    """Its place among the children of its parent that have the same tag, counted from 1."""
+    _by_tag: dict[str, list[Element]] = field(factory=dict, init=False, repr=False)
 
     @property
     def is_closed(self) -> bool:
@@ -87,12 +93,18 @@ class Element:
         step = _STEP.match(path)
         assert step is not None  # paths are ours
         rest = path[step.end() + 1 :]
-        for child in self.children:
-            if child.tag == step[0]:
-                if rest:
-                    yield from child.all(rest)
-                else:
-                    yield child
+        for child in self._by_tag.get(step[0], ()):
+            if rest:
+                yield from child.all(rest)
+            else:
+                yield child
+
+    def append(self, child: Element) -> None:
+        """Add a child behind all others."""
+        alike = self._by_tag.setdefault(child.tag, [])
+        alike.append(child)
+        child.number = len(alike)
+        self.children.append(child)
 
     def find(self, path: str) -> Element | None:
         """The first element at ``path``."""
@@ -116,14 +128,13 @@ class Element:
         steps = []
         at = self
         while at.parent is not None:
-            alike = [child for child in at.parent.children if child.tag == at.tag]
-            number = f"[{alike.index(at) + 1}]" if len(alike) > 1 else ""
-            steps.append(f"{at.name}{number}")
+            is_alone = len(at.parent._by_tag[at.tag]) == 1  # noqa: SLF001 -- own
+            steps.append(at.name if is_alone else f"{at.name}[{at.number}]")
             at = at.parent
         return "/".join(reversed(steps)) or self.name
 
 
-@define(eq=False)
+@define(eq=False, slots=False)
 class Source:
     """A parsed document: its text as UTF-8 and the tree of its elements."""
 
@@ -133,7 +144,7 @@ class Source:
     root: Element
     name: str
 
-    @property
+    @cached_property
     def quote(self) -> str:
         """The quote that the document uses: that of its first attribute; libvirt's is ``'``."""
         for element in self.root.walk():
@@ -141,7 +152,7 @@ class Source:
                 return attribute.quote
         return "'"
 
-    @property
+    @cached_property
     def newline(self) -> str:
         """How the document ends its lines."""
         return "\r\n" if b"\r\n" in self.data else "\n"
@@ -159,7 +170,10 @@ def parse(document: str | bytes, name: str = "domain XML") -> Source:
     Raises ``InputError`` for what is no well-formed XML, has a document type or an encoding other
     than UTF-8, UTF-16, ASCII or Latin-1 and -9, or is larger than any domain's.
     """
-    raw = document.encode() if isinstance(document, str) else document
+    try:
+        raw = document.encode() if isinstance(document, str) else document
+    except UnicodeError as error:
+        raise InputError(f"{name}: found a text that is no Unicode: {error}") from error
     if len(raw) > MAX_BYTES:
         raise InputError(f"{name}: found {len(raw)} bytes or more, expected at most {MAX_BYTES}")
     bom, encoding = _encoding_of(raw, name, is_text=isinstance(document, str))
@@ -190,7 +204,9 @@ class _Builder:
         self._data = data
         self._name = name
         self._open: list[Element] = []
+        self._texts: list[list[str]] = []
         self._scopes: list[dict[str, str]] = [{"xml": _XML}]
+        """The name spaces that each open element declares, by prefix."""
         self._root: Element | None = None
         self._count = 0
         # What the declaration says of the encoding no longer holds: the text is UTF-8 by now.
@@ -226,13 +242,12 @@ class _Builder:
             for key, uri in said.items()
             if key == "xmlns" or key.startswith("xmlns:")
         }
-        scope = self._scopes[-1] | own if own else self._scopes[-1]
-        self._scopes.append(scope)
+        self._scopes.append(own)
         start = self._parser.CurrentByteIndex
         head = _START.match(self._data, start)
         assert head is not None  # expat took it for a start tag
         prefix, _, local = raw_name.rpartition(":")
-        uri = scope.get(prefix, "")
+        uri = next((scope[prefix] for scope in reversed(self._scopes) if prefix in scope), "")
         if prefix and not uri:
             line = self._parser.CurrentLineNumber
             raise InputError(f"{self._name}: line {line}: the prefix {prefix[:40]!r} is not bound")
@@ -245,10 +260,11 @@ class _Builder:
             head_end=head.end(),
         )
         if self._open:
-            self._open[-1].children.append(element)
+            self._open[-1].append(element)
         else:
             self._root = element
         self._open.append(element)
+        self._texts.append([])
 
     def _attributes(self, said: dict[str, str], start: int, end: int) -> dict[str, Attribute]:
         """Where each stands; expat has resolved what it says."""
@@ -262,6 +278,7 @@ class _Builder:
     def _end(self, _name: str) -> None:
         self._scopes.pop()
         element = self._open.pop()
+        element.text = "".join(self._texts.pop())
         is_closed = self._data[element.head_end - 2 : element.head_end] == b"/>"
         if is_closed:
             element.foot = element.end = element.head_end
@@ -270,4 +287,4 @@ class _Builder:
             element.end = self._data.index(b">", element.foot) + 1
 
     def _characters(self, text: str) -> None:
-        self._open[-1].text += text
+        self._texts[-1].append(text)

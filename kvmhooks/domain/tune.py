@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen
 
 from kvmhooks.domain import tune_cpu, tune_devices, tune_guest, tune_memory, tune_profile
 from kvmhooks.domain.edit import Change, Editor, New
@@ -48,6 +48,8 @@ class Tuned:
     changes: tuple[Change, ...]
     advice: tuple[str, ...]
     """What would be better and is left to its owner."""
+    pieces: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """The text before and after, piece by piece."""
 
 
 def tune(
@@ -92,8 +94,9 @@ def tune(
             for step in steps:
                 step(situation)
     tune_devices.advise(situation)
-    result = editor.result()
-    return Tuned(result, tuple(editor.changes), tuple(situation.advice))
+    pieces = editor.result()
+    changes = tuple(editor.changes)
+    return Tuned(editor.written(pieces), changes, tuple(situation.advice), pieces)
 
 
 def _plan(spec: VmSpec, editor: Editor, host: Host, claims: Sequence[Claim]) -> Plan:

@@ -69,11 +69,14 @@ def with_iothreads(spec: VmSpec, ids: Iterable[int]) -> VmSpec:
     """A spec as far as the place of its VM depends on it: with these iothreads, for any host.
 
     Where its disks are, with which accelerator it runs elsewhere and how its memory is encrypted
-    there is of no matter here.
+    there is of no matter here; nor is how its interfaces are plugged in, which the domain says.
     """
-    disks = tuple(Disk(path=Path("/dev/null"), iothread=number) for number in sorted(ids))
+    numbers = tuple(sorted(ids))
+    disks = (Disk(path=Path("/dev/null"), iothreads=numbers),) if numbers else ()
     machine = attrs.evolve(spec.machine, accel="auto")
-    return attrs.evolve(spec, disk=disks, machine=machine, security=Security())
+    return attrs.evolve(
+        spec, disk=disks, net=(), filesystem=(), input=(), machine=machine, security=Security()
+    )
 
 
 def _without_iothread(situation: Situation) -> Iterator[Element]:

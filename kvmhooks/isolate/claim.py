@@ -134,7 +134,7 @@ class Claim:
                 devices=tuple(str(device) for device in said.get("devices", ())),
                 bound=tuple(str(device) for device in said.get("bound", ())),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
             raise IsolationError(f"claim: {type(error).__name__}: {error}") from error
 
     @property

@@ -7,11 +7,12 @@ the guest sees the same machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from attrs import field, frozen
 
+from kvmhooks.errors import PlanError
 from kvmhooks.placement.storage import DiskPath, ScsiController
 from kvmhooks.spec.model import VmSpec
 
@@ -23,6 +24,9 @@ FUNCTIONS: Final = 8
 ON_ROOT: Final = {"video": 0x01, "sound": 0x1B, "watchdog": 0x1C, "panic": 0x1D, "iommu": 0x1E}
 """The slots of what stands on the root bus: libvirt's own places for video and sound."""
 
+
+CHIPSET_SLOT: Final = 0x1F
+"""The slot of the ICH9's own functions on q35's root bus (include/hw/southbridge/ich9.h)."""
 
 EXPANDER_SLOT: Final = 0x1A
 """The highest slot of a host bridge that stands for a guest cell; further ones are below it."""
@@ -116,7 +120,8 @@ def lay_out(
 ) -> Layout:
     """Plug in every device of a spec; ``cells`` names the guest cell that each ``pci`` is near to.
 
-    ``microvm`` has no PCI: its devices have no places.
+    ``microvm`` has no PCI: its devices have no places. Raises ``PlanError`` for more devices than
+    there are places for.
     """
     on_root = [name for name, is_there in _on_root(spec) if is_there]
     places = {name: Place(0, ON_ROOT[name]) for name in on_root}
@@ -140,12 +145,34 @@ def lay_out(
         slot = EXPANDER_SLOT - len(expanders)
         expanders.append(Expander(index, cell, slot, free))
         ports += [Port(device, index + 1 + at, at, 0, index) for at, device in enumerate(behind)]
+    if spec.machine.type != "microvm":
+        _check_room(ports, [place.slot for place in places.values()], expanders)
+    by_first = {members[0]: members for members in groups.values()}
     for port in ports:
-        (members,) = [each for each in groups.values() if each[0] == port.device]
+        members = by_first[port.device]
         for function, device in enumerate(members):
             shares = function == 0 and len(members) > 1
             places[device] = Place(port.index, 0, function, shares)
     return Layout(tuple(ports), tuple(expanders), places)
+
+
+def _check_room(
+    ports: Sequence[Port], on_root: Collection[int], expanders: Sequence[Expander]
+) -> None:
+    """See that there are slots for all ports, and numbers for all buses.
+
+    The ports on the root bus end below the slots of what else stands there. Raises ``PlanError``.
+    """
+    own = [port for port in ports if port.parent == 0]
+    taken = (CHIPSET_SLOT, *on_root, *(each.slot for each in expanders))
+    first = own[0].first_slot if own else FIRST_SLOT
+    most = (min(slot for slot in taken if slot >= first) - first) * FUNCTIONS
+    if len(own) > most:
+        found = f"{len(own)} devices on PCI Express"
+        raise PlanError("machine.type", found, f"at most {most}, for which the root bus has ports")
+    buses = 1 + len(ports) + len(expanders)
+    if buses > BUSES:
+        raise PlanError("machine.type", f"{buses} PCI buses", f"at most {BUSES}")
 
 
 def _on_root(spec: VmSpec) -> Iterator[tuple[str, bool]]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from kvmhooks.errors import PlanError, ValueFormatError
+from kvmhooks.errors import PlanError
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.pages import ANY_NODE
 from kvmhooks.placement.model import Plan
@@ -157,5 +157,5 @@ def from_json(said: object) -> Holding:
             ways=tuple((int(one["cache"]), int(one["mask"], 16)) for one in said["ways"]),
             pci=tuple(PciAddress.parse(one) for one in said["pci"]),
         )
-    except (AttributeError, KeyError, TypeError, ValueError, ValueFormatError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise PlanError("claims", f"{type(error).__name__}: {error}", "a holding") from error

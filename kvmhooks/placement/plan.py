@@ -128,7 +128,7 @@ def plan_on(
     spec = choose_parents(spec, ground.host, identity_of(spec))
     host = with_coming(ground.host, spec)
     ground = ground if host is ground.host else evolve(ground, host=host)
-    check_limits(spec.machine, vcpus=spec.cpu.vcpus, cells=len(spec.memory.cell))
+    check_limits(spec)
     check_devices(spec, host, ground.holdings)
     accel, why_accel = _accelerator(spec, host)
     found = place(spec, ground, effort=effort, present=present)

@@ -31,6 +31,8 @@ class Effort:
     """Ways to seat cells on a set."""
     partitions: int = 5_000
     """Ways to put several cells on one node."""
+    steps: int = 20_000
+    """Single cells that are put on a node with others on the way to those."""
 
 
 @frozen(kw_only=True)
@@ -90,10 +92,11 @@ class Search:
         """The best of given cells on so many nodes: those of a node are as one."""
         best: Seating | None = None
         is_cut = False
-        for number, (groups, merged) in enumerate(partitions(cells, nodes)):
-            if number == self.effort.partitions:
+        for number, partition in enumerate(partitions(cells, nodes, self.effort.steps)):
+            if number == self.effort.partitions or partition is None:
                 is_cut = True
                 break
+            groups, merged = partition
             seated = self._seat(merged)
             if seated is None or (best is not None and seated[2:5] >= best[2:5]):
                 continue
@@ -262,36 +265,42 @@ class Search:
 
 
 def partitions(
-    cells: Sequence[CellAsk], count: int
-) -> Iterator[tuple[list[list[int]], list[CellAsk]]]:
+    cells: Sequence[CellAsk], count: int, steps: int
+) -> Iterator[tuple[list[list[int]], list[CellAsk]] | None]:
     """Yield every way to put cells into ``count`` groups, with the groups as single cells.
 
-    Ways that differ by cells that are alike only are one.
+    Ways that differ by cells that are alike only are one: whatever has come to the same groups
+    before goes on in the same ways. After so many ``steps`` None is the last.
     """
     if count == len(cells):
         yield [[at] for at in range(count)], list(cells)
         return
-    seen = set()
+    seen: set[tuple[object, ...]] = set()
     groups: list[list[int]] = []
     merged: list[CellAsk] = []
 
-    def rest(at: int) -> Iterator[tuple[list[list[int]], list[CellAsk]]]:
-        if at == len(cells):
-            key = tuple(
-                sorted(
-                    (
-                        one.cores,
-                        one.floating,
-                        one.units,
-                        one.room,
-                        -1 if one.node is None else one.node,
-                    )
-                    for one in merged
+    def rest(at: int) -> Iterator[tuple[list[list[int]], list[CellAsk]] | None]:
+        key = (
+            at,
+            *sorted(
+                (
+                    one.cores,
+                    one.floating,
+                    one.units,
+                    one.room,
+                    -1 if one.node is None else one.node,
                 )
-            )
-            if key not in seen:
-                seen.add(key)
-                yield [list(group) for group in groups], list(merged)
+                for one in merged
+            ),
+        )
+        if key in seen or len(seen) > steps:
+            return
+        seen.add(key)
+        if len(seen) > steps:
+            yield None
+            return
+        if at == len(cells):
+            yield [list(group) for group in groups], list(merged)
             return
         cell = cells[at]
         if len(groups) + len(cells) - at > count:

@@ -60,7 +60,7 @@ def choose_disks(
         for at, (disk, iothread) in enumerate(zip(spec.disk, iothreads_of, strict=True))
     ]
     units: dict[tuple[object, ...], int] = {}
-    sets: list[tuple[int, ...]] = []
+    sets: dict[tuple[int, ...], int] = {}
     paths = []
     for at, (disk, iothreads) in enumerate(zip(spec.disk, served, strict=True)):
         bus = disk.attached
@@ -68,9 +68,7 @@ def choose_disks(
             wishes.require(EMULATED_NVME, f"disk[{at}].bus", '"nvme"')
         controller = 0
         if bus == "virtio-scsi":
-            if iothreads not in sets:
-                sets.append(iothreads)
-            controller = sets.index(iothreads)
+            controller = sets.setdefault(iothreads, len(sets))
         unit = units.get((bus, controller), 0)
         units[bus, controller] = unit + 1
         if bus == "sata" and unit == SATA_PORTS:
@@ -86,20 +84,19 @@ def choose_disks(
                 boot=at + 1 if disk.boot is None else disk.boot,
             )
         )
+    queues = _queues(spec, paths)
     return tuple(paths), tuple(
-        ScsiController(iothreads=each, queues=_queues(spec, paths, at))
-        for at, each in enumerate(sets)
+        ScsiController(iothreads=each, queues=queues.get(at)) for each, at in sets.items()
     )
 
 
-def _queues(spec: VmSpec, paths: list[DiskPath], controller: int) -> int | None:
-    """The most that a disk of the controller asks for: they share its queues."""
-    asked = [
-        disk.queues
-        for disk, path in zip(spec.disk, paths, strict=True)
-        if (path.bus, path.controller) == ("virtio-scsi", controller) and disk.queues is not None
-    ]
-    return max(asked, default=None)
+def _queues(spec: VmSpec, paths: list[DiskPath]) -> dict[int, int]:
+    """Return the most queues that a disk of each controller asks for: they share them."""
+    most: dict[int, int] = {}
+    for disk, path in zip(spec.disk, paths, strict=True):
+        if path.bus == "virtio-scsi" and disk.queues is not None:
+            most[path.controller] = max(disk.queues, most.get(path.controller, 0))
+    return most
 
 
 def _iothreads(at: int, disk: Disk, iothread: int | None, wishes: Wishes) -> tuple[int, ...]:

@@ -138,8 +138,8 @@ class Wishes:
     """What a spec asks of a target, and what of it was left out."""
 
     target: Target
-    left_out: list[str] = field(factory=list)
-    """A sentence for each."""
+    left_out: dict[str, None] = field(factory=dict)
+    """A sentence for each, in their order."""
 
     def has(self, gate: Gate, at: str) -> bool:
         """Whether the target has a feature that the key ``at`` asks for; it is left out if not."""
@@ -150,9 +150,7 @@ class Wishes:
 
     def leave_out(self, at: str, why: str) -> None:
         """Note that what ``at`` asks for is left out."""
-        sentence = f"{at} is left out: {why}"
-        if sentence not in self.left_out:
-            self.left_out.append(sentence)
+        self.left_out[f"{at} is left out: {why}"] = None
 
     def require(self, gate: Gate, at: str, found: str) -> None:
         """Raise ``PlanError`` where the target lacks what the VM cannot be without."""
@@ -164,6 +162,8 @@ class Wishes:
 def parse_version(text: str) -> Version:
     """The first two numbers of a version such as ``9.0.0``. Raises ``ValueError``."""
     major, minor, *_ = [*text.split("."), "0"]
+    if not f"{major}{minor}".isascii() or not major.isdigit() or not minor.isdigit():
+        raise ValueError(f"found {text!r}, expected numbers with dots between them")
     return int(major), int(minor)
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from kvmhooks.errors import PlanError
 from kvmhooks.placement.model import Topology
-from kvmhooks.spec.model import Cpu, Machine
+from kvmhooks.spec.model import Cpu, VmSpec
 from kvmhooks.values import CpuSet
 
 MOST_VCPUS: Final = (((9, 0), 4096), ((8, 1), 1024), ((0, 0), 288))
@@ -18,8 +18,9 @@ MOST_CELLS: Final = 128
 """``MAX_NODES`` of QEMU (include/system/numa.h)."""
 
 
-def check_limits(machine: Machine, *, vcpus: int, cells: int) -> None:
+def check_limits(spec: VmSpec) -> None:
     """See that the machine type has as many vCPUs and cells. Raises ``PlanError``."""
+    machine, vcpus = spec.machine, spec.cpu.vcpus
     version = re.fullmatch(r"pc-q35-(\d+)[.](\d+)", machine.type)
     if version is not None:
         number = (int(version[1]), int(version[2]))
@@ -28,8 +29,11 @@ def check_limits(machine: Machine, *, vcpus: int, cells: int) -> None:
         most = MOST_VCPUS[0][1]
     if vcpus > most:
         raise PlanError("cpu.vcpus", str(vcpus), f"at most {most}, which {machine.type} has")
-    if cells > MOST_CELLS:
-        raise PlanError("memory.cell", f"{cells} cells", f"at most {MOST_CELLS}, which QEMU has")
+    cells = {"cell": len(spec.memory.cell), "cells": spec.memory.cells or 0}
+    for key, count in cells.items():
+        if count > MOST_CELLS:
+            found = f"{count} cells"
+            raise PlanError(f"memory.{key}", found, f"at most {MOST_CELLS}, which QEMU has")
 
 
 def choose_topology(

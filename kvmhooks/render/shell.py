@@ -9,7 +9,5 @@ from collections.abc import Sequence
 def command_line(argv: Sequence[str]) -> str:
     """One option with its value a line, quoted for a shell, with a final newline."""
     words = [shlex.quote(word) for word in argv]
-    text = words[0]
-    for word in words[1:]:
-        text += f" \\\n    {word}" if word.startswith("-") else f" {word}"
-    return text + "\n"
+    said = (f" \\\n    {word}" if word.startswith("-") else f" {word}" for word in words[1:])
+    return "".join((words[0], *said, "\n"))

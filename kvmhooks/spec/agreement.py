@@ -78,9 +78,11 @@ _OWN_KEYS: Final = {
 
 
 def _cpu(spec: VmSpec) -> Iterator[Problem]:
+    seen = set()
     for index, feature in enumerate(spec.cpu.features):
-        if feature[1:] in {each[1:] for each in spec.cpu.features[:index]}:
+        if feature[1:] in seen:
             yield Problem(f"cpu.features[{index}]", repr(feature), "each feature once")
+        seen.add(feature[1:])
         for name, key in _OWN_KEYS.items():
             if feature[1:] == name or (name.endswith("-") and feature[1:].startswith(name)):
                 yield Problem(f"cpu.features[{index}]", repr(feature), key)

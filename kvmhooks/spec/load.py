@@ -18,6 +18,10 @@ MAX_BYTES = 1 << 20
 """A VM's description is a page or two; more than this is some other file."""
 
 
+MAX_DOTS = 500
+"""In one line: ``tomllib`` takes the square of the parts of a dotted key."""
+
+
 def load_vm(path: str | os.PathLike[str]) -> VmSpec:
     """Read the VM that the file ``path`` describes.
 
@@ -33,7 +37,7 @@ def load_vm(path: str | os.PathLike[str]) -> VmSpec:
     if len(content) > MAX_BYTES:
         raise _refused(file.name, "", f"more than {MAX_BYTES} bytes", "a VM's description")
     try:
-        text = content.decode()
+        text = content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise _refused(file.name, "", f"a byte that is not UTF-8 ({error})", "TOML") from error
     return parse_vm(text, folder=file.parent.resolve(), source=file.name)
@@ -44,6 +48,9 @@ def parse_vm(text: str, *, folder: Path, source: str = "vm.toml") -> VmSpec:
 
     ``source`` names the text in messages. Raises ``SpecError``.
     """
+    dots = max(line.count(".") for line in text.split("\n"))
+    if dots > MAX_DOTS:
+        raise _refused(source, "", f"a line with {dots} dots", f"at most {MAX_DOTS}")
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets

@@ -7,7 +7,6 @@ says so; where it names none, the VM is refused as if its file had said it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -54,7 +53,8 @@ def _queues(document: Document) -> int:
 
 
 def _is_queued(net: Document) -> bool:
-    return net.get("type") in _QUEUED and net.get("model", "virtio") == "virtio"
+    kind = net.get("type")
+    return isinstance(kind, str) and kind in _QUEUED and net.get("model", "virtio") == "virtio"
 
 
 _ENTROPY = Default(
@@ -260,16 +260,25 @@ def with_profile(document: Document) -> tuple[Document, tuple[Applied, ...]]:
     name = document.get("profile")
     if not isinstance(name, str) or name not in PROFILES:
         return document, ()
-    made = copy.deepcopy(document)
+    made = {key: _copied(value) for key, value in document.items()}
     applied = []
     for default in PROFILES[name][1]:
         for table, key, at in _places(made, default.at):
             if key in table or (default.only_if is not None and not default.only_if(table)):
                 continue
             value = default.value(made) if callable(default.value) else default.value
-            table[key] = copy.deepcopy(value)
+            table[key] = _copied(value)
             applied.append(Applied(at=at, instead=default.instead, blamed=default.blamed))
     return made, tuple(applied)
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy as deep as defaults are put: of a table, or of the tables in an array."""
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, list):
+        return [dict(one) if isinstance(one, dict) else one for one in value]
+    return value
 
 
 def _places(document: Document, at: str) -> Iterator[tuple[Document, str, str]]:

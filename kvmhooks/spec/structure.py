@@ -6,17 +6,17 @@ must look like. Nothing is coerced: ``vcpus = "4"`` is a mistake, not 4.
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import GenericAlias
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Final, Literal, get_args, get_origin
 
 import attrs
 from cattrs import BaseValidationError, Converter, ForbiddenExtraKeysError
-from cattrs.errors import AttributeValidationNote, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn, override
 
 from kvmhooks.errors import Problem, ValueFormatError
@@ -25,6 +25,26 @@ from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import ByteSize, CpuSet, PciAddress
 
 Hook = Callable[[Any, Any], Any]
+
+_UNFIT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+"""What no path may have: what XML 1.0 has no place for (its production ``Char``), names that are no
+UTF-8 (Python's lone surrogates), control characters, and all that ends a line somewhere."""
+
+
+_LONGEST_PATH: Final = 4_095
+"""``PATH_MAX`` of linux/limits.h, without the NUL at the end."""
+
+_LONGEST_TEXT: Final = 131_071
+"""``MAX_ARG_STRLEN`` of linux/binfmts.h for 4 KiB pages, without the NUL: no argument is longer."""
+
+_LONG: Final = 1024
+"""Numbers of more bits than this are not written out."""
+
+_BARE: Final = re.compile(r"[A-Za-z0-9_-]{1,80}")
+"""A key that needs no quotes."""
+
+_GUESSED: Final = 20
+"""For so many unknown keys of a table the nearest known one is looked for."""
 
 
 class Mismatch(ValueError):
@@ -71,6 +91,10 @@ def show(value: object) -> str:
         return "a table"
     if isinstance(value, list):
         return "an array"
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, int) and value.bit_length() > _LONG:
+        return "a number of hundreds of digits"  # Python writes no more than 4,300
     text = repr(value)
     return text if len(text) <= 80 else text[:76] + "...'"
 
@@ -81,9 +105,15 @@ def _converter(folder: Path) -> Converter:
     converter = Converter()
 
     def path(value: Any, _: Any) -> Path:
-        if not isinstance(value, str) or not value or "\0" in value:
+        if not isinstance(value, str) or not value:
             raise Mismatch(value, "a path")
-        return Path(os.path.normpath(folder / value))
+        made = os.path.normpath(folder / value)
+        if _UNFIT.search(made):
+            unfit = value if _UNFIT.search(value) else made
+            raise Mismatch(unfit, "a path of one line without control characters, in UTF-8")
+        if len(made.encode()) > _LONGEST_PATH:
+            raise Mismatch(made, f"a path of at most {_LONGEST_PATH} bytes")
+        return Path(made)
 
     def firmware(value: Any, made: Any) -> Path | str:
         return value if value in ("bios", "uefi") else path(value, made)
@@ -141,11 +171,14 @@ def _flag(value: Any, _: Any) -> bool:
 def _text(value: Any, _: Any) -> str:
     if not isinstance(value, str) or not value.isprintable():
         raise Mismatch(value, "a text of one line")
+    if len(value.encode()) > _LONGEST_TEXT:
+        raise Mismatch(value, f"a text of at most {_LONGEST_TEXT} bytes")
     return value
 
 
 def _size(value: Any, _: Any) -> ByteSize:
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    text = str(value) if is_number and value.bit_length() <= _LONG else value
     if not isinstance(text, str):
         raise Mismatch(value, 'a size such as "512MiB" or "4GiB"')
     try:
@@ -206,14 +239,13 @@ def _is_array(made: Any) -> bool:
 
 def _array(made: Any, converter: Converter) -> Hook:
     item = get_args(made)[0]
-    as_list = GenericAlias(list, (item,))
-    walk = converter.get_structure_hook(as_list)
+    as_list: Any = GenericAlias(list, (item,))
     kind = "tables ([[...]])" if attrs.has(item) else "numbers" if item is int else "texts"
 
     def structure_array(value: Any, _: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise Mismatch(value, f"an array of {kind}")
-        return tuple(walk(value, as_list))
+        return tuple(converter.structure(value, as_list))
 
     return structure_array
 
@@ -261,11 +293,18 @@ def _problems(error: BaseValidationError, at: str) -> Iterator[Problem]:
 
 
 def _place(inner: Exception, at: str) -> str:
+    """Return where an error is, inside of ``at``.
+
+    cattrs says it in a note: «Structuring class Cpu @ attribute vcpus», «… @ index 2»
+    (``gen/__init__.py`` and ``converters.py``); until 23.1 the note is a plain text.
+    """
     for note in getattr(inner, "__notes__", ()):
-        if isinstance(note, AttributeValidationNote):
-            return f"{at}.{note.name}" if at else note.name
-        if isinstance(note, IterableValidationNote):
-            return f"{at}[{note.index}]"
+        _, word, place = str(note).rpartition(" @ ")
+        kind, _, name = place.partition(" ")
+        if word and kind == "attribute":
+            return f"{at}.{name}" if at else name
+        if word and kind == "index":
+            return f"{at}[{name}]"
     return at
 
 
@@ -273,7 +312,9 @@ def _unknown_keys(inner: ForbiddenExtraKeysError, at: str) -> Iterator[Problem]:
     import difflib  # noqa: PLC0415 -- only for a message
 
     known = [field.name for field in attrs.fields(inner.cl) if is_key(field)]
-    for key in sorted(inner.extra_fields):
-        near = difflib.get_close_matches(key, known, n=1)
-        expected = f'"{near[0]}"?' if near else "one of " + ", ".join(known)
-        yield Problem(f"{at}.{key}" if at else key, "an unknown key", expected)
+    every = "one of " + ", ".join(known)
+    for number, key in enumerate(sorted(inner.extra_fields)):
+        near = difflib.get_close_matches(key, known, n=1) if number < _GUESSED else []
+        name = key if _BARE.fullmatch(key) else show(key)
+        expected = f'"{near[0]}"?' if near else every
+        yield Problem(f"{at}.{name}" if at else name, "an unknown key", expected)

@@ -66,6 +66,9 @@ def problems(spec: VmSpec) -> Iterator[Problem]:
         if name not in there:
             yield Problem(at, f"no {name}", f"one of {_listed(PLACES[name])}: see {PACKAGES[name]}")
     yield from _shared(spec, there.get("virtiofsd"))
+    state = str(keeping.tpm_state(spec))
+    if spec.tpm.model != "none" and "," in state:
+        yield Problem("tpm.state", repr(state), "no comma: swtpm takes it for the end of the name")
     for index, helper in enumerate(spec.helper):
         at = f"helper[{index}]"
         if helper.user is not None:

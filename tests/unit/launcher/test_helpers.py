@@ -67,6 +67,15 @@ def spec(text: str = HELPED) -> VmSpec:
     return parse_vm(text, folder=Path("/"), source="web.toml")
 
 
+def test_a_comma_in_the_place_of_a_tpm_is_refused() -> None:
+    """What is behind it would be another option of swtpm (its ``--tpmstate``)."""
+    least = 'name = "a"\ncpu.vcpus = 1\nmemory.size = "1GiB"\ntpm.model = "crb"\n'
+    vm = spec(least + 'tpm.state = "/s/a,mode=0666"')
+    found = [str(one) for one in programs.problems(vm) if one.at == "tpm.state"]
+    expected = "no comma: swtpm takes it for the end of the name"
+    assert found == [f"tpm.state: found '/s/a,mode=0666', expected {expected}"]
+
+
 def test_what_is_started_for_roots_vm() -> None:
     """virtiofsd as root, the TPM and passt as QEMU's user, others as they say."""
     assert helpers_of(spec(), place(FEATURES)) == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ MIB = ByteSize.kib(1 << 10)
 NAMES_OF_DEVICES = "address, id, net, block, iommu_group, sriov"
 COUNT = "a whole number from 1 to 65536"
 PATH = "a path"
+NUMBER = "a whole number from 0 to 65536"
+TEXT = "a text of one line"
+NAMES = "one of " + ", ".join(each.name for each in attrs.fields(VmSpec) if is_key(each))
+LINE = "a path of one line without control characters, in UTF-8"
 
 
 def test_the_least_is_all_defaults() -> None:
@@ -248,7 +253,7 @@ MISTAKES = [
     (LEAST + 'boot.kernel = "//"', "boot.kernel: found '//', expected the path of a file"),
     (LEAST + '[[disk]]\npath = "/a/.."', "disk[0].path: found '/', expected the path of a file"),
     (LEAST + 'boot.kernel = ""', f"boot.kernel: found '', expected {PATH}"),
-    (LEAST + 'boot.kernel = "a\\u0000b"', f"boot.kernel: found 'a\\x00b', expected {PATH}"),
+    (LEAST + 'boot.kernel = "a\\u0000b"', f"boot.kernel: found 'a\\x00b', expected {LINE}"),
     (LEAST + "boot.firmware = 1", f"boot.firmware: found 1, expected {PATH}"),
     (
         LEAST + 'boot.kernel = "k"\nboot.cmdline = "a\\nb"',
@@ -331,7 +336,15 @@ MISTAKES = [
     ),
     (CPUS + "cpu.vcpus = " + "9" * 5000, None),
     ("a = " + "[" * 5000, None),
-]
+    (LEAST + "cpu.current = 0x" + "f" * 5000,
+     f"cpu.current: found a number of hundreds of digits, expected {NUMBER}"),
+    (LEAST + "boot.cmdline = 2026-01-02", "boot.cmdline: found 2026-01-02, expected " + TEXT),
+    ("a" + ".a" * 250_000 + " = 1", "found a line with 250000 dots, expected at most 500"),
+    ("[" + "a." * 250_000 + "a]", "found a line with 250000 dots, expected at most 500"),
+    (LEAST + '"\\u001b[31m" = 1', "'\\x1b[31m': found an unknown key, expected " + NAMES),
+    (LEAST + "[[disk]]\npath = '" + "a" * 5_000 + "'",
+     "disk[0].path: found '/vms/" + "a" * 70 + "...', expected a path of at most 4095 bytes"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "said"), MISTAKES, ids=range(len(MISTAKES)))
@@ -346,6 +359,34 @@ def test_a_mistake_is_told_with_its_place(text: str, said: str | None) -> None:
         assert lines[0].endswith(", expected TOML")
     else:
         assert lines == [f"web.toml: {line}" for line in said.splitlines()]
+
+
+def test_tables_are_nested_as_deep_as_somebody_likes() -> None:
+    """What a profile, too, looks at is no deeper than its keys."""
+    text = LEAST + 'profile = "web"\n' + "[x" + ".x" * 499 + "]\n" + "x" + ".x" * 499 + " = 1"
+    with pytest.raises(SpecError) as raised:
+        parse_vm(text, folder=Path("/vms"))
+    assert str(raised.value).startswith("vm.toml: x: found an unknown key, expected")
+
+
+def test_a_hundred_mistakes_are_told() -> None:
+    """Who has more has sent another file; all are counted, and all are in the error."""
+    with pytest.raises(SpecError) as raised:
+        parse_vm(LEAST + "[[disk]]\n" * 150, folder=Path("/vms"))
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 101
+    assert lines[-1] == "vm.toml: and 50 more problems"
+    assert len(raised.value.problems) == 150
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: "\ufeff" + text,
+    lambda text: text.replace("\n", "\r\n"),
+], ids=["byte order mark", "CRLF"])  # fmt: skip
+def test_other_editors_files_are_read(tmp_path: Path, change: Callable[[str], str]) -> None:
+    """A byte order mark is none of the text, and lines may end as on Windows."""
+    (tmp_path / "vm.toml").write_bytes(change(LEAST).encode())
+    assert load_vm(tmp_path / "vm.toml") == parse_vm(LEAST, folder=tmp_path)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
