@@ -16,10 +16,10 @@ import attrs
 
 from kvm_launch import agent, child, disks, taps, vfio
 from kvm_launch.console import Console
-from kvm_launch.crew import Crew, ids_of, keep
+from kvm_launch.crew import Crew, keep
 from kvm_launch.hold import Hold
 from kvm_launch.record import MONITOR
-from kvm_launch.user import user_of
+from kvm_launch.user import ids_of, user_of
 from kvm_launch.view import writable
 from kvmhooks.live import emulator
 from kvmhooks.live.rundir import RunDir
