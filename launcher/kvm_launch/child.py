@@ -133,7 +133,7 @@ def _open(file: str, ids: str) -> None:
     ours = os.getgroups()
     if is_another:
         uid, gid, groups = ids.split(":")
-        os.setgroups([int(group) for group in groups.split(",")])
+        os.setgroups([int(group) for group in groups.split(",") if group])
         os.setegid(int(gid))
         os.seteuid(int(uid))
     try:
@@ -220,7 +220,7 @@ def _make_node(path: str, device: int, ids: str) -> None:
 
 
 def _become(uid: str, gid: str, groups: str) -> None:
-    os.setgroups([int(group) for group in groups.split(",")])
+    os.setgroups([int(group) for group in groups.split(",") if group])
     os.setresgid(int(gid), int(gid), int(gid))
     os.setresuid(int(uid), int(uid), int(uid))
 

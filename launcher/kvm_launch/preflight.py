@@ -149,7 +149,7 @@ def _lacking(wanted: Sequence[Wanted], user: User | None) -> Iterator[Problem]:
 
 def _helpers(spec: VmSpec, user: User | None) -> Iterator[Problem]:
     """What other programs, and what is kept for them, lack."""
-    yield from programs.problems(spec)
+    yield from programs.problems(spec, user)
     yield from keeping.problems(spec, user)
     for at, net in enumerate(spec.net):
         if os.geteuid() != 0 and (name := _opened(net)):

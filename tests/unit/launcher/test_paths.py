@@ -470,3 +470,38 @@ def test_a_link_that_comes_and_goes_is_never_followed_as_root(hall: Path) -> Non
     for path in (home / "real").rglob("*"):
         assert path.lstat().st_uid == USER.uid
         assert not path.is_file() or SECRET not in path.read_bytes()
+
+
+def test_a_folder_that_the_user_can_change_is_served_by_him(hall: Path) -> None:
+    """virtiofsd is root's for root's folder; where the guest could leave setuid files is told."""
+    if not programs.found(["virtiofsd"]):
+        pytest.skip("no virtiofsd here: qemu-system-common")
+    link(hall / "home" / "x", "/")
+    folders = ("home/x", "closed", "images")
+    text = ", ".join(f'{{path = "{each}", tag = "{at}"}}' for at, each in enumerate(folders))
+    spec = vm(f"filesystem = [{text}]", hall)
+    own, closed, reached = helpers_here(spec, USER)
+    assert own.user == attrs.evolve(USER, groups=())
+    assert own.command[:4] == ("/usr/bin/unshare", "-U", "-r", "--")
+    assert own.left_out.startswith("every file belongs to one user")
+    assert (closed.user, closed.left_out) == (None, "")
+    assert reached.user is None
+    is_nosuid = bool(os.statvfs(hall / "images").f_flag & os.ST_NOSUID)
+    assert ("setuid" in reached.left_out) is not is_nosuid
+
+
+def test_root_runs_no_program_that_the_user_can_change(hall: Path) -> None:
+    """Neither QEMU, to ask what it can do, nor a helper that is root's."""
+    program = theirs_file(hall / "home" / "program")
+    program.chmod(0o755)
+    expected = "found '.*home/program', expected one that nobody but root can change"
+    spec = vm(f'machine.emulator = "{program}"', hall)
+    with pytest.raises(SpecError, match=rf"machine\.emulator: {expected}"):
+        emulator.find(spec)
+    own = attrs.evolve(spec, machine=attrs.evolve(spec.machine, user=None))
+    assert emulator.find(own) == program
+    emulator.find(vm('machine.emulator = "/bin/true"', hall))
+    helper = 'helper = [{{command = ["{}"], user = "{}"}}]'
+    with pytest.raises(SpecError, match=rf"helper\[0\]\.command: {expected}"):
+        preflight.check(vm(helper.format(program, "root"), hall), USER)
+    preflight.check(vm(helper.format(program, "nobody"), hall), USER)
