@@ -21,10 +21,10 @@ from typing import Any, get_args, get_type_hints
 import attrs
 import pytest
 
-from kvm_launch import disks, images, keeping, paths, preflight, programs, seed
+from kvm_launch import child, disks, images, keeping, paths, preflight, programs, seed
 from kvm_launch.images import QEMU_IMG
 from kvm_launch.programs import helpers_here
-from kvm_launch.user import User, user_of
+from kvm_launch.user import User, ids_of, user_of
 from kvmhooks.errors import KvmhooksError, LaunchError, SpecError
 from kvmhooks.live import emulator
 from kvmhooks.live.closed import is_roots_alone, settled
@@ -470,6 +470,76 @@ def test_a_link_that_comes_and_goes_is_never_followed_as_root(hall: Path) -> Non
     for path in (home / "real").rglob("*"):
         assert path.lstat().st_uid == USER.uid
         assert not path.is_file() or SECRET not in path.read_bytes()
+
+
+def run_child(hall: Path, *program: str, **given: Any) -> subprocess.CompletedProcess[str]:
+    """What becomes a program of nobody's, started in root's folder."""
+    waiting, opening = os.pipe()
+    os.write(opening, b"\1")
+    os.close(opening)
+    words = child.command(waiting, gains=False, ids=ids_of(USER), moves={}, **given)
+    try:
+        return subprocess.run(
+            [*words, *program], pass_fds=[waiting], capture_output=True, text=True, check=False,
+            cwd=hall / "closed" / "open", timeout=30,
+        )  # fmt: skip
+    finally:
+        os.close(waiting)
+
+
+def test_a_program_of_the_users_is_in_no_folder_of_roots(hall: Path) -> None:
+    """It would see what is in that, whatever is above it."""
+    said = run_child(hall, "/bin/sh", "-c", "pwd; cat known")
+    assert said.stdout == "/\n"
+    assert "No such file" in said.stderr
+
+
+@pytest.mark.parametrize("as_user", [True, False])
+def test_a_disk_that_is_none_is_not_waited_for(hall: Path, *, as_user: bool) -> None:
+    """A FIFO has no writer, and a device may do anything when it is opened."""
+    os.mkfifo(hall / "images" / "x")
+    (hall / "images" / "x").chmod(0o666)
+    for path in (hall / "images" / "x", Path("/dev/null")):
+        file = child.file_of(str(path), 9, os.O_RDONLY, as_user=as_user)
+        said = run_child(hall, "/bin/true", files=[file])
+        wanted = f"{path}: found no regular file and no block device, expected one\n"
+        assert (said.returncode, said.stderr) == (127, wanted)
+
+
+def test_a_disk_of_roots_is_opened_past_no_link(hall: Path) -> None:
+    """Its path had none when it was decided that root opens it."""
+    (hall / "link").symlink_to("closed/secret")
+    (hall / "folder").symlink_to("closed")
+    cat = ("/bin/sh", "-c", "cat <&9")
+    for name, is_had in (("link", False), ("folder/secret", False), ("closed/secret", True)):
+        file = child.file_of(str(hall / name), 9, os.O_RDONLY, as_user=False)
+        said = run_child(hall, *cat, files=[file])
+        assert (said.stdout.encode() == SECRET) is is_had
+        assert is_had or said.stderr.startswith(f"{hall}/{name}: ")
+
+
+def test_a_room_is_what_the_user_can_open(hall: Path) -> None:
+    """A folder that he cannot come to is no room of his program, though a link of his leads there.
+
+    Only rooms can be written to; one that can be had is written to as the user.
+    """
+    link(hall / "home" / "x", hall / "closed" / "open")
+    theirs_folder(hall / "home" / "own")
+    rooms = [
+        child.room_of("/tmp", as_user=False),
+        child.room_of(str(hall / "home" / "x"), as_user=True),
+        child.room_of(str(hall / "home" / "own"), as_user=True),
+    ]
+    if hall.is_relative_to("/tmp"):
+        rooms = rooms[1:]
+    write = f"cd {hall}/home; touch own/made; touch other; cat x/known; head -c 1 </dev/null"
+    said = run_child(hall, "/bin/sh", "-c", write, rooms=rooms)
+    assert f"{hall}/home/x: it cannot be written to: Permission denied" in said.stderr
+    if "nothing is read-only to it" not in said.stderr:  # a container may make no namespace
+        assert "other" in said.stderr
+        assert not (hall / "home" / "other").exists()
+    assert said.stdout == ""
+    assert (hall / "home" / "own" / "made").stat().st_uid == USER.uid
 
 
 def test_a_folder_that_the_user_can_change_is_served_by_him(hall: Path) -> None:
