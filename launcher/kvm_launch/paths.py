@@ -174,5 +174,6 @@ def _as(user: User, verb: str, path: str, *words: str, data: bytes = b"") -> byt
         number, why, name = json.loads(done.stderr)
     except ValueError as error:
         said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise LaunchError(f"{path}: as {user.name!r}: {said or done.returncode}") from error
-    raise OSError(number, why, name)
+        how = said or f"ended with {done.returncode}"
+        raise LaunchError(f"{path or 'machine.user'}: as {user.name!r}: {how}") from error
+    raise OSError(number, why, name or path)

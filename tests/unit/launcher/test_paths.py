@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import resource
 import shutil
 import stat
 import subprocess
@@ -366,6 +367,22 @@ def test_a_refused_seed_leaves_nothing(hall: Path) -> None:
             seed.make(spec, "u", user)
         assert {path.name for path in place.iterdir()} == {"s"}
         assert (place / "s").read_bytes() == before
+
+
+def test_what_cannot_be_written_whole_is_not_there(hall: Path) -> None:
+    """As on a full disk: here the limit on a file's size, which children inherit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for folder, user in (("home", USER), ("images", USER), ("images", None)):
+        place = hall / folder
+        paths.replace(place / "seed", b"old", user)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            for write in (paths.replace, paths.make):
+                with pytest.raises(OSError, match="File too large"):
+                    write(place / ("seed" if write is paths.replace else "new"), bytes(8192), user)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert {path.name: path.read_bytes() for path in place.iterdir()} == {"seed": b"old"}
 
 
 def test_a_new_seed_is_not_written_through_a_link(hall: Path) -> None:
