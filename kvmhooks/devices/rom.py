@@ -55,6 +55,11 @@ def read_rom(path: Path) -> tuple[Image, ...]:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise HostError(f"{path}: {error.strerror}, expected a file with an option ROM") from error
+    return parse_rom(path, data)
+
+
+def parse_rom(path: Path, data: bytes) -> tuple[Image, ...]:
+    """Return the images of what was read of a ROM file. Raises ``HostError``, as ``read_rom``."""
     if len(data) > MAX_BYTES:
         raise HostError(f"{path}: found more than {MAX_BYTES >> 20} MiB, expected an option ROM")
     try:

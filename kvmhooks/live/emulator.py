@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from kvmhooks.errors import LaunchError, Problem, SpecError
+from kvmhooks.live.closed import ROOTS_ALONE, is_roots_alone
 from kvmhooks.spec.model import VmSpec
 
 PLACES: Final = (
@@ -21,10 +22,15 @@ PLACES: Final = (
 def find(spec: VmSpec, places: Sequence[Path] = PLACES) -> Path:
     """The QEMU of the spec, or the system's.
 
-    Raises ``SpecError`` when the spec's cannot be run, ``LaunchError`` when the system has none.
+    Raises ``SpecError`` when the spec's cannot be run, or when others can change it and root would
+    ask it what it can do for another user's VM; ``LaunchError`` when the system has none.
     """
     named = spec.machine.emulator
     if named is not None:
+        is_anothers = os.geteuid() == 0 and spec.machine.user not in {None, "root"}
+        if is_anothers and not is_roots_alone(named):
+            problem = Problem("machine.emulator", repr(str(named)), ROOTS_ALONE)
+            raise SpecError(spec.source, (problem,))
         if not os.access(named, os.X_OK) or named.is_dir():
             problem = Problem("machine.emulator", repr(str(named)), "a program that can be run")
             raise SpecError(spec.source, (problem,))

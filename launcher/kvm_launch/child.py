@@ -11,11 +11,12 @@ control groups before its first instruction, and all its memory is charged there
 program's own programs may be setuid, with ``drop`` they gain nothing (``no_new_privs``). ``MOVES``
 is ``FROM:TO,FROM:TO``: descriptors that the program knows by other numbers, or empty. ``LOCKED`` is
 how many bytes it may lock at least, -1 for all (``RLIMIT_MEMLOCK``). A ``FILE`` is
-``WHO:NUMBER:FLAGS:PATH``: what is opened under that number, by ``us`` or as the ``user``. With a
-``DIRECTORY`` the program has a mount namespace of its own, read-only but for those directories;
-where the kernel does not let us make one that is said, and it runs without. Each ``NODE`` is a file
-in ``/dev/vfio`` that is its user's there, beside ``/dev/vfio/vfio`` the only ones; on the host it
-stays whose it is. When
+``WHO:NUMBER:FLAGS:PATH``: what is opened under that number, as the ``user``, or by ``us``, then
+past no link. With a ``DIRECTORY``, which is ``WHO:PATH``, the program has a mount namespace of its
+own, read-only but for those directories. Each is opened once, and that one is meant, whatever its
+path leads to by then. Where the kernel does not let us make a namespace that is said, and the
+program runs without. Each ``NODE`` is a file in ``/dev/vfio`` that is its user's there, beside
+``/dev/vfio/vfio`` the only ones; on the host it stays whose it is. When
 ``PARENT`` dies, however that happens, QEMU gets SIGTERM, at which it writes its disks out and quits
 (``os_setup_signal_handling()``, os-posix.c): nobody would follow it, or restore the host after it.
 """
@@ -23,6 +24,7 @@ stays whose it is. When
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import resource
@@ -30,6 +32,7 @@ import signal
 import stat
 import struct
 import sys
+from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
 """prctl(2): sent when the thread that forked us ends; a change of ids resets it, and an execve of
@@ -37,13 +40,15 @@ what is setuid."""
 
 PR_SET_NO_NEW_PRIVS = 38
 
-# linux/sched.h, linux/mount.h, linux/fcntl.h, asm/unistd_64.h
+# linux/sched.h, linux/mount.h, linux/fcntl.h, asm-generic/unistd.h
 CLONE_NEWNS = 0x00020000
-MS_BIND, MS_REC, MS_SLAVE = 1 << 12, 1 << 14, 1 << 19
+MS_REC, MS_SLAVE = 1 << 14, 1 << 19
 MS_NOSUID, MS_NOEXEC = 1 << 1, 1 << 3
 MOUNT_ATTR_RDONLY = 1
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000
-SYS_MOUNT_SETATTR = 442
+OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
+AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000
+SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
 
 VFIO = "/dev/vfio"
 CONTAINER = "/dev/vfio/vfio"
@@ -81,8 +86,13 @@ def command(  # noqa: PLR0913 -- the words of a command line
 
 
 def file_of(path: str, number: int, flags: int, *, as_user: bool) -> str:
-    """What says that a file is to be opened."""
+    """What says that a file is to be opened; by us only where the path has no links."""
     return f"{'user' if as_user else 'us'}:{number}:{flags}:{path}"
+
+
+def room_of(path: str, *, as_user: bool) -> str:
+    """Return what says that a directory can be written to."""
+    return f"{'user' if as_user else 'us'}:{path}"
 
 
 def main(argv: list[str]) -> int:
@@ -103,6 +113,7 @@ def main(argv: list[str]) -> int:
         if rooms:
             _confine(rooms, nodes, ids)
         if ids:
+            os.chdir("/")  # to be in a folder is to see what is in it, whatever is above
             _become(*ids.split(":"))
         if privileges == "drop":
             prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -127,24 +138,68 @@ def _move(moves: list[tuple[int, ...]]) -> None:
 
 
 def _open(file: str, ids: str) -> None:
-    """Open a file under its number; for that alone are we the one who is to open it."""
+    """Open a regular file or a block device under its number, as the one who is to open it.
+
+    It is looked at before (O_PATH, open(2)): a FIFO would be waited for.
+    """
     who, number, flags, path = file.split(":", 3)
-    is_another = bool(who == "user" and ids)
-    ours = os.getgroups()
-    if is_another:
-        uid, gid, groups = ids.split(":")
-        os.setgroups([int(group) for group in groups.split(",")])
-        os.setegid(int(gid))
-        os.seteuid(int(uid))
+
+    def opened() -> int:
+        links = os.O_NOFOLLOW if who == "us" and ids else 0
+        seen = _place(path, os.O_PATH | links, is_linkless=bool(links))
+        try:
+            _check_disk(os.fstat(seen))
+            return os.open(f"/proc/self/fd/{seen}", int(flags))
+        except OSError as error:
+            error.filename = path
+            raise
+        finally:
+            os.close(seen)
+
+    descriptor = _as(ids if who == "user" else "", opened)
+    os.dup2(descriptor, int(number))
+    os.close(descriptor)
+
+
+def _check_disk(status: os.stat_result) -> None:
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+        raise OSError(errno.EINVAL, "found no regular file and no block device, expected one")
+
+
+def _place(path: str, flags: int, *, is_linkless: bool) -> int:
+    """Open a path; linkless, each part of it below the one before, and none a link."""
+    if not is_linkless:
+        return os.open(path, flags)
+    *above, name = path.strip("/").split("/")
+    directory = os.open("/", os.O_PATH)
     try:
-        opened = os.open(path, int(flags))
+        for part in above:
+            below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        return os.open(name, flags, dir_fd=directory)
+    except OSError as error:
+        error.filename = path
+        raise
     finally:
-        if is_another:
-            os.seteuid(0)
-            os.setegid(0)
-            os.setgroups(ours)
-    os.dup2(opened, int(number))
-    os.close(opened)
+        os.close(directory)
+
+
+def _as(ids: str, opened: Callable[[], int]) -> int:
+    """Give what ``opened`` gives to whom ``ids`` names; we are that one meanwhile."""
+    if not ids:
+        return opened()
+    uid, gid, groups = ids.split(":")
+    ours = os.getgroups()
+    os.setgroups([int(group) for group in groups.split(",") if group])
+    os.setegid(int(gid))
+    os.seteuid(int(uid))
+    try:
+        return opened()
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(ours)
 
 
 def _counted(words: list[str]) -> tuple[list[str], list[str]]:
@@ -171,42 +226,89 @@ def _confine(rooms: list[str], nodes: list[str], ids: str) -> None:
 
     The files of ``/dev/vfio`` in it belong to whom ``ids`` names.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def call(function: str, *arguments: object) -> None:
-        if getattr(libc, function)(*arguments) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), function)
-
-    def set_attributes(path: str, *, add: int, clear: int) -> None:
-        attributes = struct.pack("=QQQQ", add, clear, 0, 0)
-        size = ctypes.c_size_t(len(attributes))
-        flags = ctypes.c_uint(AT_RECURSIVE)
-        where = (ctypes.c_int(AT_FDCWD), path.encode(), flags, attributes, size)
-        call("syscall", ctypes.c_long(SYS_MOUNT_SETATTR), *where)
-
-    rooms = [room for room in rooms if os.path.isdir(room)]  # noqa: PTH112 -- nothing is imported
     devices = {node: os.stat(node).st_rdev for node in nodes}  # noqa: PTH116
     try:
-        call("unshare", CLONE_NEWNS)
+        _call("unshare", CLONE_NEWNS)
         # What is mounted on the host meanwhile is seen; nothing that is done here is seen there.
-        call("mount", None, b"/", None, ctypes.c_ulong(MS_REC | MS_SLAVE), None)
-        for room in rooms:
-            bound = ctypes.c_ulong(MS_BIND | MS_REC)
-            call("mount", room.encode(), room.encode(), None, bound, None)
+        _call("mount", None, b"/", None, ctypes.c_ulong(MS_REC | MS_SLAVE), None)
         if devices:
-            flags = ctypes.c_ulong(MS_NOSUID | MS_NOEXEC)
-            container = os.stat(CONTAINER).st_rdev  # noqa: PTH116
-            call("mount", b"kvm-launch", VFIO.encode(), b"tmpfs", flags, b"mode=0755,size=64k")
-            _make_node(CONTAINER, container, "")
-            for node, device in devices.items():
-                _make_node(node, device, ids)
-        set_attributes("/", add=MOUNT_ATTR_RDONLY, clear=0)
+            _give_nodes(devices, ids)
+        if any(room.endswith(":/") for room in rooms):  # nothing is left to protect
+            return
+        places = [place for room in rooms if (place := _room(room, ids)) is not None]
+        trees = [(place, _clone(place)) for place in places]
+        _protect()
     except OSError as error:  # a container may not, and Linux before 5.12 cannot
         print(f"nothing is read-only to it: {error.filename}: {error.strerror}", file=sys.stderr)
         return
-    for room in rooms:
-        set_attributes(room, add=0, clear=MOUNT_ATTR_RDONLY)
+    for place, tree in trees:
+        _mount_at(place, tree)
+        os.close(tree)
+        os.close(place)
+
+
+def _call(function: str, *arguments: object) -> int:
+    """Call a function of the C library. Raises ``OSError``."""
+    said: int = getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments)
+    if said < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), function)
+    return said
+
+
+def _system_call(name: str, number: int, *arguments: object) -> int:
+    """Call what the C library may have no function for. Raises ``OSError``."""
+    try:
+        return _call("syscall", ctypes.c_long(number), *arguments)
+    except OSError as error:
+        error.filename = name
+        raise
+
+
+def _clone(directory: int) -> int:
+    """Copy all that is mounted there, as it is now, to be mounted elsewhere (open_tree(2))."""
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE
+    what = (ctypes.c_int(directory), b"", ctypes.c_uint(flags))
+    return _system_call("open_tree", SYS_OPEN_TREE, *what)
+
+
+def _protect() -> None:
+    """Have everything that is mounted be read-only (mount_setattr(2))."""
+    attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
+    where = (ctypes.c_int(AT_FDCWD), b"/", ctypes.c_uint(AT_RECURSIVE))
+    size = ctypes.c_size_t(len(attributes))
+    _system_call("mount_setattr", SYS_MOUNT_SETATTR, *where, attributes, size)
+
+
+def _mount_at(directory: int, tree: int) -> None:
+    """Mount a copy (move_mount(2))."""
+    flags = ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+    what = (ctypes.c_int(tree), b"", ctypes.c_int(directory), b"", flags)
+    _system_call("move_mount", SYS_MOVE_MOUNT, *what)
+
+
+def _room(room: str, ids: str) -> int | None:
+    """Open a directory as the one who is to; None, and said, where it cannot be had."""
+    who, path = room.split(":", 1)
+    is_linkless = who == "us" and bool(ids)
+    flags = os.O_PATH | os.O_DIRECTORY | (os.O_NOFOLLOW if is_linkless else 0)
+    try:
+        return _as(
+            ids if who == "user" else "", lambda: _place(path, flags, is_linkless=is_linkless)
+        )
+    except OSError as error:
+        print(f"{path}: it cannot be written to: {error.strerror}", file=sys.stderr)
+        return None
+
+
+def _give_nodes(devices: dict[str, int], ids: str) -> None:
+    """Have a ``/dev/vfio`` with these files, and the one that is everybody's."""
+    flags = ctypes.c_ulong(MS_NOSUID | MS_NOEXEC)
+    container = os.stat(CONTAINER).st_rdev  # noqa: PTH116
+    _call("mount", b"kvm-launch", VFIO.encode(), b"tmpfs", flags, b"mode=0755,size=64k")
+    _make_node(CONTAINER, container, "")
+    for node, device in devices.items():
+        _make_node(node, device, ids)
 
 
 def _make_node(path: str, device: int, ids: str) -> None:
@@ -220,7 +322,7 @@ def _make_node(path: str, device: int, ids: str) -> None:
 
 
 def _become(uid: str, gid: str, groups: str) -> None:
-    os.setgroups([int(group) for group in groups.split(",")])
+    os.setgroups([int(group) for group in groups.split(",") if group])
     os.setresgid(int(gid), int(gid), int(gid))
     os.setresuid(int(uid), int(uid), int(uid))
 

@@ -22,7 +22,7 @@ from attrs import define, field
 
 from kvm_launch import child
 from kvm_launch.helper import SOCKET, Helper
-from kvm_launch.user import User
+from kvm_launch.user import ids_of
 from kvmhooks.errors import QemuError
 from kvmhooks.live.rundir import RunDir, made
 from kvmhooks.values import CpuSet
@@ -217,12 +217,6 @@ async def _start(crew: Crew, helper: Helper, run_dir: RunDir) -> None:
         if theirs is not None:
             theirs.close()
     crew.members.append(Member(helper, process, gate))
-
-
-def ids_of(user: User | None) -> str:
-    """Whom a child becomes, as ``kvm_launch.child`` takes it."""
-    groups = "" if user is None else ",".join(map(str, user.groups))
-    return "" if user is None else f"{user.uid}:{user.gid}:{groups}"
 
 
 def _sockets(helper: Helper, folder: Path) -> tuple[socket.socket | None, socket.socket | None]:

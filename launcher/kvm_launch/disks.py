@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,7 @@ from attrs import frozen
 from kvm_launch.images import QEMU_IMG, info
 from kvm_launch.user import User
 from kvmhooks.errors import LaunchError
+from kvmhooks.live.closed import settled
 from kvmhooks.render.images import Opened
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.storage import Disk
@@ -87,13 +88,12 @@ def numbered(
     return images, files
 
 
-def is_roots(disk: Disk) -> bool:
-    """Whether root opens a disk for another user: nobody else can have put it there, or a base in.
+def roots_path(disk: Disk) -> Path | None:
+    """Return the path without links at which root opens a disk for another user; None: he does.
 
-    Each directory on the way to it, and to what its links lead to, is root's and closed to others.
+    Nobody else can have put it there (``kvm_launch.paths``), nor written a base into it.
     """
-    is_ours = disk.passed and disk.format == "raw"
-    return is_ours and all(map(_is_closed, _directories(disk.path)))
+    return settled(disk.path) if disk.passed and disk.format == "raw" else None
 
 
 def is_block_device(path: Path) -> bool:
@@ -103,33 +103,11 @@ def is_block_device(path: Path) -> bool:
     return False
 
 
-def _directories(path: Path) -> Iterator[Path]:
-    """Every directory that decides what ``path`` is."""
-    seen: set[Path] = set()
-    waiting = [path]
-    while waiting:
-        each = waiting.pop()
-        for part in (each, *each.parents):
-            if part in seen:
-                continue
-            seen.add(part)
-            yield part.parent
-            if part.is_symlink():
-                waiting.append(part.parent / part.readlink())
-
-
-def _is_closed(directory: Path) -> bool:
-    try:
-        status = directory.stat()
-    except OSError:
-        return False
-    return status.st_uid == 0 and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
 def _chain(disk: Disk, user: User | None) -> list[Layer] | str:
     """A disk's image and what it is built on, or why QEMU opens them itself."""
-    as_root = user is not None and is_roots(disk)
-    layer = Layer(disk.path, disk.format, not disk.readonly, as_root)
+    found = None if user is None else roots_path(disk)
+    is_roots = found is not None
+    layer = Layer(found or disk.path, disk.format, not disk.readonly, is_roots)
     chain = [layer]
     while layer.format == "qcow2":
         said = info(layer.path, layer.format, user)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from kvm_launch.user import User
 from kvmhooks.render.handles import FIRST
@@ -18,6 +18,13 @@ from kvmhooks.spec import VmSpec
 
 SOCKET: Final = FIRST
 """The number of the socket that a helper inherits."""
+
+ALONE: Final = "every file belongs to one user of the guest: only root can serve others'"
+EXPOSED: Final = (
+    "root serves it, so the guest can leave setuid programs of root's where machine.user can run "
+    "them: have it read-only, on a file system with nosuid, or below a folder that only root may "
+    "search"
+)
 
 
 @frozen(kw_only=True)
@@ -67,14 +74,22 @@ class Place:
     users: dict[str, User | None] = field(factory=dict)
     """The users that the spec names for its own helpers."""
     is_root: bool
+    alone: frozenset[int] = frozenset()
+    """The folders, by index, whose files ``user`` serves as his alone: where he can change what the
+    folder is, it would be any folder to root."""
+    exposed: frozenset[int] = frozenset()
+    """The folders of root's, by index, in which ``user`` can run what the guest leaves there."""
     state: Path
     """The folder of the TPM's state."""
 
 
-def needed(spec: VmSpec, *, is_root: bool) -> dict[str, str]:
-    """What has to be installed: the place in the spec, and the program's name."""
+def needed(spec: VmSpec, *, is_root: bool, alone: frozenset[int] = frozenset()) -> dict[str, str]:
+    """What has to be installed: the place in the spec, and the program's name.
+
+    ``alone`` is as ``Place`` has it.
+    """
     folders = {f"filesystem[{at}]": "virtiofsd" for at in range(len(spec.filesystem))}
-    if folders and not is_root:
+    if folders and (alone or not is_root):
         folders["filesystem"] = "unshare"
     nets = {f"net[{at}]": "passt" for at, net in enumerate(spec.net) if net.type == "passt"}
     tpm = {} if spec.tpm.model == "none" else {"tpm.model": "swtpm"}
@@ -93,12 +108,14 @@ def helpers_of(spec: VmSpec, place: Place) -> tuple[Helper, ...]:
 def _filesystems(spec: VmSpec, place: Place) -> list[Helper]:
     """As root it serves files as whoever the guest says, in namespaces of its own.
 
-    Another user's is root in a user namespace, where it knows nobody but that user.
+    Another user's is root in a user namespace, where it knows nobody but that user: an ordinary
+    user's, and for a folder of ``place.alone``.
     """
     said = []
     for at, shared in enumerate(spec.filesystem):
         program = place.programs["virtiofsd"]
-        alone = () if place.is_root else (str(place.programs["unshare"].path), "-U", "-r", "--")
+        is_alone = at in place.alone or not place.is_root
+        alone = (str(place.programs["unshare"].path), "-U", "-r", "--") if is_alone else ()
         if "separate-options" in program.features:
             options = ("--shared-dir", str(shared.path), *(["--readonly"] * shared.readonly))
         else:
@@ -110,12 +127,19 @@ def _filesystems(spec: VmSpec, place: Place) -> list[Helper]:
                 command=(*alone, str(program.path), f"--fd={SOCKET}", *options),
                 socket=f"fs{at}",
                 link="listening",
-                left_out=""
-                if place.is_root
-                else "every file belongs to one user of the guest: only root can serve others'",
+                user=_groupless(place.user) if at in place.alone else None,
+                left_out=ALONE if is_alone else EXPOSED if at in place.exposed else "",
             )
         )
     return said
+
+
+def _groupless(user: User | None) -> User | None:
+    """Return the user without further groups: in a user namespace none can be dropped any more.
+
+    virtiofsd does so, with setgroups(2), which ``unshare -r`` denies (user_namespaces(7)).
+    """
+    return None if user is None else evolve(user, groups=())
 
 
 def _tpm(spec: VmSpec, place: Place) -> list[Helper]:

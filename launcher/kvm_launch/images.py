@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from kvm_launch import paths
 from kvm_launch.user import User
 from kvmhooks.errors import LaunchError, Problem, SpecError
 from kvmhooks.spec import VmSpec
@@ -22,13 +24,18 @@ from kvmhooks.values import ByteSize
 QEMU_IMG: Final = Path("/usr/bin/qemu-img")
 SECONDS: Final = 60.0
 
+_READABLE: Final = {"file", "block device"}
 
-def check(spec: VmSpec) -> None:
-    """Raise ``SpecError`` with everything that keeps an image from being made, or used as it is."""
+
+def check(spec: VmSpec, user: User | None) -> None:
+    """Raise ``SpecError`` with everything that keeps an image from being made, or used as it is.
+
+    Each is looked at by who opens it for a QEMU that is ``user`` (``kvm_launch.paths``).
+    """
     problems = tuple(
         problem
         for index, image in enumerate(spec.image)
-        for problem in _problems(image, f"image[{index}]")
+        for problem in _problems(image, f"image[{index}]", user)
     )
     if problems:
         raise SpecError(spec.source, problems)
@@ -41,37 +48,53 @@ def make(spec: VmSpec, user: User | None) -> list[Path]:
     """
     made: list[Path] = []
     try:
-        for image in spec.image:
-            if not image.path.exists():
-                made.append(image.path)
-                _create(image)
-                if user is not None:
-                    os.chown(image.path, user.uid, user.gid)
-    except BaseException as error:
-        for path in made:
-            path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise LaunchError(f"{error.filename}: {error.strerror}") from error
-        raise
+        with ExitStack() as undo:
+            for image in spec.image:
+                (seen,) = paths.look([image.path], paths.opener(image.path, user))
+                if seen.kind == "nothing":
+                    with paths.blank(image.path, user) as blank:
+                        _create(image, blank, user)
+                    undo.callback(paths.remove, image.path, user)
+                    made.append(image.path)
+            undo.pop_all()
+    except OSError as error:
+        raise LaunchError(f"{error.filename}: {error.strerror}") from error
     return made
 
 
-def _problems(image: Image, at: str) -> Iterator[Problem]:
+def _problems(image: Image, at: str, user: User | None) -> Iterator[Problem]:
+    """Say what keeps an image from being made, or from being used as it is."""
+    opener = paths.opener(image.path, user)
+    seen, folder = paths.look([image.path, image.path.parent], opener)
     if not QEMU_IMG.exists():
         yield Problem(at, f"no {QEMU_IMG}", "QEMU's tools: install qemu-utils")
-    elif image.path.exists():
-        yield from _existing(image, at)
+    elif seen.kind in _READABLE:
+        yield from _existing(image, at, _reader(image, opener, user))
+    elif seen.kind != "nothing":
+        yield _unreadable(f"{at}.path", image.path, seen, f"an image of format {image.format}")
     elif image.base is None and image.size is None:
         yield Problem(f"{at}.size", "nothing, and no base", "a size such as 20GiB")
-    elif not image.path.parent.is_dir():
+    elif folder.kind != "folder":
         yield Problem(f"{at}.path", f"no folder {str(image.path.parent)!r}", "one to make it in")
+    elif not folder.may(os.W_OK | os.X_OK):
+        found = f"no permission for {str(image.path.parent)!r}"
+        yield Problem(f"{at}.path", found, "a folder to make it in")
     elif image.base is not None:
-        yield from _new(image, image.base, at)
+        yield from _new(image, image.base, at, user)
 
 
-def _existing(image: Image, at: str) -> Iterator[Problem]:
+def _reader(image: Image, opener: User | None, user: User | None) -> User | None:
+    """Return who reads an image: its user, but for a raw one, which says nothing of other files.
+
+    A header of qcow2 has ``qemu-img info`` open what it names (CVE-2024-4467), and who writes to
+    the image writes the header, wherever it is.
+    """
+    return opener if image.format == "raw" else user
+
+
+def _existing(image: Image, at: str, reader: User | None) -> Iterator[Problem]:
     """It is what is asked for, or nothing is done."""
-    said = info(image.path, image.format)
+    said = info(image.path, image.format, reader)
     if isinstance(said, str):
         yield Problem(f"{at}.path", said, f"an image of format {image.format}")
         return
@@ -87,15 +110,26 @@ def _existing(image: Image, at: str) -> Iterator[Problem]:
         yield Problem(f"{at}.base", f"{found} of {str(image.path)!r}", expected)
 
 
-def _new(image: Image, base: Path, at: str) -> Iterator[Problem]:
-    said = info(base, image.base_format)
+def _new(image: Image, base: Path, at: str, user: User | None) -> Iterator[Problem]:
+    """Say what keeps an image from being made over its base, which QEMU opens as ``user``."""
+    expected = f"an image of format {image.base_format}"
+    (seen,) = paths.look([base], user)
+    if seen.kind not in {*_READABLE, "nothing"}:  # of what is not there qemu-img tells
+        yield _unreadable(f"{at}.base", base, seen, expected)
+        return
+    said = info(base, image.base_format, user)
     if isinstance(said, str):
-        yield Problem(f"{at}.base", said, f"an image of format {image.base_format}")
+        yield Problem(f"{at}.base", said, expected)
     elif image.format != "qcow2":
         yield Problem(f"{at}.format", repr(image.format), '"qcow2": no other format has a base')
     elif image.size is not None and image.size < int(said["virtual-size"]):
         least = ByteSize.kib(int(said["virtual-size"]) // 1024)
         yield Problem(f"{at}.size", str(image.size), f"{least} or more: the base is as large")
+
+
+def _unreadable(at: str, path: Path, seen: paths.Seen, expected: str) -> Problem:
+    what = {"denied": "no permission for", "folder": "a folder"}.get(seen.kind, "no regular file")
+    return Problem(at, f"{what} {str(path)!r}", expected)
 
 
 def info(path: Path, kind: str, user: User | None = None) -> dict[str, Any] | str:
@@ -105,31 +139,50 @@ def info(path: Path, kind: str, user: User | None = None) -> dict[str, Any] | st
     """
     done = _run("info", "--output=json", "--force-share", "-f", kind, str(path), user=user)
     if done.returncode != 0:
-        return done.stderr.strip().removeprefix("qemu-img: ").splitlines()[0]
+        return _why(done)
     said: dict[str, Any] = json.loads(done.stdout)
+    if not isinstance(said.get("virtual-size"), int):  # its user could have had a hand in it
+        raise LaunchError(f"{path}: {QEMU_IMG}: found no size in its answer, expected one")
     return said
 
 
-def _create(image: Image) -> None:
+def _create(image: Image, blank: paths.Blank, user: User | None) -> None:
+    """Have qemu-img make an image of an empty file.
+
+    It does not open the base (``-u``), so that who makes the image need not be who may read that.
+    """
     words = ["create", "-q", "-f", image.format]
+    size = image.size
     if image.base is not None:
-        words += ["-b", str(image.base), "-F", image.base_format]
-    words.append(str(image.path))
-    if image.size is not None:
-        words.append(str(int(image.size)))
-    done = _run(*words)
+        words += ["-u", "-b", str(image.base), "-F", image.base_format]
+        said = info(image.base, image.base_format, user)
+        if isinstance(said, str):
+            raise LaunchError(f"{image.base}: {said}")
+        size = size or said["virtual-size"]
+    words += [blank.path, str(int(size or 0))]
+    done = _run(*words, user=blank.user, descriptors=blank.descriptors)
     if done.returncode != 0:
-        raise LaunchError(f"{image.path}: {done.stderr.strip().removeprefix('qemu-img: ')}")
+        raise LaunchError(f"{image.path}: {_why(done)}")
 
 
-def _run(*words: str, user: User | None = None) -> subprocess.CompletedProcess[str]:
+def _why(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the first line of what qemu-img says, or how it ended."""
+    said = done.stderr.strip().removeprefix("qemu-img: ")
+    return said.splitlines()[0] if said else f"qemu-img ended with {done.returncode}"
+
+
+def _run(
+    *words: str, user: User | None = None, descriptors: Sequence[int] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run qemu-img as ``user``, in a session of its own: a terminal's Ctrl-C leaves it alone."""
     who: dict[str, Any] = {}
     if user is not None:
         who = {"user": user.uid, "group": user.gid, "extra_groups": user.groups}
     try:
         return subprocess.run(
             [QEMU_IMG, *words], capture_output=True, text=True, check=False, timeout=SECONDS,
-            stdin=subprocess.DEVNULL, env={"LC_ALL": "C"}, **who,
+            stdin=subprocess.DEVNULL, env={"LC_ALL": "C"}, pass_fds=descriptors, cwd="/",
+            start_new_session=True, **who,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LaunchError(f"{words[-1]}: {QEMU_IMG}: {error}") from error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from kvm_launch import paths
 from kvm_launch.user import User
 from kvmhooks.errors import LaunchError, Problem
 from kvmhooks.placement.firmware import firmware_of
@@ -17,7 +17,8 @@ from kvmhooks.spec import VmSpec
 SYSTEM: Final = Path("/var/lib/kvm-launch")
 FOLDER: Final = "kvm-launch"
 
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+MOST_BYTES: Final = 16 << 20
+"""How large a PC's firmware may be (``pc_machine_set_max_fw_size()``, hw/i386/pc.c)."""
 
 
 def tpm_state(spec: VmSpec) -> Path:
@@ -36,13 +37,16 @@ def problems(spec: VmSpec, user: User | None) -> Iterator[Problem]:
     if spec.tpm.model != "none":
         yield from _state_problems("tpm.state", tpm_state(spec), owner, spec.tpm.state is not None)
     firmware = firmware_of(spec)
-    if firmware is not None and not firmware.variables.exists():
-        template = firmware.template
-        if not os.access(template, os.R_OK):
-            yield Problem("boot.template", f"no file {str(template)!r}", "OVMF's empty variables")
-        if not firmware.variables.parent.is_dir():
-            found = f"no folder {str(firmware.variables.parent)!r}"
-            yield Problem("boot.variables", found, "one to make the variables in")
+    if firmware is None or _are_there(firmware.variables, user):
+        return
+    template, folder = firmware.template, firmware.variables.parent
+    (seen,) = paths.look([template], paths.opener(template, user))
+    if seen.kind != "file" or not seen.may(os.R_OK):
+        yield Problem("boot.template", f"no file {str(template)!r}", "OVMF's empty variables")
+    (above,) = paths.look([folder], paths.opener(folder, user))
+    if above.kind != "folder":
+        found = f"no folder {str(folder)!r}"
+        yield Problem("boot.variables", found, "one to make the variables in")
 
 
 def make(spec: VmSpec, user: User | None) -> list[Path]:
@@ -54,7 +58,7 @@ def make(spec: VmSpec, user: User | None) -> list[Path]:
     if spec.tpm.model != "none":
         made += _make_state(spec, user)
     firmware = firmware_of(spec)
-    if firmware is not None and not firmware.variables.exists():
+    if firmware is not None and not _are_there(firmware.variables, user):
         try:
             _copy(firmware.template, firmware.variables, user)
         except OSError as error:
@@ -97,34 +101,23 @@ def _make_state(spec: VmSpec, user: User | None) -> list[Path]:
         if spec.tpm.state is None:
             path.parent.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             if not path.parent.is_dir():
-                _make_private(path.parent, user)
-        _make_private(path, user)
+                paths.make_folder(path.parent, user)
+        paths.make_folder(path, user)
     except OSError as error:
         raise LaunchError(f"tpm.state: {error.filename}: {error.strerror}") from error
     return [path]
 
 
-def _make_private(path: Path, user: User | None) -> None:
-    """Make a folder that only ``user`` can look into."""
-    path.mkdir(mode=0o700)
-    if user is not None:
-        descriptor = os.open(path, _DIRECTORY)
-        try:
-            os.fchown(descriptor, user.uid, user.gid)
-        finally:
-            os.close(descriptor)
+def _are_there(variables: Path, user: User | None) -> bool:
+    """Return whether there is anything in the place of the variables."""
+    (seen,) = paths.look([variables], paths.opener(variables, user))
+    return seen.kind not in {"nothing", "denied"}
 
 
 def _copy(source: Path, target: Path, user: User | None) -> None:
-    """Copy a file: it is whole or not there, and nothing is overwritten."""
-    new = target.with_name(f".{target.name}.new")
-    new.unlink(missing_ok=True)
-    try:
-        with source.open("rb") as old, new.open("xb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            shutil.copyfileobj(old, file)
-            if user is not None:
-                os.fchown(file.fileno(), user.uid, user.gid)
-        os.link(new, target)
-    finally:
-        new.unlink(missing_ok=True)
+    """Copy a file: it is whole or not there, and nothing is overwritten. Raises ``OSError``."""
+    data = paths.read(source, user, limit=MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise LaunchError(f"boot.template: {source}: found more than {MOST_BYTES >> 20} MiB, "
+                          "expected OVMF's empty variables")  # fmt: skip
+    paths.make(target, data, user)

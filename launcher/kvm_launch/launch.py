@@ -26,7 +26,7 @@ from kvm_launch.show import not_restored
 from kvm_launch.stop import Stop, run_whole
 from kvm_launch.supervise import supervise
 from kvm_launch.together import Seat
-from kvm_launch.user import user_of
+from kvm_launch.user import maker_of
 from kvmhooks.errors import QemuError, RestoreError
 from kvmhooks.host import Host
 from kvmhooks.isolate.claim import Claim
@@ -188,7 +188,7 @@ class Launch:
         gc.enable()
         if arrives:
             return
-        user = user_of(self._spec)
+        user = maker_of(self._spec)
         with held_back():  # what is kept beyond this VM's life is whole or not there
             for path in images.make(self._spec, user):
                 self._screen.line(f"image: {path} was made")

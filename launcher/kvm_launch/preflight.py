@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import resource
-import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from kvm_launch import keeping, programs
-from kvm_launch.disks import is_roots
-from kvm_launch.user import User, problems_of
+from attrs import frozen
+
+from kvm_launch import keeping, paths, programs
+from kvm_launch.disks import roots_path
+from kvm_launch.user import User
 from kvm_launch.vfio import UNLIMITED, locked_memory
-from kvmhooks.devices.rom import mismatch, read_rom
+from kvmhooks.devices.rom import MAX_BYTES, Image, mismatch, parse_rom, read_rom
 from kvmhooks.errors import HostError, Problem, SpecError
 from kvmhooks.host import Host
 from kvmhooks.placement.chosen import is_meant
@@ -24,6 +25,19 @@ PCI_DEVICES = Path("/sys/bus/pci/devices")
 KVM = Path("/dev/kvm")
 
 
+@frozen
+class Wanted:
+    """A file that has to be there."""
+
+    at: str
+    path: Path
+    mode: int
+    """What has to be possible with it, as access(2) has it."""
+    expected: str
+    is_coming: bool = False
+    """Whether it is made before the VM starts, where there is none."""
+
+
 def check(
     spec: VmSpec, user: User | None = None, *, has_libvirt: bool = False, binds: bool = False
 ) -> None:
@@ -32,11 +46,11 @@ def check(
     libvirt starts the programs that a device needs. ``binds`` says whether the devices that are
     managed will be bound to ``vfio-pci``.
     """
-    roots = [] if user is None else [at for at, one in enumerate(spec.disk) if is_roots(one)]
+    roots = [at for at, one in enumerate(spec.disk) if user is not None and roots_path(one)]
     users = [at for at in range(len(spec.disk)) if at not in roots]
     problems = (
-        *_seen_by(user, lambda: (*_files(spec), *_disks(spec, users))),
-        *_disks(spec, roots),
+        *_lacking([*_files(spec), *_disks(spec, users)], user),
+        *_lacking(list(_disks(spec, roots)), None),
         *_interfaces(spec),
         *_owners(spec, user),
         *(_unstarted(spec) if has_libvirt else _helpers(spec, user)),
@@ -51,33 +65,26 @@ def check_accel(spec: VmSpec, user: User | None) -> None:
     """Raise ``SpecError`` when KVM is settled on and ``user`` may not open it."""
     if user is None or spec.machine.accel != "kvm":
         return
-    mode = os.R_OK | os.W_OK
-    problems = problems_of(user, lambda: _file("machine.user", KVM, mode, "a KVM to use"))
+    wanted = [Wanted("machine.user", KVM, os.R_OK | os.W_OK, "a KVM to use")]
+    problems = tuple(_lacking(wanted, user))
     if problems:
         raise SpecError(spec.source, problems)
 
 
 def check_roms(spec: VmSpec, host: Host, user: User | None) -> None:
     """Raise ``SpecError`` for option ROMs that cannot be read, or are of other devices."""
-    if all(given.rom is None for given in spec.pci):
-        return  # to look as another user takes a process
-    problems = _seen_by(user, lambda: _roms(spec, host))
+    problems = tuple(_roms(spec, host, user))
     if problems:
         raise SpecError(spec.source, problems)
 
 
-def _seen_by(user: User | None, look: Callable[[], Iterable[Problem]]) -> tuple[Problem, ...]:
-    """What is found by ``user``, or by who we are."""
-    return tuple(look()) if user is None else problems_of(user, look)
-
-
-def _roms(spec: VmSpec, host: Host) -> Iterator[Problem]:
+def _roms(spec: VmSpec, host: Host, user: User | None) -> Iterator[Problem]:
     for index, given in enumerate(spec.pci):
         if given.rom is None:
             continue
         at = f"pci[{index}].rom"
         try:
-            images = read_rom(given.rom)
+            images = _rom(given.rom, user)
         except HostError as error:
             yield Problem(at, str(error), "an option ROM of the device")
             continue
@@ -85,6 +92,17 @@ def _roms(spec: VmSpec, host: Host) -> Iterator[Problem]:
         wrong = [mismatch(images, one.vendor, one.device) for one in meant]
         if wrong and all(wrong):
             yield Problem(at, f"{given.rom}: {wrong[0]}", f"a ROM of {meant[0].address}")
+
+
+def _rom(path: Path, user: User | None) -> tuple[Image, ...]:
+    """Return the images of a ROM that ``user`` may read. Raises ``HostError``."""
+    if user is None:
+        return read_rom(path)
+    try:
+        data = paths.read_as(path, user, limit=MAX_BYTES + 1)
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror}, expected a file with an option ROM") from error
+    return parse_rom(path, data)
 
 
 def _owners(spec: VmSpec, user: User | None) -> Iterator[Problem]:
@@ -98,50 +116,40 @@ def _owners(spec: VmSpec, user: User | None) -> Iterator[Problem]:
             yield Problem(f"net[{index}].device", repr(str(net.device)), expected)
 
 
-def _coming(spec: VmSpec) -> set[Path]:
-    """What is made for the VM before it starts."""
-    seed = set() if spec.cloud_init is None else {spec.cloud_init.seed}
-    return {image.path for image in spec.image} | seed
-
-
-def _files(spec: VmSpec) -> Iterator[Problem]:
+def _files(spec: VmSpec) -> Iterator[Wanted]:
     boot = spec.boot
     named = {"boot.kernel": boot.kernel, "boot.initrd": boot.initrd}
     if isinstance(boot.firmware, Path):
         named["boot.firmware"] = boot.firmware
     for at, path in named.items():
         if path is not None:
-            yield from _file(at, path, os.R_OK, "a file that can be read")
+            yield Wanted(at, path, os.R_OK, "a file that can be read")
 
 
-def _disks(spec: VmSpec, indices: Iterable[int]) -> Iterator[Problem]:
-    coming = _coming(spec)
+def _disks(spec: VmSpec, indices: Iterable[int]) -> Iterator[Wanted]:
+    seed = set() if spec.cloud_init is None else {spec.cloud_init.seed}
+    coming = {image.path for image in spec.image} | seed
     for index in indices:
         disk = spec.disk[index]
-        if disk.path in coming and not disk.path.exists():
+        mode = os.R_OK if disk.readonly else os.R_OK | os.W_OK
+        expected = "an image to read" if disk.readonly else "an image to read and write"
+        yield Wanted(f"disk[{index}].path", disk.path, mode, expected, disk.path in coming)
+
+
+def _lacking(wanted: Sequence[Wanted], user: User | None) -> Iterator[Problem]:
+    """Say what of it ``user`` does not find, or may not open."""
+    found = paths.look([one.path for one in wanted], user) if wanted else []
+    for one, seen in zip(wanted, found, strict=True):
+        if seen.kind == "nothing" and one.is_coming:
             continue
-        if disk.readonly:
-            yield from _file(f"disk[{index}].path", disk.path, os.R_OK, "an image to read")
-        else:
-            mode = os.R_OK | os.W_OK
-            yield from _file(f"disk[{index}].path", disk.path, mode, "an image to read and write")
-
-
-def _file(at: str, path: Path, mode: int, expected: str) -> Iterator[Problem]:
-    try:
-        is_folder = stat.S_ISDIR(path.stat().st_mode)
-        found = "a folder" if is_folder else "" if os.access(path, mode) else "no permission for"
-    except PermissionError:  # it is in a folder that may not be searched
-        found = "no permission for"
-    except OSError:
-        found = "no file"
-    if found:
-        yield Problem(at, f"{found} {str(path)!r}", expected)
+        what = {"folder": "a folder", "nothing": "no file"}.get(seen.kind, "no permission for")
+        if seen.kind == "folder" or not seen.may(one.mode):
+            yield Problem(one.at, f"{what} {str(one.path)!r}", one.expected)
 
 
 def _helpers(spec: VmSpec, user: User | None) -> Iterator[Problem]:
     """What other programs, and what is kept for them, lack."""
-    yield from programs.problems(spec)
+    yield from programs.problems(spec, user)
     yield from keeping.problems(spec, user)
     for at, net in enumerate(spec.net):
         if os.geteuid() != 0 and (name := _opened(net)):

@@ -16,12 +16,13 @@ import attrs
 
 from kvm_launch import agent, child, disks, taps, vfio
 from kvm_launch.console import Console
-from kvm_launch.crew import Crew, ids_of, keep
+from kvm_launch.crew import Crew, keep
 from kvm_launch.hold import Hold
 from kvm_launch.record import MONITOR
-from kvm_launch.user import user_of
+from kvm_launch.user import ids_of, user_of
 from kvm_launch.view import writable
 from kvmhooks.live import emulator
+from kvmhooks.live.closed import settled
 from kvmhooks.live.rundir import RunDir, made
 from kvmhooks.placement import Plan
 from kvmhooks.render import qemu_argv
@@ -141,7 +142,14 @@ def _arguments(plan: Plan, sockets: Mapping[str, int]) -> list[str]:
 
 def _rooms(plan: Plan, opened: Container[int]) -> list[str]:
     """The directories that QEMU may write to; none where that is not for us to say."""
-    return list(map(str, writable(plan.spec, opened))) if os.geteuid() == 0 else []
+    if os.geteuid() != 0:
+        return []
+    rooms = writable(plan.spec, opened)
+    found = [settled(room) for room in rooms] if user_of(plan.spec) else rooms
+    return [
+        child.room_of(str(ours or room), as_user=ours is None)
+        for room, ours in zip(rooms, found, strict=True)
+    ]
 
 
 def _nodes(plan: Plan) -> list[str]:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from kvm_launch import keeping
+from kvm_launch import keeping, paths
 from kvm_launch.helper import Helper, Place, Program, helpers_of, needed
 from kvm_launch.user import User, user_named
 from kvmhooks.errors import LaunchError, Problem
+from kvmhooks.live.closed import ROOTS_ALONE, is_roots_alone
 from kvmhooks.spec import VmSpec
 
 PLACES: Final[Mapping[str, tuple[Path, ...]]] = {
@@ -43,45 +44,72 @@ def helpers_here(spec: VmSpec, user: User | None) -> tuple[Helper, ...]:
     Everything that ``problems`` looks for has to be there. Raises ``LaunchError``.
     """
     is_root = os.geteuid() == 0
+    alone = served_alone(spec, user)
     users = {
         helper.user: user_named(spec, f"helper[{at}].user", helper.user)
         for at, helper in enumerate(spec.helper)
         if helper.user is not None
     }
     place = Place(
-        programs=found(needed(spec, is_root=is_root).values()),
+        programs=found(needed(spec, is_root=is_root, alone=alone).values()),
         user=user,
         users={str(name): one for name, one in users.items()},
         is_root=is_root,
+        alone=alone,
+        exposed=_exposed(spec, user) - alone,
         state=keeping.tpm_state(spec),
     )
     return helpers_of(spec, place)
 
 
-def problems(spec: VmSpec) -> Iterator[Problem]:
+def served_alone(spec: VmSpec, user: User | None) -> frozenset[int]:
+    """Return the folders, by index, that ``user`` serves: he can change what they are."""
+    shared = enumerate(spec.filesystem)
+    return frozenset(at for at, one in shared if paths.opener(one.path, user) is not None)
+
+
+def _exposed(spec: VmSpec, user: User | None) -> frozenset[int]:
+    """Return the folders, by index, that the guest may write to and ``user`` can search.
+
+    A file of the guest's root is root's on the host, setuid too; where that counts for nothing
+    (``nosuid``, mount(8)) the folder is left out.
+    """
+    written = {at: one.path for at, one in enumerate(spec.filesystem) if not one.readonly}
+    if user is None or not written:
+        return frozenset()
+    seen = zip(written, paths.look(list(written.values()), user), strict=True)
+    reached = {at for at, one in seen if one.may(os.X_OK)}
+    return frozenset(at for at in reached if not os.statvfs(written[at]).f_flag & os.ST_NOSUID)
+
+
+def problems(spec: VmSpec, user: User | None) -> Iterator[Problem]:
     """What the helpers of a VM lack. Raises ``LaunchError`` for one that does not answer."""
-    wanted = needed(spec, is_root=os.geteuid() == 0)
+    wanted = needed(spec, is_root=os.geteuid() == 0, alone=served_alone(spec, user))
     there = found(wanted.values())
     for at, name in wanted.items():
         if name not in there:
             yield Problem(at, f"no {name}", f"one of {_listed(PLACES[name])}: see {PACKAGES[name]}")
-    yield from _shared(spec, there.get("virtiofsd"))
     state = str(keeping.tpm_state(spec))
     if spec.tpm.model != "none" and "," in state:
         yield Problem("tpm.state", repr(state), "no comma: swtpm takes it for the end of the name")
+    yield from _shared(spec, there.get("virtiofsd"), user)
     for index, helper in enumerate(spec.helper):
-        at = f"helper[{index}]"
+        at, runs = f"helper[{index}]", user
         if helper.user is not None:
-            user_named(spec, f"{at}.user", helper.user)
-        program = helper.command[0]
-        if not os.access(program, os.X_OK) or Path(program).is_dir():
-            yield Problem(f"{at}.command", repr(program), "a program that can be run")
+            runs = user_named(spec, f"{at}.user", helper.user)
+        program = Path(helper.command[0])
+        (seen,) = paths.look([program], runs)
+        if seen.kind == "folder" or not seen.may(os.X_OK):
+            yield Problem(f"{at}.command", repr(str(program)), "a program that can be run")
+        elif user is not None and runs is None and not is_roots_alone(program):
+            yield Problem(f"{at}.command", repr(str(program)), ROOTS_ALONE)
 
 
-def _shared(spec: VmSpec, program: Program | None) -> Iterator[Problem]:
+def _shared(spec: VmSpec, program: Program | None, user: User | None) -> Iterator[Problem]:
     """What cannot be shared, and what an older virtiofsd cannot do."""
     for at, shared in enumerate(spec.filesystem):
-        if not shared.path.is_dir():
+        (seen,) = paths.look([shared.path], paths.opener(shared.path, user))
+        if seen.kind != "folder":
             lacking = f"no folder {str(shared.path)!r}"
             yield Problem(f"filesystem[{at}].path", lacking, "a folder to share")
         if program is None or "separate-options" in program.features:

@@ -16,6 +16,7 @@ from kvm_launch.screen import screen_of
 from kvm_launch.settle import settle
 from kvm_launch.stop import Stop, run_whole
 from kvm_launch.together import Seat
+from kvm_launch.user import maker_of
 from kvmhooks.host import Host
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
@@ -57,8 +58,9 @@ def run(
     from kvm_launch.through_libvirt import follow
 
     with held_back():
-        images.make(spec, None)
-        seed.make(spec, decided.uuid, None)
+        maker = maker_of(spec)
+        images.make(spec, maker)
+        seed.make(spec, decided.uuid, maker)
     console = Console(guests(screen.out, "kvm-launch", is_whole=False))
     stop = Stop(arguments.timeout, spec.shutdown.timeout)
     ended = run_whole(follow(decided, arguments.libvirt, console=console, stop=stop))

@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from kvm_launch import paths
 from kvm_launch.user import User
 from kvmhooks.errors import LaunchError, Problem, SpecError
 from kvmhooks.spec import VmSpec
@@ -25,20 +27,20 @@ _IDENTIFIER_AT: Final = 16 * 2048 + 574
 
 EMPTY: Final = b"#cloud-config\n{}\n"
 
+MOST_BYTES: Final = 16 << 20
+"""How large each of its files may be: all are in memory at once. EC2 takes 16 KiB of user data,
+OpenStack 64 KiB (nova, ``MAX_USERDATA_SIZE``)."""
 
-def check(spec: VmSpec) -> None:
-    """Raise ``SpecError`` for files that cannot be read, and for a seed that is none of ours."""
+
+def check(spec: VmSpec, user: User | None) -> None:
+    """Raise ``SpecError`` for files that cannot be read, and for a seed that is none of ours.
+
+    Each is looked at by who opens it for a QEMU that is ``user`` (``kvm_launch.paths``).
+    """
     told = spec.cloud_init
     if told is None:
         return
-    problems = [
-        Problem(f"cloud_init.{key}", f"no file {str(path)!r}", "a file that can be read")
-        for key in ("user_data", "meta_data", "network")
-        if (path := getattr(told, key)) is not None and not os.access(path, os.R_OK)
-    ]
-    if told.seed.exists() and not _is_ours(told.seed):
-        found = f"a file {str(told.seed)!r} that is no seed of ours"
-        problems.append(Problem("cloud_init.seed", found, "a path to make it at"))
+    problems = [*_sources(told, user), *_place(told, user)]
     if told.seed not in {disk.path for disk in spec.disk}:
         expected = f"a disk with that path: path = {str(told.seed)!r}, readonly = true"
         problems.append(Problem("cloud_init.seed", "no disk", expected))
@@ -49,20 +51,13 @@ def check(spec: VmSpec) -> None:
 def make(spec: VmSpec, uuid: str, user: User | None) -> None:
     """Write the seed anew, for ``user`` alone; the guest knows by its UUID that it is the same.
 
-    Raises ``LaunchError``.
+    The old one stays until the new one is whole. Raises ``LaunchError``.
     """
     told = spec.cloud_init
     if told is None:
         return
-    new = told.seed.with_name(f".{told.seed.name}.new")
     try:
-        new.unlink(missing_ok=True)
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(image(_files(told, spec.name, uuid)))
-            if user is not None:
-                os.fchown(descriptor, user.uid, user.gid)
-        new.replace(told.seed)
+        paths.replace(told.seed, image(_files(told, spec.name, uuid, user)), user)
     except OSError as error:
         raise LaunchError(f"{error.filename}: {error.strerror}") from error
 
@@ -87,21 +82,59 @@ def image(files: dict[str, bytes]) -> bytes:
     return made.getvalue()
 
 
-def _files(told: CloudInit, name: str, uuid: str) -> dict[str, bytes]:
+def _sources(told: CloudInit, user: User | None) -> Iterator[Problem]:
+    """Say what of the user's files cannot be read."""
+    for key in ("user_data", "meta_data", "network"):
+        path: Path | None = getattr(told, key)
+        if path is None:
+            continue
+        (seen,) = paths.look([path], paths.opener(path, user))
+        if seen.kind != "file" or not seen.may(os.R_OK):
+            is_there = seen.kind in {"file", "denied"}
+            lacking = "no permission for" if is_there else "no file"
+            expected = "a file that can be read"
+            yield Problem(f"cloud_init.{key}", f"{lacking} {str(path)!r}", expected)
+        elif seen.size > MOST_BYTES:
+            expected = f"{MOST_BYTES >> 20} MiB at the most"
+            yield Problem(f"cloud_init.{key}", f"{seen.size} bytes in {str(path)!r}", expected)
+
+
+def _place(told: CloudInit, user: User | None) -> Iterator[Problem]:
+    """Say what keeps the seed from being put where it is to be."""
+    folder = told.seed.parent
+    seen, above = paths.look([told.seed, folder], paths.opener(folder, user))
+    if seen.kind not in {"nothing", "denied"} and not _is_ours(told.seed, user):
+        found = f"a file {str(told.seed)!r} that is no seed of ours"
+        yield Problem("cloud_init.seed", found, "a path to make it at")
+    elif above.kind != "folder":
+        yield Problem("cloud_init.seed", f"no folder {str(folder)!r}", "one to make it in")
+    elif not above.may(os.W_OK | os.X_OK):
+        yield Problem("cloud_init.seed", f"no permission for {str(folder)!r}", "one to make it in")
+
+
+def _files(told: CloudInit, name: str, uuid: str, user: User | None) -> dict[str, bytes]:
+    """Return the files of the seed by their names there. Raises ``OSError``, ``LaunchError``."""
+
+    def of(path: Path) -> bytes:
+        data = paths.read(path, user, limit=MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise LaunchError(
+                f"cloud_init: {path}: found more than {MOST_BYTES >> 20} MiB, expected less"
+            )
+        return data
+
     meta = json.dumps({"instance-id": uuid, "local-hostname": name}) + "\n"  # YAML takes JSON
     files = {
-        "user-data": EMPTY if told.user_data is None else told.user_data.read_bytes(),
-        "meta-data": meta.encode() if told.meta_data is None else told.meta_data.read_bytes(),
+        "user-data": EMPTY if told.user_data is None else of(told.user_data),
+        "meta-data": meta.encode() if told.meta_data is None else of(told.meta_data),
     }
     if told.network is not None:
-        files["network-config"] = told.network.read_bytes()
+        files["network-config"] = of(told.network)
     return files
 
 
-def _is_ours(path: Path) -> bool:
+def _is_ours(path: Path, user: User | None) -> bool:
     try:
-        with path.open("rb") as file:
-            file.seek(_IDENTIFIER_AT)
-            return file.read(len(OURS)) == OURS
+        return paths.read(path, user, start=_IDENTIFIER_AT, limit=len(OURS)) == OURS
     except OSError:
         return False

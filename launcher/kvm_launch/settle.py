@@ -6,7 +6,7 @@ import argparse
 
 from kvm_launch import images, preflight, seed
 from kvm_launch.hold import unable
-from kvm_launch.user import user_of
+from kvm_launch.user import maker_of, user_of
 from kvmhooks.host import Host
 from kvmhooks.isolate.keeper import Keeper
 from kvmhooks.live import accel, emulator
@@ -25,8 +25,9 @@ def settle(arguments: argparse.Namespace, spec: VmSpec, host: Host, keeper: Keep
     binds = has_libvirt or not unable(keeper.door)
     preflight.check(spec, user, has_libvirt=has_libvirt, binds=binds)
     preflight.check_roms(spec, host, user)
-    images.check(spec)
-    seed.check(spec)
+    maker = maker_of(spec)
+    images.check(spec, maker)
+    seed.check(spec, maker)
     choice = accel.choose(spec, host, emulator.find(spec), base_of(arguments.run_dir))
     preflight.check_accel(choice.spec, user)
     return choice

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import stat
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 from attrs import frozen
 
-from kvmhooks.errors import LaunchError, Problem, SpecError
+from kvmhooks.errors import Problem, SpecError
 from kvmhooks.spec import VmSpec
 
 DEVICES: Final = (Path("/dev/kvm"), Path("/dev/vhost-net"), Path("/dev/vfio/vfio"))
@@ -38,6 +36,14 @@ def user_of(spec: VmSpec) -> User | None:
     return None if name is None else user_named(spec, "machine.user", name)
 
 
+def maker_of(spec: VmSpec) -> User | None:
+    """Return for whom the VM's files are made, also by root for libvirt; None: for who we are.
+
+    Raises ``SpecError`` as ``user_of``. An ordinary user makes what libvirt will give to another.
+    """
+    return user_of(spec) if os.geteuid() == 0 else None
+
+
 def user_named(spec: VmSpec, at: str, name: str) -> User | None:
     """The user ``name`` that the key ``at`` has, in the same way."""
     try:
@@ -54,35 +60,10 @@ def user_named(spec: VmSpec, at: str, name: str) -> User | None:
     return User(name, entry.pw_uid, entry.pw_gid, tuple(sorted(groups)))
 
 
-def problems_of(user: User, look: Callable[[], Iterable[Problem]]) -> tuple[Problem, ...]:
-    """What ``look`` finds when it looks as ``user``: in a process of its own, which ends.
-
-    Raises ``LaunchError`` when that process fails.
-    """
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            become(user)
-            said = [(problem.at, problem.found, problem.expected) for problem in look()]
-            os.write(writer, json.dumps(said).encode())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as file:
-        text = file.read()
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
-        raise LaunchError(f"machine.user: it could not be seen what {user.name!r} may open")
-    return tuple(Problem(*problem) for problem in json.loads(text))
-
-
-def become(user: User) -> None:
-    """Become another user for good. Raises ``OSError``."""
-    os.setgroups(user.groups)
-    os.setresgid(user.gid, user.gid, user.gid)
-    os.setresuid(user.uid, user.uid, user.uid)
+def ids_of(user: User | None) -> str:
+    """Return whom a child becomes, as ``kvm_launch.child`` and ``kvm_launch.files`` take it."""
+    groups = "" if user is None else ",".join(map(str, user.groups))
+    return "" if user is None else f"{user.uid}:{user.gid}:{groups}"
 
 
 def _group_of(path: Path) -> int:

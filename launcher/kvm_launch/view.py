@@ -6,6 +6,7 @@ As root kvm-launch gives QEMU a mount namespace of its own in which all else is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ def writable(spec: VmSpec, opened: Container[int] = ()) -> list[Path]:
 
     ``opened`` are the indices of disks that are open before it starts.
     """
-    files = {path.resolve().parent for path in _files(spec, opened)}
+    files = {_resolved(path).parent for path in _files(spec, opened)}
     found = sorted({*ALWAYS, *files, *_folders(spec)})
     return [path for path in found if not any(above in found for above in path.parents)]
 
@@ -39,6 +40,11 @@ def _files(spec: VmSpec, opened: Container[int]) -> Iterator[Path]:
 
 def _folders(spec: VmSpec) -> Iterator[Path]:
     if spec.memory.path is not None:
-        yield spec.memory.path.resolve()
+        yield _resolved(spec.memory.path)
     for folder in spec.run.writable:
-        yield folder.resolve()
+        yield _resolved(folder)
+
+
+def _resolved(path: Path) -> Path:
+    """Follow links; of one that leads to itself ``Path.resolve`` would make an error."""
+    return Path(os.path.realpath(path))

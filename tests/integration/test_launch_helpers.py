@@ -316,6 +316,24 @@ def test_with_another_user_the_tpm_is_that_users(launcher: Launcher) -> None:
     assert helpers(launcher.base) == {}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_another_user_can_change_is_served_by_him(launcher: Launcher) -> None:
+    """By way of a link of his the guest would have any folder of root's."""
+    nobody = pwd.getpwnam("nobody")
+    for folder in (launcher.base, *launcher.base.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o111)
+    (launcher.base / "home").mkdir()
+    os.chown(launcher.base / "home", nobody.pw_uid, nobody.pw_gid)
+    (launcher.base / "home" / "x").symlink_to(launcher.base)
+    text = '[[filesystem]]\npath = "home/x/shared"\ntag = "x"'
+    process = running(launcher, text, top="[machine]\naccel = 'tcg'\nuser = 'nobody'")
+    pid = helpers(launcher.base)["virtiofsd"]
+    assert status_of(pid)["Uid"].split() == [str(nobody.pw_uid)] * 4
+    process.send_signal(signal.SIGTERM)
+    code, said = ended(process)
+    assert (code, "did not power off" in said) == (3, True), said
+
+
 SWITCH = """
 import socket, struct, sys
 listener = socket.socket(socket.AF_UNIX)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -138,3 +140,45 @@ def test_the_seed_says_what_the_files_say(launcher: Launcher) -> None:
             meta = json.loads(file.read())
         assert meta["local-hostname"] == "made"
         iso.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_users_files_are_made_by_him(launcher: Launcher) -> None:
+    """In his folder, and by root in root's: they are his, and nothing is made through his links."""
+    pytest.importorskip("pycdlib")
+    nobody = pwd.getpwnam("nobody")
+    for folder in (launcher.base, *launcher.base.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o111)
+    home, closed, images = (launcher.base / name for name in ("home", "closed", "images"))
+    for folder in (home, images):
+        folder.mkdir()
+    os.chown(home, nobody.pw_uid, nobody.pw_gid)
+    closed.mkdir(mode=0o700)
+    text = "\n".join(
+        f'[[disk]]\npath = "{path}"\nformat = "{kind}"\ncache = "writeback"'
+        for path, kind in (("home/a", "qcow2"), ("images/b", "raw"), ("home/s", "raw"))
+    )
+    text += (
+        '\n[[image]]\npath = "home/a"\nsize = "1MiB"\n'
+        '[[image]]\npath = "images/b"\nformat = "raw"\nsize = "1MiB"\n'
+        '[cloud_init]\nseed = "home/s"\nuser_data = "home/user.yaml"\n'
+    )
+    (home / "user.yaml").write_text("#cloud-config\n{}\n")
+    spec = vm(launcher, text)
+    spec.write_text(spec.read_text().replace('accel = "tcg"', 'accel = "tcg"\nuser = "nobody"'))
+    ran = launcher.run(spec)
+    assert ran.returncode == 0, ran.stderr
+    made = [home / "a", images / "b", home / "s"]
+    assert [path.stat().st_uid for path in made] == [nobody.pw_uid] * 3
+    (home / "a").unlink()
+    (home / "a").symlink_to(closed / "new")
+    (home / "user.yaml").unlink()
+    (home / "user.yaml").symlink_to("/etc/shadow")
+    ran = launcher.run(spec)
+    assert ran.returncode == 1
+    assert "disk[0].path: found no permission for" in ran.stderr, ran.stderr
+    assert list(closed.iterdir()) == []
+    spec.write_text(spec.read_text().replace("home/a", "home/c"))
+    ran = launcher.run(spec)
+    assert ran.returncode == 1
+    assert "cloud_init.user_data: found no permission for" in ran.stderr, ran.stderr

@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from kvm_launch import child
-from kvm_launch.disks import Layer, Unopened, is_roots, layers_of, numbered
+from kvm_launch.disks import Layer, Unopened, layers_of, numbered, roots_path
 from kvm_launch.images import QEMU_IMG
 from kvm_launch.user import User
 from kvmhooks.errors import LaunchError
@@ -128,14 +128,18 @@ def disk(path: Path | str, kind: str = "raw") -> Disk:
 
 def test_only_what_nobody_else_can_change_is_roots(tmp_path: Path) -> None:
     """Neither the path nor what its links lead to; and no image that says what else is opened."""
-    (tmp_path / "link").symlink_to("/etc/hostname")
-    assert is_roots(disk("/etc/hostname"))
-    assert is_roots(disk("/dev/stdin"))  # its link leads into /proc, which is root's
-    assert not is_roots(disk("/etc/hostname", "qcow2"))
-    assert not is_roots(attrs.evolve(disk("/etc/hostname"), passed=False))
-    assert not is_roots(disk(tmp_path / "image"))  # others can write to /tmp
-    assert not is_roots(disk(tmp_path / "link"))
-    assert not is_roots(disk("/nothing/of/the/kind"))
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    theirs.chmod(0o777)
+    (theirs / "link").symlink_to("/etc/hostname")
+    assert roots_path(disk("/etc/hostname"))
+    assert roots_path(disk("/dev/stdin"))  # its link leads into /proc, which is root's
+    assert not roots_path(disk("/etc/hostname", "qcow2"))
+    assert not roots_path(attrs.evolve(disk("/etc/hostname"), passed=False))
+    assert not roots_path(disk("/tmp/image"))  # others can write there
+    assert not roots_path(disk(theirs / "image"))
+    assert not roots_path(disk(theirs / "link"))
+    assert not roots_path(disk("/nothing/of/the/kind"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -54,11 +55,14 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a
 @ROOT_ONLY
 def test_what_another_user_may_not_open_is_told(tmp_path: Path) -> None:
     """The files are looked at as that user, and we stay who we are."""
-    image = tmp_path / "image"
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    image = theirs / "image"
     image.write_bytes(b"")
+    os.chown(theirs, pwd.getpwnam("nobody").pw_uid, -1)
     text = (
         'name = "web"\ncpu.vcpus = 1\nmemory.size = "1GiB"\nmachine.user = "nobody"\n'
-        'disk = [{path = "image"}, {path = "/none"}, {path = "/dev/null"}]'
+        'disk = [{path = "theirs/image"}, {path = "/none"}, {path = "/dev/null"}]'
     )
     spec = parse_vm(text, folder=tmp_path)
     with pytest.raises(SpecError) as raised:

@@ -130,7 +130,7 @@ def test_a_child_has_its_own_devices_alone(gate: int) -> None:
     nobody = pwd.getpwnam("nobody")
     ids = f"{nobody.pw_uid}:{nobody.pw_gid}:{nobody.pw_gid}"
     words = child.command(
-        gate, gains=False, ids=ids, moves={}, rooms=["/dev"], nodes=["/dev/vfio/7"]
+        gate, gains=False, ids=ids, moves={}, rooms=["us:/dev"], nodes=["/dev/vfio/7"]
     )
     look = "cd /dev/vfio; stat -c '%n %a %u %t:%T' *; echo"
     script = (

@@ -1,0 +1,179 @@
+"""Paths that the spec of a VM names: who opens what is there, where its QEMU is another user.
+
+Whoever can change a directory on the way to a file decides what the file is: with a link, also one
+of ours. So what root does for another user it does by one rule (docs/architecture.md, by key):
+
+- Where only root can have put what is there, root does it, below descriptors of directories and
+  past no link; what is made goes to the user by its descriptor.
+- Everywhere else it is done as that user, in a process that is nobody else (``kvm_launch.files``).
+
+What QEMU opens itself is looked at as the user in any case. Without another user all is done as who
+we are.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from kvm_launch import files
+from kvm_launch.user import User, ids_of
+from kvmhooks.errors import LaunchError
+from kvmhooks.live.closed import settled
+
+SECONDS: Final = 60.0
+"""How long another user's file system may take to answer."""
+
+
+@frozen
+class Seen:
+    """What somebody finds at a path."""
+
+    kind: str
+    """``file``, ``folder``, ``block device``, ``other``, ``nothing``, or ``denied``."""
+    size: int
+    """In bytes."""
+    access: int
+    """What may be done with it, as access(2) has it."""
+
+    def may(self, mode: int) -> bool:
+        """Return whether all of ``mode`` may be done with it."""
+        return self.access & mode == mode
+
+
+@frozen
+class Blank:
+    """An empty file that was made for a program to write."""
+
+    path: str
+    """What the program knows it by."""
+    user: User | None
+    """Who the program has to be."""
+    descriptors: tuple[int, ...]
+    """What the program has to inherit."""
+
+
+def opener(path: Path, user: User | None) -> User | None:
+    """Return who opens a path for a VM whose QEMU is ``user``; None: we do, as who we are."""
+    return None if user is None or settled(path) is not None else user
+
+
+def look(paths: Sequence[Path], user: User | None) -> list[Seen]:
+    """Return what ``user`` finds at each path. Raises ``LaunchError`` when that cannot be seen."""
+    names = [str(path) for path in paths]
+    if user is None:
+        return [Seen(*found) for found in files.look(names)]
+    try:
+        said = _as(user, "look", "", data=json.dumps(names).encode())
+    except OSError as error:
+        raise LaunchError(f"machine.user: {user.name!r}: {error.strerror}") from error
+    return [Seen(*found) for found in json.loads(said)]
+
+
+def read(path: Path, user: User | None, *, limit: int, start: int = 0) -> bytes:
+    """Return up to ``limit`` bytes of a regular file from ``start`` on. Raises ``OSError``."""
+    return _do(path, user, "read", str(start), str(limit))
+
+
+def read_as(path: Path, user: User, *, limit: int) -> bytes:
+    """Return up to ``limit`` bytes of a regular file that ``user`` may read. Raises ``OSError``."""
+    return _as(user, "read", str(path), "0", str(limit))
+
+
+def make(path: Path, data: bytes, user: User | None) -> None:
+    """Make a file for ``user`` alone, whole or not at all, over nothing. Raises ``OSError``."""
+    _do(path, user, "make", data=data, follows=False)
+
+
+def replace(path: Path, data: bytes, user: User | None) -> None:
+    """Put a file for ``user`` alone in the place of what is there. Raises ``OSError``."""
+    _do(path, user, "replace", data=data, follows=False)
+
+
+def make_folder(path: Path, user: User | None) -> None:
+    """Make a folder for ``user`` alone. Raises ``OSError`` where anything is."""
+    _do(path, user, "make_folder", follows=False)
+
+
+@contextmanager
+def blank(path: Path, user: User | None) -> Iterator[Blank]:
+    """Make an empty file for a program to write, and have it be ``user``'s once it has.
+
+    When the context ends with an error the file is gone. Raises ``OSError`` where anything is.
+    """
+    found = None if user is None else settled(path)
+    if user is not None and found is None:
+        _as(user, "create", str(path))
+        try:
+            yield Blank(str(path), user, ())
+        except BaseException:
+            _as(user, "remove", str(path))
+            raise
+        return
+    way = files.Way(is_linkless=found is not None)
+    name = str(path if found is None else found)
+    descriptor = files.create(name, way)
+    try:
+        yield Blank(f"/proc/self/fd/{descriptor}", None, (descriptor,))
+        if user is not None:
+            os.fchown(descriptor, user.uid, user.gid)
+    except BaseException:
+        files.remove(name, way)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path, user: User | None) -> None:
+    """Remove a file that ``blank`` has made, if it is there. Raises ``OSError``."""
+    _do(path, user, "remove")
+
+
+def _do(
+    path: Path,
+    user: User | None,
+    verb: str,
+    *words: str,
+    data: bytes = b"",
+    follows: bool = True,
+) -> bytes:
+    """Do what ``verb`` says, by whom it has to be done."""
+    found = None if user is None else settled(path, follows=follows)
+    if user is not None and found is None:
+        return _as(user, verb, str(path), *words, data=data)
+    owner = None if user is None else (user.uid, user.gid)
+    way = files.Way(is_linkless=found is not None, owner=owner)
+    return files.VERBS[verb](str(path if found is None else found), data, words, way) or b""
+
+
+def _as(user: User, verb: str, path: str, *words: str, data: bytes = b"") -> bytes:
+    """Do it as ``user``. Raises ``OSError`` as if we had.
+
+    A terminal's Ctrl-C does not reach that process: it is in a session of its own.
+    """
+    program = [sys.executable, "-I", "-S", files.__file__]
+    try:
+        done = subprocess.run(
+            [*program, ids_of(user), verb, path, *words], input=data, capture_output=True,
+            check=False, timeout=SECONDS, cwd="/", env={"LC_ALL": "C"}, start_new_session=True,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer in {SECONDS:g} s", path) from error
+    if done.returncode == 0:
+        return done.stdout
+    try:
+        number, why, name = json.loads(done.stderr)
+    except ValueError as error:
+        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        how = said or f"ended with {done.returncode}"
+        raise LaunchError(f"{path or 'machine.user'}: as {user.name!r}: {how}") from error
+    raise OSError(number, why, name or path)
