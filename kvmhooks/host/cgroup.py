@@ -82,7 +82,7 @@ def parse_mounts(lines: Sequence[str]) -> tuple[Mount, ...]:
     """Find the hierarchies among the lines of ``/proc/mounts``."""
     found = []
     for line in lines:
-        words = line.split()
+        words = line.split(" ")  # the kernel escapes blanks in names, and no other white space
         if len(words) < 4 or words[2] not in {"cgroup", "cgroup2"}:
             continue
         path = words[1].lstrip("/")

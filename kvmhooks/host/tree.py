@@ -169,7 +169,8 @@ class Tree:
         if self.recorder is None:
             yield from said
         else:
-            yield from self.recorder.saw_text(path, "\n".join(said)).splitlines()
+            text = self.recorder.saw_text(path, "\n".join(said))
+            yield from text.split("\n") if text else ()
 
     def has(self, path: str) -> bool:
         """Tell whether a directory is there."""
@@ -181,7 +182,7 @@ class Tree:
 
     def _lines_of(self, fd: int, path: str, limit: int) -> Iterator[str]:
         try:
-            file = open(fd, errors="replace")  # noqa: SIM115 -- below
+            file = open(fd, errors="replace", newline="\n")  # noqa: SIM115 -- below
         except IsADirectoryError as error:
             os.close(fd)
             self.unread(path, f"cannot be read: {error.strerror}")
