@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvmhooks.cli.documents import read_document
 from kvmhooks.errors import InputError
 
 
@@ -17,10 +18,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.isolate.rehearsal import rehearse
 
     arguments = parser_of(verb).parse_args(argv)
-    try:
-        claim = read_claim(arguments.domain.read_bytes(), door=Door(arguments.root))
-    except OSError as error:
-        raise InputError(f"{arguments.domain}: {error.strerror}") from error
+    claim = read_claim(read_document(str(arguments.domain)), door=Door(arguments.root))
     if claim is None:
         raise InputError(
             f"{arguments.domain}: found no <kvmhooks:vm> in its metadata and no file in "

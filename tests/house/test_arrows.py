@@ -16,18 +16,19 @@ BELOW = {
     "version": set(),
     "wording": set(),
     "exits": {"errors"},
+    "files": set(),
     "units": {"errors"},
     "values": {"errors"},
     "isolate": {"errors", "values", "version"},
     "host": {"errors", "values", "version", "wording"},
     "devices": {"errors", "values", "wording", "host"},
-    "spec": {"errors", "values"},
+    "spec": {"errors", "files", "values"},
     "placement": {"errors", "values", "wording", "isolate", "host", "devices", "spec"},
     "render": {"errors", "values", "wording", "isolate", "host", "spec", "placement"},
     "domain": {"errors", "values", "wording", "isolate", "host", "spec", "placement", "render"},
     "live": {
         *("errors", "values", "wording", "isolate", "host", "spec", "placement", "render"),
-        "domain",
+        *("domain", "files"),
     },
 }
 """Room: what it may import of kvmhooks, itself aside."""
@@ -37,7 +38,8 @@ BELOW["cli"] = EVERYTHING - {"cli"}
 BELOW["kvm_launch"] = EVERYTHING - {"cli"}
 BELOW["hooks"] = {"isolate"}
 
-STANDARD_ONLY = {"errors", "version", "wording", "exits", "units", "values", "isolate", "hooks"}
+STANDARD_ONLY = {"errors", "version", "wording", "exits", "files", "units", "values", "isolate"}
+STANDARD_ONLY |= {"hooks"}
 """Rooms that import nothing but the standard library and what ``BELOW`` says."""
 
 
