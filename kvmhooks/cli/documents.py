@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from kvmhooks import files
 from kvmhooks.errors import InputError
 from kvmhooks.isolate.claim import Claim
 
@@ -18,10 +18,11 @@ def read_document(name: str, limit: int = 4 << 20) -> bytes:
     Raises ``InputError``.
     """
     try:
-        if name == "-":
-            return sys.stdin.buffer.read(limit + 1)
-        with Path(name).open("rb") as file:
-            return file.read(limit + 1)
+        if name != "-":
+            return files.read(name, limit)
+        if sys.stdin is None:
+            raise InputError("-: found the standard input closed, expected a document")
+        return sys.stdin.buffer.read(limit + 1)
     except OSError as error:
         raise InputError(f"{name}: {error.strerror}") from error
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvmhooks.cli.documents import read_document
 from kvmhooks.cli.roots import require_host, used
 from kvmhooks.errors import InputError
 
@@ -18,10 +19,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.isolate.rehearsal import rehearse
 
     arguments = parser_of(verb).parse_args(argv)
-    try:
-        document = arguments.domain.read_bytes()
-    except OSError as error:
-        raise InputError(f"{arguments.domain}: {error.strerror}") from error
+    document = read_document(str(arguments.domain))
     with used(arguments.root):
         require_host(arguments.root)
         claim = read_claim(document, door=Door(arguments.root))

@@ -31,18 +31,33 @@ import sys
 
 chained = {chained!r}
 planner = {planner!r}
-options = sys.argv[1:2] and sys.argv[1].startswith("--")
-xml = None if options else sys.stdin.buffer.read(MAX_STDIN)
-if options or chained or concerns(sys.argv[1:], xml):
-    from binascii import a2b_base64
-    from zlib import decompress
+options = sys.argv[1:2] != [] and sys.argv[1].startswith("--")
+xml = None if options else read_xml()
+status = 0
+try:
+    if options or chained or concerns(sys.argv[1:], xml):
+        from binascii import a2b_base64
+        from zlib import decompress
 
-    with open(__file__, "rb") as file:
-        *_, loader, text, code = file.read().splitlines()
-    exec(decompress(a2b_base64(loader[2:])))
-os._exit(0)
+        with open(__file__, "rb") as file:
+            *_, loader, text, code = file.read().split(b"\\n")[:-1]
+        exec(decompress(a2b_base64(loader[2:])))
+except BaseException as error:
+    exec({failed!r})
+os._exit(status)
 """
 """The end of the script proper."""
+
+_FAILED: Final = """\
+guest, *operation = sys.argv[1:3] or [""]
+is_due = operation in (["prepare"], ["start"], ["started"]) and (MARK in xml or is_named(guest))
+status = int(options or is_due)
+try:
+    os.write(2, f"kvmhooks: {__file__}: {error!r:.200}\\n".encode(errors="replace"))
+except OSError:
+    pass
+"""
+"""Where its own last lines cannot be run: no VM of others is kept from starting."""
 
 _LOADER: Final = """
 import gc, marshal
@@ -78,8 +93,6 @@ if xml is not None:
 sys.meta_path.insert(0, Bundled())
 from kvmhooks.isolate.hook import command
 status = command(sys.argv[1:], xml, chained, planner)
-sys.stdout.flush()
-os._exit(status)
 """
 """Finds the modules in the file's last lines and hands the call on."""
 
@@ -123,6 +136,10 @@ def build(
         ) from error
     magic, code = done.stdout.split()
     gate = (Path(__file__).parent / "gate.py").read_text()
+    said = {"chained": chained, "planner": [*planner], "failed": _FAILED}
+    start = _START
+    for name, value in said.items():
+        start = start.replace(f"{{{name}!r}}", repr(value))
     lines = (
         base64.b64encode(zlib.compress(_LOADER.encode(), 9)).decode(),
         base64.b64encode(lzma.compress(json.dumps(modules).encode())).decode(),
@@ -133,7 +150,7 @@ def build(
             f"#!{interpreter} -IS\n",
             HEADER.format(version=VERSION),
             gate,
-            _START.replace("{chained!r}", repr(chained)).replace("{planner!r}", repr([*planner])),
+            start,
             *(f"# {line}\n" for line in lines),
         )
     )

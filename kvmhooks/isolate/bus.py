@@ -258,7 +258,7 @@ class Writer:
 
     def text(self, value: str) -> None:
         """A string or an object path."""
-        encoded = value.encode()
+        encoded = value.encode("utf-8", "surrogateescape")
         self.uint32(len(encoded))
         self.data += encoded + b"\0"
 

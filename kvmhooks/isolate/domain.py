@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES: Final = markup.MAX_BYTES
 MAX_VCPUS: Final = 65_536
+_POLICY: Final = f"metadata/{{{NAMESPACE}}}vm"
+"""The path of our element."""
 
 
 def read_claim(
@@ -77,6 +79,11 @@ def read_claim(
         raise IsolationError(f"domain {name}: {error}") from error
 
 
+def has_policy(data: bytes) -> bool:
+    """Return whether a domain has our element in its metadata, also one that cannot be used."""
+    return markup.holds(data, f"domain/{_POLICY}")
+
+
 def read_key(xml_text: str | bytes, driver: str = "qemu") -> str:
     """The key of the claim that a domain may hold, whatever its policy says by now.
 
@@ -106,7 +113,7 @@ def _parse(data: bytes) -> Element:
 
 def _policy_of(domain: Element) -> dict[str, str] | None:
     """The attributes of all children of ``<kvmhooks:vm>``, or None without that element."""
-    element = domain.find(f"metadata/{{{NAMESPACE}}}vm")
+    element = domain.find(_POLICY)
     if element is None:
         return None
     policy = {}

@@ -29,6 +29,7 @@ MAX_CONFIGURED: Final = 65_536
 """No larger file of an administrator is read."""
 
 _TO_HOLD: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_AROUND: Final = " \t\n"
 _AFFINITY: Final = "Cpus_allowed_list:\t"
 
 
@@ -53,7 +54,19 @@ class Door:
         return self.root == "/"
 
     def read(self, path: str) -> str:
-        """The text of a file, without the white space around it."""
+        """The text of a file, without the blanks and line feeds around it."""
+        return self._raw(path).strip(_AROUND)
+
+    def lines(self, path: str) -> list[str]:
+        """Return the lines of a file as they are.
+
+        Of the kernel's files a line feed alone ends a line: it lets a name hold whatever else
+        ``str.splitlines()`` takes for an end, and ends or begins one with a blank.
+        """
+        text = self._raw(path)
+        return text.removesuffix("\n").split("\n") if text else []
+
+    def _raw(self, path: str) -> str:
         descriptor = os.open(self.root + path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             data = os.read(descriptor, 65_536)
@@ -64,13 +77,13 @@ class Door:
                 data = b"".join(parts)
         finally:
             os.close(descriptor)
-        return data.decode("utf-8", "surrogateescape").strip()
+        return data.decode("utf-8", "surrogateescape")
 
     def administrators(self, path: str) -> str | None:
         """The text of a file that nobody but the administrator can change; None when there is none.
 
-        Raises ``IsolationError`` for a link, and where another user owns the file or its directory
-        or may write there.
+        Raises ``IsolationError`` for a link and whatever else is no file, and where another user
+        owns the file or its directory or may write there.
         """
         above, _, name = path.rpartition("/")
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -90,7 +103,10 @@ class Door:
             raise IsolationError(f"/{path}: {error.strerror}: expected a file, no link") from error
         try:
             _check_administrators(above, os.fstat(directory))
-            _check_administrators(path, os.fstat(descriptor))
+            status = os.fstat(descriptor)
+            _check_administrators(path, status)
+            if not stat.S_ISREG(status.st_mode):
+                raise IsolationError(f"/{path}: found no regular file, expected one")
             data = os.read(descriptor, MAX_CONFIGURED)
         finally:
             os.close(descriptor)
@@ -122,7 +138,7 @@ class Door:
             os.close(descriptor)
             return self.read(path)
         self._held[path] = descriptor, len(data)
-        return data.decode("utf-8", "surrogateescape").strip()
+        return data.decode("utf-8", "surrogateescape").strip(_AROUND)
 
     def let_go(self) -> None:
         """Close the files that ``hold`` has kept open."""
@@ -142,7 +158,7 @@ class Door:
         if descriptor < 0:
             return self.read(path)
         try:
-            return os.pread(descriptor, 4_096, 0).decode("utf-8", "surrogateescape").strip()
+            return os.pread(descriptor, 4_096, 0).decode("utf-8", "surrogateescape").strip(_AROUND)
         finally:
             os.close(descriptor)
 
@@ -208,7 +224,7 @@ class Door:
     def kernel(self) -> tuple[int, int]:
         """The first two numbers of the kernel's release. Raises ``OSError``."""
         major, minor, *_ = (self.read("proc/sys/kernel/osrelease") + ".0.0").split(".")
-        digits = "".join(digit for digit in minor if digit.isdigit())
+        digits = "".join(digit for digit in minor if digit.isdecimal())
         return int(major), int(digits or 0)
 
     def has(self, path: str) -> bool:
@@ -248,7 +264,7 @@ class Door:
         """The CPUs on which a task may run (``sched_getaffinity(2)``)."""
         if self.is_real:
             return CpuSet(os.sched_getaffinity(tid))
-        for line in self.read(f"proc/{tid}/status").splitlines():
+        for line in self.read(f"proc/{tid}/status").split("\n"):
             if line.startswith(_AFFINITY):
                 return CpuSet.parse(line.removeprefix(_AFFINITY))
         raise ProcessLookupError(errno.ESRCH, "no such task", str(tid))
@@ -258,7 +274,7 @@ class Door:
         if self.is_real:
             os.sched_setaffinity(tid, cpus)
             return
-        lines = self.read(f"proc/{tid}/status").splitlines()
+        lines = self.read(f"proc/{tid}/status").split("\n")
         kept = [line for line in lines if not line.startswith(_AFFINITY)]
         self.write(f"proc/{tid}/status", "\n".join([*kept, f"{_AFFINITY}{cpus}"]))
 
@@ -286,10 +302,10 @@ class Door:
 
     def _schedule_of(self, tid: int) -> dict[str, str]:
         try:
-            text = self.read(f"proc/{tid}/sched")
+            lines = self.lines(f"proc/{tid}/sched")
         except FileNotFoundError:
             return {}
-        return dict(line.split(" ", 1) for line in text.splitlines())
+        return dict(line.split(" ", 1) for line in lines)
 
     def replace(self, path: str, text: str) -> None:
         """Make a file of a tree, or write it anew; nothing on a machine is made so."""
@@ -375,7 +391,11 @@ class Door:
             peer.setblocking(False)
             try:
                 peer.connect(self.root + "dev/log")
-                peer.send(f"<{24 + severity}>kvmhooks[{os.getpid()}]: {line}".encode())
+                peer.send(
+                    f"<{24 + severity}>kvmhooks[{os.getpid()}]: {line}".encode(
+                        "utf-8", "backslashreplace"
+                    )
+                )
             except OSError:  # no log daemon is no reason to keep a VM from starting
                 return
 

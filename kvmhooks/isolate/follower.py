@@ -29,6 +29,7 @@ from kvmhooks.isolate.pins import stale
 from kvmhooks.isolate.report import APPLIED, FAILED, REFUSAL, Report
 from kvmhooks.isolate.state import Held, Process
 from kvmhooks.isolate.store import Store
+from kvmhooks.isolate.telling import words_of
 from kvmhooks.isolate.threads import VHOST, threads_of
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def follow(root: str, key: str) -> int:
         return Follower(door, keeper, held).run()
     except ProcessLookupError:  # QEMU has ended
         return 0
+    except (KvmhooksError, OSError, ValueError) as error:  # the record was damaged meanwhile
+        door.log(f"{held.claim.name}: follower: {words_of(error)}", severity=4)
+        return 1
     finally:
         keeper.store.close()
 

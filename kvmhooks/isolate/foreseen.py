@@ -60,7 +60,7 @@ class Foreseen:
             return own if name == "iommu_group" else ""
         number = name.removeprefix("virtfn")
         functions = self._made.get(self.function_of(folder), [])
-        is_ours = name.startswith("virtfn") and number.isdigit() and int(number) < len(functions)
+        is_ours = name.startswith("virtfn") and number.isdecimal() and int(number) < len(functions)
         return f"../{functions[int(number)]}" if is_ours else ""
 
     def read(self, path: str) -> str:

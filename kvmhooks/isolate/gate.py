@@ -10,9 +10,29 @@ import os
 
 MARK = b"urn:kvmhooks:1"
 MAX_STDIN = 64 << 20
+PATIENCE = 5.0
+"""Seconds for the XML to come: libvirt has it ready, and holds the VM until the hook has ended."""
+
 OURS = {"prepare begin", "start begin", "started begin", "release end", "reconnect begin"}
 FILTERS = {"migrate begin", "restore begin"}
 ANYBODYS = {"started begin", "release end", "reconnect begin"}
+
+
+def read_xml(descriptor: int = 0) -> bytes:
+    """Return what comes on stdin, as far as it does in time; nothing where that is closed."""
+    from select import select  # noqa: PLC0415 -- both are in the interpreter itself
+    from time import monotonic  # noqa: PLC0415
+
+    xml, until = bytearray(), monotonic() + PATIENCE
+    try:
+        while len(xml) < MAX_STDIN and (left := until - monotonic()) > 0:
+            part = select([descriptor], (), (), left)[0] and os.read(descriptor, 1 << 18)
+            if not part:
+                break
+            xml += part
+    except OSError:
+        return bytes(xml)
+    return bytes(xml)
 
 
 def concerns(argv: list[str], xml: bytes, root: str = "/") -> bool:
@@ -25,9 +45,14 @@ def concerns(argv: list[str], xml: bytes, root: str = "/") -> bool:
         return False
     if exists(root, "etc/kvmhooks/disabled"):
         return False
-    if MARK in xml or (operation in ANYBODYS and exists(root, "run/kvmhooks/state.json")):
+    if operation in ANYBODYS and exists(root, "run/kvmhooks/state.json"):
         return True
-    return "/" not in argv[0] and exists(root, f"etc/kvmhooks/vm.d/{argv[0]}.toml")
+    return MARK in xml or is_named(argv[0], root)
+
+
+def is_named(guest: str, root: str = "/") -> bool:
+    """Whether the administrator has a file for a guest of this name."""
+    return "/" not in guest and exists(root, f"etc/kvmhooks/vm.d/{guest}.toml")
 
 
 def exists(root: str, path: str) -> bool:

@@ -79,7 +79,7 @@ class Groups:
     def of_process(self, door: Door, pid: int) -> str | None:
         """A process's group, without a leading slash; None when it is gone."""
         try:
-            lines = door.read(f"proc/{pid}/cgroup").splitlines()
+            lines = door.lines(f"proc/{pid}/cgroup")
         except OSError:
             return None
         for line in lines:

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.keeper import Keeper
     from kvmhooks.isolate.report import Report
 
-MAY_FAIL = {"prepare", "start", "started"}
-"""The operations whose exit code may be another than 0: at `reconnect` it would kill the guest."""
+MAY_FAIL = {"prepare begin", "start begin", "started begin"}
+"""Whose exit code may be another than 0: at `reconnect` it would kill the guest."""
+
+OTHERS_BUDGET = 2.0
+"""Seconds for a call of a guest that makes no claim: what it does not come to is `reconcile`'s."""
 
 PAUSES = (2.0, 4.0, 5.0)
 """Seconds between looks at a daemon that takes up later what it was told.
@@ -50,15 +53,22 @@ def main(
 
 
 def filtered(argv: list[str], xml: bytes, root: str, planner: Sequence[str]) -> bytes:
-    """The XML that a domain should have instead; empty for the same. ``planner`` runs kvmhooks."""
+    """Return the XML that a domain should have instead; empty for the same, or when that fails.
+
+    ``planner`` are the words that run `kvmhooks`.
+    """
     if not gate.concerns(argv, xml, root):
         return b""
-    from kvmhooks.isolate import filter as filters  # noqa: PLC0415 -- see the module's docstring
-    from kvmhooks.isolate.door import Door  # noqa: PLC0415
-    from kvmhooks.isolate.keeper import Keeper  # noqa: PLC0415
-    from kvmhooks.isolate.store import Store  # noqa: PLC0415
+    try:
+        from kvmhooks.isolate import filter as filters  # noqa: PLC0415 -- see the module's docstring
+        from kvmhooks.isolate.door import Door  # noqa: PLC0415
+        from kvmhooks.isolate.keeper import Keeper  # noqa: PLC0415
+        from kvmhooks.isolate.store import Store  # noqa: PLC0415
 
-    return filters.answer(xml, Keeper(Door(root), Store(root)), planner)
+        return filters.answer(xml, Keeper(Door(root), Store(root)), planner)
+    except BaseException as error:  # noqa: BLE001 -- whatever it is, the domain moves as it is
+        log(root, argv, error)
+        return b""
 
 
 def answer(
@@ -71,40 +81,84 @@ def answer(
     """Do what a call asks for, if it is any of our business, and log what came of it in one line.
 
     ``program`` are the words that run this hook again, ``planner`` those that run `kvmhooks`.
-    Return the exit code.
+    Return the exit code; raise nothing: a guest that makes no claim starts whatever happens here.
     """
     if not gate.concerns(argv, xml, root):
         return 0
+    try:
+        work(argv, xml, root, program, planner)
+    except BaseException as error:  # noqa: BLE001 -- whatever it is, and with one line of it
+        return failed(argv, xml, root, error)
+    return 0
+
+
+def work(
+    argv: list[str], xml: bytes, root: str, program: Sequence[str], planner: Sequence[str]
+) -> None:
+    """Do what a call asks for, and log what came of it. Raises whatever goes wrong."""
     from kvmhooks.errors import KvmhooksError  # noqa: PLC0415 -- see the module's docstring
+    from kvmhooks.isolate import telling  # noqa: PLC0415
     from kvmhooks.isolate.door import Door  # noqa: PLC0415
     from kvmhooks.isolate.keeper import Keeper  # noqa: PLC0415
     from kvmhooks.isolate.store import Store  # noqa: PLC0415
 
     door, store = Door(root), Store(root)
-    keeper = Keeper(door, store, helper=planner)
+    budget = None if is_ours(argv, xml, root) else OTHERS_BUDGET
+    keeper = Keeper(door, store, budget, helper=planner)
     begun = door.now()
     operation = argv[1]
-    what = f"{printable(argv[0])}: {operation}"
     try:
         check_place(root)
         report = carry_out(keeper, operation, xml)
-    except (KvmhooksError, OSError, ValueError) as error:
-        door.log(f"{what}: {type(error).__name__}: {error}", severity=3)
-        if operation == "release":
-            retry(keeper)
-        if operation not in MAY_FAIL:
-            return 0
-        sys.stderr.write(f"kvmhooks: {' '.join(str(error).split())}\n")
-        return 1
     finally:
         store.close()
-    if report is not None:
-        door.log(f"{what}: {(door.now() - begun) * 1000:.0f} ms: {report}")
-        if operation in {"started", "reconnect"}:
+    if report is None:
+        return
+    took = f"{(door.now() - begun) * 1000:.0f} ms"
+    door.log(f"{telling.printable(argv[0])}: {operation}: {took}: {report}")
+    if operation in {"started", "reconnect"}:
+        try:
             follow_up(keeper, xml, program)
-        if operation == "release" and (report.is_incomplete or report.is_pending):
-            retry(keeper)
+        except (KvmhooksError, OSError, ValueError) as error:  # what was isolated stays so
+            log(root, argv, error)
+    is_left = report.is_incomplete or (report.is_pending and operation == "release")
+    if is_left and " ".join(argv[1:3]) in gate.ANYBODYS:
+        retry(root)
+
+
+def failed(argv: list[str], xml: bytes, root: str, error: BaseException) -> int:
+    """Tell why a call failed, leave to `reconcile` what it was to do, and return the exit code.
+
+    That is 1 only where a guest that asks for something of the host is refused it.
+    """
+    operation = " ".join(argv[1:3])
+    log(root, argv, error)
+    if operation in MAY_FAIL and is_ours(argv, xml, root):
+        from kvmhooks.isolate import telling  # noqa: PLC0415 -- see the module's docstring
+
+        telling.tell(f"kvmhooks: {telling.words_of(error)}")
+        return 1
+    if operation in gate.ANYBODYS:
+        retry(root)
     return 0
+
+
+def is_ours(argv: list[str], xml: bytes, root: str) -> bool:
+    """Whether a guest asks for something of the host, as far as its XML can be read.
+
+    It does by our element in its metadata, not by our name anywhere else, or by a file of its name.
+    """
+    if gate.is_named(argv[0], root):
+        return True
+    if gate.MARK not in xml:
+        return False
+    try:
+        from kvmhooks.isolate.domain import has_policy  # noqa: PLC0415 -- see the module's docstring
+
+        return has_policy(xml)
+    except BaseException as error:  # noqa: BLE001 -- as in answer
+        log(root, argv, error)
+        return False
 
 
 def carry_out(keeper: Keeper, operation: str, xml: bytes) -> Report | None:
@@ -148,18 +202,30 @@ def follow_up(keeper: Keeper, xml: bytes, program: Sequence[str]) -> None:
     ensure(keeper, key, program)
 
 
-def retry(keeper: Keeper) -> None:
-    """Have systemd run `reconcile` until it succeeds; without it the next hook call does."""
-    from kvmhooks.errors import IsolationError  # noqa: PLC0415 -- see the module's docstring
+def log(root: str, argv: list[str], error: BaseException) -> None:
+    """Log in one line what went wrong with a call."""
+    from kvmhooks.isolate import telling  # noqa: PLC0415 -- see the module's docstring
 
-    systemd = keeper.door.systemd()
-    if systemd is None:
-        return
+    call = ": ".join(map(telling.printable, argv[:2]))
+    telling.log(root, f"{call}: {type(error).__name__}: {telling.words_of(error)}")
+
+
+def retry(root: str) -> None:
+    """Have systemd run `reconcile` until it succeeds; without it the next hook call does.
+
+    Raise nothing: that it cannot be had is logged.
+    """
+    from kvmhooks.isolate import telling  # noqa: PLC0415 -- see the module's docstring
+
     try:
-        with systemd:
-            systemd.start("kvmhooks-reconcile.service")
-    except IsolationError as error:
-        keeper.door.log(f"reconcile was not scheduled: {error}", severity=4)
+        from kvmhooks.isolate.door import Door  # noqa: PLC0415
+
+        systemd = Door(root).systemd()
+        if systemd is not None:
+            with systemd:
+                systemd.start("kvmhooks-reconcile.service")
+    except BaseException as error:  # noqa: BLE001 -- as in answer
+        telling.log(root, f"reconcile was not scheduled: {telling.words_of(error)}")
 
 
 def reconcile(root: str, pauses: Sequence[float] = PAUSES, planner: Sequence[str] = ()) -> int:
@@ -167,7 +233,7 @@ def reconcile(root: str, pauses: Sequence[float] = PAUSES, planner: Sequence[str
 
     What could not be done, or does not show yet, is looked at again after each of the ``pauses``.
     """
-    from kvmhooks.errors import KvmhooksError  # noqa: PLC0415 -- see the module's docstring
+    from kvmhooks.isolate import telling  # noqa: PLC0415 -- see the module's docstring
     from kvmhooks.isolate.door import Door  # noqa: PLC0415
     from kvmhooks.isolate.keeper import Keeper  # noqa: PLC0415
     from kvmhooks.isolate.store import Store  # noqa: PLC0415
@@ -182,8 +248,8 @@ def reconcile(root: str, pauses: Sequence[float] = PAUSES, planner: Sequence[str
             if report.is_pending or report.is_incomplete:
                 door.sleep(pause)
                 report = keeper.reconcile()
-    except (KvmhooksError, OSError, ValueError) as error:
-        sys.stderr.write(f"kvmhooks: {error}\n")
+    except Exception as error:  # noqa: BLE001 -- systemd tries again, whatever it is
+        telling.tell(f"kvmhooks: {telling.words_of(error)}")
         return 4
     door.log(f"reconcile: {report}")
     return 4 if report.is_incomplete or report.is_pending else 0
@@ -210,11 +276,6 @@ def check_place(root: str) -> None:
         raise IsolationError("this is not the host's pid namespace: run VMs outside of it")
 
 
-def printable(text: str) -> str:
-    """A guest's name for a log line: no line break, no more than 80 characters."""
-    return "".join(char if char.isprintable() else "?" for char in text[:80])
-
-
 def command(
     arguments: list[str],
     xml: bytes | None = None,
@@ -228,6 +289,7 @@ def command(
     this very process, and its output and exit code are the answer. ``planner`` are the words that
     run `kvmhooks`.
     """
+    stand()
     root = "/"
     if arguments[:1] == ["--root"] and len(arguments) > 1:
         root, arguments = arguments[1], arguments[2:]
@@ -237,31 +299,62 @@ def command(
         from kvmhooks.isolate.follower import follow  # noqa: PLC0415 -- another process's business
 
         return follow(root, arguments[1])
-    own = os.path.abspath(sys.argv[0])  # noqa: PTH100 -- pathlib costs 5 ms
-    program = [own] if os.access(own, os.X_OK) and not own.endswith(".py") else []
     if xml is None:
-        xml = sys.stdin.buffer.read(gate.MAX_STDIN)
-    code = 0
+        xml = gate.read_xml()
+    code, found = 0, b""
     if " ".join(arguments[1:3]) in gate.FILTERS:
         found = filtered(arguments, xml, root, planner)
-        if not (chained and os.access(chained, os.X_OK)):
-            sys.stdout.buffer.write(found)
-        xml = found or xml
     else:
-        code = answer(arguments, xml, root, program, planner)
+        code = answer(arguments, xml, root, this_program(), planner)
     if code == 0 and chained and os.access(chained, os.X_OK):
-        hand_on(chained, arguments, xml)
+        hand_on(chained, arguments, found or xml, root)
+    try:
+        write(1, found)
+    except OSError as error:
+        log(root, arguments, error)
     return code
 
 
-def hand_on(chained: str, arguments: list[str], xml: bytes) -> None:
-    """Become another hook script, with the same arguments and the XML on stdin."""
-    copy = os.memfd_create("xml", 0)
-    while xml:
-        xml = xml[os.write(copy, xml) :]
-    os.lseek(copy, 0, os.SEEK_SET)
-    os.dup2(copy, 0)
-    os.execv(chained, [chained, *arguments])  # noqa: S606 -- no shell on purpose
+def stand() -> None:
+    """Open what is closed of the three standard files: the next file that is opened is none."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            try:
+                os.open(os.devnull, os.O_RDWR)
+            except OSError:  # there is no /dev: nothing can be put in its place
+                return
+
+
+def this_program() -> list[str]:
+    """Return the words that run this hook again; none for what is no program of its own."""
+    try:
+        own = os.path.abspath(sys.argv[0])  # noqa: PTH100 -- pathlib costs 5 ms
+    except OSError:  # the working directory is gone
+        return []
+    return [own] if os.access(own, os.X_OK) and not own.endswith(".py") else []
+
+
+def hand_on(chained: str, arguments: list[str], xml: bytes, root: str) -> None:
+    """Become another hook script, with the same arguments and the XML on stdin.
+
+    Return where it cannot be run: that keeps no VM from starting, and is logged.
+    """
+    try:
+        copy = os.memfd_create("xml", 0)
+        write(copy, xml)
+        os.lseek(copy, 0, os.SEEK_SET)
+        os.dup2(copy, 0)
+        os.execv(chained, [chained, *arguments])  # noqa: S606 -- no shell on purpose
+    except (OSError, ValueError) as error:
+        log(root, arguments, error)
+
+
+def write(descriptor: int, data: bytes) -> None:
+    """Write all of it. Raises ``OSError``."""
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 if __name__ == "__main__":

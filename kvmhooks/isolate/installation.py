@@ -30,6 +30,7 @@ BEFORE: Final = f"{HOOKS}/qemu.before-kvmhooks"
 UNIT: Final = "etc/systemd/system/kvmhooks-reconcile.service"
 WANTED_BY: Final = ("multi-user.target", "irqbalance.service")
 DROP_INS_SINCE: Final = (6, 5)
+_HEAD: Final = 4_096
 DAEMONS: Final = ("virtqemud", "libvirtd")
 
 _UNIT_TEXT: Final = """\
@@ -84,7 +85,7 @@ def install(
     version = libvirt_version() if libvirt is None else libvirt
     path = top / (DROP_IN if version >= DROP_INS_SINCE else SINGLE)
     chained = ""
-    if path == top / SINGLE and path.exists() and version_of(_text(path)) is None:
+    if path == top / SINGLE and path.exists() and not _is_ours(path):
         os.replace(path, top / BEFORE)  # noqa: PTH105 -- one step, as it says
     if path == top / SINGLE and (top / BEFORE).exists():
         chained = f"/{BEFORE}" if root == "/" else str(top / BEFORE)
@@ -105,7 +106,7 @@ def uninstall(root: str = "/") -> None:
     top = Path(root)
     for name in (DROP_IN, SINGLE):
         path = top / name
-        if path.exists() and version_of(_text(path)) is not None:
+        if _is_ours(path):
             path.unlink()
     if (top / BEFORE).exists() and not (top / SINGLE).exists():
         os.replace(top / BEFORE, top / SINGLE)  # noqa: PTH105 -- as above
@@ -242,5 +243,11 @@ def _write(path: Path, text: str, mode: int) -> None:
     os.replace(new, path)  # noqa: PTH105 -- one step, as it says
 
 
+def _is_ours(path: Path) -> bool:
+    return path.is_file() and version_of(_text(path)) is not None
+
+
 def _text(path: Path) -> str:
-    return path.read_text(errors="replace")
+    """Return the first lines of a file, in which all stands that is asked for."""
+    with path.open(errors="replace") as file:
+        return file.read(_HEAD)

@@ -162,8 +162,13 @@ class Keeper:
     def release(self, key: str, leave: Callable[[], None] | None = None) -> Report:
         """Drop a claim and give everything back that no other claim needs.
 
-        ``leave`` removes the groups of a VM that has ended, before: see ``adopt``.
+        ``leave`` removes the groups of a VM that has ended, before: see ``adopt``. It is noted
+        before the first step, so that an entry that fails or dies is finished by the next one.
         """
+        try:
+            self.store.note_release(key)
+        except (IsolationError, OSError) as error:  # it may be done all the same
+            self.door.log(f"{key}: {error}", severity=4)
         with self._entry() as state:
             if leave is not None:
                 leave()
@@ -208,7 +213,8 @@ class Keeper:
     def claims(self) -> list[Claim]:
         """The claims of VMs that live or are awaited, without the lock and without a change."""
         state = self.look()
-        held = [one.claim for one in state.held.values() if self._is_live(one)]
+        ended = self.store.released()
+        held = [one.claim for one in state.held.values() if self._is_live(one, ended)]
         return held + [claim for claim, _ in self._awaited(state) if claim.key not in state.held]
 
     def reserve(self, claim: Claim, seconds: float) -> None:
@@ -303,11 +309,21 @@ class Keeper:
         view = View.read(self.door, state.held.values())
         groups = Groups.find(self.door, view.held)
         knobs = discover(self.door, view, groups, state.records)
-        return converge(self.door, self.store, state, knobs, view)
+        report = converge(self.door, self.store, state, knobs, view)
+        self._forget_released(state)
+        return report
 
-    @staticmethod
-    def _hold(state: State, claim: Claim, holder: Process) -> Held:
+    def _forget_released(self, state: State) -> None:
+        """Remove the notes of releases that are done; one that stays is of no account."""
+        try:
+            for key in self.store.released() - state.held.keys():
+                self.store.forget_release(key)
+        except (IsolationError, OSError) as error:
+            self.door.log(str(error), severity=4)
+
+    def _hold(self, state: State, claim: Claim, holder: Process) -> Held:
         """Put a claim on record as the latest."""
+        self.store.forget_release(claim.key)
         since = 1 + max((one.since for one in state.held.values()), default=0)
         held = state.held[claim.key] = Held(claim, holder=holder, since=since)
         return held
@@ -317,16 +333,23 @@ class Keeper:
 
     def _drop_dead(self, state: State, but: str = "") -> bool:
         """Drop the claims whose VM is gone, and tell whether there were any."""
-        dead = [key for key, one in state.held.items() if key != but and not self._is_live(one)]
+        ended = self.store.released() if state.held else set()
+        held = [(key, one) for key, one in state.held.items() if key != but]
+        dead = [key for key, one in held if not self._is_live(one, ended)]
         for key in dead:
-            held = state.held.pop(key)
-            owe(state, held)
-            if held.claim.driver != LIBVIRT:
+            gone = state.held.pop(key)
+            owe(state, gone)
+            if gone.claim.driver != LIBVIRT:
                 sweep(self.door)
         return bool(dead)
 
-    def _is_live(self, held: Held) -> bool:
-        """A running VM lives as long as QEMU; a pending one as long as its daemon or its QEMU."""
+    def _is_live(self, held: Held, ended: set[str]) -> bool:
+        """A running VM lives as long as QEMU; a pending one as long as its daemon or its QEMU.
+
+        ``ended`` are the keys of those that were released.
+        """
+        if held.claim.key in ended:
+            return False
         if held.holder.is_alive(self.door):
             return True
         if held.state == RUNNING:

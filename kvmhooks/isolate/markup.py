@@ -12,7 +12,7 @@ from kvmhooks.errors import IsolationError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _collections_abc import Iterator
+    from _collections_abc import Callable, Iterator
     from typing import Final
 
 MAX_BYTES: Final = 4 << 20
@@ -59,6 +59,29 @@ class Element:
         return default if found is None else found.text
 
 
+def holds(data: bytes, path: str) -> bool:
+    """Return whether an element has this path from the root on, as far as a document can be read.
+
+    It is read no further than to that element, and no more of it than any domain has.
+    """
+    steps = [""]
+    wanted = ["", *path.split("/")]
+
+    def start(tag: str, _: object) -> None:
+        steps.append(_qualified(tag))
+        if len(steps) == len(wanted) and steps == wanted:
+            raise _FoundError
+
+    parser = _parser(start, lambda _: steps.pop())
+    try:
+        parser.Parse(data[:MAX_BYTES], True)
+    except _FoundError:
+        return True
+    except (expat.ExpatError, IsolationError):
+        return False
+    return False
+
+
 def parse(data: bytes) -> Element:
     """The root element.
 
@@ -83,17 +106,33 @@ def parse(data: bytes) -> Element:
         if not opened[-1].children:
             opened[-1].text += said
 
-    parser = expat.ParserCreate(namespace_separator="}")
-    parser.buffer_text = True
-    parser.StartDoctypeDeclHandler = _refuse_doctype
-    parser.StartElementHandler = start
-    parser.EndElementHandler = lambda _: opened.pop()
+    parser = _parser(start, lambda _: opened.pop())
     parser.CharacterDataHandler = text
     try:
         parser.Parse(data, True)
     except expat.ExpatError as error:
-        raise IsolationError(f"domain XML: {error}") from error
+        raise IsolationError(f"domain XML of {len(data)} bytes: {error}") from error
     return document.children[0]
+
+
+class _FoundError(Exception):
+    """What was looked for is there."""
+
+
+def _parser(
+    start: Callable[[str, dict[str, str]], object], end: Callable[[str], object]
+) -> expat.XMLParserType:
+    """Return a parser of UTF-8, which is what libvirt writes, without document types.
+
+    What a document says of its encoding is left out: expat would have Python look it up, and few
+    of Python's are encodings of texts.
+    """
+    parser = expat.ParserCreate("utf-8", "}")
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = _refuse_doctype
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    return parser
 
 
 def _refuse_doctype(name: str, *_: object) -> None:

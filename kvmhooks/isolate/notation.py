@@ -78,7 +78,7 @@ def _value(text: str, at: int) -> tuple[Any, int]:
             return said, at + len(word)
         raise _unexpected(text, at)
     end = at + 1
-    while text[end : end + 1].isdigit():
+    while text[end : end + 1].isdecimal():
         end += 1
     return int(text[at:end]), end
 

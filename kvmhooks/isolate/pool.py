@@ -188,7 +188,7 @@ def _path(key: str) -> str:
 
 
 def _default_size(door: Door) -> int:
-    for line in door.read("proc/meminfo").splitlines():
+    for line in door.lines("proc/meminfo"):
         if line.startswith("Hugepagesize:"):
             return int(line.split()[1])
     raise IsolationError("huge pages: this host has none")

@@ -231,6 +231,12 @@ class _Memory(Store):
     def clear(self) -> None:
         self._text = None
 
+    def note_release(self, key: str) -> None:
+        """Nothing is noted."""
+
+    def forget_release(self, key: str) -> None:
+        """Nor forgotten."""
+
     @contextmanager
     def lock(self, door: Door, timeout: float, name: str = RECORD) -> Iterator[None]:
         del door, timeout, name

@@ -130,6 +130,18 @@ def _process(said: Any) -> Process | None:
     return Process(*map(int, said)) if said else None
 
 
+def _pool(key: str) -> str:
+    """Return the key of a pool of huge pages, ``node/size in KiB``. Raises ``ValueError``."""
+    node, size = map(int, key.split("/"))
+    return f"{node}/{size}"
+
+
+def _require(said: dict[str, Any], *names: str) -> None:
+    """Raise ``ValueError`` where one of these is missing, or there is another one."""
+    if said.keys() != {*names}:
+        raise ValueError(f"found {sorted(said)}, expected {sorted(names)}")
+
+
 def start_time(door: Door, pid: int) -> int | None:
     """When a process started, in ticks since boot (proc_pid_stat(5)); None for none or a zombie."""
     try:
@@ -309,11 +321,11 @@ class Held:
             state=str(said["state"]),
             since=int(said["since"]),
             fallback=said["fallback"] is True,
-            pages={str(key): int(count) for key, count in said["pages"].items()},
+            pages={_pool(key): int(count) for key, count in said["pages"].items()},
             warnings=tuple(map(str, said["warnings"])),
         )
         found.follower = _process(said.get("follower"))
-        found.pins = {str(vcpu): str(cpus) for vcpu, cpus in said.get("pins", {}).items()}
+        found.pins = {str(int(vcpu)): str(cpus) for vcpu, cpus in said.get("pins", {}).items()}
         return found
 
 
@@ -408,9 +420,11 @@ class State:
                 claim = Claim.from_json(one)
                 state.reserved[claim.key] = claim, int(until)
             for key, one in said["pools"].items():
-                state.pools[key] = {str(name): int(count) for name, count in one.items()}
+                state.pools[_pool(key)] = {str(name): int(count) for name, count in one.items()}
+                _require(one, "owed", *(("before", "want") if "want" in one else ()))
             for key, one in said.get("vf_settings", {}).items():
                 state.vf_settings[key] = {str(name): str(text) for name, text in one.items()}
+                _require(one, "identity", "was", "set")
             state._read_devices(said)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IsolationError(

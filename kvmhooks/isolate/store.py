@@ -26,7 +26,20 @@ PATH: Final = ("run", "kvmhooks")
 STATE: Final = "state.json"
 RECORD: Final = "lock"
 _NEW: Final = ".new"
+_RELEASED: Final = "released."
+"""What the name of a note that a VM has ended begins with; its claim's key follows."""
+
 _POLL: Final = 0.005
+
+MAX_BYTES: Final = 32 << 20
+"""No larger record is read: 64,000 pinned tasks and 10,000 interrupts take 8 MiB."""
+
+
+_MOST: Final = 255
+"""Bytes of a file's name (``NAME_MAX``, limits.h)."""
+
+_PLAIN: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""Neither follow a link nor wait for whoever is at the other end of a FIFO."""
 
 
 class LockedError(IsolationError):
@@ -46,38 +59,68 @@ class Store:
         if directory is None:
             return None
         try:
-            descriptor = os.open(
-                STATE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
-            )
+            descriptor = os.open(STATE, os.O_RDONLY | _PLAIN, dir_fd=directory)
+            with os.fdopen(descriptor, "rb") as file:
+                _check_record(os.fstat(descriptor))
+                return file.read(MAX_BYTES).decode()
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise IsolationError(f"/run/kvmhooks/{STATE}: {error.strerror}") from error
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-                raise IsolationError(
-                    f"/run/kvmhooks/{STATE}: found another user's file, expected our own"
-                )
-            return file.read().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unusable(STATE, error) from error
 
     def save(self, text: str) -> None:
-        """Replace the state in one step: a reader sees the old one or the new one."""
+        """Replace the state in one step: a reader sees the old one or the new one.
+
+        Raises ``IsolationError``; what was on record then still is.
+        """
         directory = self._open(create=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(STATE + _NEW, flags, 0o600, dir_fd=directory)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode())
-        os.rename(STATE + _NEW, STATE, src_dir_fd=directory, dst_dir_fd=directory)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _PLAIN
+            descriptor = os.open(STATE + _NEW, flags, 0o600, dir_fd=directory)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(text.encode())
+            os.rename(STATE + _NEW, STATE, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError as error:
+            raise _unusable(STATE, error) from error
 
     def clear(self) -> None:
-        """Forget the state: nothing is held any more."""
+        """Forget the state: nothing is held any more. Raises ``IsolationError``."""
+        self._unlink(STATE)
+
+    def note_release(self, key: str) -> None:
+        """Note that a VM has ended: whatever becomes of this call, its claim is let go.
+
+        An empty file takes no room on a tmpfs but an inode. Raises ``IsolationError``.
+        """
+        directory = self._open(create=False)
+        name = _RELEASED + key
+        if directory is None or "/" in name or "\0" in name or len(name) > _MOST:
+            return  # nothing is held, or nothing by such a key
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | _PLAIN
+            os.close(os.open(name, flags, 0o600, dir_fd=directory))
+        except OSError as error:
+            raise _unusable(name, error) from error
+
+    def released(self) -> set[str]:
+        """The keys of the claims whose VMs have ended, as far as that was noted."""
+        directory = self._open(create=False)
+        names = [] if directory is None else os.listdir(directory)  # noqa: PTH208 -- as in Door
+        return {name.removeprefix(_RELEASED) for name in names if name.startswith(_RELEASED)}
+
+    def forget_release(self, key: str) -> None:
+        """The claim is off the record, or there is a new one. Raises ``IsolationError``."""
+        self._unlink(_RELEASED + key)
+
+    def _unlink(self, name: str) -> None:
         directory = self._open(create=False)
         if directory is not None:
             try:
-                os.unlink(STATE, dir_fd=directory)
+                os.unlink(name, dir_fd=directory)
             except FileNotFoundError:
                 return
+            except OSError as error:
+                raise _unusable(name, error) from error
 
     def lock(
         self, door: Door, timeout: float, name: str = RECORD
@@ -130,6 +173,26 @@ def _make(name: str, parent: int) -> None:
         return
 
 
+def _unusable(name: str, error: OSError | UnicodeDecodeError) -> IsolationError:
+    why = error.strerror if isinstance(error, OSError) else f"found {error.reason}, expected UTF-8"
+    return IsolationError(f"/run/kvmhooks/{name}: {why}")
+
+
+def _check_record(status: os.stat_result) -> None:
+    """Raise ``IsolationError`` for what is no record of ours, before it is read."""
+    mode, size = status.st_mode, status.st_size
+    if not stat.S_ISREG(mode) or status.st_uid != os.geteuid() or mode & 0o077:
+        kind = "a file" if stat.S_ISREG(mode) else "no regular file"
+        raise IsolationError(
+            f"/run/kvmhooks/{STATE}: found {kind} of user {status.st_uid}, mode "
+            f"{stat.S_IMODE(mode):o}, expected a file of user {os.geteuid()}, mode 600"
+        )
+    if size >= MAX_BYTES:
+        raise IsolationError(
+            f"/run/kvmhooks/{STATE}: found {size} bytes, expected fewer than {MAX_BYTES}"
+        )
+
+
 def _check_own(status: os.stat_result) -> None:
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise IsolationError(
@@ -149,8 +212,11 @@ class _Lock:
         self._descriptor = -1
 
     def __enter__(self) -> object:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor = os.open(self._name, flags, 0o600, dir_fd=self._directory)
+        try:
+            flags = os.O_RDWR | os.O_CREAT | _PLAIN
+            self._descriptor = os.open(self._name, flags, 0o600, dir_fd=self._directory)
+        except OSError as error:
+            raise _unusable(self._name, error) from error
         try:
             self._wait()
         except BaseException:

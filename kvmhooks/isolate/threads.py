@@ -81,7 +81,7 @@ def vcpus_of(door: Door, groups: Groups, pid: int) -> dict[int, CpuSet]:
 def owner_of(name: str) -> int:
     """The QEMU whose vhost worker has this name, or 0 for another thread."""
     number = name.removeprefix(_VHOST)
-    return int(number) if number != name and number.isdigit() else 0
+    return int(number) if number != name and number.isdecimal() else 0
 
 
 def _role_of(group: str) -> tuple[str, int] | None:
@@ -90,14 +90,14 @@ def _role_of(group: str) -> tuple[str, int] | None:
         return EMULATOR, 0
     for role in (VCPU, IOTHREAD):
         number = group.removeprefix(role)
-        if number != group and number.isdigit():
+        if number != group and number.isdecimal():
             return role, int(number)
     return None
 
 
 def _role_of_name(name: str) -> tuple[str, int] | None:
     words = name.replace("/", " ").split()
-    if len(words) == 3 and words[0] == "CPU" and words[1].isdigit():
+    if len(words) == 3 and words[0] == "CPU" and words[1].isdecimal():
         return VCPU, int(words[1])
     number = words[1].removeprefix("iothread") if len(words) == 2 and words[0] == "IO" else ""
-    return (IOTHREAD, int(number)) if number.isdigit() else None
+    return (IOTHREAD, int(number)) if number.isdecimal() else None

@@ -112,7 +112,7 @@ def _shown(name: str) -> str:
     """The name under which a hidden path of an NVMe namespace is used (``nvme0c1n1``)."""
     head, is_path, tail = name.partition("c")
     number, is_namespace, rest = tail.partition("n")
-    if name.startswith("nvme") and is_path and is_namespace and number.isdigit():
+    if name.startswith("nvme") and is_path and is_namespace and number.isdecimal():
         return f"{head}n{rest}"
     return name
 
@@ -126,7 +126,7 @@ def _disk_uses(door: Door, disk: str) -> Iterator[Use]:
         if holders:
             yield "held", f"{name} carries {', '.join(holders)} [/{path}/holders]"
     yield from _mounts(door, paths)
-    swapped = [line.split()[0] for line in _lines(door, "proc/swaps")[1:] if line.split()]
+    swapped = [_words(line)[0] for line in _lines(door, "proc/swaps")[1:] if _words(line)]
     for path in swapped:
         if _name_of(door, path) in names:
             yield "swap", f"{_name_of(door, path)} is swapped to [/proc/swaps]"
@@ -204,11 +204,11 @@ class _Routes:
         self._defaults: dict[str, str] = {}
         self._routed: set[str] = set()
         for line in _lines(door, "proc/net/route"):
-            words = line.split()
+            words = _words(line)
             if len(words) >= 8 and words[0] != "Iface":
                 self._add(words[0], words[1] == words[7] == "0" * 8, "proc/net/route")
         for line in _lines(door, "proc/net/ipv6_route"):
-            words = line.split()
+            words = _words(line)
             if len(words) < 10 or words[9] == "lo" or _number(words[8]) & _REJECT:
                 continue
             is_default = words[1] == "00" and not words[0].strip("0")
@@ -285,9 +285,14 @@ def _is(door: Door, path: str, text: str) -> bool:
     return _lines(door, path) == [text]
 
 
+def _words(line: str) -> list[str]:
+    """Return the words of a line of the kernel's: it escapes blanks and tabs in a name alone."""
+    return [word for word in line.replace("\t", " ").split(" ") if word]
+
+
 def _lines(door: Door, path: str) -> list[str]:
     """The lines of a file; none where there is no such file."""
     try:
-        return door.read(path).splitlines()
+        return door.read(path).split("\n")  # a mount point's name may hold any other line's end
     except OSError:
         return []

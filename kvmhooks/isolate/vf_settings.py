@@ -54,7 +54,7 @@ class _Helper:
     def read(self, place: str) -> dict[str, str]:
         """What a function is set to, by name; ``-`` for what its driver does not know."""
         pf, _, number = place.partition("/")
-        for line in self._ask(pf).splitlines():
+        for line in self._ask(pf).split("\n"):
             head, _, rest = line.partition(" ")
             if head == number:
                 return _parsed(rest)

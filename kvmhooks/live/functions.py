@@ -81,7 +81,7 @@ def read(pf: str) -> dict[int, dict[str, str]]:
 def write(pf: str, number: int, settings: Settings) -> None:
     """Set some settings of a function, one after the other. Raises ``HostError``."""
     known = read(pf).get(number, {}).get("min_rate", "-")
-    min_rate = int(known) if known.isdigit() else 0
+    min_rate = int(known) if known.isdecimal() else 0
     index = interface_of(pf)
     from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 -- as in _netlink
 

@@ -48,7 +48,7 @@ class Domain:
         """The process id of its QEMU: the process that was started with its name and UUID."""
         name, uuid = self._handle.name(), self._handle.UUIDString()
         for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
+            if not entry.name.isdecimal():
                 continue
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from attrs import frozen
 
+from kvmhooks import files
 from kvmhooks.errors import LaunchError
 from kvmhooks.live.emulator import PLACES
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _FORMAT: Final = 2
+_MOST: Final = 4 << 20
+"""Bytes of what is kept of a QEMU: its options take 100 KiB."""
+
 """Of what is kept; counted up when more is asked."""
 
 _SECONDS: Final = 20
@@ -226,13 +230,11 @@ def _identity(emulator: Path) -> str:
 
 def _recall(file: Path) -> Qemu | None:
     try:
-        if file.stat().st_uid != os.geteuid():
-            return None
-        said = json.loads(file.read_text())
+        said = json.loads(files.read(file, _MOST, owner=os.geteuid()))
         options = {name: tuple(names) for name, names in said.pop("options").items()}
         lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
         return Qemu(**{**said, **lists, "options": options})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None  # not there, or damaged: QEMU is asked again
 
 

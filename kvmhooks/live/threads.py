@@ -122,11 +122,11 @@ def affinity(process: int, thread: int) -> CpuSet:
     Raises ``QemuError`` when it is gone.
     """
     try:
-        status = _read(Path(f"/proc/{process}/task/{thread}/status"))
+        status = Path(f"/proc/{process}/task/{thread}/status").read_bytes()
     except OSError as error:
         raise QemuError(f"thread {thread} of QEMU is gone: {error.strerror}") from error
-    found = re.search(r"^Cpus_allowed_list:\s*(\S*)", status, re.MULTILINE)
-    return CpuSet.parse(found[1] if found else "")
+    found = re.search(rb"^Cpus_allowed_list:\s*(\S*)", status, re.MULTILINE)
+    return CpuSet.parse(found[1].decode() if found else "")
 
 
 def threads_by_name(process: int) -> dict[str, int]:
@@ -137,19 +137,10 @@ def threads_by_name(process: int) -> dict[str, int]:
     """
     found = {}
     for thread in tasks(process):
-        name = _read(Path(f"/proc/{process}/task/{thread}/comm")).removesuffix("\n")
-        if vcpu := re.fullmatch(r"CPU (\d+)/\w+", name):
-            found[f"vCPU {vcpu[1]}"] = thread
-        elif iothread := re.fullmatch(r"IO iothread(\d+)", name):
-            found[f"iothread {iothread[1]}"] = thread
+        comm = Path(f"/proc/{process}/task/{thread}/comm")
+        name = comm.read_bytes().removesuffix(b"\n")  # it may be no UTF-8, and hold any byte
+        if vcpu := re.fullmatch(rb"CPU (\d+)/\w+", name):
+            found[f"vCPU {int(vcpu[1])}"] = thread
+        elif iothread := re.fullmatch(rb"IO iothread(\d+)", name):
+            found[f"iothread {int(iothread[1])}"] = thread
     return found
-
-
-def _read(path: Path) -> str:
-    """Return the text of a kernel's file, in which only a newline ends a line.
-
-    A process may give its threads names of any bytes (``PR_SET_NAME`` of prctl(2)), and of a status
-    the kernel escapes no more of them than newline and backslash (``proc_task_name()``,
-    fs/proc/array.c).
-    """
-    return path.read_bytes().decode("utf-8", "replace")

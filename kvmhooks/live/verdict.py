@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from kvmhooks import files
+
 MEMORY: Final = ".kvm-probe.json"
 """No VM's directory: their names begin with a letter or a digit."""
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -31,17 +33,10 @@ class Verdict:
 def recall(emulator: Path, base: Path) -> Verdict | None:
     """The verdict of this boot on this QEMU, if there is one."""
     try:
-        descriptor = os.open(base / MEMORY, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None  # not there, or not ours to read: it is only a memory
-    with os.fdopen(descriptor, "rb") as file:
-        is_ours = os.fstat(descriptor).st_uid == os.geteuid()
-        content = file.read(1 << 16)
-    try:
-        said = json.loads(content)
-    except ValueError:
-        return None
-    if not is_ours or not isinstance(said, dict) or said.get("of") != _identity(emulator):
+        said = json.loads(files.read(base / MEMORY, 1 << 16, owner=os.geteuid(), follows=False))
+    except (OSError, ValueError, RecursionError):
+        return None  # not there, or not ours to read, or half of it: it is only a memory
+    if not isinstance(said, dict) or said.get("of") != _identity(emulator):
         return None
     return Verdict(is_usable=said.get("is_usable") is True, evidence=str(said.get("evidence")))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import attrs
 
+from kvmhooks import files
 from kvmhooks.errors import Problem, SpecError
 from kvmhooks.spec.consistency import inconsistencies
 from kvmhooks.spec.model import VmSpec
@@ -30,8 +31,9 @@ def load_vm(path: str | os.PathLike[str]) -> VmSpec:
     """
     file = Path(path).absolute()
     try:
-        with file.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
+        content = files.read(file, MAX_BYTES)
+    except files.IrregularError as error:
+        raise _refused(file.name, "", error.kind, "a regular file") from error
     except OSError as error:
         raise _refused(file.name, "", os.strerror(error.errno or 0), "a readable file") from error
     if len(content) > MAX_BYTES:

@@ -12,9 +12,8 @@ import contextlib
 import os
 import signal
 import socket
-import stat
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +21,7 @@ from attrs import define, field
 
 from kvm_launch import child
 from kvm_launch.helper import SOCKET, Helper
+from kvm_launch.listening import listens
 from kvm_launch.user import ids_of
 from kvmhooks.errors import QemuError
 from kvmhooks.live.rundir import RunDir, made
@@ -37,10 +37,6 @@ END_SECONDS: Final = 5.0
 TAIL_LINES: Final = 10
 POLL_SECONDS: Final = 0.02
 DRAIN_SECONDS: Final = 0.5
-
-SOCKETS: Final = Path("/proc/net/unix")
-LISTENS: Final = 0x10000
-"""``__SO_ACCEPTCON`` (include/linux/net.h) in the fourth column of that table."""
 
 
 @define(eq=False)
@@ -119,7 +115,7 @@ class Crew:
         until = loop.time() + seconds
         for member in self.members:
             path = member.helper.path
-            while path is not None and not _listens(path):
+            while path is not None and not listens(path):
                 if member.ended.done():
                     break
                 if loop.time() > until:
@@ -240,25 +236,6 @@ def _sockets(helper: Helper, folder: Path) -> tuple[socket.socket | None, socket
         path.unlink()
         stack.pop_all()
     return listener, client
-
-
-def _listens(path: Path, table: Path = SOCKETS) -> bool:
-    """Whether somebody listens at ``path``: looked up, since some take one connection only."""
-    try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            return False
-        lines = table.read_text(errors="surrogateescape").splitlines()[1:]
-    except OSError:
-        return False
-    return any(int(flags, 16) & LISTENS for flags in _flags_at(lines, str(path)))
-
-
-def _flags_at(lines: Iterable[str], path: str) -> Iterable[str]:
-    """The flags of every socket at ``path``: ``Num RefCount Protocol Flags Type St Inode Path``."""
-    for line in lines:
-        words = line.split(maxsplit=7)
-        if len(words) == 8 and words[7] == path:
-            yield words[3]
 
 
 async def _end(member: Member) -> None:

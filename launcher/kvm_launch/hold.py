@@ -353,7 +353,7 @@ class Hold:
         except (KvmhooksError, OSError, ValueError) as error:
             self.left = (*groups, str(error))
         if self.left:
-            hook.retry(self._keeper)
+            hook.retry(self._keeper.door.root)
 
 
 def _groups(decided: Plan) -> dict[str, CpuSet]:

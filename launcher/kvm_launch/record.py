@@ -14,6 +14,7 @@ from attrs import asdict, evolve, frozen
 from kvm_launch.life import Life, State, Step
 from kvm_launch.notify import ServiceManager
 from kvm_launch.screen import Screen
+from kvmhooks import files
 from kvmhooks.errors import LaunchError
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
@@ -28,6 +29,9 @@ MONITOR: Final = "control.sock"
 """The second monitor, for ``kvm-launch qmp``."""
 
 CONSOLE: Final = "console.sock"
+
+MOST_BYTES: Final = 1 << 16
+"""A record is a page at most."""
 
 MARGIN_SECONDS: Final = 60
 """What QEMU's end and the host's restoration may take beyond the guest's own time."""
@@ -229,10 +233,8 @@ def find(base: Path, name: str) -> Record:
 def _read(directory: Path) -> Record | None:
     """What stands in a VM's directory, if it is ours; it may vanish at any moment."""
     try:
-        descriptor = os.open(directory / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with os.fdopen(descriptor, "rb") as file:
-        is_ours = os.fstat(descriptor).st_uid == os.geteuid()
-        said: Any = json.loads(file.read(1 << 16)) if is_ours else {}
-    return Record(**said) if said.get("name") == directory.name else None
+        path = directory / NAME
+        said: Any = json.loads(files.read(path, MOST_BYTES, owner=os.geteuid(), follows=False))
+        return Record(**said) if said["name"] == directory.name else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None  # it is gone, another user's, or of another version

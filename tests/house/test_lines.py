@@ -6,7 +6,6 @@ import ast
 from pathlib import Path
 
 import pytest
-from _pytest.mark import ParameterSet
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("kvmhooks/host", "kvmhooks/devices", "kvmhooks/live", "kvmhooks/isolate", "launcher")
@@ -24,7 +23,6 @@ ALLOWED = {
     ("kvmhooks/live/functions.py", "read_text"): "one number",
     ("kvmhooks/live/probe.py", "read_text"): "the last words of QEMU",
     ("kvmhooks/live/probe.py", "splitlines"): "the same",
-    ("kvmhooks/live/programs.py", "read_text"): "JSON of our own",
     ("kvmhooks/live/verdict.py", "read_text"): "one word, as a whole",
     ("launcher/kvm_launch/crew.py", "splitlines"): "the last words of a helper",
     ("launcher/kvm_launch/images.py", "splitlines"): "the last words of qemu-img",
@@ -32,12 +30,6 @@ ALLOWED = {
     ("launcher/kvm_launch/taps.py", "read_text"): "one word, as a whole, and two numbers",
 }
 """Where it is not the kernel's lines that are read, and whose they are."""
-
-MENDED_BESIDE = {
-    f"kvmhooks/isolate/{name}.py"
-    for name in ("door", "groups", "knobs/caches", "knobs/cpusets", "pool", "uses", "vf_settings")
-} | {"launcher/kvm_launch/crew.py"}
-"""What the branch of the hook mends: take this away with its merge."""
 
 FILES = sorted(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))
 
@@ -54,13 +46,7 @@ def called(file: Path) -> set[str]:
     }
 
 
-def _case(file: Path) -> ParameterSet:
-    name = str(file.relative_to(ROOT))
-    marks = [pytest.mark.xfail(strict=False)] if name in MENDED_BESIDE else []
-    return pytest.param(file, id=name, marks=marks)
-
-
-@pytest.mark.parametrize("file", list(map(_case, FILES)))
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_only_a_newline_ends_a_line(file: Path) -> None:
     """What another user may name (a group, a socket, a mount) would begin a line of its own."""
     name = str(file.relative_to(ROOT))

@@ -125,6 +125,7 @@ class Kernel(Door):
         self.links: dict[str, str] = {}
         self.clock = 0
         self.record: str | None = None
+        self.released: set[str] = set()
         self.step: Callable[[str], None] = nothing
         self.libvirtd = 0
         self.takes = 0
@@ -180,6 +181,9 @@ class Kernel(Door):
         if path == "proc/sys/kernel/osrelease":
             return self.release
         raise FileNotFoundError(errno.ENOENT, "no such file", path)
+
+    def lines(self, path: str) -> list[str]:
+        return self.read(path).split("\n")
 
     def administrators(self, path: str) -> str | None:
         return self.files.get(path)
@@ -477,7 +481,8 @@ class Kernel(Door):
             fields = ["S", str(task.parent), "0", "0", "0", "0", str(task.flags), *["0"] * 12]
             return f"{tid} ({task.name}) {' '.join(fields)} {task.start} 0"
         if name == "cgroup":
-            return f"{'0:' if self.groups.is_unified else '4:cpuset'}:/{task.group.path}"
+            hierarchies = ("0:",) if self.groups.is_unified else ("5:devices", "4:cpuset")
+            return "\n".join(f"{one}:/{task.group.path}" for one in hierarchies)
         raise FileNotFoundError(errno.ENOENT, "no such file", name)
 
     def _read_irq(self, number: str, name: str) -> str:
@@ -577,6 +582,19 @@ class Record(Store):
         if self._kernel.record is not None:
             self._kernel.step("record")
             self._kernel.record = None
+
+    def note_release(self, key: str) -> None:
+        if self._kernel.record is not None:
+            self._kernel.step("released")
+            self._kernel.released.add(key)
+
+    def released(self) -> set[str]:
+        return set(self._kernel.released)
+
+    def forget_release(self, key: str) -> None:
+        if key in self._kernel.released:
+            self._kernel.step("released")
+            self._kernel.released.remove(key)
 
     @contextmanager
     def lock(self, door: Door, timeout: float, name: str = RECORD) -> Iterator[None]:

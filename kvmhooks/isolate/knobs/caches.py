@@ -116,7 +116,7 @@ def _ways(door: Door, view: View, level: int, kind: str, cache: int, kib: int) -
 def _masks(text: str) -> dict[tuple[str, int], int]:
     """The mask of each cache, from ``L3:0=fffff;1=fffff`` and other lines."""
     found = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         resource, _, said = line.strip().partition(":")
         for word in said.split(";") if resource.startswith("L") else ():
             cache, _, mask = word.partition("=")
@@ -129,7 +129,7 @@ def merged(schemata: str, said: str) -> str:
     resource, _, change = said.strip().partition(":")
     cache = change.partition("=")[0]
     lines = []
-    for line in schemata.splitlines():
+    for line in schemata.split("\n"):
         name, _, masks = line.strip().partition(":")
         words = [
             change if (name, word.partition("=")[0]) == (resource, cache) else word

@@ -258,7 +258,7 @@ def _is_ours(text: str) -> bool:
     systemd writes an empty assignment before the value, which resets what other files said
     (``bus_cgroup_set_cpuset()``, src/core/dbus-cgroup.c).
     """
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    lines = [line for line in text.split("\n") if line and not line.startswith("#")]
     settings = lines[1:]
     return (
         bool(settings)

@@ -36,7 +36,7 @@ def knobs(door: Door, view: View) -> Iterator[Knob]:
     """Two for a daemon that runs: its banned CPUs, and interrupts."""
     for name in door.names(_DIRECTORY):
         pid = name.removeprefix("irqbalance").removesuffix(".sock")
-        is_its = pid.isascii() and pid.isdigit() and name == f"irqbalance{pid}.sock"
+        is_its = pid.isascii() and pid.isdecimal() and name == f"irqbalance{pid}.sock"
         if is_its and door.is_socket(f"{_DIRECTORY}/{name}"):
             yield _Bans(f"{_DIRECTORY}/{name}")
             yield _BannedIrqs(f"{_DIRECTORY}/{name}", passed_through(door, view))
@@ -54,7 +54,7 @@ def passed_through(door: Door, view: View) -> CpuSet:
         if one.claim.setting("isolation.irqs") == "yes"
     ]
     irqs = (irq for device in given for irq in door.names(f"{_DEVICES}/{device}/msi_irqs"))
-    return CpuSet(int(irq) for irq in irqs if irq.isdigit())
+    return CpuSet(int(irq) for irq in irqs if irq.isdecimal())
 
 
 class _Bans(Knob):

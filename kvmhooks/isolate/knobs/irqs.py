@@ -35,7 +35,7 @@ def knobs(door: Door, view: View, records: Mapping[str, Record]) -> Iterator[Kno
     default = records.get(_DEFAULT)
     yield _Default()
     descriptors = door.inodes("sys/kernel/irq") or dict.fromkeys(door.names("proc/irq"), 0)
-    numbers = sorted([int(name) for name in descriptors if name.isdigit()])
+    numbers = sorted([int(name) for name in descriptors if name.isdecimal()])
     fresh = [str(number) for number in numbers if f"irq/{number}" not in records]
     handled = door.crowded("proc/irq", fresh)
     goals, near = vectors.places(door, view, descriptors)

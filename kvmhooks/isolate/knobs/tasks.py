@@ -39,7 +39,7 @@ def knobs(door: Door, view: View, groups: Groups, records: Mapping[str, Record])
     effective: dict[str, CpuSet] = {}
     owners = threads.running(view)
     kind = _SpreadThread if has_partitions(view, groups) else _KernelThread
-    for pid in sorted(int(name) for name in door.names("proc") if name.isdigit()):
+    for pid in sorted(int(name) for name in door.names("proc") if name.isdecimal()):
         try:
             text = door.read(f"proc/{pid}/stat")
         except OSError:

@@ -80,13 +80,13 @@ def parse(actions: str) -> tuple[int, str]:
         return 0, ""
     head, _, address = actions[:-1].rpartition("(")
     number = head.partition("[")[2].rstrip("]")
-    return int(number) if number.isdigit() else 0, address.lower()
+    return int(number) if number.isdecimal() else 0, address.lower()
 
 
 def place(one: Held, vector: int) -> CpuSet:
     """The CPU for a vector: pure. None where it is to be treated as the host's own interrupts."""
     wish = one.claim.setting(SETTING)
-    cpus = [int(cpu) for _, cpu in sorted(one.pins.items(), key=_by_number) if cpu.isdigit()]
+    cpus = [int(cpu) for _, cpu in sorted(one.pins.items(), key=_by_number) if cpu.isdecimal()]
     cpus = [cpu for cpu in cpus if cpu in one.claim.exclusive] or list(one.claim.exclusive)
     if wish == "housekeeping" or not cpus:
         return CpuSet()

@@ -71,7 +71,7 @@ def test_a_comma_in_the_place_of_a_tpm_is_refused() -> None:
     """What is behind it would be another option of swtpm (its ``--tpmstate``)."""
     least = 'name = "a"\ncpu.vcpus = 1\nmemory.size = "1GiB"\ntpm.model = "crb"\n'
     vm = spec(least + 'tpm.state = "/s/a,mode=0666"')
-    found = [str(one) for one in programs.problems(vm) if one.at == "tpm.state"]
+    found = [str(one) for one in programs.problems(vm, None) if one.at == "tpm.state"]
     expected = "no comma: swtpm takes it for the end of the name"
     assert found == [f"tpm.state: found '/s/a,mode=0666', expected {expected}"]
 

@@ -401,7 +401,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         said[name] = str(raised.value)
     assert said == {
         "none.toml": "none.toml: found No such file or directory, expected a readable file",
-        "folder.toml": "folder.toml: found Is a directory, expected a readable file",
+        "folder.toml": "folder.toml: found a directory, expected a regular file",
         "latin.toml": "latin.toml: found a byte that is not UTF-8 ('utf-8' codec can't decode byte "
         "0xe9 in position 8: invalid continuation byte), expected TOML",
         "big.toml": "big.toml: found more than 1048576 bytes, expected a VM's description",
