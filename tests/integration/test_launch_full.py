@@ -41,7 +41,7 @@ def on_tmpfs(launcher: Launcher, options: str) -> None:
 def vm(launcher: Launcher, does: str) -> Path:
     """A VM whose firmware ``does`` one thing."""
     rom = write_rom(launcher.base / "firmware.rom", does)
-    return launcher.vm("tiny", top=f'[machine]\naccel = "tcg"\n[boot]\nfirmware = "{rom}"')
+    return launcher.vm("crowded", top=f'[machine]\naccel = "tcg"\n[boot]\nfirmware = "{rom}"')
 
 
 def test_a_start_that_finds_no_room_is_refused(launcher: Launcher) -> None:
@@ -61,9 +61,9 @@ def test_a_start_that_finds_no_room_is_refused(launcher: Launcher) -> None:
         assert said[0].startswith(str(launcher.run_dir))
         assert said[0].endswith(": No space left on device")
         refused.add(Path(said[0].partition(":")[0]).name)
-    assert {".tiny.lock", "status.json", "qmp.sock", "supervisor.sock"} <= refused
+    assert {".crowded.lock", "status.json", "qmp.sock", "supervisor.sock"} <= refused
     assert ran.returncode == 0
-    assert processes_of("tiny") == []
+    assert processes_of("crowded") == []
 
 
 def test_a_vm_that_runs_outlives_a_full_run_directory(launcher: Launcher) -> None:
@@ -72,7 +72,7 @@ def test_a_vm_that_runs_outlives_a_full_run_directory(launcher: Launcher) -> Non
     process = launcher.start("--json", vm(launcher, "sits"))
     assert process.stderr is not None
     read_until(process.stderr, "state: running")
-    (qemu,) = processes_of("tiny")
+    (qemu,) = processes_of("crowded")
     inside = Path(f"/proc/{qemu}/root{launcher.run_dir}")
     with (inside / "filler").open("wb", buffering=0) as filler:
         filled = iter(lambda: filler.write(bytes(4096)), 0)
@@ -86,4 +86,4 @@ def test_a_vm_that_runs_outlives_a_full_run_directory(launcher: Launcher) -> Non
     assert err.count(warning) == 1, err
     assert json.loads(out)["ending"].startswith("QEMU ended: SIGTERM")
     assert "left: filler\n" in err
-    assert processes_of("tiny") == []
+    assert processes_of("crowded") == []

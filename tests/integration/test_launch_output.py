@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import pytest
 
+from kvm_launch.outlive import GUEST_BYTES
 from kvm_launch.record import NAME as RECORD
 from tests.integration.components import ROOT, Launcher, eventually, processes_of, read_until
 from tests.integration.roms import write_rom
@@ -30,7 +31,7 @@ MANY_MIB = 60
 """What a process that follows VMs may grow by while they flood it."""
 
 
-def vm(launcher: Launcher, does: str, name: str = "tiny") -> Path:
+def vm(launcher: Launcher, does: str, name: str = "talker") -> Path:
     """A VM whose firmware ``does`` one thing."""
     rom = write_rom(launcher.base / f"{name}.rom", does)
     return launcher.vm(name, top=f'[machine]\naccel = "tcg"\n[boot]\nfirmware = "{rom}"')
@@ -61,6 +62,16 @@ def runs(launcher: Launcher, *names: str) -> bool:
     return False
 
 
+def floods(process: subprocess.Popen[str], amount: int) -> None:
+    """Wait until a supervisor has read so many bytes (``rchar`` of proc_pid_io(5))."""
+
+    def read() -> int:
+        return int(Path(f"/proc/{process.pid}/io").read_text().split()[1])
+
+    before = read()
+    eventually(lambda: read() > before + amount, seconds=60)
+
+
 def asked_by_a_signal(_: Launcher, process: subprocess.Popen[str]) -> None:
     """SIGTERM, as a service manager sends it."""
     process.send_signal(signal.SIGTERM)
@@ -68,7 +79,7 @@ def asked_by_a_signal(_: Launcher, process: subprocess.Popen[str]) -> None:
 
 def asked_by_a_verb(launcher: Launcher, _: subprocess.Popen[str]) -> None:
     """kvm-launch stop."""
-    assert verb(launcher, "stop", "--now", "tiny").returncode == 0
+    assert verb(launcher, "stop", "--now", "talker").returncode == 0
 
 
 @pytest.mark.parametrize("ask", [asked_by_a_signal, asked_by_a_verb])
@@ -80,13 +91,13 @@ def test_a_reader_that_does_not_read_keeps_nobody_waiting(
     reader, writer = os.pipe()
     with started(launcher, vm(launcher, "floods"), out=writer) as process:
         os.close(writer)
-        eventually(lambda: runs(launcher, "tiny"), seconds=60)
-        time.sleep(0.5)
+        eventually(lambda: runs(launcher, "talker"), seconds=60)
+        floods(process, 1 << 18)  # more than the pipe holds
         ask(launcher, process)
         eventually(lambda: not launcher.left_behind(), SOON)
         _, err = process.communicate(timeout=SOON)
     os.close(reader)
-    assert (process.returncode, processes_of("tiny")) == (3, [])
+    assert (process.returncode, processes_of("talker")) == (3, [])
     assert "bytes are not written: nobody took them" in err
     assert "Traceback" not in err
 
@@ -96,8 +107,8 @@ def test_a_reader_that_is_back_is_told_what_it_missed(launcher: Launcher) -> Non
     reader, writer = os.pipe()
     with started(launcher, vm(launcher, "floods"), out=writer) as process:
         os.close(writer)
-        eventually(lambda: runs(launcher, "tiny"), seconds=60)
-        time.sleep(3)  # the guest says more than is kept
+        eventually(lambda: runs(launcher, "talker"), seconds=60)
+        floods(process, GUEST_BYTES + (1 << 20))  # more than is kept
         process.send_signal(signal.SIGTERM)
         eventually(lambda: not launcher.left_behind(), SOON)
         with os.fdopen(reader, encoding="ascii") as file:
@@ -116,7 +127,7 @@ def test_a_slow_reader_of_a_short_output_gets_all_of_it(launcher: Launcher) -> N
     os.write(writer, b"x" * 4090)
     with started(launcher, vm(launcher, "powers off"), out=writer) as process:
         os.close(writer)
-        eventually(lambda: processes_of("tiny"), seconds=60)
+        eventually(lambda: processes_of("talker"), seconds=60)
         eventually(lambda: not launcher.left_behind(), seconds=60)
         time.sleep(0.5)
         with os.fdopen(reader, encoding="utf-8") as file:
@@ -135,13 +146,13 @@ def test_a_reader_that_is_gone_ends_no_vm(launcher: Launcher) -> None:
     read_until(process.stdout, "state: running")
     process.stdout.close()
     time.sleep(1)
-    assert (process.poll(), shown(launcher)) == (None, {"tiny": "running"})
+    assert (process.poll(), shown(launcher)) == (None, {"talker": "running"})
     process.send_signal(signal.SIGTERM)
     assert process.wait(SOON) == 3
     said = process.stderr.read()
     assert said.startswith("kvm-launch: standard output: "), said
     assert said.endswith(" bytes are not written: Broken pipe\n")
-    assert (processes_of("tiny"), launcher.left_behind()) == ([], [])
+    assert (processes_of("talker"), launcher.left_behind()) == ([], [])
 
 
 def test_a_full_disk_below_the_log_ends_no_vm(launcher: Launcher) -> None:
@@ -261,10 +272,10 @@ def test_a_detached_vm_does_not_wait_for_a_reader(launcher: Launcher) -> None:
     with started(launcher, "--detach", vm(launcher, "sits"), out=writer) as process:
         os.close(writer)
         assert process.wait(60) == 0
-        assert shown(launcher) == {"tiny": "running"}
-        assert verb(launcher, "stop", "--now", "tiny").returncode == 0
+        assert shown(launcher) == {"talker": "running"}
+        assert verb(launcher, "stop", "--now", "talker").returncode == 0
     os.close(reader)
-    assert (processes_of("tiny"), launcher.left_behind()) == ([], [])
+    assert (processes_of("talker"), launcher.left_behind()) == ([], [])
 
 
 def test_a_console_that_cannot_be_written_is_one_error(launcher: Launcher) -> None:
@@ -272,24 +283,24 @@ def test_a_console_that_cannot_be_written_is_one_error(launcher: Launcher) -> No
     assert launcher.run("--detach", vm(launcher, "floods")).returncode == 0
     with Path("/dev/full").open("w") as full:
         ran = subprocess.run(
-            [*map(str, launcher.program), "console", "--run-dir", str(launcher.run_dir), "tiny"],
+            [*map(str, launcher.program), "console", "--run-dir", str(launcher.run_dir), "talker"],
             stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
             timeout=60,
         )  # fmt: skip
     assert (ran.returncode, ran.stderr) == (1, "standard output: No space left on device\n")
-    assert shown(launcher) == {"tiny": "running"}
-    assert verb(launcher, "stop", "--now", "tiny").returncode == 0
+    assert shown(launcher) == {"talker": "running"}
+    assert verb(launcher, "stop", "--now", "talker").returncode == 0
 
 
 def test_a_console_can_be_left_whose_guest_takes_no_keys(launcher: Launcher) -> None:
     """More is pasted than anybody holds: Ctrl-] is still heard."""
     assert launcher.run("--detach", vm(launcher, "sits")).returncode == 0
     ours, theirs = pty.openpty()
-    words = [*map(str, launcher.program), "console", "--run-dir", str(launcher.run_dir), "tiny"]
+    words = [*map(str, launcher.program), "console", "--run-dir", str(launcher.run_dir), "talker"]
     with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         try:
             assert select.select([ours], [], [], SOON)[0]
-            assert os.read(ours, 100).startswith(b"tiny: Ctrl-] leaves its console")
+            assert os.read(ours, 100).startswith(b"talker: Ctrl-] leaves its console")
             eventually(lambda: not termios.tcgetattr(theirs)[3] & termios.ICANON)
             os.set_blocking(ours, False)
             left, until = b"x" * (1 << 20) + b"\x1d", time.monotonic() + 2 * SOON
@@ -301,4 +312,4 @@ def test_a_console_can_be_left_whose_guest_takes_no_keys(launcher: Launcher) -> 
             process.kill()
     os.close(ours)
     os.close(theirs)
-    assert verb(launcher, "stop", "--now", "tiny").returncode == 0
+    assert verb(launcher, "stop", "--now", "talker").returncode == 0
