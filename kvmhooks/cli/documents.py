@@ -20,11 +20,12 @@ def read_document(name: str, limit: int = 4 << 20) -> bytes:
     try:
         if name != "-":
             return files.read(name, limit)
-        if sys.stdin is None:
-            raise InputError("-: found the standard input closed, expected a document")
-        return sys.stdin.buffer.read(limit + 1)
+        document = sys.stdin.buffer.read(limit + 1)
     except OSError as error:
         raise InputError(f"{name}: {error.strerror}") from error
+    if not document:
+        raise InputError("-: found nothing on the standard input, expected a document")
+    return document
 
 
 def read_json(name: str) -> Any:

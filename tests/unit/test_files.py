@@ -123,10 +123,10 @@ def test_a_run_directory_that_holds_something_else(folder: Path, kind: str) -> N
 
 
 def test_a_closed_standard_input_is_told() -> None:
-    """Python has none then."""
+    """As one of which nothing comes."""
     done = subprocess.run(
         ["/bin/sh", "-c", 'exec "$@" tune - <&-', "sh", sys.executable, "-m", "kvmhooks.cli.main"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    said = "-: found the standard input closed, expected a document\n"
+    said = "-: found nothing on the standard input, expected a document\n"
     assert (done.returncode, done.stderr) == (1, said)
