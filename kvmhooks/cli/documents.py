@@ -19,7 +19,7 @@ def read_document(name: str, limit: int = 4 << 20) -> bytes:
     """
     try:
         if name != "-":
-            return files.read(name, limit)
+            return files.read(name, limit, pipe_seconds=files.PIPE_SECONDS)
         document = sys.stdin.buffer.read(limit + 1)
     except OSError as error:
         raise InputError(f"{name}: {error.strerror}") from error

@@ -31,11 +31,11 @@ def load_vm(path: str | os.PathLike[str]) -> VmSpec:
     """
     file = Path(path).absolute()
     try:
-        content = files.read(file, MAX_BYTES)
+        content = files.read(file, MAX_BYTES, pipe_seconds=files.PIPE_SECONDS)
     except files.IrregularError as error:
         raise _refused(file.name, "", error.kind, "a regular file") from error
     except OSError as error:
-        raise _refused(file.name, "", os.strerror(error.errno or 0), "a readable file") from error
+        raise _refused(file.name, "", error.strerror or str(error), "a readable file") from error
     if len(content) > MAX_BYTES:
         raise _refused(file.name, "", f"more than {MAX_BYTES} bytes", "a VM's description")
     try:

@@ -21,6 +21,8 @@ from kvmhooks.errors import InputError, SpecError
 from kvmhooks.live.verdict import MEMORY, recall
 from kvmhooks.spec import load_vm
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def bound(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as peer:
@@ -65,6 +67,29 @@ def test_a_verb_does_not_wait_for_a_fifo(
     os.mkfifo(folder / "odd.xml")
     assert main([*verb, "odd.xml"]) == 1
     assert capsys.readouterr().err == "odd.xml: found a FIFO, expected a regular file\n"
+
+
+@pytest.mark.parametrize("size", [1, 70_000])
+def test_a_shells_pipe_is_as_good_as_a_file(folder: Path, size: int) -> None:
+    """To its end, which may come later than its begin."""
+    (folder / "a").write_bytes(b"x" * size)
+    program = "import sys; from kvmhooks.cli.documents import read_document as read; "
+    program += "print(len(read(sys.argv[1])))"
+    script = '"$0" -c "$1" <(sleep 0.2; cat a; sleep 0.2; echo)'
+    command = ["/bin/bash", "-c", script, sys.executable, program]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.stdout, done.stderr) == (f"{size + 1}\n", "")
+
+
+def test_a_pipe_without_an_end_is_not_waited_for(folder: Path) -> None:
+    """Longer than is said; and of one that goes on for ever no more is read than from a file."""
+    os.mkfifo(folder / "a")
+    with (folder / "a").open("r+b", buffering=0) as writer:
+        with pytest.raises(TimeoutError, match="does not come to its end"):
+            files.read("a", 9, pipe_seconds=0.01)
+        writer.write(b"0123456789abc")
+        assert files.read("a", 9, pipe_seconds=0.01) == b"0123456789"
 
 
 def test_three_gibibytes_of_nothing_are_not_read(folder: Path) -> None:
