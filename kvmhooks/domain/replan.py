@@ -15,7 +15,7 @@ from attrs import frozen
 
 from kvmhooks.domain import tune_cpu, tune_devices, tune_memory
 from kvmhooks.domain.edit import Change, Editor
-from kvmhooks.domain.import_cpu import vcpu_pins
+from kvmhooks.domain.import_cpu import cpu_set, vcpu_pins
 from kvmhooks.domain.importing import import_source
 from kvmhooks.domain.situation import Situation
 from kvmhooks.domain.source import Source, parse
@@ -64,14 +64,14 @@ class Replanned:
 def misfit(document: bytes, host: Host, claims: Sequence[Claim]) -> str:
     """Why a domain's pins and nodesets are of no use on ``host``; empty when they are.
 
-    Raises ``InputError`` for what is no domain.
+    Raises ``InputError`` for what is no domain, and ``SpecError`` for a set that is none.
     """
     root = parse(document).root
     own = root.find("uuid")
     identity = "" if own is None else own.text.strip().lower()
     cpus = union(vcpu_pins(root).values())
     for pin in (*root.all("cputune/emulatorpin"), *root.all("cputune/iothreadpin")):
-        cpus |= CpuSet.parse(pin.get("cpuset") or "")
+        cpus |= cpu_set(pin, "cpuset")
     if not cpus <= host.online:
         return f"CPUs {cpus - host.online} are not online here"
     for other in claims:
@@ -79,7 +79,7 @@ def misfit(document: bytes, host: Host, claims: Sequence[Claim]) -> str:
             return f"CPUs {other.exclusive & cpus} are {other.name}'s alone"
     here = CpuSet(node.id for node in host.nodes or ())
     for found in (*root.all("numatune/memory"), *root.all("numatune/memnode")):
-        nodes = CpuSet.parse(found.get("nodeset") or "")
+        nodes = cpu_set(found, "nodeset")
         if not nodes <= (here or CpuSet({0})):
             return f"there is no node {nodes - here} here"
     return ""

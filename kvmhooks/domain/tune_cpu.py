@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvmhooks.domain.edit import New
+from kvmhooks.domain.import_cpu import cpu_set
 from kvmhooks.domain.situation import Situation
 from kvmhooks.domain.source import Element
 from kvmhooks.values import CpuSet, union
@@ -41,7 +42,7 @@ def _vcpus(situation: Situation, why: str) -> None:
         if found is None:
             said = {"vcpu": str(pin.vcpu), "cpuset": str(pin.cpus)}
             editor.add(situation.child("cputune", why), New("vcpupin", said), why)
-        elif _cpus(found.get("cpuset")) != pin.cpus:
+        elif cpu_set(found, "cpuset") != pin.cpus:
             editor.set(found, "cpuset", str(pin.cpus), why)
 
 
@@ -64,12 +65,8 @@ def _pin(situation: Situation, found: Element | None, new: New, cpus: CpuSet, wh
     if found is None:
         new.attributes["cpuset"] = str(cpus)
         situation.editor.add(situation.child("cputune", why), new, why)
-    elif not situation.keep_pins and _cpus(found.get("cpuset")) != cpus:
+    elif not situation.keep_pins and cpu_set(found, "cpuset") != cpus:
         situation.editor.set(found, "cpuset", str(cpus), why)
-
-
-def _cpus(text: str | None) -> CpuSet:
-    return CpuSet.parse(text or "")
 
 
 def model(situation: Situation) -> None:

@@ -83,8 +83,7 @@ class Outlet:
                 channel.lose(len(data), UNREAD)
                 return
             self._append(channel, data)
-            if self._thread is None:
-                self._start()
+            self._start()
             self._changed.notify_all()
 
     def drained(self, until: float, given_up: Sequence[object] = ()) -> bool:
@@ -94,6 +93,7 @@ class Outlet:
         """
         with self._changed:
             while self._queue or self._untold():
+                self._start()
                 if given_up or time.monotonic() >= until:
                     return False
                 self._changed.wait(POLL_SECONDS)
@@ -123,7 +123,7 @@ class Outlet:
         """The fork is done."""
         with self._changed:
             self._is_resting = False
-            if self._queue and self._thread is None:
+            if self._queue:
                 self._start()
 
     def forget(self) -> None:
@@ -136,8 +136,11 @@ class Outlet:
         channel.lost = 0
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        """Have a thread; one whose start is interrupted ends again, and the next is another."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the main thread's
@@ -155,15 +158,17 @@ class Outlet:
 
     def _next(self) -> list[_Piece]:
         """Wait for what is to be written next; nothing when the thread is to end."""
+        me = threading.current_thread()
         with self._changed:
-            while not self._is_resting:
+            while self._thread is me and not self._is_resting:
                 if self._queue:
                     return self._together()
                 for channel in self._untold():
                     self._append(channel, b"")
                 if not self._queue:
                     self._changed.wait()
-            self._thread = None
+            if self._thread is me:
+                self._thread = None
             return []
 
     def _untold(self) -> list[Channel]:
