@@ -137,7 +137,8 @@ class Monitor:
         self._last_id += 1
         mine = self._last_id
         text = json.dumps({**message, "id": mine}).encode() + b"\n"
-        answer = self._answers[mine] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[mine] = answer
         try:
             async with self._turn:
                 if descriptor is not None:  # it comes with the first byte, as libvirt sends it
@@ -159,7 +160,8 @@ class Monitor:
         except (ValueError, TypeError, LookupError) as error:
             why = f": it said what is no QMP: {error}"
         finally:
-            for future in (self._greeted, *self._answers.values()):
+            waiting: list[asyncio.Future[Any]] = [self._greeted, *self._answers.values()]
+            for future in waiting:
                 if not future.done():
                     future.set_exception(_LostError(why))
             _take(self._greeted)

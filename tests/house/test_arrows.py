@@ -15,6 +15,7 @@ BELOW = {
     "errors": set(),
     "version": set(),
     "wording": set(),
+    "distribution": set(),
     "exits": {"errors"},
     "units": {"errors"},
     "values": {"errors"},
@@ -27,17 +28,28 @@ BELOW = {
     "domain": {"errors", "values", "wording", "isolate", "host", "spec", "placement", "render"},
     "live": {
         *("errors", "values", "wording", "isolate", "host", "spec", "placement", "render"),
-        "domain",
+        *("distribution", "domain"),
     },
 }
 """Room: what it may import of kvmhooks, itself aside."""
 
 EVERYTHING = {*BELOW, "cli"}
 BELOW["cli"] = EVERYTHING - {"cli"}
+BELOW["__main__"] = {"cli"}
 BELOW["kvm_launch"] = EVERYTHING - {"cli"}
 BELOW["hooks"] = {"isolate"}
 
-STANDARD_ONLY = {"errors", "version", "wording", "exits", "units", "values", "isolate", "hooks"}
+STANDARD_ONLY = {
+    "errors",
+    "version",
+    "wording",
+    "distribution",
+    "exits",
+    "units",
+    "values",
+    "isolate",
+    "hooks",
+}
 """Rooms that import nothing but the standard library and what ``BELOW`` says."""
 
 
