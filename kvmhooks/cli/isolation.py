@@ -19,13 +19,8 @@ if TYPE_CHECKING:
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Carry out one of the three verbs; 4 when the host is not restored completely."""
-    from kvmhooks.isolate.door import Door
-    from kvmhooks.isolate.keeper import Keeper
-    from kvmhooks.isolate.store import Store
-
     arguments = parser_of(verb).parse_args(argv)
-    helper = [sys.executable, "-I", "-m", "kvmhooks.cli.main"]
-    keeper = Keeper(Door(arguments.root), Store(arguments.root), helper=helper)
+    keeper = keeper_of(arguments.root)
     if verb == "status":
         said = held_things(keeper.look(), keeper.door)
         print(json.dumps(said, indent=2) if arguments.json else told(said), end="\n")
@@ -36,8 +31,18 @@ def main(verb: str, argv: Sequence[str]) -> int:
     else:
         report = keeper.reconcile()
     print(json.dumps(_results(report), indent=2) if arguments.json else str(report))
-    _check(report, keeper)
+    check(report, keeper)
     return 0
+
+
+def keeper_of(root: str) -> Keeper:
+    """The keeper of a host, which has this kvmhooks for what the hook's own modules cannot do."""
+    from kvmhooks.isolate.door import Door
+    from kvmhooks.isolate.keeper import Keeper
+    from kvmhooks.isolate.store import Store
+
+    helper = [sys.executable, "-I", "-m", "kvmhooks.cli.main"]
+    return Keeper(Door(root), Store(root), helper=helper)
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
@@ -218,7 +223,7 @@ def _results(report: Report) -> dict[str, Any]:
     }
 
 
-def _check(report: Report, keeper: Keeper) -> None:
+def check(report: Report, keeper: Keeper) -> None:
     """Raise ``RestoreError`` when something is left that no claim holds."""
     left = keeper.left_over(report)
     if left:

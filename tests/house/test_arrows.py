@@ -17,7 +17,7 @@ BELOW = {
     "wording": set(),
     "distribution": set(),
     "exits": {"errors"},
-    "units": {"errors"},
+    "units": {"errors", "isolate"},
     "values": {"errors"},
     "isolate": {"errors", "values", "version"},
     "host": {"errors", "values", "version", "wording"},
