@@ -1,5 +1,7 @@
 # make run   boots a real Linux guest with kvm-launch
 # make test  ruff, mypy and all tests but the lab's
+# make deb   the Debian package, in dist/, held to lintian
+# make deb-test  the packages installed, used and removed in clean Debian systems
 # make lab   the end-to-end tests in a virtual server (tests/lab)
 # make bench the benchmarks: ratios, never limits
 #
@@ -18,9 +20,13 @@ PACKAGES_TEST = $(PACKAGES_RUN) git binutils libvirt-daemon-system libvirt-clien
     libvirt-daemon-driver-qemu qemu-utils hwloc-nox util-linux strace iproute2 \
     qemu-system-common swtpm swtpm-tools passt ovmf \
     groff-base zsh fish
+# What the package is built with, which is what it runs on as well.
+PACKAGES_DEB = python3 build-essential debhelper dh-python pybuild-plugin-pyproject python3-all \
+    python3-setuptools python3-attr python3-cattr python3-lxml python3-pyudev python3-rich lintian
+PACKAGES_DEB-TEST = $(PACKAGES_TEST) $(PACKAGES_DEB) mmdebstrap debian-archive-keyring
 PACKAGES_BENCH = $(PACKAGES_TEST) virtinst
 
-.PHONY: run test bench guest clean apt-run apt-test apt-bench
+.PHONY: run test bench guest clean deb deb-test apt-run apt-test apt-bench apt-deb apt-deb-test
 .DELETE_ON_ERROR:
 
 run: guest $(VENV)/installed-run
@@ -28,6 +34,14 @@ run: guest $(VENV)/installed-run
 
 test: apt-test $(VENV)/installed-test guest
 	$(BIN)/python tests/tools/checks.py
+
+deb: apt-deb
+	/usr/bin/python3 tests/tools/build_deb.py dist
+
+# Without package lists apt cannot say where this machine gets Debian from.
+deb-test: apt-deb-test $(VENV)/installed-test guest deb
+	@apt-get indextargets --format '$$(SITE)' 'Label: Debian' | grep -q . || apt-get -qq update
+	$(BIN)/python tests/tools/checks.py pytest --packages tests/packages
 
 bench: apt-bench $(VENV)/installed-test guest
 	$(BIN)/python benchmarks/run.py
@@ -45,10 +59,10 @@ $(VENV)/installed-test: setup.cfg pyproject.toml | apt-test
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-apt-run apt-test apt-bench: apt-%:
+apt-run apt-test apt-bench apt-deb apt-deb-test: apt-%:
 	@tests/tools/apt $(PACKAGES_$(shell echo $* | tr a-z A-Z))
 
 clean:
-	rm -rf build $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 -include tests/lab/lab.mk

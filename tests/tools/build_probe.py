@@ -63,7 +63,7 @@ def watch(rom: bytes, emulator: str = "qemu-system-x86_64", seconds: float = 60)
         )  # fmt: skip
         said = log.read_text()
     numbers: dict[int, int] = {}
-    texts = []
+    texts: list[str] = []
     for line in said.splitlines():
         found = _INSTRUCTION.match(line)
         if found and int(found[1], 16) not in numbers:
