@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve, fields, frozen
 
 from kvm_launch.life import Life, State, Step
 from kvm_launch.notify import ServiceManager
@@ -80,6 +80,9 @@ class Record:
     def is_followed(self) -> bool:
         """Whether its supervisor lives."""
         return start_time(Door(), self.supervisor) == self.supervisor_start
+
+
+_KEYS: Final = frozenset(one.name for one in fields(Record))
 
 
 class Account:
@@ -212,7 +215,11 @@ def find(base: Path, name: str) -> Record:
 
 
 def _read(directory: Path) -> Record | None:
-    """What stands in a VM's directory, if it is ours; it may vanish at any moment."""
+    """What stands in a VM's directory, if it is ours; it may vanish at any moment.
+
+    Another version of kvm-launch may have written it: keys that are not known here are passed over,
+    and a key that it lacked has its default. So keys are only added, and keep their meaning.
+    """
     try:
         descriptor = os.open(directory / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -220,4 +227,6 @@ def _read(directory: Path) -> Record | None:
     with os.fdopen(descriptor, "rb") as file:
         is_ours = os.fstat(descriptor).st_uid == os.geteuid()
         said: Any = json.loads(file.read(1 << 16)) if is_ours else {}
-    return Record(**said) if said.get("name") == directory.name else None
+    if said.get("name") != directory.name:
+        return None
+    return Record(**{key: value for key, value in said.items() if key in _KEYS})
