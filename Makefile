@@ -41,7 +41,7 @@ deb: apt-deb
 # Without package lists apt cannot say where this machine gets Debian from.
 deb-test: apt-deb-test $(VENV)/installed-test guest deb
 	@apt-get indextargets --format '$$(SITE)' 'Label: Debian' | grep -q . || apt-get -qq update
-	$(BIN)/python tests/tools/checks.py pytest --packages tests/packages
+	$(BIN)/python tests/tools/checks.py pytest -n 2 --packages tests/packages
 
 bench: apt-bench $(VENV)/installed-test guest
 	$(BIN)/python benchmarks/run.py

@@ -22,6 +22,12 @@ from tests.lab.command import run
 
 _PROGRAMS: Final = ("mmdebstrap", "unshare", "chroot")
 
+_APART: Final = (
+    *("unshare", "--mount", "--propagation", "private"),
+    *("--pid", "--fork", "--kill-child", "--"),
+)
+"""A system is made like that too: mmdebstrap mounts what packages need to be configured."""
+
 _ENTER: Final = """
 lower=$1 layer=$2 shared=$3 script=$4
 mount -t overlay overlay "$layer/root" \
@@ -49,11 +55,10 @@ class Chroot:
 
     def run(self, script: str, *, seconds: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a shell script in it, to its end; ``/mnt`` is the folder that is shared."""
-        apart = ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork", "--kill-child",
-                 "--propagation", "private", "--"]  # fmt: skip
+        command = [*_APART[:-1], "--net", "--ipc", "--", "/bin/sh", "-euc", _ENTER, "enter"]
         where = [str(path) for path in (self._system, self._layer, self._shared)]
         return subprocess.run(
-            [*apart, "/bin/sh", "-euc", _ENTER, "enter", *where, script],
+            [*command, *where, script],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=seconds,
         )  # fmt: skip
 
@@ -105,13 +110,14 @@ def system(suite: str, packages: Sequence[str], downloaded: Sequence[str] = ()) 
     def make(into: Path) -> None:
         _make(into / "root", suite, packages, downloaded)
 
-    return cache.entry("chroot", f"{suite}-{key}", make) / "root"
+    return cache.entry(f"chroot-{suite}", key, make) / "root"
 
 
 def _make(root: Path, suite: str, packages: Sequence[str], downloaded: Sequence[str]) -> None:
     apt = [f"--aptopt={line}" for line in debian.proxy_options()]
     download = f'chroot "$1" apt-get -y --download-only install {" ".join(downloaded)}'
     command = [
+        *_APART,
         *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", *apt),
         *('--aptopt=APT::Install-Recommends "0"', '--aptopt=Acquire::Languages "none"'),
         *("--dpkgopt=force-unsafe-io", "--skip=cleanup/apt"),
