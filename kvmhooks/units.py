@@ -7,14 +7,20 @@ systemd.service(5), systemd.unit(5) («Specifiers»: ``%E`` is ``/etc`` for the 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from kvmhooks.errors import LaunchError
+from kvmhooks.isolate.installation import reconcile_unit
 
 NAME: Final = "kvm-launch@.service"
 RECONCILE: Final = "kvmhooks-reconcile.service"
 SYSTEM: Final = "etc/systemd/system"
+PACKAGED: Final = {False: "usr/lib/systemd/system", True: "usr/lib/systemd/user"}
+"""Where packages put units, the system's and (True) users': what is in ``/etc`` or ``~/.config``
+hides them (systemd.unit(5), «Unit File Load Path»)."""
 
 CAPABILITIES: Final = {
     "CAP_CHOWN": "images and a TPM's state are QEMU's user's",
@@ -74,56 +80,78 @@ CapabilityBoundingSet={" ".join(CAPABILITIES)}
 LockPersonality=yes
 """
 
-_RECONCILE: Final = """\
-[Unit]
-Description=Give back what stopped VMs have left on this host
-After=local-fs.target
-StartLimitIntervalSec=600
-StartLimitBurst=20
-
-[Service]
-Type=oneshot
-ExecStart={program} reconcile
-Restart=on-failure
-RestartSec=15
-
-[Install]
-WantedBy=multi-user.target
-"""
+_EXEC: Final = re.compile(r"^ExecStart=(\S+)", re.MULTILINE)
 
 
-def install(directory: Path, programs: Path, *, is_user: bool = False) -> list[Path]:
-    """Write the units into ``directory``, for the programs in ``programs``; give their paths.
+class Installed(NamedTuple):
+    """The units that were written, and those of a package, which serve as they are."""
 
-    The unit for ``reconcile`` is left alone where the hook's installation has made one. Raises
-    ``LaunchError`` for a program that is not there or a unit that is none of ours, and ``OSError``.
+    made: list[Path]
+    packaged: list[Path]
+
+
+def texts(programs: Path, *, is_user: bool) -> Mapping[str, str]:
+    """Return the text of each unit by its name, for the programs in ``programs``."""
+    launch = _UNIT.format(
+        program=programs / "kvm-launch",
+        after="basic.target" if is_user else f"network-online.target local-fs.target {RECONCILE}",
+        limits="" if is_user else _ROOTS,
+        wanted="default.target" if is_user else "multi-user.target",
+    )
+    if is_user:
+        return {NAME: launch}
+    return {NAME: launch, RECONCILE: reconcile_unit(f"{programs / 'kvmhooks'} reconcile")}
+
+
+def install(
+    directory: Path, programs: Path, *, is_user: bool = False, packaged: Path | None = None
+) -> Installed:
+    """Write the units into ``directory``, for the programs in ``programs``.
+
+    A unit that a package has in ``packaged`` serves as it is, if it starts the same program; one
+    of ours that would hide it is removed. A unit for ``reconcile`` that is not ours is left alone:
+    the hook's installation makes one. Raises ``OSError``, and ``LaunchError`` for a program that
+    is not there, a unit that is none of ours, or a package's unit of another kvm-launch.
     """
     for name in ("kvm-launch", "kvmhooks"):
         if not os.access(programs / name, os.X_OK):
             raise LaunchError(f"{programs / name}: found nothing, expected a program to be run")
-    texts = {
-        NAME: _UNIT.format(
-            program=programs / "kvm-launch",
-            after="basic.target"
-            if is_user
-            else f"network-online.target local-fs.target {RECONCILE}",
-            limits="" if is_user else _ROOTS,
-            wanted="default.target" if is_user else "multi-user.target",
-        )
-    }
-    if not is_user and not (directory / RECONCILE).exists():
-        texts[RECONCILE] = _RECONCILE.format(program=programs / "kvmhooks")
-    for name in texts:
-        if (directory / name).exists() and not _is_ours(directory / name):
-            raise LaunchError(f"{directory / name}: found a unit that is not ours, expected none")
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        _write(directory / name, _MADE + text)
-    return [directory / name for name in texts]
+    said = texts(programs, is_user=is_user)
+    theirs = [packaged / name for name in said if packaged and (packaged / name).is_file()]
+    for path in theirs:
+        _check_same(path, said[path.name], directory)
+    foreign = [
+        name for name in said if (directory / name).exists() and not _is_ours(directory / name)
+    ]
+    if NAME in foreign:
+        raise LaunchError(f"{directory / NAME}: found a unit that is not ours, expected none")
+    for path in theirs:
+        if path.name not in foreign:
+            (directory / path.name).unlink(missing_ok=True)
+    wanted = said.keys() - {path.name for path in theirs} - set(foreign)
+    made = [directory / name for name in said if name in wanted]
+    for path in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, _MADE + said[path.name])
+    return Installed(made, theirs)
+
+
+def package(root: Path, programs: Path) -> list[Path]:
+    """Write all units below ``root`` where a package has them; return their paths.
+
+    ``programs`` is where the programs will be. Raises ``OSError``.
+    """
+    made = []
+    for is_user, place in PACKAGED.items():
+        (root / place).mkdir(parents=True, exist_ok=True)
+        for name, text in texts(programs, is_user=is_user).items():
+            _write(root / place / name, text)
+            made.append(root / place / name)
+    return made
 
 
 def remove(directory: Path) -> list[Path]:
-    """Remove what ``install`` has made, and give the paths. Raises ``OSError``."""
+    """Remove what ``install`` has made, and return the paths. Raises ``OSError``."""
     ours = [directory / name for name in (NAME, RECONCILE) if _is_ours(directory / name)]
     for path in ours:
         path.unlink()
@@ -135,6 +163,17 @@ def user_directory() -> Path:
     said = os.environ.get("XDG_CONFIG_HOME", "")
     base = Path(said) if said.startswith("/") else Path.home() / ".config"
     return base / "systemd/user"
+
+
+def _check_same(path: Path, ours: str, directory: Path) -> None:
+    """Raise ``LaunchError`` where a package's unit starts another program than ours would."""
+    found, expected = _EXEC.findall(path.read_text()), _EXEC.findall(ours)
+    if found != expected:
+        raise LaunchError(
+            f"{path}: found a package's unit, which starts {' '.join(found) or 'nothing'}, "
+            f"expected {' '.join(expected)}: a unit in {directory} would hide it; remove that "
+            "package, or use its kvm-launch"
+        )
 
 
 def _is_ours(path: Path) -> bool:

@@ -50,7 +50,7 @@ function _shtab_kvmhooks_using
   test "$_shtab_kvmhooks_cmdpath" = "$argv"
 end
 
-set -g _shtab_kvmhooks_commands argv claim devices functions host import hooks install-units isolate plan profiles 'profiles show' reconcile replan schema simulate status tune undo xml
+set -g _shtab_kvmhooks_commands argv claim completion devices functions host import hooks install-units isolate man plan profiles 'profiles show' reconcile replan schema simulate status tune undo xml
 set -g _shtab_kvmhooks_opts_with_value --capabilities --capture --claims --connect --host --libvirt --only --output --policy --profile --programs --python --qemu --rom --root --svg -o
 
 complete -c kvmhooks -e
@@ -74,6 +74,9 @@ complete -c kvmhooks -n '_shtab_kvmhooks_using claim' -l libvirt -x -d 'and for 
 complete -c kvmhooks -n '_shtab_kvmhooks_using claim' -l capabilities -xka "(__fish_complete_path)" -d 'what `virsh domcapabilities` says there'
 complete -c kvmhooks -n '_shtab_kvmhooks_using claim' -l json -d 'print JSON'
 complete -c kvmhooks -n '_shtab_kvmhooks_using claim; and test $_shtab_kvmhooks_npos -eq 0' -ka "(__fish_complete_path)" -d 'the VM'"'"'s description'
+complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a completion -d 'print the completions of bash, zsh or fish'
+complete -c kvmhooks -n '_shtab_kvmhooks_using completion' -s h -l help -d 'show this help message and exit'
+complete -c kvmhooks -n '_shtab_kvmhooks_using completion; and test $_shtab_kvmhooks_npos -eq 0' -ka "bash zsh fish" -d shell
 complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a devices -d 'List what can be passed through to a VM, and what the host would lose.'
 complete -c kvmhooks -n '_shtab_kvmhooks_using devices' -s h -l help -d 'show this help message and exit'
 complete -c kvmhooks -n '_shtab_kvmhooks_using devices' -l free -d 'only what nothing speaks against'
@@ -99,12 +102,14 @@ complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -
 complete -c kvmhooks -n '_shtab_kvmhooks_using hooks' -s h -l help -d 'show this help message and exit'
 complete -c kvmhooks -n '_shtab_kvmhooks_using hooks' -l root -xka "(__fish_complete_path)" -d 'a host'"'"'s root directory'
 complete -c kvmhooks -n '_shtab_kvmhooks_using hooks' -l python -xka "(__fish_complete_path)" -d 'the interpreter that will run it'
+complete -c kvmhooks -n '_shtab_kvmhooks_using hooks' -l force -d 'uninstall: give back before what VMs hold'
 complete -c kvmhooks -n '_shtab_kvmhooks_using hooks' -l json -d 'print JSON'
 complete -c kvmhooks -n '_shtab_kvmhooks_using hooks; and test $_shtab_kvmhooks_npos -eq 0' -ka "install uninstall status" -d action
 complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a install-units -d 'install systemd'"'"'s units for VMs of kvm-launch'
 complete -c kvmhooks -n '_shtab_kvmhooks_using install-units' -s h -l help -d 'show this help message and exit'
 complete -c kvmhooks -n '_shtab_kvmhooks_using install-units' -l user -d 'for this user'"'"'s own VMs'
 complete -c kvmhooks -n '_shtab_kvmhooks_using install-units' -l remove -d 'take them away again'
+complete -c kvmhooks -n '_shtab_kvmhooks_using install-units' -l packaged -d 'for who makes a package: below usr/lib of --root, for --programs that need not be there yet'
 complete -c kvmhooks -n '_shtab_kvmhooks_using install-units' -l programs -xka "(__fish_complete_path)" -d 'where kvm-launch is'
 complete -c kvmhooks -n '_shtab_kvmhooks_using install-units' -l root -xka "(__fish_complete_path)" -d 'a host'"'"'s root directory'
 complete -c kvmhooks -n '_shtab_kvmhooks_using install-units' -l json -d 'print JSON'
@@ -114,6 +119,10 @@ complete -c kvmhooks -n '_shtab_kvmhooks_using isolate' -l policy -x -d 'such as
 complete -c kvmhooks -n '_shtab_kvmhooks_using isolate' -l connect -x -d URI
 complete -c kvmhooks -n '_shtab_kvmhooks_using isolate' -l print -d 'print the element and do nothing'
 complete -c kvmhooks -n '_shtab_kvmhooks_using isolate' -l json -d 'print what was set as JSON'
+complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a man -d 'show a page of the manual that came with kvmhooks'
+complete -c kvmhooks -n '_shtab_kvmhooks_using man' -s h -l help -d 'show this help message and exit'
+complete -c kvmhooks -n '_shtab_kvmhooks_using man' -l path -d 'print where the page is'
+complete -c kvmhooks -n '_shtab_kvmhooks_using man; and test $_shtab_kvmhooks_npos -eq 0' -ka "kvmhooks kvm-launch vm.toml" -d page
 complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a plan -d 'Show where VMs would live on a host, and why. Nothing is changed.'
 complete -c kvmhooks -n '_shtab_kvmhooks_using plan' -s h -l help -d 'show this help message and exit'
 complete -c kvmhooks -n '_shtab_kvmhooks_using plan' -l host -xka "(__fish_complete_path)" -d 'plan for a captured host'

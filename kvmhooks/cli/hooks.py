@@ -5,6 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kvmhooks.errors import IsolationError
+
+if TYPE_CHECKING:
+    from kvmhooks.isolate.state import Held
 
 from kvmhooks.cli.roots import used
 
@@ -19,6 +25,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
         if arguments.action == "install":
             installation.install(arguments.root, arguments.python)
         elif arguments.action == "uninstall":
+            _let_go(arguments.root, is_forced=arguments.force)
             installation.uninstall(arguments.root)
         if arguments.action != "status":
             commands = installation.reload_daemons(arguments.root)
@@ -31,7 +38,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
         then = ", and then the script that was there before" if found.chained else ""
         print(f"{found.path}: kvmhooks {found.version}{then}")
     else:
-        print("the hook is not installed")
+        print("; ".join(("the hook is not installed", *found.problems[1:])))
     if arguments.action == "uninstall":
         return 0
     for problem in found.problems if not arguments.json and found.path else ():
@@ -46,5 +53,40 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
     parser.add_argument("--python", metavar="FILE", default="/usr/bin/python3",
                         help="the interpreter that will run it")  # fmt: skip
+    parser.add_argument("--force", action="store_true",
+                        help="uninstall: give back before what VMs hold")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _let_go(root: str, *, is_forced: bool) -> None:
+    """Give back what VMs that are gone hold; of those that run only if that is forced.
+
+    Without the hook nobody would give it back when they end. Raises ``IsolationError`` with what
+    is held, and ``RestoreError`` when something could not be given back.
+    """
+    from kvmhooks.cli.isolation import check, keeper_of
+
+    keeper = keeper_of(root)
+    if keeper.look().is_empty:
+        return
+    report = keeper.undo(None) if is_forced else keeper.reconcile()
+    held = keeper.look().held.values()
+    if held:
+        raise IsolationError("\n".join([*map(_told, held), _REMEDY]))
+    check(report, keeper)
+
+
+_REMEDY = "stop them before, or have it given back under them: `kvmhooks hooks uninstall --force`"
+
+
+def _told(held: Held) -> str:
+    """One line of what a VM holds."""
+    claim = held.claim
+    what = [
+        f"CPUs {claim.exclusive}" if claim.exclusive else "",
+        f"devices {', '.join(claim.bound)}" if claim.bound else "",
+        f"{sum(held.pages.values())} huge pages" if held.pages else "",
+    ]
+    owns = ", ".join(filter(None, what)) or "a claim"
+    return f"{claim.name}: found it running (process {held.holder.pid}) with {owns}, expected none"

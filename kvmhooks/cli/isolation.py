@@ -20,26 +20,20 @@ if TYPE_CHECKING:
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Carry out one of the three verbs; 4 when the host is not restored completely."""
-    from kvmhooks.isolate.door import Door
-    from kvmhooks.isolate.keeper import Keeper
-    from kvmhooks.isolate.store import Store
-
     arguments = parser_of(verb).parse_args(argv)
-    helper = [sys.executable, "-I", "-m", "kvmhooks.cli.main"]
-    keeper = Keeper(Door(arguments.root), Store(arguments.root), helper=helper)
+    keeper = keeper_of(arguments.root)
     with used(arguments.root):
         require_host(arguments.root)
         if verb == "status":
             said = held_things(keeper.look(), keeper.door)
         else:
             report = _carry_out(verb, keeper, arguments)
-            left = _left(report, keeper)
     if verb == "status":
         print(json.dumps(said, indent=2) if arguments.json else told(said), end="\n")
         return 0
     print(json.dumps(_results(report), indent=2) if arguments.json else str(report))
-    if left:
-        raise RestoreError(f"not restored: {left}")
+    with used(arguments.root):
+        check(report, keeper)
     return 0
 
 
@@ -48,6 +42,16 @@ def _carry_out(verb: str, keeper: Keeper, arguments: argparse.Namespace) -> Repo
     if verb == "reconcile":
         return keeper.reconcile()
     return keeper.undo(None if arguments.all else _key_of(keeper, arguments.name))
+
+
+def keeper_of(root: str) -> Keeper:
+    """The keeper of a host, which has this kvmhooks for what the hook's own modules cannot do."""
+    from kvmhooks.isolate.door import Door
+    from kvmhooks.isolate.keeper import Keeper
+    from kvmhooks.isolate.store import Store
+
+    helper = [sys.executable, "-I", "-m", "kvmhooks.cli.main"]
+    return Keeper(Door(root), Store(root), helper=helper)
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
@@ -228,6 +232,9 @@ def _results(report: Report) -> dict[str, Any]:
     }
 
 
-def _left(report: Report, keeper: Keeper) -> str:
-    """Return what is left that no claim holds; empty where nothing is."""
-    return "; ".join(f"{one.key}: {one.why}" for one in keeper.left_over(report))
+def check(report: Report, keeper: Keeper) -> None:
+    """Raise ``RestoreError`` when something is left that no claim holds."""
+    left = keeper.left_over(report)
+    if left:
+        said = "; ".join(f"{one.key}: {one.why}" for one in left)
+        raise RestoreError(f"not restored: {said}")

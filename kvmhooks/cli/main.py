@@ -12,6 +12,7 @@ from kvmhooks.version import VERSION
 VERBS = {
     "argv": ("kvmhooks.cli.printed", "print QEMU's arguments for a vm.toml"),
     "claim": ("kvmhooks.cli.printed", "print what a vm.toml's VM asks of the host"),
+    "completion": ("kvmhooks.cli.manual", "print the completions of bash, zsh or fish"),
     "devices": (
         "kvmhooks.cli.devices",
         "list what can be passed through, and what speaks against it",
@@ -22,6 +23,7 @@ VERBS = {
     "hooks": ("kvmhooks.cli.hooks", "install, remove or examine the libvirt hook"),
     "install-units": ("kvmhooks.cli.units", "install systemd's units for VMs of kvm-launch"),
     "isolate": ("kvmhooks.cli.isolate", "write an isolation policy into a libvirt domain"),
+    "man": ("kvmhooks.cli.manual", "show a page of the manual that came with kvmhooks"),
     "plan": ("kvmhooks.cli.plan", "show where VMs would live on a host together, and why"),
     "profiles": ("kvmhooks.cli.profiles", "list the profiles, or show what one sets and why"),
     "reconcile": ("kvmhooks.cli.isolation", "give back what VMs that are gone still hold"),

@@ -21,14 +21,25 @@ def main(verb: str, argv: Sequence[str]) -> int:
     programs = arguments.programs or Path(sys.argv[0]).parent
     with used(arguments.root):
         if arguments.remove:
-            paths = units.remove(directory)
+            done = units.Installed(units.remove(directory), [])
+        elif arguments.packaged:
+            done = units.Installed(units.package(arguments.root, programs), [])
         else:
-            paths = units.install(directory, programs.absolute(), is_user=arguments.user)
+            theirs = arguments.root / units.PACKAGED[arguments.user]
+            done = units.install(
+                directory, programs.absolute(), is_user=arguments.user, packaged=theirs
+            )
     if arguments.json:
-        print(json.dumps({"removed" if arguments.remove else "installed": list(map(str, paths))}))
+        kind = "removed" if arguments.remove else "installed"
+        print(
+            json.dumps({kind: list(map(str, done.made)), "packaged": list(map(str, done.packaged))})
+        )
     else:
-        print("".join(f"{path}\n" for path in paths), end="")
-    if arguments.root == Path("/") and paths:
+        print("".join(f"{path}\n" for path in done.made), end="")
+        print("".join(f"{path}: it is a package's, and serves\n" for path in done.packaged), end="")
+    if arguments.packaged:
+        return 0
+    if arguments.root == Path("/") and (done.made or done.packaged):
         _reload(is_user=arguments.user)
     if not arguments.remove and not arguments.json:
         where = "~/.config" if arguments.user else "/etc"
@@ -42,6 +53,9 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
     parser.add_argument("--user", action="store_true", help="for this user's own VMs")
     parser.add_argument("--remove", action="store_true", help="take them away again")
+    parser.add_argument("--packaged", action="store_true",
+                        help="for who makes a package: below usr/lib of --root, for --programs "
+                        "that need not be there yet")  # fmt: skip
     parser.add_argument("--programs", metavar="DIR", type=Path, help="where kvm-launch is")
     parser.add_argument("--root", metavar="DIR", type=Path, default=Path("/"),
                         help="a host's root directory")  # fmt: skip

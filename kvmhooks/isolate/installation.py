@@ -32,9 +32,16 @@ WANTED_BY: Final = ("multi-user.target", "irqbalance.service")
 DROP_INS_SINCE: Final = (6, 5)
 _HEAD: Final = 4_096
 DAEMONS: Final = ("virtqemud", "libvirtd")
+NOBODY: Final = "neither virtqemud nor libvirtd is installed: there is nobody to hook into"
+PACKAGED: Final = ("usr/lib/systemd/system", "lib/systemd/system")
+"""Where packages put units; before Debian 13 ``/lib`` need not be ``/usr/lib``."""
+
+_FOLDERS: Final = "# Made with it: "
+"""The third line of the hook's file names the directories that go with it, if they are empty."""
+
+UNIT_MADE: Final = "# Made by `kvmhooks hooks install`.\n"
 
 _UNIT_TEXT: Final = """\
-# Made by `kvmhooks hooks install`.
 [Unit]
 Description=Give back what stopped VMs have left on this host
 After=local-fs.target irqbalance.service
@@ -44,7 +51,7 @@ StartLimitBurst=20
 [Service]
 Type=oneshot
 ExecStartPre=/usr/bin/sleep 1
-ExecStart={hook} --reconcile
+ExecStart={command}
 Restart=on-failure
 RestartSec=15
 
@@ -82,42 +89,61 @@ def install(
     Installing again replaces our own file. Raises ``IsolationError`` or ``OSError``.
     """
     top = Path(root)
-    version = libvirt_version() if libvirt is None else libvirt
+    version = libvirt_version(root) if libvirt is None else libvirt
     path = top / (DROP_IN if version >= DROP_INS_SINCE else SINGLE)
+    is_single = path == top / SINGLE
+    is_taken = is_single and path.exists() and not _is_ours(path)
     chained = ""
-    if path == top / SINGLE and path.exists() and not _is_ours(path):
-        os.replace(path, top / BEFORE)  # noqa: PTH105 -- one step, as it says
-    if path == top / SINGLE and (top / BEFORE).exists():
+    if is_single and (is_taken or (top / BEFORE).exists()):
         chained = f"/{BEFORE}" if root == "/" else str(top / BEFORE)
-    _write(
-        path, build(interpreter, chained, trusted_planner() if planner is None else planner), 0o755
-    )
-    text = _UNIT_TEXT.format(hook=f"/{path.relative_to(top)}", wanted_by=" ".join(WANTED_BY))
-    _write(top / UNIT, text, 0o644)
+    folders = _made_with(path) or _absent(top, path, *_links(top))
+    text = build(interpreter, chained, trusted_planner() if planner is None else planner)
+    if is_taken:
+        os.replace(path, top / BEFORE)  # noqa: PTH105 -- one step, as it says
+    first, second, rest = text.split("\n", 2)
+    _write(path, f"{first}\n{second}\n{_FOLDERS}{' '.join(folders)}\n{rest}", 0o755)
+    unit = _packaged_unit(top)
+    if unit is None:
+        unit = top / UNIT
+        _write(unit, UNIT_MADE + reconcile_unit(f"/{path.relative_to(top)} --reconcile"), 0o644)
+    elif _is_our_unit(top / UNIT):
+        (top / UNIT).unlink()
     for link in _links(top):
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to(f"/{UNIT}")
+        link.symlink_to(f"/{unit.relative_to(top)}")
     return status(root)
 
 
 def uninstall(root: str = "/") -> None:
-    """Take away what is ours, and put back what was in its place. Raises ``OSError``."""
+    """Take away what is ours, and put back what was in its place. Raises ``OSError``.
+
+    What VMs hold is not looked at: see ``kvmhooks.cli.hooks``.
+    """
     top = Path(root)
+    folders: set[str] = set()
     for name in (DROP_IN, SINGLE):
         path = top / name
         if _is_ours(path):
+            folders.update(_made_with(path))
             path.unlink()
     if (top / BEFORE).exists() and not (top / SINGLE).exists():
         os.replace(top / BEFORE, top / SINGLE)  # noqa: PTH105 -- as above
     for link in _links(top):
         link.unlink(missing_ok=True)
-    (top / UNIT).unlink(missing_ok=True)
+    if _is_our_unit(top / UNIT):
+        (top / UNIT).unlink()
+    for name in sorted(folders, reverse=True):
+        folder = top / name
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def status(root: str = "/") -> Installed:
     """What is installed and whether it would run."""
     top = Path(root)
+    unit = top / UNIT if (top / UNIT).exists() else _packaged_unit(top)
+    nobody = [] if _daemons(top) else [NOBODY]
     for name in (DROP_IN, SINGLE):
         path = top / name
         version = version_of(_text(path)) if path.is_file() else None
@@ -126,10 +152,10 @@ def status(root: str = "/") -> Installed:
                 path=f"/{name}",
                 version=version,
                 chained=name == SINGLE and (top / BEFORE).exists(),
-                unit=(top / UNIT).exists(),
-                problems=tuple(_problems(path, version, top)),
+                unit=unit is not None,
+                problems=(*nobody, *_problems(path, version, top), *_problems_of_unit(unit, top)),
             )
-    return Installed("", "", chained=False, unit=False, problems=("not installed",))
+    return Installed("", "", chained=False, unit=False, problems=("not installed", *nobody))
 
 
 def trusted_planner() -> list[str]:
@@ -149,11 +175,11 @@ def reload_daemons(root: str = "/") -> list[str]:
     libvirt looks at its start and at SIGHUP; a restart is not needed. Raises nothing: the file is
     in its place either way.
     """
-    if root != "/":
-        return ["systemctl reload libvirtd"]
-    left = []
+    left: list[str] = []
+    if root != "/":  # nobody runs there
+        return left
     if not Path("/run/systemd/system").exists():
-        return [] if any(map(_reload_by_signal, DAEMONS)) else ["kill -HUP $(pidof libvirtd)"]
+        return [said for daemon in DAEMONS for said in _reload_by_signal(daemon)]
     if os.access("/usr/bin/systemctl", os.X_OK):
         done = subprocess.run(
             ["/usr/bin/systemctl", "daemon-reload"], check=False, stdin=subprocess.DEVNULL
@@ -175,43 +201,91 @@ def reload_daemons(root: str = "/") -> list[str]:
     return left
 
 
-def _reload_by_signal(daemon: str) -> bool:
-    """Send SIGHUP to a daemon by its pid file; whether it is there (libvirtd(8), «SIGNALS»)."""
+def _reload_by_signal(daemon: str) -> list[str]:
+    """Send SIGHUP to a daemon by its pid file (libvirtd(8), «SIGNALS»); return what is left to do.
+
+    One that does not run reads its hooks when it starts.
+    """
     try:
         pid = int(Path(f"/run/{daemon}.pid").read_text())
         if Path(f"/proc/{pid}/comm").read_text().strip() != daemon:
-            return False
-        os.kill(pid, signal.SIGHUP)
+            return []
     except (OSError, ValueError):
-        return False
-    return True
+        return []
+    try:
+        os.kill(pid, signal.SIGHUP)
+    except OSError:
+        return [f"kill -HUP {pid}"]
+    return []
 
 
-def libvirt_version() -> tuple[int, ...]:
-    """The version of the daemon that is installed. Raises ``IsolationError`` without one."""
-    for daemon in DAEMONS:
-        for directory in ("/usr/sbin", "/usr/bin"):
-            if not os.access(f"{directory}/{daemon}", os.X_OK):
-                continue
-            done = subprocess.run(
-                [f"{directory}/{daemon}", "--version"],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=10,
-            )
-            found = re.search(r"(\d+)\.(\d+)\.(\d+)", done.stdout)
-            if found:
-                return tuple(int(part) for part in found.groups())
-    raise IsolationError(
-        "neither virtqemud nor libvirtd is installed: there is nobody to hook into"
-    )
+def libvirt_version(root: str = "/") -> tuple[int, ...]:
+    """The version of the daemon that is installed. Raises ``IsolationError`` without one.
+
+    The programs of another root are not run: theirs is taken for one that has drop-ins, as every
+    libvirt has that kvmhooks supports.
+    """
+    for path in _daemons(Path(root)):
+        if root != "/":
+            return DROP_INS_SINCE
+        done = subprocess.run(
+            [str(path), "--version"], capture_output=True, text=True, check=False, timeout=10
+        )
+        found = re.search(r"(\d+)\.(\d+)\.(\d+)", done.stdout)
+        if found:
+            return tuple(int(part) for part in found.groups())
+    raise IsolationError(NOBODY)
+
+
+def reconcile_unit(command: str) -> str:
+    """Return the text of the unit that has ``command`` give back what is left."""
+    return _UNIT_TEXT.format(command=command, wanted_by=" ".join(WANTED_BY))
+
+
+def _daemons(top: Path) -> list[Path]:
+    """The daemons that call hooks, as far as they are installed: modular ones first."""
+    places = [top / folder / name for name in DAEMONS for folder in ("usr/sbin", "usr/bin")]
+    return [path for path in places if os.access(path, os.X_OK)]
+
+
+def _packaged_unit(top: Path) -> Path | None:
+    """The unit for ``reconcile`` that a package brought, if there is one."""
+    paths = [top / folder / Path(UNIT).name for folder in PACKAGED]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _is_our_unit(path: Path) -> bool:
+    return path.is_file() and _text(path).startswith(UNIT_MADE)
+
+
+def _absent(top: Path, *paths: Path) -> list[str]:
+    """The directories above ``paths`` that are not there yet, below ``top``, outermost first."""
+    above = {one for path in paths for one in path.parents if one.is_relative_to(top)}
+    return sorted(str(one.relative_to(top)) for one in above if not one.exists())
+
+
+def _made_with(path: Path) -> list[str]:
+    """The directories that were made with the hook's file; none where there is no such file."""
+    lines = _text(path).split("\n", 3) if path.is_file() else []
+    if len(lines) < 3 or not lines[2].startswith(_FOLDERS):
+        return []
+    return lines[2].removeprefix(_FOLDERS).split()
 
 
 def _links(top: Path) -> list[Path]:
     """What has systemd start the unit, as `systemctl enable` would make it."""
     system = top / "etc/systemd/system"
     return [system / f"{name}.wants" / Path(UNIT).name for name in WANTED_BY]
+
+
+def _problems_of_unit(unit: Path | None, top: Path) -> list[str]:
+    """What keeps ``reconcile`` from being started by systemd."""
+    if unit is None:
+        return ["no unit starts `reconcile`: run `kvmhooks hooks install`"]
+    target = f"/{unit.relative_to(top)}"
+    if all(link.is_symlink() and os.readlink(link) == target for link in _links(top)):  # noqa: PTH115
+        return []
+    return [f"{unit}: nothing starts it: run `kvmhooks hooks install`"]
 
 
 def _problems(path: Path, version: str, top: Path) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from kvmhooks.distribution import missing
 from kvmhooks.errors import HostError
 
 _VF_INFO: Final = 1
@@ -100,7 +101,5 @@ def _netlink() -> Any:
     try:
         from pyroute2 import IPRoute  # noqa: PLC0415 -- optional, and few need it
     except ImportError as error:
-        raise HostError(
-            "found no pyroute2, which sets virtual functions: pip install 'kvmhooks[sriov]'"
-        ) from error
+        raise HostError(f"virtual functions: {missing('sriov')}") from error
     return IPRoute()

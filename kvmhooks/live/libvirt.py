@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from kvmhooks.distribution import missing
 from kvmhooks.errors import LaunchError, QemuError
 from kvmhooks.placement.model import Plan
 from kvmhooks.render import domain_xml
@@ -126,9 +127,7 @@ def connected(uri: str) -> Iterator[Any]:
     try:
         import libvirt  # noqa: PLC0415 -- an extra
     except ImportError as error:
-        raise LaunchError(
-            "--libvirt: libvirt-python is not installed: pip install 'kvmhooks[libvirt]'"
-        ) from error
+        raise LaunchError(f"--libvirt: {missing('libvirt')}") from error
     if urlsplit(uri).hostname is not None:
         raise LaunchError(f"--libvirt: found {uri!r}, expected the URI of a libvirtd on this host")
     # libvirt-python prints every error on stderr by itself, unless a handler takes it.

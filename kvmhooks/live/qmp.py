@@ -1,25 +1,48 @@
-"""QEMU over QMP (https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html)."""
+"""QEMU over QMP (https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html).
+
+The client is ours, though QEMU's own ``qemu.qmp`` does as much: Debian 12 and 13 have no package
+of it, and without it kvm-launch, whose purpose it is, could start no VM there. Of its 3,000 lines a
+client that connects to one socket of QEMU's needs what is below. QMP is specified to be stable
+(https://www.qemu.org/docs/master/interop/qmp-spec.html): one JSON object a line, an answer for
+each command with the command's ``id``, and events in between.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
-
-from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
+from typing import Any, Final
 
 from kvmhooks.errors import QemuError
+
+_LINE_BYTES: Final = 10 << 20
+"""No answer of QEMU's is as long; ``query-qmp-schema``, the longest, has some 200 KiB."""
+
+_READ_BYTES: Final = 1 << 16
+
+
+class _LostError(Exception):
+    """The connection has ended."""
 
 
 class Monitor:
     """A QEMU that is connected: what kvmhooks asks of it, by its own names for it."""
 
-    def __init__(self, client: QMPClient) -> None:
-        self._client = client
+    def __init__(self, peer: socket.socket) -> None:
+        self._peer = peer
+        self._turn = asyncio.Lock()
+        self._asked: set[asyncio.Task[dict[str, Any]]] = set()
+        self._last_id = 0
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.ensure_future(self._read())
 
     async def execute(
         self,
@@ -32,45 +55,28 @@ class Monitor:
 
         Raises ``QemuError`` for its refusal, a lost connection, or no answer in time.
         """
-        asked = asyncio.ensure_future(self._client.execute(command, arguments))
-        await asyncio.wait({asked}, timeout=seconds)
-        if not asked.done():  # its answer may still come, and has to be taken then
-            asked.add_done_callback(_take)
-            raise QemuError(f"QEMU has not answered {command} for {seconds:g} s")
-        try:
-            return asked.result()
-        except ExecuteError as error:
-            raise QemuError(f"QEMU refused {command}: {error}") from error
-        except QMPError as error:
-            raise QemuError(f"the connection to QEMU was lost during {command}") from error
+        return await self._execute(command, arguments, seconds=seconds)
 
     async def give(self, descriptor: int, name: str) -> None:
         """Give QEMU a copy of a descriptor, which it knows by ``name`` (``getfd``).
 
         Raises ``QemuError``.
         """
-        try:
-            self._client.send_fd_scm(descriptor)
-        except (QMPError, OSError) as error:
-            raise QemuError("the connection to QEMU was lost") from error
-        await self.execute("getfd", {"fdname": name})
+        await self._execute("getfd", {"fdname": name}, descriptor=descriptor)
 
     @property
     def is_connected(self) -> bool:
         """Whether QEMU has not closed the connection."""
-        return self._client.runstate is Runstate.RUNNING
+        return not self._reader.done()
 
     async def next_event(self) -> dict[str, Any]:
-        """Wait for the next event of QEMU."""
-        return dict(await self._client.events.get())
+        """Wait for the next event of QEMU; for ever, once it has closed the connection."""
+        return await self._events.get()
 
     async def last_events(self, *, seconds: float) -> list[dict[str, Any]]:
-        """The events that were not taken when QEMU closed the connection; waits for that."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self.is_connected:
-                    await self._client.runstate_changed()
-        return [dict(event) for event in self._client.events.clear()]
+        """Return the events that were not taken when QEMU closed the connection; wait for that."""
+        await asyncio.wait({self._reader}, timeout=seconds)
+        return [self._events.get_nowait() for _ in range(self._events.qsize())]
 
     async def threads(self) -> dict[str, int]:
         """Role (``vCPU 0``, ``iothread 1``) to thread id. Raises ``QemuError``."""
@@ -82,6 +88,117 @@ class Monitor:
                 found[f"iothread {named[1]}"] = iothread["thread-id"]
         return found
 
+    async def greet(self) -> None:
+        """Wait for QEMU's greeting, and leave capability negotiation. Raises ``QemuError``."""
+        try:
+            await self._greeted
+        except _LostError as error:
+            raise QemuError(f"QEMU closed its monitor before it answered{error}") from error
+        await self.execute("qmp_capabilities")
+
+    async def close(self) -> None:
+        """Let go of QEMU. It may have ended meanwhile, which is no failure: its status says."""
+        tasks = {self._reader, *self._asked}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    async def _execute(
+        self,
+        command: str,
+        arguments: dict[str, object] | None,
+        *,
+        seconds: float | None = None,
+        descriptor: int | None = None,
+    ) -> Any:
+        message: dict[str, object] = {"execute": command}
+        if arguments is not None:
+            message["arguments"] = arguments
+        asked = asyncio.ensure_future(self._ask(message, descriptor))
+        self._asked.add(asked)
+        asked.add_done_callback(self._asked.discard)
+        asked.add_done_callback(_take)  # its answer may come when nobody waits any more
+        await asyncio.wait({asked}, timeout=seconds)
+        if not asked.done():
+            raise QemuError(f"QEMU has not answered {command} for {seconds:g} s")
+        try:
+            answer = asked.result()
+        except (_LostError, OSError) as error:
+            said = f"the connection to QEMU was lost during {command}"
+            raise QemuError(f"{said}{error if isinstance(error, _LostError) else ''}") from error
+        if "error" in answer:
+            raise QemuError(f"QEMU refused {command}: {answer['error'].get('desc')}")
+        return answer["return"]
+
+    async def _ask(self, message: dict[str, object], descriptor: int | None) -> dict[str, Any]:
+        """Send a command whole, and wait for the answer that has its ``id``."""
+        if not self.is_connected:
+            raise _LostError
+        self._last_id += 1
+        mine = self._last_id
+        text = json.dumps({**message, "id": mine}).encode() + b"\n"
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[mine] = answer
+        try:
+            async with self._turn:
+                if descriptor is not None:  # it comes with the first byte, as libvirt sends it
+                    socket.send_fds(self._peer, [text[:1]], [descriptor])
+                    text = text[1:]
+                await asyncio.get_running_loop().sock_sendall(self._peer, text)
+            return await answer
+        finally:
+            del self._answers[mine]
+            if answer.done():
+                _take(answer)
+
+    async def _read(self) -> None:
+        """Pass on what QEMU says until it closes the connection; have nobody wait then."""
+        why = ""
+        try:
+            async for line in self._lines():
+                self._pass_on(json.loads(line))
+        except (ValueError, TypeError, LookupError) as error:
+            why = f": it said what is no QMP: {error}"
+        finally:
+            waiting: list[asyncio.Future[Any]] = [self._greeted, *self._answers.values()]
+            for future in waiting:
+                if not future.done():
+                    future.set_exception(_LostError(why))
+            _take(self._greeted)
+
+    async def _lines(self) -> AsyncIterator[bytes]:
+        """Give each line as soon as it is whole; end when the connection does."""
+        loop = asyncio.get_running_loop()
+        rest = bytearray()
+        while True:
+            try:
+                some = await loop.sock_recv(self._peer, _READ_BYTES)
+            except OSError:  # QEMU was killed with something unread
+                return
+            if not some:
+                return
+            *whole, last = some.split(b"\n")
+            for line in whole:
+                rest += line
+                if rest.strip():
+                    yield bytes(rest)
+                rest.clear()
+            rest += last
+            if len(rest) > _LINE_BYTES:
+                raise ValueError(f"a line of more than {_LINE_BYTES} bytes")
+
+    def _pass_on(self, said: dict[str, Any]) -> None:
+        """Take one message: an event, an answer, or the greeting."""
+        if "event" in said:
+            self._events.put_nowait(said)
+        elif "QMP" in said:
+            if not self._greeted.done():
+                self._greeted.set_result(None)
+        elif "return" in said or isinstance(said["error"], dict):
+            answer = self._answers.get(said.get("id", 0))
+            if answer is not None and not answer.done():
+                answer.set_result(said)
+
 
 def _take(asked: asyncio.Future[Any]) -> None:
     """Look at an answer for which nobody waits any more, so that asyncio does not complain."""
@@ -90,27 +207,23 @@ def _take(asked: asyncio.Future[Any]) -> None:
 
 
 @asynccontextmanager
-async def connect(socket: Path, *, seconds: float) -> AsyncIterator[Monitor]:
-    """Connect to the QEMU that listens on ``socket``.
+async def connect(path: Path, *, seconds: float) -> AsyncIterator[Monitor]:
+    """Connect to the QEMU that listens on the socket ``path``.
 
     Raises ``QemuError`` when it does not answer within ``seconds``.
     """
-    client = QMPClient("kvmhooks")
-    try:
-        await asyncio.wait_for(client.connect(str(socket)), seconds)
-    except (QMPError, OSError, EOFError) as error:
-        raise QemuError("QEMU closed its monitor before it answered") from error
-    except TimeoutError as error:
-        raise QemuError(f"QEMU did not answer on its monitor within {seconds:.0f} s") from error
-    try:
-        yield Monitor(client)
-    finally:
-        await _disconnect(client)
-
-
-async def _disconnect(client: QMPClient) -> None:
-    """Let go of QEMU. It may have ended meanwhile, which is no failure: its exit status says."""
-    try:
-        await client.disconnect()
-    except (QMPError, OSError, EOFError) as error:
-        client.logger.debug("the monitor ended: %s", error)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        peer.setblocking(False)
+        try:
+            async with asyncio.timeout(seconds), contextlib.AsyncExitStack() as stack:
+                await asyncio.get_running_loop().sock_connect(peer, str(path))
+                monitor = Monitor(peer)
+                stack.push_async_callback(monitor.close)
+                await monitor.greet()
+                kept = stack.pop_all()
+        except TimeoutError as error:
+            raise QemuError(f"QEMU did not answer on its monitor within {seconds:.0f} s") from error
+        except OSError as error:
+            raise QemuError("QEMU closed its monitor before it answered") from error
+        async with kept:
+            yield monitor

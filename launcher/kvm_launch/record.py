@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve, fields, frozen
 
 from kvm_launch.life import Life, State, Step
 from kvm_launch.notify import ServiceManager
@@ -84,6 +84,9 @@ class Record:
     def is_followed(self) -> bool:
         """Whether its supervisor lives."""
         return start_time(Door(), self.supervisor) == self.supervisor_start
+
+
+_KEYS: Final = frozenset(one.name for one in fields(Record))
 
 
 class Account:
@@ -231,10 +234,16 @@ def find(base: Path, name: str) -> Record:
 
 
 def _read(directory: Path) -> Record | None:
-    """What stands in a VM's directory, if it is ours; it may vanish at any moment."""
+    """What stands in a VM's directory, if it is ours; it may vanish at any moment.
+
+    Another version of kvm-launch may have written it: keys that are not known here are passed over,
+    and a key that it lacked has its default. So keys are only added, and keep their meaning.
+    """
     try:
         path = directory / NAME
         said: Any = json.loads(files.read(path, MOST_BYTES, owner=os.geteuid(), follows=False))
-        return Record(**said) if said["name"] == directory.name else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None  # it is gone, another user's, or of another version
+        if said["name"] != directory.name:
+            return None
+        return Record(**{key: value for key, value in said.items() if key in _KEYS})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None  # it is gone, another user's, or no record

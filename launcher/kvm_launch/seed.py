@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from kvm_launch import paths
 from kvm_launch.user import User
+from kvmhooks.distribution import missing
 from kvmhooks.errors import LaunchError, Problem, SpecError
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.model import CloudInit
@@ -67,9 +68,7 @@ def image(files: dict[str, bytes]) -> bytes:
     try:
         import pycdlib
     except ImportError as error:
-        raise LaunchError(
-            "cloud_init: pycdlib is not installed: pip install 'kvmhooks[cloud-init]'"
-        ) from error
+        raise LaunchError(f"cloud_init: {missing('cloud-init')}") from error
     iso: Any = pycdlib.PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata",
             app_ident_str=OURS.decode())  # fmt: skip

@@ -15,6 +15,7 @@ from kvm_launch.hold import Hold
 from kvm_launch.life import State
 from kvm_launch.migration import Receiver, Sender
 from kvm_launch.outcome import Ended
+from kvm_launch.preload import preload
 from kvm_launch.process import QMP, QUIT_SECONDS, end, started
 from kvm_launch.programs import helpers_here
 from kvm_launch.record import CONSOLE, Account
@@ -71,6 +72,7 @@ async def supervise(
         started(plan, run_dir, hold, words, console, crew, layers) as (process, ended),
     ):
         try:
+            await asyncio.to_thread(preload)  # QEMU needs as long until it answers
             async with connect(run_dir.path / QMP, seconds=ANSWER_SECONDS) as monitor:
                 threads = await monitor.threads()
                 account.started(process.pid)

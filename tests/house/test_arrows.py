@@ -18,7 +18,8 @@ BELOW = {
     "output": {"errors", "wording"},
     "exits": {"errors", "output"},
     "files": set(),
-    "units": {"errors"},
+    "units": {"errors", "isolate"},
+    "distribution": set(),
     "values": {"errors"},
     "isolate": {"errors", "values", "version"},
     "host": {"errors", "values", "version", "wording"},
@@ -29,13 +30,14 @@ BELOW = {
     "domain": {"errors", "values", "wording", "isolate", "host", "spec", "placement", "render"},
     "live": {
         *("errors", "values", "wording", "isolate", "host", "spec", "placement", "render"),
-        *("domain", "files"),
+        *("distribution", "domain", "files"),
     },
 }
 """Room: what it may import of kvmhooks, itself aside."""
 
 EVERYTHING = {*BELOW, "cli"}
 BELOW["cli"] = EVERYTHING - {"cli"}
+BELOW["__main__"] = {"cli"}
 BELOW["kvm_launch"] = EVERYTHING - {"cli"}
 BELOW["hooks"] = {"isolate"}
 
@@ -46,6 +48,7 @@ STANDARD_ONLY = {
     "output",
     "exits",
     "files",
+    "distribution",
     "units",
     "values",
     "isolate",

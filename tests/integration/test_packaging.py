@@ -12,24 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.integration.components import ROOT
+from tests.tools.export import export
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel and the sdist of the checkout."""
     base = tmp_path_factory.mktemp("dist")
-    source = base / "source"
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    ).stdout
-    for name in filter(None, tracked.decode().split("\0")):
-        if (ROOT / name).exists():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-            (source / name).chmod((ROOT / name).stat().st_mode)
+    source = export(base / "source")
     subprocess.run(
         [sys.executable, "-m", "build", "--outdir", base / "dist", source],
         check=True,

@@ -32,12 +32,14 @@ class Sources:
     main: str
     security: str
 
-    def lines(self, *, backports: bool = False) -> list[str]:
-        """The sources in one-line style."""
+    def lines(self, suite: str = SUITE, *, backports: bool = False) -> list[str]:
+        """The sources in one-line style; sid has neither updates nor a security suite."""
+        if suite == "sid":
+            return [f"deb {self.main} sid main"]
         lines = [
-            f"deb {self.main} {SUITE} main",
-            f"deb {self.main} {SUITE}-updates main",
-            f"deb {self.security} {SUITE}-security main",
+            f"deb {self.main} {suite} main",
+            f"deb {self.main} {suite}-updates main",
+            f"deb {self.security} {suite}-security main",
         ]
         return [*lines, f"deb {self.main} {BACKPORTS} main"] if backports else lines
 

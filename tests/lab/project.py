@@ -21,7 +21,7 @@ from .errors import LabError
 
 SETUP = cache.REPOSITORY / "setup.cfg"
 SOURCES = ("setup.cfg", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE",
-           "kvmhooks", "launcher", "hooks", "docs")  # fmt: skip
+           "kvmhooks", "launcher", "hooks", "docs", "build_backend")  # fmt: skip
 """What a wheel is made from."""
 
 SITE = PurePosixPath("usr/local/lib/python3.11/dist-packages")

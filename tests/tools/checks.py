@@ -1,5 +1,7 @@
 """`make test`: every check, each with a closing line of how many passed and failed.
 
+With `pytest` and words for it, only that.
+
 A check that is one program (ruff, mypy) counts as one; pytest's are its tests. The last line is
 the sum.
 """
@@ -36,12 +38,13 @@ class Count(NamedTuple):
 
 def main() -> int:
     """Run every check, also after one failed; 0 if none did."""
-    counts = {
-        "ruff": program("ruff", "check", "--quiet"),
-        "format": program("ruff", "format", "--check", "--quiet"),
-        "mypy": program("mypy"),
-        "pytest": tests(),
-    }
+    words = sys.argv[1:]
+    counts = {}
+    if words[:1] != ["pytest"]:
+        counts["ruff"] = program("ruff", "check", "--quiet")
+        counts["format"] = program("ruff", "format", "--check", "--quiet")
+        counts["mypy"] = program("mypy")
+    counts["pytest"] = tests(words[words[:1] == ["pytest"] :])
     for name, count in counts.items():
         print(f"{name}: {count}")
     total = Count(*(sum(column) for column in zip(*counts.values(), strict=True)))
@@ -56,11 +59,11 @@ def program(name: str, *arguments: str) -> Count:
     return Count(int(status == 0), int(status != 0))
 
 
-def tests() -> Count:
+def tests(words: list[str]) -> Count:
     """Run pytest and count what its JUnit file holds; a run that ended early failed."""
     JUNIT.parent.mkdir(exist_ok=True)
     JUNIT.unlink(missing_ok=True)
-    command = [str(BIN / "pytest"), "-q", f"--junitxml={JUNIT}", *sys.argv[1:]]
+    command = [str(BIN / "pytest"), "-q", f"--junitxml={JUNIT}", *words]
     print("== pytest", flush=True)
     status = subprocess.run(command, cwd=HERE, check=False).returncode
     if not JUNIT.exists():

@@ -30,7 +30,7 @@ def programs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("is_user", [False, True])
 def test_systemd_has_nothing_to_say(tmp_path: Path, programs: Path, *, is_user: bool) -> None:
     """``systemd-analyze verify`` reads them and says nothing, for either manager."""
-    paths = units.install(tmp_path / "units", programs, is_user=is_user)
+    paths = units.install(tmp_path / "units", programs, is_user=is_user).made
     assert [path.name for path in paths] == [units.NAME, units.RECONCILE][: 1 if is_user else 2]
     scope = ["--user"] if is_user else []
     command = ["systemd-analyze", *scope, "--man=no", "verify", *map(str, paths)]
@@ -44,12 +44,12 @@ def test_ours_are_replaced_and_removed_and_others_left_alone(
 ) -> None:
     """The hook's own unit for reconcile stays; a unit of somebody else's is refused and stays."""
     folder = tmp_path / "units"
-    paths = units.install(folder, programs)
+    paths = units.install(folder, programs).made
     before = {path.name: path.read_text() for path in folder.iterdir()}
     units.install(folder, programs)
     assert {path.name: path.read_text() for path in folder.iterdir()} == before
     paths[1].write_text("# Made by `kvmhooks hooks install`.\n")
-    assert units.install(folder, programs) == paths[:1]
+    assert units.install(folder, programs).made == paths[:1]
     assert units.remove(folder) == paths[:1]
     assert [path.name for path in folder.iterdir()] == [units.RECONCILE]
     paths[0].write_text("[Unit]\n")
@@ -90,5 +90,48 @@ def test_roots_unit_keeps_the_capabilities_that_are_written_down(
     """And the user's has none to take away."""
     kept = f"\nCapabilityBoundingSet={' '.join(sorted(units.CAPABILITIES))}\n"
     for is_user in (False, True):
-        path, *_ = units.install(tmp_path / str(is_user), programs, is_user=is_user)
+        path, *_ = units.install(tmp_path / str(is_user), programs, is_user=is_user).made
         assert (kept in path.read_text()) is not is_user
+
+
+def test_a_packages_units_serve_and_are_not_hidden(tmp_path: Path, programs: Path) -> None:
+    """They are told; what an earlier installation left in `/etc`, which would hide them, goes."""
+    folder = tmp_path / units.SYSTEM
+    units.install(folder, programs)
+    theirs = [one for one in units.package(tmp_path, programs) if "/system/" in str(one)]
+    command = [sys.executable, "-m", "kvmhooks.cli.main", "install-units", "--root", tmp_path]
+    words = [str(word) for word in (*command, "--programs", programs)]
+    done = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
+    told = [f"{path}: it is a package's, and serves" for path in theirs]
+    assert done.stdout.splitlines()[:-1] == told
+    assert list(folder.iterdir()) == []
+
+
+def test_another_kvm_launch_does_not_hide_a_packages_units(tmp_path: Path, programs: Path) -> None:
+    """A VM would be another program's after the next reload: it is refused with both names."""
+    theirs = [one for one in units.package(tmp_path, Path("/usr/bin")) if "/system/" in str(one)]
+    folder = tmp_path / units.SYSTEM
+    with pytest.raises(LaunchError) as refused:
+        units.install(folder, programs, packaged=tmp_path / units.PACKAGED[False])
+    said = f"{theirs[0]}: found a package's unit, which starts /usr/bin/kvm-launch, expected "
+    assert str(refused.value).startswith(f"{said}{programs}/kvm-launch: ")
+    assert not folder.exists()
+
+
+def test_a_packager_needs_no_programs(tmp_path: Path) -> None:
+    """`--packaged` writes the same units below `usr/lib`, for both managers."""
+    command = [sys.executable, "-m", "kvmhooks.cli.main", "install-units", "--packaged",
+               "--root", tmp_path, "--programs", "/usr/bin"]  # fmt: skip
+    done = subprocess.run(
+        [str(word) for word in command], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    made = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert sorted(done.stdout.splitlines()) == list(map(str, made))
+    for path in made:
+        is_user = path.parent.name == "user"
+        assert path.read_text() == units.texts(Path("/usr/bin"), is_user=is_user)[path.name]
+    assert [str(path.relative_to(tmp_path)) for path in made] == [
+        "usr/lib/systemd/system/kvm-launch@.service",
+        "usr/lib/systemd/system/kvmhooks-reconcile.service",
+        "usr/lib/systemd/user/kvm-launch@.service",
+    ]

@@ -85,7 +85,9 @@ SAID = {
     "install-units": WRITERS,
     "install-units --remove": WRITERS,
 }
-WITHOUT_A_ROOT = {"functions", "import", "isolate", "profiles", "schema"}
+WITHOUT_A_ROOT = {
+    *("completion", "functions", "import", "isolate", "man", "profiles", "schema"),
+}
 TABLE = [(verb, place, said[place]) for verb, said in SAID.items() for place in said]
 
 

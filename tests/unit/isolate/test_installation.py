@@ -30,6 +30,14 @@ def install(root: Path, libvirt: tuple[int, ...] = NEW) -> Path:
     return root / found.path.lstrip("/")
 
 
+def daemon(root: Path, name: str = "libvirtd") -> None:
+    """Have a daemon of libvirt's below ``root``, which is never run."""
+    path = root / "usr/sbin" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/false\n")
+    path.chmod(0o755)
+
+
 def run(hook: Path, root: Path, operation: str, sub: str) -> subprocess.CompletedProcess[bytes]:
     """Run the installed file on a tree, without anything of this environment."""
     return subprocess.run(
@@ -99,12 +107,118 @@ def test_a_script_that_was_there_keeps_working(tmp_path: Path) -> None:
     assert [path.name for path in old.parent.iterdir()] == ["qemu"]
 
 
-def test_uninstall_leaves_nothing(tmp_path: Path) -> None:
-    """Neither a file nor a link; the directories are libvirt's and systemd's."""
+@pytest.mark.parametrize("there", ["", "etc/libvirt/hooks", "etc/libvirt/hooks/qemu.d"])
+def test_uninstall_leaves_nothing(tmp_path: Path, there: str) -> None:
+    """Neither a file nor a link, nor a directory that was not there; one that was there stays."""
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
     install(tmp_path)
+    install(tmp_path)  # an upgrade: it made none of the directories, and forgets none
     installation.uninstall(str(tmp_path))
-    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
+    assert sorted(tmp_path.rglob("*")) == before
     installation.uninstall(str(tmp_path))
+
+
+def test_uninstall_keeps_what_others_have_put_beside(tmp_path: Path) -> None:
+    """Another hook, in a directory that we made, and a unit that we did not make."""
+    theirs = install(tmp_path).with_name("other")
+    theirs.touch()
+    unit = tmp_path / installation.UNIT
+    unit.write_text("[Unit]\n")
+    installation.uninstall(str(tmp_path))
+    assert {path for path in tmp_path.rglob("*") if not path.is_dir()} == {theirs, unit}
+
+
+def test_a_packages_unit_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is enabled, not hidden by one of ours; one that an earlier installation made goes."""
+    daemon(tmp_path)
+    install(tmp_path)
+    unit = tmp_path / "usr/lib/systemd/system/kvmhooks-reconcile.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text(installation.reconcile_unit("/usr/bin/kvmhooks reconcile"))
+    root = ["--root", str(tmp_path)]
+    assert main("hooks", ["status", *root]) == 0
+    install(tmp_path)
+    assert not (tmp_path / installation.UNIT).exists()
+    links = [path for path in tmp_path.rglob("*") if path.is_symlink()]
+    assert sorted(str(path.parent.name) for path in links) == [
+        "irqbalance.service.wants", "multi-user.target.wants"
+    ]  # fmt: skip
+    assert {str(path.readlink()) for path in links} == {f"/{unit.relative_to(tmp_path)}"}
+    assert main("hooks", ["status", "--json", *root]) == 0
+    links[0].unlink()
+    assert main("hooks", ["status", *root]) == 1
+    assert f"{unit}: nothing starts it: run `kvmhooks hooks install`" in capsys.readouterr().out
+    installation.uninstall(str(tmp_path))
+    assert unit.exists()
+    assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
+
+
+def test_without_a_daemon_nobody_calls_the_hook(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`install` is refused before anything is written; `status` says it, installed or not."""
+    root = ["--root", str(tmp_path)]
+    with pytest.raises(IsolationError, match=installation.NOBODY):
+        main("hooks", ["install", *root])
+    assert list(tmp_path.iterdir()) == []
+    assert main("hooks", ["status", *root]) == 1
+    assert capsys.readouterr().out == f"the hook is not installed; {installation.NOBODY}\n"
+    install(tmp_path)
+    assert main("hooks", ["status", *root]) == 1
+    assert installation.NOBODY in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("name", installation.DAEMONS)
+def test_either_daemon_calls_the_hook(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """libvirt's one daemon or the modular one; of another root's no process is told."""
+    daemon(tmp_path, name)
+    root = ["--root", str(tmp_path)]
+    assert main("hooks", ["install", "--python", SYSTEMS, *root]) == 0
+    assert main("hooks", ["status", *root]) == 0
+    told = f"/{installation.DROP_IN}: kvmhooks {VERSION}\n"
+    assert capsys.readouterr().out == told * 2
+
+
+def test_the_hook_goes_only_when_nothing_is_held(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While a VM owns CPUs it is refused with what is held, and everything stays as it is; forced,
+    it gives back first. Of a VM that is gone it gives back by itself."""
+    plant(Kernel("plain", 8, 10), tmp_path)
+    before = snapshot(tmp_path)
+    hook = install(tmp_path)
+    installed = snapshot(tmp_path)
+    for how in ((), ("--force",)):
+        for operation in ("prepare", "start", "started"):
+            assert run(hook, tmp_path, operation, "begin").returncode == 0
+        held = snapshot(tmp_path)
+        if how:
+            assert main("hooks", ["uninstall", "--root", str(tmp_path), *how]) == 0
+            continue
+        with pytest.raises(IsolationError) as refused:
+            main("hooks", ["uninstall", "--root", str(tmp_path)])
+        first, remedy = str(refused.value).splitlines()
+        assert first.startswith("a: found it running (process ")
+        assert first.endswith(" with CPUs 6-7, expected none")
+        assert "`kvmhooks hooks uninstall --force`" in remedy
+        assert snapshot(tmp_path) == held
+        assert run(hook, tmp_path, "release", "end").returncode == 0
+        assert snapshot(tmp_path) == installed
+    assert snapshot(tmp_path) == before
+    capsys.readouterr()
+
+
+def test_an_interpreter_that_is_missing_moves_no_script(tmp_path: Path) -> None:
+    """A refused installation leaves the script that is there where it is."""
+    old = tmp_path / installation.SINGLE
+    old.parent.mkdir(parents=True)
+    old.write_text("#!/bin/sh\n")
+    with pytest.raises(IsolationError, match="no such interpreter"):
+        installation.install(str(tmp_path), "/usr/bin/python9", OLD)
+    assert [path.name for path in old.parent.iterdir()] == ["qemu"]
 
 
 def test_status_says_what_is_there_and_whether_it_would_run(
@@ -112,6 +226,7 @@ def test_status_says_what_is_there_and_whether_it_would_run(
 ) -> None:
     """As a command, with JSON, and each problem with its remedy."""
     root = ["--root", str(tmp_path)]
+    daemon(tmp_path)
     assert main("hooks", ["status", *root]) == 1
     assert capsys.readouterr().out == "the hook is not installed\n"
     hook = install(tmp_path)

@@ -1,0 +1,41 @@
+"""What VMs say in their run directories, read by another version of kvm-launch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from attrs import asdict
+
+from kvm_launch.record import NAME, Record, find, running
+from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.state import start_time
+
+RELEASED = {
+    "name": "db1", "source": "/etc/db1.toml", "state": "running", "why": "", "since": 5.0,
+    "supervisor": os.getpid(), "supervisor_start": start_time(Door(), os.getpid()), "qemu": 77,
+    "cpus": "4-7", "exclusive": "4-6", "dedicated": "4-6",
+    "uuid": "00000000-0000-4000-8000-000000000001", "twin": False,
+}  # fmt: skip
+"""As a92f6b5 wrote it."""
+
+
+@pytest.mark.parametrize(
+    ("more", "less"),
+    [({}, ()), ({"colour": "green", "threads": [1]}, ()), ({}, ("twin", "uuid", "dedicated"))],
+    ids=["as released", "newer", "older"],
+)
+def test_a_vm_of_another_version_is_listed_and_found(
+    tmp_path: Path, more: dict[str, object], less: tuple[str, ...]
+) -> None:
+    """After an upgrade or a downgrade: with all that both know of, so that it can be stopped."""
+    said = {key: value for key, value in RELEASED.items() if key not in less}
+    (tmp_path / "db1").mkdir()
+    (tmp_path / "db1" / NAME).write_text(json.dumps(said | more))
+    (record,) = running(tmp_path)
+    assert record == find(tmp_path, "db1")
+    known = asdict(record)
+    assert {key: known[key] for key in said} == said
+    assert known.keys() == asdict(Record(name="", source="")).keys()
