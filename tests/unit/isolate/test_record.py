@@ -13,7 +13,7 @@ from kvmhooks.isolate.state import FORMAT, State
 from kvmhooks.version import VERSION
 
 RECORDS = sorted((Path(__file__).parent / "records").glob("*.json"))
-"""Each in the form that a released version reads and writes, named for that version: kept as it is."""
+"""Each in the form of a released version, named for it, and kept as it is."""
 
 BOOT = "b8a1f5a2-9a4b-4b7a-8b1e-1f6a0d5c0001"
 
