@@ -18,10 +18,20 @@ LEFT: Final = shutil.ignore_patterns(".git", ".venv", "build", "dist", "__pycach
 def export(into: Path, root: Path = ROOT) -> Path:
     """Copy what git tracks, or would, to ``into``, which must not be there; return it.
 
-    Without git, as in an unpacked sdist, everything is copied but what is built.
+    Without git, as in an unpacked sdist, everything is copied but what is built. Of modes git knows
+    whether a file is executable, and so does the copy: the umask makes no difference.
     """
-    if not (root / ".git").exists():
-        return Path(shutil.copytree(root, into, symlinks=True, ignore=LEFT))
+    if (root / ".git").exists():
+        _tracked(into, root)
+    else:
+        shutil.copytree(root, into, symlinks=True, ignore=LEFT)
+    for path in (into, *into.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+    return into
+
+
+def _tracked(into: Path, root: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=root, check=True, capture_output=True,
@@ -30,7 +40,6 @@ def export(into: Path, root: Path = ROOT) -> Path:
         if (root / name).exists():
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, into / name)
-    return into
 
 
 if __name__ == "__main__":
