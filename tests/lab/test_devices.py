@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from . import isolated
+from .variants import AS_INSTALLED
 
 if TYPE_CHECKING:
     from .lab import Lab
     from .snapshot import Snapshot
 
-pytestmark = pytest.mark.variants("default", "backports")
+pytestmark = pytest.mark.variants(*AS_INSTALLED)
 
 CPUS = (6, 7)
 CARD, WIRE = "0000:21:00.0", "0000:41:00.0"

@@ -11,11 +11,12 @@ import pytest
 from . import guests, isolated, moments
 from .test_devices import CARD, CPUS, PCI, WIRE, define, driver_of, function, left
 from .test_launch_isolated import Launched, left_behind, run_once
+from .variants import AS_INSTALLED
 
 if TYPE_CHECKING:
     from .lab import Lab
 
-pytestmark = pytest.mark.variants("default", "backports")
+pytestmark = pytest.mark.variants(*AS_INSTALLED)
 
 EDU, IGBVF, NVME, VIRTIO = "1234:11e8", "8086:10ca", "1b36:0010", "1af4:1041"
 ALL = sorted([EDU, EDU, IGBVF, NVME, VIRTIO])

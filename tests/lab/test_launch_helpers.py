@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .test_launch_isolated import Launched, left_behind, run_once, settle
+from .variants import AS_INSTALLED
 
 if TYPE_CHECKING:
     from .lab import Lab
 
-pytestmark = pytest.mark.variants("default", "backports")
+pytestmark = pytest.mark.variants(*AS_INSTALLED)
 
 MORE = """
 [[net]]

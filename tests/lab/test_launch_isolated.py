@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from . import guests
-from .variants import VARIANTS
+from .variants import AS_INSTALLED, VARIANTS
 
 if TYPE_CHECKING:
     from .lab import Lab
@@ -204,7 +204,7 @@ def test_a_kill_leaves_nothing(warm: Lab, whom: str) -> None:
 
 
 @pytest.mark.once
-@pytest.mark.variants("default", "backports")
+@pytest.mark.variants(*AS_INSTALLED)
 def test_a_vm_is_a_service(lab: Lab) -> None:
     """Active when its guest runs, started again after kill -9, powered off by a stop."""
     vm = Launched(lab, "own")

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .test_launch_isolated import Launched, left_behind, run_once, settle
+from .variants import AS_INSTALLED
 
 if TYPE_CHECKING:
     from .lab import Lab
 
-pytestmark = pytest.mark.variants("default", "backports", "nosystemd")
+pytestmark = pytest.mark.variants(*AS_INSTALLED, "nosystemd")
 
 SCOPE = "/sys/fs/cgroup/machine*/*kvm-launch-own*"
 
@@ -125,7 +126,7 @@ def test_a_vm_is_limited_in_each_hierarchy_of_v1(lab: Lab, how: str) -> None:
 
 
 @pytest.mark.once
-@pytest.mark.variants("default", "backports")
+@pytest.mark.variants(*AS_INSTALLED)
 def test_a_guest_goes_to_other_cpus_in_another_qemu(lab: Lab) -> None:
     """Both QEMUs have CPUs of their own for a moment; the guest runs on, powers off when it is
     asked to there, and the host has everything back."""
