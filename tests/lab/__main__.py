@@ -23,7 +23,7 @@ AT_ONCE = 2
 
 GONE = ["--reruns", "1", "--only-rerun", "agent hung up|ConnectionResetError"]
 """QEMU's emulation of nested machines at times resets a lab's server, whose kernel says nothing (a
-panic would leave it standing). Such a test is tried once more, and pytest counts it as rerun."""
+panic would leave it standing). Such a test is tried once more, and named in the summary."""
 
 
 def main() -> int:
