@@ -81,17 +81,18 @@ def _fill_base(variant: Variant, into: Path) -> None:
     directory = into / "run"
     disk = image.build(variant.release) / "root.img"
     machine = Machine.boot(boot_of(variant), disk=disk, directory=directory)
-    _freeze_after(machine, into, lambda agent: _warm(variant, agent))
+    freeze_after(machine, into, lambda agent: _warm(variant, agent))
 
 
 def _fill_server(variant: Variant, base: Path, into: Path) -> None:
     python = image.python_of(variant.release)
     archive = project.archive(python)
     machine = Machine.restore(boot_of(variant), frozen=base, directory=into / "run")
-    _freeze_after(machine, into, lambda agent: _install(agent, archive, project.site(python)))
+    freeze_after(machine, into, lambda agent: _install(agent, archive, project.site(python)))
 
 
-def _freeze_after(machine: Machine, into: Path, prepare: Callable[[Agent], None]) -> None:
+def freeze_after(machine: Machine, into: Path, prepare: Callable[[Agent], None]) -> None:
+    """Prepare a machine once its agent answers, and freeze it; it ends in any case."""
     try:
         agent = Agent(machine.port)
         agent.wait(BOOT_SECONDS)

@@ -111,10 +111,10 @@ class Lab:
 
 
 @contextmanager
-def running(variant: Variant) -> Iterator[Lab]:
-    """A fresh server of this variant, ended on the way out."""
+def running(variant: Variant, layers: list[Path] | None = None) -> Iterator[Lab]:
+    """A fresh server of this variant, or one restored from these layers; ended on the way out."""
     with ExitStack() as stack:
-        layers = frozen.layers(variant)
+        layers = layers or frozen.layers(variant)
         for layer in layers:
             stack.enter_context(cache.using(layer))
         parent = cache.directory() / "run"

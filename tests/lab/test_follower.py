@@ -48,12 +48,10 @@ def classes(lab: Lab) -> dict[str, str]:
     return {name: policy.rpartition(" ")[2] for name, policy in lines}
 
 
-def test_threads_and_the_follower_on_a_real_host(lab: Lab, variant: Variant) -> None:
+def test_threads_and_the_follower_on_a_real_host(used_lab: Lab, variant: Variant) -> None:
     """FIFO for the vCPUs alone; a unit that lives as long as its VM, comes again when it is killed,
     and takes the isolation along; afterwards the host is as before."""
-    isolated.start(lab, "first", CPUS)
-    isolated.stop(lab, "first")  # systemd has made its CPU sets: see test_undo
-    time.sleep(2)
+    lab = used_lab
     before = lab.snapshot()
     isolated.start(lab, "own", CPUS, policy=POLICY)
     found = classes(lab)
