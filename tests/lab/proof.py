@@ -37,14 +37,15 @@ class Proof:
         sentence, parameters = self._proof_of(report)
         total = self.seconds.get(report.nodeid, 0) + report.duration
         self.seconds[report.nodeid] = total
-        if report.outcome == "rerun":  # pytest-rerunfailures' own word
+        outcome: str = report.outcome  # one more than pytest's is of pytest-rerunfailures
+        if outcome == "rerun":
             crash = getattr(report.longrepr, "reprcrash", None)
             said = crash.message if crash else report.longreprtext
             self.again.append((report.nodeid, said.partition("\n")[0]))
-        elif report.when == "call" or report.outcome != "passed":
+        elif report.when == "call" or outcome != "passed":
             if report.when == "teardown":
                 parameters = f"{parameters}, putting it away"
-            self.lines.append((report.outcome, sentence, parameters, total))
+            self.lines.append((outcome, sentence, parameters, total))
 
     @staticmethod
     def _proof_of(report: pytest.TestReport) -> tuple[str, str]:
