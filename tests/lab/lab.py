@@ -106,7 +106,7 @@ class Lab:
 
     def _python(self, probe: str, request: object, *, seconds: float) -> str:
         source = (frozen.HERE / "probes" / probe).read_text()
-        program = ["python3", "-", json.dumps(request)]
+        program = ["python3", "-I", "-S", "-", json.dumps(request)]  # it needs no packages
         return self.run(program, stdin=source, seconds=seconds).checked().stdout
 
 
