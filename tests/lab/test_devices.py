@@ -72,22 +72,6 @@ def left(lab: Lab, before: Snapshot) -> list[str]:
     return [*found, held]
 
 
-@pytest.mark.once
-@pytest.mark.parametrize("ending", ["destroy", "kill -9"])
-def test_a_guest_has_a_device_of_the_host(lab: Lab, ending: str) -> None:
-    """A plain virtio function goes to vfio-pci and back to its driver, however the guest ends."""
-    before, driver = lab.snapshot(), driver_of(lab, WIRE)
-    lab.output(f"virsh -q create {define(lab, 'a', WIRE)}", seconds=180)
-    assert driver_of(lab, WIRE) == "vfio-pci"
-    if ending == "destroy":
-        isolated.stop(lab, "a")
-    else:
-        lab.output("kill -9 $(cat /run/libvirt/qemu/a.pid)")
-        lab.output("while virsh -q domstate a; do sleep 0.5; done 2>/dev/null; true", seconds=60)
-    assert left(lab, before) == []
-    assert driver_of(lab, WIRE) == driver
-
-
 def test_a_card_makes_a_function_for_a_guest(lab: Lab) -> None:
     """The igb's functions are made without a driver, the first goes to the guest, and all go."""
     lab.output(f"ip link set $(ls {PCI}/{CARD}/net) up")
