@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -62,8 +63,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "shell":
         return _shell(names[0])
     started = time.monotonic()
-    for name in names:
-        frozen.layers(VARIANTS[name])
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda name: frozen.layers(VARIANTS[name]), names))
     cache.say(f"{', '.join(names)}: ready after {time.monotonic() - started:.0f} s")
     if arguments.command == "build":
         return 0
