@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,7 +24,7 @@ AT_ONCE = 2
 
 GONE = ["--reruns", "1", "--only-rerun", "agent hung up|ConnectionResetError"]
 """QEMU's emulation of nested machines at times resets a lab's server, whose kernel says nothing (a
-panic would leave it standing). Such a test is tried once more, and pytest counts it as rerun."""
+panic would leave it standing). Such a test is tried once more, and named in the summary."""
 
 
 def main() -> int:
@@ -62,8 +63,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "shell":
         return _shell(names[0])
     started = time.monotonic()
-    for name in names:
-        frozen.layers(VARIANTS[name])
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda name: frozen.layers(VARIANTS[name]), names))
     cache.say(f"{', '.join(names)}: ready after {time.monotonic() - started:.0f} s")
     if arguments.command == "build":
         return 0

@@ -56,10 +56,11 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     if final.is_dir():
         os.utime(final)
         return final
-    with locked(directory() / f"{kind}.lock"):
+    prefix = prefix_of(key)
+    with locked(_lock_of(final.parent, prefix)):
         if final.is_dir():  # another process built it while this one waited
             return final
-        for interrupted in final.parent.glob("*.partial"):  # as the lock was free
+        for interrupted in final.parent.glob(f"{prefix}*.partial"):  # as the lock was free
             _unmount_below(interrupted)
             shutil.rmtree(interrupted)
         partial = final.with_name(final.name + ".partial")
@@ -73,6 +74,16 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     return final
 
 
+def prefix_of(key: str) -> str:
+    """Return what a key has in common with those of the same variant or release: ``default-``."""
+    name, dash, _ = key.rpartition("-")
+    return name + dash
+
+
+def _lock_of(kind: Path, prefix: str) -> Path:
+    return kind.with_name(f"{kind.name}-{prefix}.lock".replace("-.", "."))
+
+
 def _unmount_below(path: Path) -> None:
     """Unmount what a build that was killed has left mounted: this machine's ``/proc``, say."""
     points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
@@ -83,7 +94,7 @@ def _unmount_below(path: Path) -> None:
 
 def prune(kind: Path, *, prefix: str, keep: int) -> None:
     """Remove all but the latest entries of this name, those in use (see ``using``) excepted."""
-    with open(kind.with_name(f"{kind.name}.lock"), "a") as lock:
+    with open(_lock_of(kind, prefix), "a") as lock:
         if not _try_lock(lock, fcntl.LOCK_EX):
             return  # somebody builds one: there is no hurry
         entries = [path for path in kind.glob(f"{prefix}*") if path.suffix != ".partial"]

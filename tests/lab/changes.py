@@ -8,7 +8,8 @@ CGROUP = "/sys/fs/cgroup"
 ENABLE = f"echo +cpuset > {CGROUP}/cgroup.subtree_control"
 IGB = "/sys/bus/pci/devices/0000:21:00.0"
 NODE1 = "/sys/devices/system/node/node1/hugepages/hugepages-2048kB"
-SLEEPER = "pgrep -xf 'sleep 1111'"
+MOVED, URGENT, LEFT, GONE = (f"sleep {seconds}" for seconds in (1111, 1112, 1113, 1114))
+"""Processes of one change each."""
 
 FIND_IRQ = "irq=$(awk -F: '/virtio1-input.0/ {print $1 + 0}' /proc/interrupts)"
 """The receive interrupt of the network device that leads to the agent."""
@@ -39,6 +40,8 @@ class Change:
     before: str = "true"
     needs: str = "true"
     """A condition of the shell; where it does not hold there is nothing to change."""
+    alone: bool = False
+    """Whether it also changes what the others look at, so it is not made together with them."""
 
 
 CHANGES = (
@@ -97,6 +100,7 @@ CHANGES = (
         f"echo 0000:21:00.0 > {IGB}/driver/unbind",
         "echo 0000:21:00.0 > /sys/bus/pci/drivers/igb/bind",
         ("pci device: 0000:21:00.0 driver (effective) 'igb' became 'none'",),
+        alone=True,
     ),
     Change(
         "pci device",
@@ -137,6 +141,7 @@ CHANGES = (
         "echo always > /sys/kernel/mm/transparent_hugepage/enabled",
         ("transparent huge pages: transparent_hugepage/enabled (requested) became [never]",),
         before="echo always > /sys/kernel/mm/transparent_hugepage/enabled",
+        alone=True,  # khugepaged ends
     ),
     Change(
         "ksm",
@@ -175,6 +180,7 @@ CHANGES = (
         "echo 0 > /sys/devices/system/cpu/cpu7/online",
         "echo 1 > /sys/devices/system/cpu/cpu7/online",
         ("cpu: cpu7/online (effective) '1' became '0'",),
+        alone=True,
     ),
     Change(
         "power",
@@ -186,9 +192,9 @@ CHANGES = (
     Change(
         "cgroup",
         "appeared",
-        f"cd {CGROUP}; [ -d cpuset ] && cd cpuset; mkdir probe",
-        f"rmdir $(find {CGROUP} -name probe)",
-        ("cgroup: probe (effective) appeared",),
+        f"cd {CGROUP}; [ -d cpuset ] && cd cpuset; mkdir new",
+        f"rmdir $(find {CGROUP} -name new)",
+        ("cgroup: new (effective) appeared",),
     ),
     Change(
         "cgroup",
@@ -198,6 +204,7 @@ CHANGES = (
         ("cgroup: / cgroup.subtree_control (requested) became cpuset",),
         before=f"echo -cpuset > {CGROUP}/cgroup.subtree_control",
         needs=f"[ -e {CGROUP}/cgroup.controllers ]",
+        alone=True,
     ),
     Change(
         "cgroup",
@@ -212,6 +219,7 @@ CHANGES = (
         ),
         before=f"{ENABLE} && mkdir {CGROUP}/probe",
         needs=f"[ -e {CGROUP}/cgroup.controllers ]",
+        alone=True,
     ),
     Change(
         "cgroup",
@@ -224,6 +232,7 @@ CHANGES = (
         ),
         before=f"{ENABLE} && mkdir {CGROUP}/probe && echo 6-7 > {CGROUP}/probe/cpuset.cpus",
         needs=f"[ -e {CGROUP}/cgroup.controllers ]",
+        alone=True,
     ),
     Change(
         "cgroup",
@@ -233,6 +242,7 @@ CHANGES = (
         ("cgroup: /probe cpuset.cpus.exclusive (requested) '' became '6-7'",),
         before=f"{ENABLE} && mkdir {CGROUP}/probe && echo 6-7 > {CGROUP}/probe/cpuset.cpus",
         needs="uname -r | grep -v '^6\\.1\\.' && [ -e /sys/fs/cgroup/cgroup.controllers ]",
+        alone=True,
     ),
     Change(
         "cgroup",
@@ -246,6 +256,7 @@ CHANGES = (
         ),
         before=f"mkdir {CGROUP}/cpuset/probe",
         needs=f"[ -e {CGROUP}/cpuset/cpuset.cpus ]",
+        alone=True,
     ),
     Change(
         "systemd",
@@ -278,33 +289,33 @@ CHANGES = (
     Change(
         "task",
         "a process moved",
-        f"taskset -pc 3 $({SLEEPER})",
-        f"kill $({SLEEPER})",
+        f"taskset -pc 3 $(pgrep -xf '{MOVED}')",
+        f"pkill -xf '{MOVED}'",
         ("task: process sleep (effective) affinity: '0-7' became '3'",),
-        before="taskset -c 0-7 sleep 1111 > /dev/null 2>&1 &",
+        before=f"taskset -c 0-7 {MOVED} > /dev/null 2>&1 &",
     ),
     Change(
         "task",
         "a process made real-time",
-        f"chrt --fifo -p 5 $({SLEEPER})",
-        f"kill $({SLEEPER})",
+        f"chrt --fifo -p 5 $(pgrep -xf '{URGENT}')",
+        f"pkill -xf '{URGENT}'",
         ("task: process sleep (effective) policy: '0/0' became '1/5'",),
-        before="sleep 1111 > /dev/null 2>&1 &",
+        before=f"{URGENT} > /dev/null 2>&1 &",
     ),
     Change(
         "task",
         "a process left behind",
-        "taskset -c 4 sleep 1111 > /dev/null 2>&1 &",
-        f"kill $({SLEEPER})",
+        f"taskset -c 4 {LEFT} > /dev/null 2>&1 &",
+        f"pkill -xf '{LEFT}'",
         ("task: process sleep (effective): appeared, affinity 4, mems 0-1, policy 0/0",),
     ),
     Change(
         "task",
         "a process gone",
-        f"kill $({SLEEPER})",
+        f"pkill -xf '{GONE}'",
         "true",
         ("task: process sleep (effective): gone",),
-        before="sleep 1111 > /dev/null 2>&1 &",
+        before=f"{GONE} > /dev/null 2>&1 &",
     ),
     Change(
         "task",

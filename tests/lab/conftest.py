@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from . import cache, proof
+from . import cache, proof, used
 from . import lab as labs
 from .variants import VARIANTS, Variant
 
@@ -128,6 +128,14 @@ def start_lab(variant: Variant, request: pytest.FixtureRequest) -> Iterator[Star
 def lab(start_lab: StartLab) -> Lab:
     """A fresh lab."""
     return start_lab()
+
+
+@pytest.fixture
+def used_lab(variant: Variant, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A fresh lab on which guests that own CPUs have run (see ``used``)."""
+    with labs.running(variant, used.layers(variant)) as lab:
+        request.node.stash.setdefault(LABS, []).append(lab)
+        yield lab
 
 
 @pytest.fixture(scope="module")

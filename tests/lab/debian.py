@@ -1,7 +1,8 @@
 """Debian packages, from the sources that this machine is configured with.
 
 ``apt-get indextargets`` answers alike for both styles of sources files. A private set of package
-lists (below the cache) adds the backports suite, which a machine need not have enabled.
+lists (below the cache) for each release has what a machine need not have enabled: backports, and
+the releases after its own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 SUITE = "bookworm"
 BACKPORTS = f"{SUITE}-backports"
+TRIXIE = "trixie"
+SID = "sid"
+"""Unstable, which has neither updates nor security updates of its own."""
 LISTS_DAYS = 7
 """Package lists older than this are fetched again, so a new kernel is noticed within a week."""
 
@@ -32,16 +36,21 @@ class Sources:
     main: str
     security: str
 
-    def lines(self, suite: str = SUITE, *, backports: bool = False) -> list[str]:
-        """The sources in one-line style; sid has neither updates nor a security suite."""
-        if suite == "sid":
-            return [f"deb {self.main} sid main"]
-        lines = [
-            f"deb {self.main} {suite} main",
-            f"deb {self.main} {suite}-updates main",
-            f"deb {self.security} {suite}-security main",
+    def lines(self, release: str) -> list[str]:
+        """Return the sources of a release in one-line style."""
+        lines = [f"deb {self.main} {release} main"]
+        if release == SID:
+            return lines
+        return [
+            *lines,
+            f"deb {self.main} {release}-updates main",
+            f"deb {self.security} {release}-security main",
         ]
-        return [*lines, f"deb {self.main} {BACKPORTS} main"] if backports else lines
+
+
+def release_of(suite: str) -> str:
+    """Return the release that a suite, its backports say, belongs to."""
+    return suite.partition("-")[0]
 
 
 @cache
@@ -63,10 +72,14 @@ def versions_of(packages: Sequence[str], suite: str) -> list[str]:
     return [f"{entry['Package']}={entry['Version']}" for entry in shown]
 
 
-def kernel_package(suite: str) -> str:
-    """The package that linux-image-amd64 stands for in this suite."""
-    (kernel,) = _show(["linux-image-amd64"], suite)
-    return kernel["Depends"].split()[0].strip(",")
+def kernel_packages(suite: str) -> list[str]:
+    """Return the packages that linux-image-amd64 stands for in this suite.
+
+    In bookworm and trixie linux-image-VERSION has the kernel and its modules. In sid that one is
+    empty, and depends on linux-binary-VERSION and linux-modules-VERSION (seen with 7.2).
+    """
+    (latest,) = _dependencies("linux-image-amd64", suite, "linux-image-")
+    return [latest, *_dependencies(latest, suite, "linux-binary-", "linux-modules-")]
 
 
 def unpack(packages: list[str], suite: str, into: Path) -> None:
@@ -74,7 +87,7 @@ def unpack(packages: list[str], suite: str, into: Path) -> None:
     debs = into.with_name(into.name + ".debs")
     debs.mkdir(parents=True)
     wanted = [f"{package}/{suite}" for package in packages]
-    run(["apt-get", *_options(), "-qq", "download", *wanted], cwd=debs)
+    run(["apt-get", *_options(release_of(suite)), "-qq", "download", *wanted], cwd=debs)
     into.mkdir(exist_ok=True)
     for deb in sorted(debs.glob("*.deb")):
         run(["dpkg-deb", "--extract", deb, into])
@@ -92,7 +105,8 @@ def _site(label: str) -> str:
 
 def _show(packages: Sequence[str], suite: str) -> list[dict[str, str]]:
     wanted = [f"{package}/{suite}" for package in packages]
-    text = run(["apt-cache", *_options(), "show", "--no-all-versions", *wanted])
+    options = _options(release_of(suite))
+    text = run(["apt-cache", *options, "show", "--no-all-versions", *wanted])
     paragraphs = [part.splitlines() for part in text.strip().split("\n\n")]
     return [
         dict(line.split(": ", 1) for line in lines if ": " in line and line[0] != " ")
@@ -100,14 +114,23 @@ def _show(packages: Sequence[str], suite: str) -> list[dict[str, str]]:
     ]
 
 
+def _dependencies(package: str, suite: str, *prefixes: str) -> list[str]:
+    (shown,) = _show([package], suite)
+    names = [part.split()[0] for part in shown.get("Depends", "").split(",") if part.strip()]
+    return [name for name in names if name.startswith(prefixes)]
+
+
 @cache
-def _options() -> list[str]:
-    home = store.directory() / "apt"
+def _options(release: str) -> list[str]:
+    home = store.directory() / "apt" / release
     with store.locked(store.directory() / "apt.lock"):
         (home / "lists" / "partial").mkdir(parents=True, exist_ok=True)
         (home / "archives" / "partial").mkdir(parents=True, exist_ok=True)
         listed = home / "sources.list"
-        text = "\n".join(sources().lines(backports=True)) + "\n"
+        lines = sources().lines(release)
+        if release == release_of(BACKPORTS):
+            lines.append(f"deb {sources().main} {BACKPORTS} main")
+        text = "\n".join(lines) + "\n"
         if not listed.exists() or listed.read_text() != text:  # else apt reads all lists anew
             listed.write_text(text)
         options = [

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import time
 from functools import cache as memoised
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from . import cache, image, project, qemu
@@ -46,7 +46,7 @@ WARM = (
 
 def boot_of(variant: Variant) -> Boot:
     """What this variant's machine starts from."""
-    built = image.build()
+    built = image.build(variant.release)
     return Boot(
         kernel=built / f"vmlinuz-{variant.kernel}",
         initrd=built / f"initrd-{variant.kernel}",
@@ -58,39 +58,41 @@ def boot_of(variant: Variant) -> Boot:
 def layers(variant: Variant) -> list[Path]:
     """The directories that a server of this variant needs, the one to restore from first."""
     base = cache.entry("frozen", _base_key(variant), lambda into: _fill_base(variant, into))
-    chain = [base, image.build(), qemu.unpacked()]
+    chain = [base, image.build(variant.release), qemu.unpacked()]
     source = project.source_key()
     if source is not None:
         code = cache.digest(HERE / "project.py", HERE / "frozen.py")
         key = f"{variant.name}-{cache.key_of(base.name, source, code)}"
         chain.insert(0, cache.entry("server", key, lambda into: _fill_server(variant, base, into)))
     for layer in chain:
-        variant_only = layer.parent.name in ("frozen", "server")
-        prefix = f"{variant.name}-" if variant_only else ""
-        cache.prune(layer.parent, prefix=prefix, keep=KEEP)
+        name, dash, _ = layer.name.rpartition("-")  # a variant's, a release's, or nobody's
+        cache.prune(layer.parent, prefix=name + dash, keep=KEEP)
     return chain
 
 
 def _base_key(variant: Variant) -> str:
     code = cache.digest(*(HERE / name for name in ("frozen.py", "machine.py", "client.py")))
     where = str(cache.directory())  # overlays name their base by its path
-    return f"{variant.name}-{cache.key_of(image.key(), repr(variant), WARM, code, where)}"
+    disk = image.key(variant.release)
+    return f"{variant.name}-{cache.key_of(disk, repr(variant), WARM, code, where)}"
 
 
 def _fill_base(variant: Variant, into: Path) -> None:
     directory = into / "run"
-    disk = image.build() / "root.img"
+    disk = image.build(variant.release) / "root.img"
     machine = Machine.boot(boot_of(variant), disk=disk, directory=directory)
-    _freeze_after(machine, into, lambda agent: _warm(variant, agent))
+    freeze_after(machine, into, lambda agent: _warm(variant, agent))
 
 
 def _fill_server(variant: Variant, base: Path, into: Path) -> None:
-    archive = project.archive()
+    python = image.python_of(variant.release)
+    archive = project.archive(python)
     machine = Machine.restore(boot_of(variant), frozen=base, directory=into / "run")
-    _freeze_after(machine, into, lambda agent: _install(agent, archive))
+    freeze_after(machine, into, lambda agent: _install(agent, archive, project.site(python)))
 
 
-def _freeze_after(machine: Machine, into: Path, prepare: Callable[[Agent], None]) -> None:
+def freeze_after(machine: Machine, into: Path, prepare: Callable[[Agent], None]) -> None:
+    """Prepare a machine once its agent answers, and freeze it; it ends in any case."""
     try:
         agent = Agent(machine.port)
         agent.wait(BOOT_SECONDS)
@@ -116,10 +118,10 @@ def _warm(variant: Variant, agent: Agent) -> None:
         agent.run(command, seconds=WARM_SECONDS).checked()
 
 
-def _install(agent: Agent, archive: bytes) -> None:
+def _install(agent: Agent, archive: bytes, site: PurePosixPath) -> None:
     """Unpack the project, compile it, run each program once, install the hook if it can be."""
     agent.run("tar -x -f - -C / --no-same-owner", stdin=archive).checked()
-    agent.run(f"python3 -m compileall -q /{project.SITE}", seconds=WARM_SECONDS).checked()
+    agent.run(f"python3 -m compileall -q /{site}", seconds=WARM_SECONDS).checked()
     for program in ("kvmhooks", "kvm-launch"):
         agent.run([program, "--version"], seconds=WARM_SECONDS).checked()
     told = agent.run("kvmhooks --help").checked().stdout.splitlines()

@@ -1,14 +1,14 @@
-"""The image: one disk for all variants, the kernels beside it.
+"""The image: one disk for all variants of a Debian release, the kernels beside it.
 
 An image is a directory of the cache:
 
     root.img              the root file system, ext4
     vmlinuz-SUITE         a kernel for each suite
     initrd-SUITE          its initramfs
-    contents.json         what was put in: packages with versions, kernels
+    contents.json         what was put in: packages with versions, kernels, Python's version
 
-Inside, /opt/nested holds the kernel and initramfs for guests of the lab, /opt/qemu-10 the files of
-QEMU 10.
+Inside, /opt/nested holds the kernel and initramfs for guests of the lab; in bookworm /opt/qemu-10
+has the files of QEMU 10.
 """
 
 from __future__ import annotations
@@ -18,52 +18,76 @@ import shutil
 from functools import cache as memoised
 from pathlib import Path
 
-from . import cache, debian, initramfs, project, qemu, rootfs
+from . import bzimage, cache, debian, initramfs, project, qemu, rootfs
 from .command import run
 
-SUITES = (debian.SUITE, debian.BACKPORTS)
+SUITES = {
+    debian.SUITE: (debian.SUITE, debian.BACKPORTS),
+    debian.TRIXIE: (debian.TRIXIE,),
+    debian.SID: (debian.SID,),
+}
+"""For each release the suites whose kernels its image has, its own first."""
+
 SIZE = "6G"
 """Of the disk; only what is used takes space."""
 
-BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic")
+BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+OLD_BOOT_MODULES = ("crc32c_generic",)
+"""What ext4 asks the crypto API for, and no module of its own any more in sid's kernel (7.2)."""
+
 NESTED_MODULES = ("virtio_pci", "virtio_net", "igbvf", "nvme", "button", "evdev")
 
 HERE = Path(__file__).parent
 
 
-def build() -> Path:
-    """The image's directory; built if this content was not built before."""
-    return cache.entry("image", key(), _fill)
+def build(release: str) -> Path:
+    """The directory of a release's image; built if this content was not built before."""
+    return cache.entry("image", key(release), lambda into: _fill(release, into))
+
+
+def python_of(release: str) -> str:
+    """Return the version of the image's Python, such as 3.11."""
+    return str(json.loads((build(release) / "contents.json").read_text())["python"])
 
 
 @memoised
-def key() -> str:
+def key(release: str) -> str:
     """All that goes into an image, ordinary packages in the versions of the day of building."""
-    code = [HERE / name for name in ("image.py", "rootfs.py", "initramfs.py", "debian.py", "guest")]
-    return cache.key_of(
-        [debian.versions_of(["linux-image-amd64"], suite) for suite in SUITES],
-        qemu.versions(),
-        rootfs.PACKAGES,
-        project.requirements(),
-        cache.digest(*code),
+    names = (
+        "image.py",
+        "rootfs.py",
+        "initramfs.py",
+        "debian.py",
+        "project.py",
+        "bzimage.py",
+        "guest",
     )
+    content = cache.key_of(
+        [debian.versions_of(["linux-image-amd64"], suite) for suite in SUITES[release]],
+        qemu.versions(),
+        project.requirements(),
+        cache.digest(*(HERE / name for name in names)),
+    )
+    return f"{release}-{content}"
 
 
-def _fill(into: Path) -> None:
+def _fill(release: str, into: Path) -> None:
     root = into / "root"
-    rootfs.make(root)
-    project.install_requirements(root)
-    shutil.copytree(qemu.unpacked(), root / "opt" / "qemu-10", symlinks=True)
+    rootfs.make(root, release)
+    python = rootfs.python_of(root)
+    project.install_requirements(root, python)
+    if release == debian.SUITE:
+        shutil.copytree(qemu.unpacked(), root / "opt" / "qemu-10", symlinks=True)
     kernels = {}
-    for suite in SUITES:
-        version = rootfs.add_kernel(root, debian.kernel_package(suite), suite, into)
-        kernels[suite] = version
-        _initramfs(root, version, "initrd-init", BOOT_MODULES, into / f"initrd-{suite}")
+    for suite in SUITES[release]:
+        kernels[suite] = rootfs.add_kernel(root, suite, into)
+        wanted = (*BOOT_MODULES, *OLD_BOOT_MODULES) if release != debian.SID else BOOT_MODULES
+        _initramfs(root, kernels[suite], "initrd-init", wanted, into / f"initrd-{suite}")
     nested = root / "opt" / "nested"
     nested.mkdir()
-    shutil.copy(into / f"vmlinuz-{debian.SUITE}", nested / "vmlinuz")
-    _initramfs(root, kernels[debian.SUITE], "nested-init", NESTED_MODULES, nested / "initrd")
-    contents = {"kernels": kernels, "packages": _packages(root)}
+    bzimage.unpack(into / f"vmlinuz-{release}", nested / "vmlinux")
+    _initramfs(root, kernels[release], "nested-init", NESTED_MODULES, nested / "initrd")
+    contents = {"kernels": kernels, "python": python, "packages": _packages(root)}
     (into / "contents.json").write_text(json.dumps(contents, indent=1) + "\n")
     disk = into / "root.img"
     extended = ["-E", "lazy_itable_init=1,root_owner=0:0", "-O", "^has_journal", "-m", "0"]

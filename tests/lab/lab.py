@@ -106,15 +106,15 @@ class Lab:
 
     def _python(self, probe: str, request: object, *, seconds: float) -> str:
         source = (frozen.HERE / "probes" / probe).read_text()
-        program = ["python3", "-", json.dumps(request)]
+        program = ["python3", "-I", "-S", "-", json.dumps(request)]  # it needs no packages
         return self.run(program, stdin=source, seconds=seconds).checked().stdout
 
 
 @contextmanager
-def running(variant: Variant) -> Iterator[Lab]:
-    """A fresh server of this variant, ended on the way out."""
+def running(variant: Variant, layers: list[Path] | None = None) -> Iterator[Lab]:
+    """A fresh server of this variant, or one restored from these layers; ended on the way out."""
     with ExitStack() as stack:
-        layers = frozen.layers(variant)
+        layers = layers or frozen.layers(variant)
         for layer in layers:
             stack.enter_context(cache.using(layer))
         parent = cache.directory() / "run"

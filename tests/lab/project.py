@@ -24,13 +24,15 @@ SOURCES = ("setup.cfg", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md"
            "kvmhooks", "launcher", "hooks", "docs", "build_backend")  # fmt: skip
 """What a wheel is made from."""
 
-SITE = PurePosixPath("usr/local/lib/python3.11/dist-packages")
-"""Where Debian's Python looks for what was not packaged by Debian."""
-
-TARGET = ("--python-version=3.11 --implementation=cp --only-binary=:all:"
+TARGET = ("--implementation=cp --only-binary=:all:"
           " --platform=manylinux_2_28_x86_64 --platform=manylinux_2_17_x86_64"
           " --platform=manylinux2014_x86_64 --platform=any").split()  # fmt: skip
-"""The lab's Python, whatever runs pip."""
+"""The lab's Python but for its version, whatever runs pip."""
+
+
+def site(python: str) -> PurePosixPath:
+    """Return where Debian's Python looks for what was not packaged by Debian."""
+    return PurePosixPath(f"usr/local/lib/python{python}/dist-packages")
 
 
 def requirements() -> list[str]:
@@ -45,14 +47,16 @@ def requirements() -> list[str]:
     return sorted(line.strip() for line in lines if line.strip())
 
 
-def install_requirements(root: Path) -> None:
+def install_requirements(root: Path, python: str) -> None:
     """Fill a wheelhouse on this machine and install from it below this root."""
     if not requirements():
         return
+    target = [f"--python-version={python}", *TARGET]
     with tempfile.TemporaryDirectory(prefix="wheelhouse-") as wheelhouse:
-        _pip("download", "--dest", wheelhouse, *TARGET, *requirements())
+        _pip("download", "--dest", wheelhouse, *target, *requirements())
         local = ["--no-index", "--find-links", wheelhouse, "--no-compile"]
-        _pip("install", "--target", str(root / SITE), *local, *TARGET, *requirements())
+        into = str(root / site(python))
+        _pip("install", "--target", into, *local, *target, *requirements())
 
 
 def source_key() -> str | None:
@@ -62,7 +66,7 @@ def source_key() -> str | None:
     return cache.digest(*_sources())
 
 
-def archive() -> bytes:
+def archive(python: str) -> bytes:
     """The project's wheel, built now, as a tar archive to be unpacked at the lab's ``/``."""
     with tempfile.TemporaryDirectory(prefix="wheel-") as directory:
         source = Path(directory) / "source"  # a copy, as building leaves its traces in the source
@@ -72,7 +76,7 @@ def archive() -> bytes:
             copy(path, source / path.name)
         _pip("wheel", "--no-deps", "--wheel-dir", directory, str(source))
         (wheel,) = Path(directory).glob("*.whl")
-        return _laid_out(wheel)
+        return _laid_out(wheel, site(python))
 
 
 def _sources() -> list[Path]:
@@ -84,13 +88,13 @@ def _pip(*words: str) -> None:
     run([sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *words])
 
 
-def _laid_out(wheel: Path) -> bytes:
+def _laid_out(wheel: Path, modules: PurePosixPath) -> bytes:
     """A wheel's files at the places of an installation (the binary distribution format of PyPA)."""
     data = io.BytesIO()
     with zipfile.ZipFile(wheel) as source, tarfile.open(fileobj=data, mode="w") as target:
         for name in source.namelist():
             if not name.endswith("/"):
-                path = _place(PurePosixPath(name))
+                path = _place(PurePosixPath(name), modules)
                 content = source.read(name)
                 if path.parts[:3] == ("usr", "local", "bin"):
                     _add(target, path, _shebang(content), 0o755)
@@ -102,11 +106,11 @@ def _laid_out(wheel: Path) -> bytes:
     return data.getvalue()
 
 
-def _place(name: PurePosixPath) -> PurePosixPath:
+def _place(name: PurePosixPath, modules: PurePosixPath) -> PurePosixPath:
     if not name.parts[0].endswith(".data"):
-        return SITE / name
+        return modules / name
     rest = PurePosixPath(*name.parts[2:])
-    places = {"purelib": SITE, "platlib": SITE, "scripts": PurePosixPath("usr/local/bin"),
+    places = {"purelib": modules, "platlib": modules, "scripts": PurePosixPath("usr/local/bin"),
               "data": PurePosixPath("usr/local")}  # fmt: skip
     if name.parts[1] not in places:
         raise LabError(f"the wheel has a file of a kind that the lab does not install: {name}")

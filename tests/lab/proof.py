@@ -18,6 +18,8 @@ class Proof:
     """Outcome, sentence, parameters, seconds."""
     seconds: dict[str, float] = field(default_factory=dict)
     """What each test took so far, its labs' restoring included."""
+    again: list[tuple[str, str]] = field(default_factory=list)
+    """Tests that were tried once more, each with what it failed with."""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Take each test's specification; one without is a mistake."""
@@ -35,10 +37,15 @@ class Proof:
         sentence, parameters = self._proof_of(report)
         total = self.seconds.get(report.nodeid, 0) + report.duration
         self.seconds[report.nodeid] = total
-        if report.when == "call" or report.outcome != "passed":
+        outcome: str = report.outcome  # one more than pytest's is of pytest-rerunfailures
+        if outcome == "rerun":
+            crash = getattr(report.longrepr, "reprcrash", None)
+            said = crash.message if crash else report.longreprtext
+            self.again.append((report.nodeid, said.partition("\n")[0]))
+        elif report.when == "call" or outcome != "passed":
             if report.when == "teardown":
                 parameters = f"{parameters}, putting it away"
-            self.lines.append((report.outcome, sentence, parameters, total))
+            self.lines.append((outcome, sentence, parameters, total))
 
     @staticmethod
     def _proof_of(report: pytest.TestReport) -> tuple[str, str]:
@@ -55,8 +62,12 @@ class Proof:
         print("\nWhat was proved:")
         for outcome, sentence, parameters, seconds in self.lines:
             print(f"  {outcome:7} {sentence} [{parameters}] {seconds:.0f} s")
+        if self.again:
+            print("\nTried once more, as the server had gone:")
+        for test, why in self.again:
+            print(f"  {test}: {why}")
         counts = [
             f"{sum(line[0] == outcome for line in self.lines)} {outcome}"
             for outcome in ("passed", "failed", "skipped")
         ]
-        print(f"\n{', '.join(counts)}", flush=True)
+        print(f"\n{', '.join(counts)}, {len(self.again)} tried once more", flush=True)

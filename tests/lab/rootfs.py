@@ -22,6 +22,9 @@ PACKAGES = (
     " hwloc-nox numactl pciutils ethtool nvme-cli stress-ng strace"
 ).split()
 
+MORE_PACKAGES = {debian.TRIXIE: ("virtiofsd",), debian.SID: ("virtiofsd",)}
+"""What was part of another package in bookworm: qemu-system-common had virtiofsd."""
+
 MASKED = (
     # run by the clock: they would come and go between two snapshots
     "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer"
@@ -67,21 +70,28 @@ UNUSED_MODULES = (
 """Left out of the image for its size."""
 
 
-def make(root: Path) -> None:
-    """Install Debian into this directory and configure it."""
-    _install(root)
+def make(root: Path, release: str) -> None:
+    """Install a release of Debian into this directory and configure it."""
+    _install(root, release)
     _configure(root)
 
 
-def add_kernel(root: Path, package: str, suite: str, into: Path) -> str:
-    """Put a kernel's modules into the root and its image into ``into``; its version comes back."""
-    unpacked = into / f"{package}.unpacked"
-    debian.unpack([package], suite, unpacked)
-    (version,) = [path.name for path in (unpacked / "lib" / "modules").iterdir()]
-    shutil.copy(unpacked / "boot" / f"vmlinuz-{version}", into / f"vmlinuz-{suite}")
+def add_kernel(root: Path, suite: str, into: Path) -> str:
+    """Put a kernel's modules into the root and its image into ``into``; its version comes back.
+
+    Kernels of sid have everything below ``/usr/lib/modules/VERSION``, older ones use ``/boot``.
+    """
+    unpacked = into / f"kernel-{suite}.unpacked"
+    debian.unpack(debian.kernel_packages(suite), suite, unpacked)
+    (found,) = [*unpacked.glob("lib/modules/*"), *unpacked.glob("usr/lib/modules/*")]
+    version, boot = found.name, unpacked / "boot"
+    image, config = boot / f"vmlinuz-{version}", boot / f"config-{version}"
+    if not image.exists():
+        image, config = found / "vmlinuz", found / "config"
+    shutil.copy(image, into / f"vmlinuz-{suite}")
+    shutil.copy(config, root / "boot" / f"config-{version}")
     modules = root / "lib" / "modules" / version
-    shutil.copytree(unpacked / "lib" / "modules" / version, modules, symlinks=True)
-    shutil.copy(unpacked / "boot" / f"config-{version}", root / "boot")
+    shutil.copytree(found, modules, symlinks=True)
     shutil.rmtree(unpacked)
     for unused in UNUSED_MODULES:
         if (modules / "kernel" / unused).exists():
@@ -90,7 +100,12 @@ def add_kernel(root: Path, package: str, suite: str, into: Path) -> str:
     return version
 
 
-def _install(root: Path) -> None:
+def python_of(root: Path) -> str:
+    """Return the version of Debian's Python below this root, such as 3.11."""
+    return (root / "usr" / "bin" / "python3").readlink().name.removeprefix("python")
+
+
+def _install(root: Path, release: str) -> None:
     apt = [f"--aptopt={line}" for line in debian.proxy_options()]
     unread = ("man", "doc", "locale", "info")
     run(
@@ -104,12 +119,12 @@ def _install(root: Path) -> None:
             '--aptopt=Acquire::Languages "none"',
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in unread),
-            f"--include={','.join(PACKAGES)}",
-            debian.SUITE,
+            f"--include={','.join([*PACKAGES, *MORE_PACKAGES.get(release, ())])}",
+            release,
             root,
             "-",
         ],
-        stdin="\n".join(debian.sources().lines()) + "\n",
+        stdin="\n".join(debian.sources().lines(release)) + "\n",
         seconds=1800,
     )
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from . import isolated
+from .variants import AS_INSTALLED
 
 if TYPE_CHECKING:
     from .lab import Lab
     from .snapshot import Snapshot
 
-pytestmark = pytest.mark.variants("default", "backports")
+pytestmark = pytest.mark.variants(*AS_INSTALLED)
 
 CPUS = (6, 7)
 CARD, WIRE = "0000:21:00.0", "0000:41:00.0"
@@ -69,22 +70,6 @@ def left(lab: Lab, before: Snapshot) -> list[str]:
         if not found and held == "nothing is held":
             return []
     return [*found, held]
-
-
-@pytest.mark.once
-@pytest.mark.parametrize("ending", ["destroy", "kill -9"])
-def test_a_guest_has_a_device_of_the_host(lab: Lab, ending: str) -> None:
-    """A plain virtio function goes to vfio-pci and back to its driver, however the guest ends."""
-    before, driver = lab.snapshot(), driver_of(lab, WIRE)
-    lab.output(f"virsh -q create {define(lab, 'a', WIRE)}", seconds=180)
-    assert driver_of(lab, WIRE) == "vfio-pci"
-    if ending == "destroy":
-        isolated.stop(lab, "a")
-    else:
-        lab.output("kill -9 $(cat /run/libvirt/qemu/a.pid)")
-        lab.output("while virsh -q domstate a; do sleep 0.5; done 2>/dev/null; true", seconds=60)
-    assert left(lab, before) == []
-    assert driver_of(lab, WIRE) == driver
 
 
 def test_a_card_makes_a_function_for_a_guest(lab: Lab) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from . import guests, isolated, moments
+from .launched import Launched, left_behind
 from .test_devices import CARD, CPUS, PCI, WIRE, define, driver_of, function, left
-from .test_launch_isolated import Launched, left_behind, run_once
+from .variants import AS_INSTALLED
 
 if TYPE_CHECKING:
     from .lab import Lab
 
-pytestmark = pytest.mark.variants("default", "backports")
+pytestmark = pytest.mark.variants(*AS_INSTALLED)
 
 EDU, IGBVF, NVME, VIRTIO = "1234:11e8", "8086:10ca", "1b36:0010", "1af4:1041"
 ALL = sorted([EDU, EDU, IGBVF, NVME, VIRTIO])
@@ -153,12 +154,11 @@ def seen_by(lab: Lab, name: str) -> list[str]:
 
 @pytest.mark.once
 @pytest.mark.parametrize("ending", ["shutdown", "destroy", "kill -9"])
-def test_linux_under_libvirt_has_devices_of_every_kind(lab: Lab, ending: str) -> None:
+def test_linux_under_libvirt_has_devices_of_every_kind(used_lab: Lab, ending: str) -> None:
     """It lists a group of three, functions of a drive and of a card that are made for it, and a
     plain device; however it ends, each is with its driver again and the functions are gone."""
+    lab = used_lab
     _, addresses = everything(lab)
-    isolated.start(lab, "first", CPUS)
-    isolated.stop(lab, "first")
     before = lab.snapshot()
     path = define(lab, "a", *addresses, said=f'pools="{NVME_CARD}=1,{CARD}=1"')
     lab.output(f"virsh -q create {path}", seconds=180)
@@ -176,12 +176,12 @@ def test_linux_under_libvirt_has_devices_of_every_kind(lab: Lab, ending: str) ->
 
 @pytest.mark.once
 @pytest.mark.parametrize("ending", ["stopped", "killed"])
-def test_linux_under_kvm_launch_has_devices_of_every_kind(lab: Lab, ending: str) -> None:
+def test_linux_under_kvm_launch_has_devices_of_every_kind(used_lab: Lab, ending: str) -> None:
     """The same, for a QEMU of an ordinary user that has root's disk: the files of the groups stay
     root's, and it sees no others."""
+    lab = used_lab
     group, addresses = everything(lab)
     lab.output("truncate -s 16M /var/lib/roots.raw; chmod 600 /var/lib/roots.raw")
-    run_once(lab)
     before = lab.snapshot()
     vm = Launched(lab, "own")
     text = lab.output("cat /root/own.toml").replace('machine.accel = "kvm"\n', "")

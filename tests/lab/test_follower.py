@@ -10,6 +10,7 @@ import pytest
 
 from . import isolated
 from .lab import PATIENCE
+from .variants import AS_INSTALLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from .lab import Lab
     from .variants import Variant
 
-pytestmark = pytest.mark.variants("default", "backports")
+pytestmark = pytest.mark.variants(*AS_INSTALLED)
 
 CPUS = (6, 7)
 POLICY = isolated.POLICY.replace(
@@ -47,12 +48,10 @@ def classes(lab: Lab) -> dict[str, str]:
     return {name: policy.rpartition(" ")[2] for name, policy in lines}
 
 
-def test_threads_and_the_follower_on_a_real_host(lab: Lab, variant: Variant) -> None:
+def test_threads_and_the_follower_on_a_real_host(used_lab: Lab, variant: Variant) -> None:
     """FIFO for the vCPUs alone; a unit that lives as long as its VM, comes again when it is killed,
     and takes the isolation along; afterwards the host is as before."""
-    isolated.start(lab, "first", CPUS)
-    isolated.stop(lab, "first")  # systemd has made its CPU sets: see test_undo
-    time.sleep(2)
+    lab = used_lab
     before = lab.snapshot()
     isolated.start(lab, "own", CPUS, policy=POLICY)
     found = classes(lab)
@@ -71,7 +70,7 @@ def test_threads_and_the_follower_on_a_real_host(lab: Lab, variant: Variant) -> 
     eventually(lambda: status(lab)["claims"][0]["follower"] not in {first, "missing"})
     print(f"{variant.name}: {found}, follower {resident} KiB")
     moved = lab.run("virsh -q vcpupin own 1 5 --live")
-    if variant.name == "backports":
+    if variant.has_remote_partitions:
         assert moved.exit_code != 0, "a partition lets nobody pin away from it"
     else:
         assert moved.exit_code == 0, moved.stderr

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import guests
+from .variants import AS_INSTALLED
 
 if TYPE_CHECKING:
     from .conftest import StartLab
@@ -127,7 +128,7 @@ def test_calls_when_the_hook_refuses(recorder: Recorder, golden: Golden) -> None
 
 
 @pytest.mark.once
-@pytest.mark.variants("default", "backports")
+@pytest.mark.variants(*AS_INSTALLED)
 def test_calls_in_a_migration(start_lab: StartLab, golden: Golden) -> None:
     """A guest that migrates to a second lab causes known calls in either lab."""
     source, target = Recorder(start_lab()), Recorder(start_lab())

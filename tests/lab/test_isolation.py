@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from . import isolated
+from .variants import AS_INSTALLED
 
 if TYPE_CHECKING:
     from .lab import Lab
 
-pytestmark = pytest.mark.variants("default", "backports", "nosystemd", "v1", "irqbalance")
+pytestmark = pytest.mark.variants(*AS_INSTALLED, "nosystemd", "v1", "irqbalance")
 
 CPUS = (6, 7)
 SECONDS = 10.0

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .test_launch_isolated import Launched, left_behind, run_once, settle
+from .launched import Launched, left_behind, run_once, settle
+from .variants import AS_INSTALLED
 
 if TYPE_CHECKING:
     from .lab import Lab
 
-pytestmark = pytest.mark.variants("default", "backports")
+pytestmark = pytest.mark.variants(*AS_INSTALLED)
 
 MORE = """
 [[net]]
@@ -55,7 +56,6 @@ def prepared(lab: Lab) -> Launched:
     lab.output("modprobe -a vhost_net macvtap tun; ip link add lab0 type bridge; "
                "ip link set lab0 up")  # fmt: skip
     below = lab.output("ls /sys/bus/pci/devices/0000:41:00.0/virtio*/net").split()[-1]
-    run_once(lab)
     vm = Launched(lab, "own")
     lab.put("/root/more", MORE.format(below=below))
     lab.output("cat /root/more >> /root/own.toml; rm /root/more")
@@ -64,9 +64,10 @@ def prepared(lab: Lab) -> Launched:
 
 @pytest.mark.once
 @pytest.mark.parametrize("ending", ["stop", "kill -9"])
-def test_devices_and_helpers_come_and_go_with_their_vm(lab: Lab, ending: str) -> None:
+def test_devices_and_helpers_come_and_go_with_their_vm(used_lab: Lab, ending: str) -> None:
     """A tap of two queues and a macvtap, both through vhost; a shared folder's and a TPM's helper
     beside the emulator; afterwards no interface, no process and no group is left of them."""
+    lab = used_lab
     vm = prepared(lab)
     before, there = lab.snapshot(), links(lab)
     vm.start()

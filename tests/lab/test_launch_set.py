@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .test_launch_isolated import Launched, left_behind, run_once, settle
+from .launched import Launched, left_behind, settle
+from .variants import AS_INSTALLED
 
 if TYPE_CHECKING:
     from .lab import Lab
 
-pytestmark = pytest.mark.variants("default", "backports", "nosystemd")
+pytestmark = pytest.mark.variants(*AS_INSTALLED, "nosystemd")
 
 SCOPE = "/sys/fs/cgroup/machine*/*kvm-launch-own*"
 
@@ -31,10 +32,10 @@ def affinities(lab: Lab, vm: Launched) -> list[str]:
 
 
 @pytest.mark.once
-def test_a_vm_is_changed_while_it_runs(lab: Lab) -> None:
+def test_a_vm_is_changed_while_it_runs(used_lab: Lab) -> None:
     """Weights, quotas and limits stand in its groups and survive systemd's reload; its vCPUs move,
     alone where they were and where they go; planned anew they come together; nothing is left."""
-    run_once(lab)
+    lab = used_lab
     before = lab.snapshot()
     vm = Launched(lab, "own")
     tuning = "[tuning]\nshares = 300\ntotal.quota = 150000\nvcpus.quota = 90000\n"
@@ -85,10 +86,10 @@ io.device = [{ path = "/dev/vda", write_bytes = "50MiB" }]
 
 @pytest.mark.variants("v1")
 @pytest.mark.parametrize("how", ["stopped", "killed"])
-def test_a_vm_is_limited_in_each_hierarchy_of_v1(lab: Lab, how: str) -> None:
+def test_a_vm_is_limited_in_each_hierarchy_of_v1(used_lab: Lab, how: str) -> None:
     """From before QEMU runs to its end, with its threads apart where they have quotas; a change
     that the kernel takes in one order only is made; no group is left, whoever was killed."""
-    run_once(lab)
+    lab = used_lab
     before = lab.snapshot()
     vm = Launched(lab, "own")
     lab.put("/root/own.toml", lab.output("cat /root/own.toml") + TUNING)
@@ -125,11 +126,11 @@ def test_a_vm_is_limited_in_each_hierarchy_of_v1(lab: Lab, how: str) -> None:
 
 
 @pytest.mark.once
-@pytest.mark.variants("default", "backports")
-def test_a_guest_goes_to_other_cpus_in_another_qemu(lab: Lab) -> None:
+@pytest.mark.variants(*AS_INSTALLED)
+def test_a_guest_goes_to_other_cpus_in_another_qemu(used_lab: Lab) -> None:
     """Both QEMUs have CPUs of their own for a moment; the guest runs on, powers off when it is
     asked to there, and the host has everything back."""
-    run_once(lab)
+    lab = used_lab
     before = lab.snapshot()
     vm = Launched(lab, "own")
     vm.start()

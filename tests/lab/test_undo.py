@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from . import isolated, moments
+from .variants import AS_INSTALLED
 
 if TYPE_CHECKING:
     from .lab import Lab
     from .snapshot import Snapshot
 
-pytestmark = pytest.mark.variants("default", "backports", "nosystemd", "v1", "irqbalance")
+pytestmark = pytest.mark.variants(*AS_INSTALLED, "nosystemd", "v1", "irqbalance")
 
 A, B = (6, 7), (4, 5)
 

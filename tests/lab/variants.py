@@ -1,14 +1,15 @@
 """The kinds of server there are.
 
-All share one image (it has both kernels and every program): a variant is a kernel, an init, words
-on the kernel's command line, and what is done once before the server is frozen.
+Those of one Debian release share an image (it has its kernels and every program): a variant is a
+release, a kernel, an init, words on the kernel's command line, and what is done once before the
+server is frozen.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .debian import BACKPORTS, SUITE
+from .debian import BACKPORTS, SID, SUITE, TRIXIE
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Variant:
 
     name: str
     about: str
+    release: str = SUITE
+    """The Debian release that is on the disk."""
     kernel: str = SUITE
     """The suite that the kernel is from."""
     init: str = "/sbin/init"
@@ -30,12 +33,26 @@ class Variant:
         """Whether systemd is the init."""
         return self.init == "/sbin/init"
 
+    @property
+    def has_remote_partitions(self) -> bool:
+        """Whether the kernel makes partitions of groups whose parents are none: from 6.7 on."""
+        return self.kernel != SUITE
+
 
 VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("default", "kernel 6.1, systemd 252, cgroup v2"),
         Variant("backports", "kernel 6.12 or newer (remote partitions)", kernel=BACKPORTS),
+        Variant(
+            "trixie",
+            "Debian 13: kernel 6.12, systemd 257, libvirt 11.3, QEMU 10.0",
+            release=TRIXIE,
+            kernel=TRIXIE,
+        ),
+        Variant(
+            "sid", "Debian unstable, the newest of everything, no gate", release=SID, kernel=SID
+        ),
         Variant("nosystemd", "cgroup v2, an init of our own", init="/usr/local/sbin/lab-init"),
         Variant(
             "v1",
@@ -63,6 +80,9 @@ VARIANTS = {
         ),
     )
 }
+
+AS_INSTALLED = ("default", "backports", "trixie", "sid")
+"""Those on which nothing is unusual but its age."""
 
 IN_CI = ("default", "backports")
 """The variants that every change is tried on."""
