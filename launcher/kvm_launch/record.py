@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve, fields, frozen, resolve_types
 
 from kvm_launch.life import Life, State, Step
 from kvm_launch.notify import ServiceManager
@@ -24,6 +25,8 @@ from kvmhooks.spec import VmSpec
 from kvmhooks.values import CpuSet
 
 NAME: Final = "status.json"
+_MAX_BYTES: Final = 1 << 16
+
 MONITOR: Final = "control.sock"
 """The second monitor, for ``kvm-launch qmp``."""
 
@@ -47,6 +50,8 @@ class Record:
     supervisor: int = 0
     supervisor_start: int = 0
     """In ticks since boot: no later process with the same number is taken for it."""
+    patience: float = 0
+    """How many seconds it may take to end after it was asked to; 0 in records of before."""
     qemu: int = 0
     cpus: str = ""
     """Where its threads may run."""
@@ -105,6 +110,7 @@ class Account:
             source=spec.source,
             supervisor=pid,
             supervisor_start=start_time(Door(), pid) or 0,
+            patience=self._patience,
         )
 
     @contextmanager
@@ -212,12 +218,32 @@ def find(base: Path, name: str) -> Record:
 
 
 def _read(directory: Path) -> Record | None:
-    """What stands in a VM's directory, if it is ours; it may vanish at any moment."""
+    """Return what stands in a VM's directory, if it is ours; it may vanish at any moment.
+
+    None for what no supervisor writes; keys of a later version are passed over.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        descriptor = os.open(directory / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(directory / NAME, flags)
     except OSError:
         return None
     with os.fdopen(descriptor, "rb") as file:
-        is_ours = os.fstat(descriptor).st_uid == os.geteuid()
-        said: Any = json.loads(file.read(1 << 16)) if is_ours else {}
-    return Record(**said) if said.get("name") == directory.name else None
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+            return None
+        text = file.read(_MAX_BYTES)
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict) or said.get("name") != directory.name:
+        return None
+    kinds = {field.name: field.type for field in fields(resolve_types(Record))}
+    known = {key: value for key, value in said.items() if key in kinds}
+    is_typed = all(_is_a(value, kinds[key]) for key, value in known.items())
+    return Record(**known) if is_typed and "source" in known else None
+
+
+def _is_a(value: object, kind: type[Any] | None) -> bool:
+    """Return whether a value of JSON is of a field's type; a whole number is a ``float`` too."""
+    return type(value) is kind or (kind is float and type(value) is int)
