@@ -13,6 +13,7 @@ from typing import Any
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
 from kvmhooks.errors import QemuError
+from kvmhooks.live.unix import connected
 
 
 class Monitor:
@@ -97,15 +98,19 @@ async def connect(socket: Path, *, seconds: float) -> AsyncIterator[Monitor]:
     """
     client = QMPClient("kvmhooks")
     try:
-        await asyncio.wait_for(client.connect(str(socket)), seconds)
+        await asyncio.wait_for(_join(client, socket), seconds)
+    except TimeoutError as error:  # an OSError, too
+        raise QemuError(f"QEMU did not answer on its monitor within {seconds:.0f} s") from error
     except (QMPError, OSError, EOFError) as error:
         raise QemuError("QEMU closed its monitor before it answered") from error
-    except TimeoutError as error:
-        raise QemuError(f"QEMU did not answer on its monitor within {seconds:.0f} s") from error
     try:
         yield Monitor(client)
     finally:
         await _disconnect(client)
+
+
+async def _join(client: QMPClient, socket: Path) -> None:
+    await client.connect(await connected(socket))
 
 
 async def _disconnect(client: QMPClient) -> None:
