@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvmhooks.errors import QemuError
+from kvmhooks.live.unix import connected
 
 _LINE_BYTES: Final = 10 << 20
 """No answer of QEMU's is as long; ``query-qmp-schema``, the longest, has some 200 KiB."""
@@ -212,18 +213,15 @@ async def connect(path: Path, *, seconds: float) -> AsyncIterator[Monitor]:
 
     Raises ``QemuError`` when it does not answer within ``seconds``.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
-        peer.setblocking(False)
-        try:
-            async with asyncio.timeout(seconds), contextlib.AsyncExitStack() as stack:
-                await asyncio.get_running_loop().sock_connect(peer, str(path))
-                monitor = Monitor(peer)
-                stack.push_async_callback(monitor.close)
-                await monitor.greet()
-                kept = stack.pop_all()
-        except TimeoutError as error:
-            raise QemuError(f"QEMU did not answer on its monitor within {seconds:.0f} s") from error
-        except OSError as error:
-            raise QemuError("QEMU closed its monitor before it answered") from error
-        async with kept:
-            yield monitor
+    try:
+        async with asyncio.timeout(seconds), contextlib.AsyncExitStack() as stack:
+            monitor = Monitor(stack.enter_context(await connected(path)))
+            stack.push_async_callback(monitor.close)
+            await monitor.greet()
+            kept = stack.pop_all()
+    except TimeoutError as error:  # an OSError, too
+        raise QemuError(f"QEMU did not answer on its monitor within {seconds:.0f} s") from error
+    except OSError as error:
+        raise QemuError("QEMU closed its monitor before it answered") from error
+    async with kept:
+        yield monitor

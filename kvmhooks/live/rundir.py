@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,8 +20,6 @@ from kvmhooks.errors import LaunchError
 from kvmhooks.live.signals import held_back
 
 FOLDER: Final = "kvm-launch"
-
-_POLL_SECONDS: Final = 0.05
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """Nothing can be made there, whatever it is."""
@@ -134,27 +131,30 @@ class RunDir:
         assert self._lock is not None, "the directory is not ours yet"
         return self._lock
 
-    def rename(self, name: str, seconds: float) -> None:
-        """Be the directory of the VM ``name``, once its own is gone.
+    def take_name(self, name: str) -> bool:
+        """Become the directory of the VM ``name``; return False while that has its own in use.
 
-        Raises ``LaunchError`` when that is not within ``seconds``.
+        Raises ``LaunchError``.
         """
         base = private_directory(self._base)
         try:
-            until = time.monotonic() + seconds
-            while (lock := self._lock_of(base, name)) is None:
-                if time.monotonic() > until:
-                    raise LaunchError(f"{self._base / name}: found it in use, expected it free")
-                time.sleep(_POLL_SECONDS)
-            _remove(self._base / name)
-            os.rename(self.path.name, name, src_dir_fd=base, dst_dir_fd=base)
-            os.unlink(self._lock_name, dir_fd=base)
+            lock = self._lock_of(base, name)
+            if lock is None:
+                return False
+            try:
+                _remove(self._base / name)
+                os.rename(self.path.name, name, src_dir_fd=base, dst_dir_fd=base)
+                os.unlink(self._lock_name, dir_fd=base)
+            except BaseException:
+                os.close(lock)
+                raise
         finally:
             os.close(base)
         if self._lock is not None:
             os.close(self._lock)
         self.path, self._name, self._lock_name = self._base / name, name, f".{name}.lock"
         self._lock = lock
+        return True
 
     def clear(self) -> None:
         """Remove the sockets in it, for the next start of the VM."""
@@ -206,6 +206,24 @@ class RunDir:
                 (self._base / self._lock_name).unlink()
                 os.close(self._lock)
                 self._lock = None
+
+
+def is_free(base: Path, name: str) -> bool:
+    """Return whether neither the supervisor nor the QEMU of the VM ``name`` lives.
+
+    Both hold the lock of its directory.
+    """
+    try:
+        descriptor = os.open(base / f".{name}.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _remove(path: Path) -> None:

@@ -24,7 +24,7 @@ def changed(spec: VmSpec, table: str, said: Mapping[str, Any]) -> VmSpec:
     kind = type(value)
     given = {key: one for key, one in said.items() if one is not None}
     try:
-        read = structure_table(_nested(given), kind, table, Path("/"))
+        read = structure_table(_nested(given, spec.source, table), kind, table, Path("/"))
     except Unsuitable as error:
         raise SpecError(spec.source, error.problems) from error
     for key in said:
@@ -37,13 +37,16 @@ def changed(spec: VmSpec, table: str, said: Mapping[str, Any]) -> VmSpec:
     return made
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(flat: Mapping[str, Any], file: str, at: str) -> dict[str, Any]:
+    """Return tables in tables. Raises ``SpecError`` for a key that is a value and a table."""
     made: dict[str, Any] = {}
     for key, value in flat.items():
         *above, last = key.split(".")
-        table = made
+        table: Any = made
         for name in above:
-            table = table.setdefault(name, {})
+            table = table.setdefault(name, {}) if isinstance(table, dict) else None
+        if not isinstance(table, dict) or last in table:
+            raise SpecError(file, (Problem(f"{at}.{key}", "a value and a table", "one of them"),))
         table[last] = value
     return made
 

@@ -50,10 +50,12 @@ def parse(words: Sequence[str]) -> Changes:
     pins: dict[str, CpuSet] = {}
     vcpus, balloon = None, None
     tuning: dict[str, Any] = {}
-    for at, word in enumerate(words):
+    seen: set[str] = set()
+    for word in words:
         key, sign, text = word.partition("=")
-        if key in (other.partition("=")[0] for other in words[:at]):
+        if key in seen:
             raise UsageError(f"found {key!r} twice, expected each key once")
+        seen.add(key)
         try:
             if not sign or not text:
                 raise UsageError(f"found {word!r}, expected KEY=VALUE")
@@ -153,5 +155,5 @@ def _value(text: str) -> Any:
     """A value as TOML reads it; a text needs no quotes here."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):  # nothing in [tuning] is as deep as that
         return text

@@ -15,6 +15,9 @@ from kvmhooks.live.rundir import made
 HISTORY_BYTES: Final = 1 << 14
 """What one who attaches is shown of what came before."""
 
+CLIENTS: Final = 16
+"""How many may be attached at once; who comes then is told so and let go of."""
+
 BACKLOG_BYTES: Final = 1 << 20
 """One who is attached and does not read is let go of beyond this."""
 
@@ -77,7 +80,11 @@ class Console:
             self.keyboard.write(keys)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One who is attached: what is typed goes to the guest."""
+        """Pass on to the guest what one who is attached types."""
+        if len(self._attached) >= CLIENTS:
+            writer.write(b"found %d others at this console, expected fewer\r\n" % CLIENTS)
+            writer.close()
+            return
         self._attached.add(writer)
         self._send(writer, bytes(self._history))
         try:
@@ -92,6 +99,9 @@ class Console:
             writer.close()
 
     def _send(self, writer: asyncio.StreamWriter, chunk: bytes) -> None:
+        if writer.is_closing():  # it has gone; asyncio would log each further write to stderr
+            self._attached.discard(writer)
+            return
         writer.write(chunk)
         if writer.transport.get_write_buffer_size() > BACKLOG_BYTES:
             self._attached.discard(writer)

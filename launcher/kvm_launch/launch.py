@@ -117,7 +117,7 @@ class Launch:
                 decided = self._decide(hold)
                 self._account.arrives(twin=hold.is_twin)
                 if receiver is not None:
-                    receiver.check(decided)
+                    decided = receiver.fitted(decided)
                 self._begin(decided, hold, arrives=receiver is not None)
                 ended = run_whole(
                     supervise(
@@ -136,8 +136,8 @@ class Launch:
             if hold.left:
                 said = [str(error) or "interrupted", *not_restored(hold.left)]
                 return decided, None, RestoreError("\n".join(said))
-            if isinstance(error, QemuError):
-                return decided, None, error
+            if isinstance(error, QemuError) and (receiver is None or receiver.has_arrived):
+                return decided, None, error  # else it runs where it was: nothing is restarted
             raise
         stop.was_asked |= hold.was_asked
         life.enter(State.ENDED, ended.ending)

@@ -4,27 +4,38 @@ The new one asks the old one's supervisor for everything (``kvm_launch.control``
 sees, which has to be the same here; then for the guest itself, over a socket of the new one's run
 directory, which each gives to its QEMU as a descriptor (``migrate fd:…``, qapi/migration.json). At
 last the guest stands still in both. Only the new one's ``leave`` lets the old one go, and only
-after that is answered the new one lets the guest run: so it never runs twice, and if the new one is
-not heard of again, it runs on in the old one.
+after that is answered the new one lets the guest run: so it never runs twice. If the new one ends
+before that, or is not heard of again, it runs on in the old one; if the old one ends, in the new.
+
+The new QEMU is made for the guest as it is by then: with as many vCPUs, and refused where something
+else was plugged, taken out or put into a drive by hand.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from kvm_launch.control import Handler, ask
+import attrs
+
+from kvm_launch.control import Handler, ask, asked
+from kvm_launch.plugged import machine
 from kvm_launch.record import Account, find
-from kvmhooks.errors import LaunchError, Problem, QemuError, SpecError
+from kvm_launch.vcpus import CRASH, slots_of, survives_unplug, there, version_of
+from kvmhooks.errors import LaunchError, Problem, QemuError, SpecError, UsageError
 from kvmhooks.live.qmp import Monitor
-from kvmhooks.live.rundir import RunDir
+from kvmhooks.live.rundir import RunDir, is_free
+from kvmhooks.live.unix import connected
 from kvmhooks.placement import Plan
 from kvmhooks.render import qemu_argv
 from kvmhooks.spec import VmSpec
+from kvmhooks.spec.forms import Number
+from kvmhooks.values import CpuSet
 
 SUFFIXES: Final = {True: "~", False: "~~"}
 """Of the run directory of a VM that arrives, as a twin or not; no VM's name has it.
@@ -47,7 +58,18 @@ MOST_SECONDS: Final = 600.0
 PATIENCE_SECONDS: Final = 30.0
 """How long a guest stands still in a QEMU that nobody has told to leave."""
 
+LEAVE_SECONDS: Final = 120.0
+"""How long the old supervisor may say nothing before the guest is left to it."""
+
+ASK_SECONDS: Final = 10.0
+"""How long it may take to tell what the guest sees."""
+
 POLL_SECONDS: Final = 0.1
+RETRY_SECONDS: Final = 1.0
+
+_FAILED: Final = frozenset({"failed", "cancelled"})
+_UNDER_WAY: Final = frozenset({"setup", "active", "device", "pre-switchover", "cancelling"})
+"""``MigrationStatus`` (qapi/migration.json)."""
 
 _SEEN: Final = frozenset(
     {"-accel", "-cpu", "-device", "-global", "-m", "-machine", "-numa", "-rtc", "-smbios", "-smp",
@@ -111,7 +133,9 @@ class Sender:
         self._run_dir = run_dir
         self._account = account
         self._leave = leave
-        self._waiting: asyncio.Task[None] | None = None
+        self._is_between = False
+        """Whether the guest stands still here, and may be let run in the other QEMU."""
+        self._after: asyncio.Task[None] | None = None
 
     @property
     def handlers(self) -> dict[str, Handler]:
@@ -119,37 +143,61 @@ class Sender:
         return {"describe": self.describe, "migrate": self.migrate, "leave": self.leave}
 
     async def describe(self, _request: Mapping[str, Any]) -> list[str]:
-        """What the guest sees. Raises ``SpecError`` when it cannot go."""
+        """Return what the guest sees. Raises ``KvmhooksError`` when it cannot go."""
         found = tuple(obstacles(self._plan.spec))
         if found:
             raise SpecError(self._plan.spec.source, found)
-        return guest_view(self._plan)
+        present = there(await slots_of(self._monitor))
+        if present != CpuSet(range(len(present))):
+            raise QemuError(f"found vCPUs {present}, expected the first ones of the VM's")
+        began = self._plan.spec.cpu.current or len(self._plan.vcpus)
+        version = await version_of(self._monitor)
+        if len(present) < began and not survives_unplug(self._plan.accel, version):
+            raise QemuError(f"found {began - len(present)} vCPUs unplugged: {CRASH}")
+        return guest_view(with_vcpus(self._plan, len(present)))
 
     async def migrate(self, request: Mapping[str, Any]) -> list[str]:
-        """Send the guest to the one who arrives; it stands still then. Raises ``QemuError``."""
+        """Send the guest to the one who arrives; it stands still then.
+
+        Raises ``KvmhooksError`` when it does not go: it runs on here.
+        """
+        twin, other = request.get("twin"), request.get("machine")
+        if not isinstance(twin, bool) or not isinstance(other, list):
+            raise UsageError("found no such request, expected one of a kvm-launch like this one")
         await self.describe(request)
+        check_same([str(line) for line in other], await machine(self._monitor))
         status = await self._monitor.execute("query-status")
         if not status["running"]:
             raise QemuError(f"found the guest {status['status']}, expected it to run")
-        name = f"{self._plan.name}{SUFFIXES[request['twin'] is True]}"
-        path = self._run_dir.path.with_name(name) / SOCKET
-        with socket.socket(socket.AF_UNIX) as peer:
-            peer.connect(str(path))
+        name = f"{self._plan.name}{SUFFIXES[twin]}"
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                peer = await connected(self._run_dir.path.with_name(name) / SOCKET)
+        except TimeoutError as error:
+            raise QemuError(f"{name}: found nobody who takes the guest in time") from error
+        with peer:
             await self._monitor.give(peer.fileno(), DESCRIPTOR)
         self._account.life.note("it migrates to another QEMU of this host")
-        await self._monitor.execute("migrate-set-parameters", {"max-bandwidth": BYTES_A_SECOND})
-        await self._monitor.execute("migrate", {"uri": f"fd:{DESCRIPTOR}"})
-        said = await self._finish()
-        self._waiting = asyncio.create_task(self._come_back())
+        try:
+            said = await self._send()
+        except QemuError:
+            await self._stay()
+            raise
+        self._is_between = True
+        self._after = asyncio.create_task(self._come_back(name))
         return [said]
 
     async def leave(self, _request: Mapping[str, Any]) -> list[str]:
-        """The guest is where it should be: this QEMU ends. Raises ``QemuError``: it came back."""
-        if self._waiting is None or self._waiting.done():
+        """Let this QEMU end: the guest is where it should be.
+
+        Raises ``QemuError`` when it runs here again.
+        """
+        if not self._is_between or self._after is None:
             raise QemuError("found the guest running here, expected that it waits to leave")
-        self._waiting.cancel()
+        self._is_between = False
+        self._after.cancel()
         self._leave()
-        self._waiting = asyncio.create_task(self._quit())
+        self._after = asyncio.create_task(self._quit())
         return ["it has left"]
 
     async def _quit(self) -> None:
@@ -157,30 +205,78 @@ class Sender:
         with contextlib.suppress(QemuError):  # it has just ended by itself
             await self._monitor.execute("quit")
 
+    async def _send(self) -> str:
+        """Have QEMU send the guest. Raises ``QemuError``.
+
+        An emulated guest stands still meanwhile: until QEMU 9.0 TCG forgets that pages were written
+        after they had been sent (commit 03bfc2188f «physmem: Fix migration dirty bitmap coherency
+        with TCG memory access»), and guests panic later.
+        """
+        await self._monitor.execute("migrate-set-parameters", {"max-bandwidth": BYTES_A_SECOND})
+        if self._plan.accel == "tcg":
+            await self._monitor.execute("stop")
+        await self._monitor.execute("migrate", {"uri": f"fd:{DESCRIPTOR}"})
+        return await self._finish()
+
     async def _finish(self) -> str:
-        """Wait until the guest's memory is there. Raises ``QemuError``; then it runs on here."""
+        """Wait until the guest's memory is there. Raises ``QemuError``."""
         deadline = asyncio.get_running_loop().time() + MOST_SECONDS
         while True:
             now = await self._monitor.execute("query-migrate")
             status = now.get("status")
             if status == "completed":
-                return f"its guest stood still for {now.get('downtime', 0)} ms"
-            if status in {"failed", "cancelled"}:
+                still = "total-time" if self._plan.accel == "tcg" else "downtime"
+                return f"its guest stood still for {now.get(still, 0)} ms"
+            if status in _FAILED:
                 raise QemuError(
                     f"the migration {status}: {now.get('error-desc', 'no reason told')}"
                 )
             if asyncio.get_running_loop().time() > deadline:
-                await self._monitor.execute("migrate_cancel")
                 raise QemuError(
                     f"its memory was not there after {MOST_SECONDS:g} s; it runs on here"
                 )
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _come_back(self) -> None:
-        """Let the guest run on here when nobody says that it has arrived."""
-        await asyncio.sleep(PATIENCE_SECONDS)
-        await self._monitor.execute("cont")
-        self._account.life.note("the other QEMU was not heard of again: it runs on here")
+    async def _status(self) -> str:
+        return str((await self._monitor.execute("query-migrate")).get("status"))
+
+    async def _stay(self) -> None:
+        """Let the guest run on here after it was not sent; nobody has been told that it may leave.
+
+        QEMU refuses ``cont`` until the migration has ended (``qmp_cont()``, monitor/qmp-cmds.c).
+        """
+        with contextlib.suppress(QemuError):  # it has ended: that is seen elsewhere
+            await self._monitor.execute("migrate_cancel")
+            while (await self._status()) in _UNDER_WAY:  # noqa: ASYNC110 -- no event tells
+                await asyncio.sleep(POLL_SECONDS)
+            await self._monitor.execute("cont")
+
+    async def _come_back(self, name: str) -> None:
+        """Let the guest run on here when the other one, of the directory ``name``, is gone.
+
+        Or when nobody has said in time that it has arrived; while the other QEMU lives its disks
+        are locked, and this one cannot go on yet.
+        """
+        base, loop = self._run_dir.path.parent, asyncio.get_running_loop()
+        until = loop.time() + PATIENCE_SECONDS
+        while loop.time() < until and not is_free(base, name):  # noqa: ASYNC110 -- no event tells
+            await asyncio.sleep(POLL_SECONDS)
+        is_told = False
+        while True:
+            self._is_between = False  # before it runs: from now on nobody is told that it may leave
+            try:
+                await self._monitor.execute("cont")
+            except QemuError as error:
+                if not self._monitor.is_connected:
+                    return  # QEMU has ended: that is seen elsewhere
+                self._is_between = True
+                if not is_told:
+                    self._account.life.note(f"it cannot run on here yet: {error}")
+                is_told = True
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._account.life.note("the other QEMU was not heard of again: it runs on here")
+                return
 
 
 class Receiver:
@@ -190,6 +286,8 @@ class Receiver:
         self.name: Final = name
         self.is_twin: Final = not find(base, name).twin
         """Whether the VM's own name and claim are taken by the one from which the guest comes."""
+        self.has_arrived = False
+        """Whether the guest is here and nowhere else."""
         self._source = base / name
 
     @property
@@ -197,9 +295,16 @@ class Receiver:
         """The run directory until the old QEMU has left."""
         return self.name + SUFFIXES[self.is_twin]
 
-    def check(self, plan: Plan) -> None:
-        """Raise ``KvmhooksError`` unless the guest can come, and sees here what it saw there."""
-        check_same(guest_view(plan), ask(self._source, "describe"))
+    def fitted(self, plan: Plan) -> Plan:
+        """Return the plan with as many vCPUs as the guest has by now.
+
+        Raises ``KvmhooksError`` unless it can come, and sees here what it saw there.
+        """
+        seen = ask(self._source, "describe", seconds=ASK_SECONDS)
+        count = next((_count(line) for line in seen if line.startswith("-smp ")), 0)
+        found = with_vcpus(plan, count) if 0 < count <= len(plan.vcpus) else plan
+        check_same(guest_view(found), seen)
+        return found
 
     async def receive(self, monitor: Monitor, run_dir: RunDir) -> str:
         """Have the guest come, and its old QEMU leave; it stands still here then.
@@ -207,28 +312,29 @@ class Receiver:
         Raises ``KvmhooksError`` when it does not come: it runs on there.
         """
         loop = asyncio.get_running_loop()
+        request = {"twin": self.is_twin, "machine": await machine(monitor)}
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(run_dir.path / SOCKET))
             listener.listen(1)
             listener.setblocking(False)
-            asked = asyncio.ensure_future(
-                asyncio.to_thread(
-                    ask, self._source, "migrate", seconds=MOST_SECONDS + 60, twin=self.is_twin
-                )
+            sent = asyncio.ensure_future(
+                asked(self._source, "migrate", seconds=MOST_SECONDS + 60, **request)
             )
             accepted = asyncio.ensure_future(loop.sock_accept(listener))
-            await asyncio.wait({asked, accepted}, return_when=asyncio.FIRST_COMPLETED)
-            if not accepted.done():
-                accepted.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await accepted
-            else:
-                with accepted.result()[0] as peer:
-                    await monitor.give(peer.fileno(), DESCRIPTOR)
-                await monitor.execute("migrate-incoming", {"uri": f"fd:{DESCRIPTOR}"})
-            (said,) = await asked
+            try:
+                await asyncio.wait({sent, accepted}, return_when=asyncio.FIRST_COMPLETED)
+                if accepted.done():
+                    with accepted.result()[0] as peer:
+                        await monitor.give(peer.fileno(), DESCRIPTOR)
+                    await monitor.execute("migrate-incoming", {"uri": f"fd:{DESCRIPTOR}"})
+                said = "; ".join(await sent)
+            finally:
+                for task in (sent, accepted):
+                    task.cancel()
+                await asyncio.gather(sent, accepted, return_exceptions=True)
         await self._settled(monitor)
-        await asyncio.to_thread(ask, self._source, "leave")
+        await self._released()
+        self.has_arrived = True
         return said
 
     async def _settled(self, monitor: Monitor) -> None:
@@ -240,6 +346,39 @@ class Receiver:
             await asyncio.sleep(POLL_SECONDS)
         if now["running"] or now["status"] not in {"paused", "postmigrate"}:
             raise QemuError(f"found the guest {now['status']}, expected it to stand still")
+
+    async def _released(self) -> None:
+        """Have the old QEMU leave. Raises ``KvmhooksError`` when the guest runs on there.
+
+        No answer may mean either, so it is asked for again, until it comes or neither the old QEMU
+        nor its supervisor lives: then the guest is nowhere but here.
+        """
+        until = asyncio.get_running_loop().time() + LEAVE_SECONDS
+        while True:
+            try:
+                await asked(self._source, "leave", seconds=PATIENCE_SECONDS)
+            except LaunchError:
+                if is_free(self._source.parent, self.name):
+                    return
+                if asyncio.get_running_loop().time() > until:
+                    raise
+                await asyncio.sleep(POLL_SECONDS)
+            else:
+                return
+
+
+def with_vcpus(plan: Plan, count: int) -> Plan:
+    """Return a plan of which ``count`` vCPUs are there."""
+    spec = plan.spec
+    return attrs.evolve(
+        plan, spec=attrs.evolve(spec, cpu=attrs.evolve(spec.cpu, current=Number(count)))
+    )
+
+
+def _count(smp: str) -> int:
+    """Return how many vCPUs a line of ``-smp`` has from the start; 0 where it does not say."""
+    found = re.match(r"-smp (\d{1,4}),", smp)
+    return int(found[1]) if found else 0
 
 
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:

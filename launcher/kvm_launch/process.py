@@ -33,6 +33,9 @@ from kvmhooks.render.sockets import inherited
 QMP: Final = "qmp.sock"
 """The monitor that is ours."""
 
+SECOND: Final = "monitor1"
+"""QEMU's name for the socket of the monitor that is for others (``record.MONITOR``)."""
+
 QUIT_SECONDS: Final = 5.0
 
 

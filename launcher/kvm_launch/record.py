@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
-from attrs import asdict, evolve, fields, frozen
+from attrs import asdict, evolve, fields, frozen, resolve_types
 
 from kvm_launch.life import Life, State, Step
 from kvm_launch.notify import ServiceManager
@@ -25,6 +25,7 @@ from kvmhooks.spec import VmSpec
 from kvmhooks.values import CpuSet
 
 NAME: Final = "status.json"
+
 MONITOR: Final = "control.sock"
 """The second monitor, for ``kvm-launch qmp``."""
 
@@ -51,6 +52,8 @@ class Record:
     supervisor: int = 0
     supervisor_start: int = 0
     """In ticks since boot: no later process with the same number is taken for it."""
+    patience: float = 0
+    """How many seconds it may take to end after it was asked to; 0 in records of before."""
     qemu: int = 0
     cpus: str = ""
     """Where its threads may run."""
@@ -86,9 +89,6 @@ class Record:
         return start_time(Door(), self.supervisor) == self.supervisor_start
 
 
-_KEYS: Final = frozenset(one.name for one in fields(Record))
-
-
 class Account:
     """Tells each step of a VM's life as it is reached: to a person, and in the run directory.
 
@@ -114,6 +114,7 @@ class Account:
             source=spec.source,
             supervisor=pid,
             supervisor_start=start_time(Door(), pid) or 0,
+            patience=self._patience,
         )
 
     @contextmanager
@@ -234,16 +235,26 @@ def find(base: Path, name: str) -> Record:
 
 
 def _read(directory: Path) -> Record | None:
-    """What stands in a VM's directory, if it is ours; it may vanish at any moment.
+    """Return what stands in a VM's directory, if it is ours; it may vanish at any moment.
 
-    Another version of kvm-launch may have written it: keys that are not known here are passed over,
-    and a key that it lacked has its default. So keys are only added, and keep their meaning.
+    None for what no supervisor writes. Another version of kvm-launch may have written it: keys that
+    are not known here are passed over, and a key that it lacked has its default. So keys are only
+    added, and keep their meaning.
     """
     try:
-        path = directory / NAME
-        said: Any = json.loads(files.read(path, MOST_BYTES, owner=os.geteuid(), follows=False))
-        if said["name"] != directory.name:
-            return None
-        return Record(**{key: value for key, value in said.items() if key in _KEYS})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None  # it is gone, another user's, or no record
+        said: Any = json.loads(
+            files.read(directory / NAME, MOST_BYTES, owner=os.geteuid(), follows=False)
+        )
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict) or said.get("name") != directory.name:
+        return None
+    kinds = {field.name: field.type for field in fields(resolve_types(Record))}
+    known = {key: value for key, value in said.items() if key in kinds}
+    is_typed = all(_is_a(value, kinds[key]) for key, value in known.items())
+    return Record(**known) if is_typed and "source" in known else None
+
+
+def _is_a(value: object, kind: type[Any] | None) -> bool:
+    """Return whether a value of JSON is of a field's type; a whole number is a ``float`` too."""
+    return type(value) is kind or (kind is float and type(value) is int)

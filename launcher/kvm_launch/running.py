@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import attrs
 
 from kvm_launch.changes import Changes, check_balloon, check_count, parse, with_pins, with_tuning
 from kvm_launch.hold import Hold
+from kvm_launch.process import SECOND
 from kvm_launch.record import Account
-from kvmhooks.errors import KvmhooksError, QemuError
+from kvm_launch.vcpus import ANSWER_SECONDS, check_unplug, slots_of, there, version_of
+from kvmhooks.errors import KvmhooksError, QemuError, UsageError
 from kvmhooks.live.qmp import Monitor
 from kvmhooks.live.threads import planned_cpus
 from kvmhooks.placement import Plan, replan
@@ -48,7 +50,17 @@ class Running:
     @property
     def handlers(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         """What it answers to, by verb."""
-        return {"set": self.set, "reload": self.reload}
+        return {"set": self.set, "reload": self.reload, "monitor": self.monitor}
+
+    async def monitor(self, _request: Mapping[str, Any]) -> list[str]:
+        """Tell whether a client has the monitor that is for others: ``held`` or ``free``.
+
+        What nobody is connected to is «disconnected:…» (``update_disconnected_filename()``,
+        chardev/char-socket.c). Raises ``QemuError``.
+        """
+        chardevs = await self._monitor.execute("query-chardev", seconds=ANSWER_SECONDS)
+        (second,) = (one["filename"] for one in chardevs if one["label"] == SECOND)
+        return ["free" if second.startswith("disconnected:") else "held"]
 
     async def reload(self, _request: Mapping[str, Any]) -> list[str]:
         """Move it to better CPUs of the host as it is now, if there are any; its memory stays.
@@ -63,9 +75,15 @@ class Running:
 
         Raises ``KvmhooksError``.
         """
-        wanted = parse([str(word) for word in request["words"]])
+        words = request.get("words")
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise UsageError(f"words: found {repr(words)[:80]}, expected a list of KEY=VALUE")
+        wanted = parse(words)
         if wanted.vcpus is not None:
             check_count(self.plan, wanted.vcpus)
+            found = len(there(await slots_of(self._monitor)))
+            version = await version_of(self._monitor)
+            check_unplug(self.plan, version, found=found, count=wanted.vcpus)
         if wanted.balloon is not None:
             check_balloon(self.plan, wanted.balloon)
         spec = with_tuning(self.plan.spec, wanted.tuning) if wanted.tuning else None
@@ -138,17 +156,17 @@ class Running:
 
     async def _plug(self, count: int) -> list[str]:
         """Plug vCPUs in, or have the guest give some back, until ``count`` are there."""
-        slots = by_place(await self._monitor.execute("query-hotpluggable-cpus"))
-        there = [at for at, slot in enumerate(slots) if "qom-path" in slot]
-        absent = [at for at in range(len(slots)) if at not in there]
-        for at in absent[: max(0, count - len(there))]:
+        slots = await slots_of(self._monitor)
+        present = list(there(slots))
+        absent = [at for at in range(len(slots)) if at not in present]
+        for at in absent[: max(0, count - len(present))]:
             arguments = {"driver": slots[at]["type"], "id": f"vcpu{at}", **slots[at]["props"]}
             await self._monitor.execute("device_add", arguments)
-        for at in reversed(there[count:]):
+        for at in reversed(present[count:]):
             await self._unplug(at, slots[at]["qom-path"])
         threads = await self._monitor.threads()
         await asyncio.to_thread(self._hold.gather, self.plan, self._process, threads)
-        return [f"vcpus: {len(there)} -> {sum(role.startswith('vCPU') for role in threads)}"]
+        return [f"vcpus: {len(present)} -> {sum(role.startswith('vCPU') for role in threads)}"]
 
     async def _unplug(self, number: int, path: str) -> None:
         """Have the guest give a vCPU back, which it may refuse to do. Raises ``QemuError``."""
@@ -184,13 +202,3 @@ def placed_as(current: Plan, found: Plan) -> Plan:
         score=found.score,
         why=found.why,
     )
-
-
-def by_place(slots: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """QEMU's places for vCPUs in the order of their numbers.
-
-    The number of an x86 vCPU follows from its place (``x86_possible_cpu_arch_ids()``,
-    hw/i386/x86-common.c); the answer's own order is the reverse.
-    """
-    levels = ("socket-id", "die-id", "module-id", "core-id", "thread-id")
-    return sorted(slots, key=lambda slot: [slot["props"].get(level, 0) for level in levels])

@@ -23,7 +23,7 @@ from kvm_launch.running import Running
 from kvm_launch.stop import Stop
 from kvm_launch.user import user_of
 from kvm_launch.watch import Watch
-from kvmhooks.errors import QemuError
+from kvmhooks.errors import KvmhooksError, QemuError
 from kvmhooks.live import threads as live_threads
 from kvmhooks.live.qmp import Monitor, connect
 from kvmhooks.live.rundir import RunDir
@@ -34,8 +34,7 @@ ANSWER_SECONDS: Final = 60.0
 
 GRACE_SECONDS: Final = 1.0
 
-LEAVE_SECONDS: Final = 120.0
-"""How long the QEMU from which a guest came may take to be gone, and its host restored."""
+_POLL_SECONDS: Final = 0.1
 
 
 async def supervise(
@@ -89,13 +88,11 @@ async def supervise(
                     if receiver is not None:
                         life.note(await receiver.receive(monitor, run_dir))
                     await monitor.execute("cont")
-                    if receiver is not None:
-                        await asyncio.to_thread(run_dir.rename, receiver.name, LEAVE_SECONDS)
-                        account.renamed()
                     await asyncio.to_thread(hold.follow)
                     async with (
                         control.served(listener, handlers),
-                        _awaited(plan, run_dir, account),
+                        _named(receiver, run_dir, account) as named,
+                        _awaited(plan, run_dir, account, named),
                     ):
                         forced = await _follow(plan, process, ended, monitor, stop, watch, crew)
         except QemuError as error:
@@ -118,12 +115,50 @@ def _leave(watch: Watch, stop: Stop) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _awaited(plan: Plan, run_dir: RunDir, account: Account) -> AsyncIterator[None]:
+async def _named(
+    receiver: Receiver | None, run_dir: RunDir, account: Account
+) -> AsyncIterator[asyncio.Event]:
+    """Take the VM's name once the QEMU from which the guest came is gone, and its host restored.
+
+    Nobody waits for that: the guest runs already. The event tells that the name is taken.
+    """
+    named = asyncio.Event()
+    if receiver is None:
+        named.set()
+        yield named
+        return
+    naming = asyncio.ensure_future(_take_name(receiver.name, run_dir, account, named))
+    try:
+        yield named
+    finally:
+        naming.cancel()
+        await asyncio.gather(naming, return_exceptions=True)
+
+
+async def _take_name(name: str, run_dir: RunDir, account: Account, named: asyncio.Event) -> None:
+    try:
+        while not run_dir.take_name(name):  # noqa: ASYNC110 -- no event tells
+            await asyncio.sleep(_POLL_SECONDS)
+        account.renamed()
+    except (KvmhooksError, OSError) as error:
+        account.warn(f"the VM stays {run_dir.path.name!r}: {error}")
+    named.set()
+
+
+@contextlib.asynccontextmanager
+async def _awaited(
+    plan: Plan, run_dir: RunDir, account: Account, named: asyncio.Event
+) -> AsyncIterator[None]:
     """Tell when the guest's agent answers, where that is waited for."""
     if plan.spec.run.ready != "agent":
         yield
         return
-    waiting = asyncio.ensure_future(agent.answered(run_dir.path / agent.SOCKET))
+
+    async def answered() -> None:
+        await named.wait()  # its socket is in the run directory
+        await agent.answered(run_dir.path / agent.SOCKET)
+
+    waiting = asyncio.ensure_future(answered())
     waiting.add_done_callback(lambda done: None if done.cancelled() else account.up())
     try:
         yield

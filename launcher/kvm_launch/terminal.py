@@ -23,8 +23,9 @@ ESCAPE: Final = b"\x1d"
 
 CHUNK: Final = 1 << 12
 
-KEYS: Final = 1 << 16
-"""Bytes that are typed and wait for the guest at the most."""
+WAITING_BYTES: Final = 1 << 16
+
+ANSWER_SECONDS: Final = 10.0
 
 
 def attach(directory: Path) -> int:
@@ -33,10 +34,13 @@ def attach(directory: Path) -> int:
     Raises ``LaunchError`` for a VM without a console.
     """
     with socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(ANSWER_SECONDS)
         try:
             peer.connect(str(directory / CONSOLE))
         except OSError as error:
-            raise LaunchError(f"{directory.name}: its console: {error.strerror}") from error
+            why = error.strerror or f"nobody answers within {ANSWER_SECONDS:g} s"
+            raise LaunchError(f"{directory.name}: its console: {why}") from error
+        peer.setblocking(False)
         is_terminal = os.isatty(sys.stdin.fileno())
         if is_terminal:
             print(f"{directory.name}: Ctrl-] leaves its console", file=sys.stderr)
@@ -48,29 +52,48 @@ def attach(directory: Path) -> int:
 def _relay(peer: socket.socket, *, has_escape: bool) -> None:
     """Copy both ways until the other side ends; the end of our input is no end of its output.
 
-    A guest that takes no keys keeps nobody from leaving: what it does not take in time is lost.
-    Raises ``OutputError``.
+    A terminal's keys that the other side does not take in are lost beyond ``WAITING_BYTES``: the
+    escape has to be seen. Other input waits instead. Raises ``OutputError``.
     """
     stdin, stdout = sys.stdin.fileno(), sys.stdout.fileno()
-    watched: list[int | socket.socket] = [peer, stdin]
-    keys = b""
+    has_input, waiting = True, b""
     while True:
-        ready, free, _ = select.select(watched, [peer] if keys else [], [])
+        takes = has_input and (has_escape or not waiting)
+        watched: list[int | socket.socket] = [peer, *([stdin] if takes else [])]
+        ready, writable, _ = select.select(watched, [peer] if waiting else [], [])
         if peer in ready:
-            said = peer.recv(CHUNK)
+            said = _received(peer)
             if not said:
                 return
             _write(stdout, said)
         if stdin in ready:
             typed = os.read(stdin, CHUNK)
-            if not typed:
-                watched.remove(stdin)
+            has_input = bool(typed)
             before, escape, _ = typed.partition(ESCAPE) if has_escape else (typed, b"", b"")
-            keys += before if len(keys) < KEYS else b""
+            waiting = (waiting + before)[:WAITING_BYTES]
             if escape:
+                _sent(peer, waiting)
                 return
-        if peer in free:
-            keys = keys[peer.send(keys, socket.MSG_DONTWAIT) :]
+        if writable or waiting:
+            waiting = waiting[_sent(peer, waiting) :]
+
+
+def _received(peer: socket.socket) -> bytes:
+    """Return what came; nothing at the end of the other side, however it ended."""
+    try:
+        return peer.recv(CHUNK)
+    except ConnectionResetError:
+        return b""
+
+
+def _sent(peer: socket.socket, data: bytes) -> int:
+    """Return how much of ``data`` the other side takes in now; its end is seen when reading."""
+    try:
+        return peer.send(data)
+    except BlockingIOError:
+        return 0
+    except (BrokenPipeError, ConnectionResetError):
+        return len(data)
 
 
 @contextmanager

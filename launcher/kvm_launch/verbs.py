@@ -10,20 +10,24 @@ import select
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
 
 from attrs import asdict
 
 from kvm_launch.changes import parse
-from kvm_launch.control import ask
-from kvm_launch.record import MONITOR, find, running
-from kvmhooks.errors import QemuError, UsageError
+from kvm_launch.control import ask, asked
+from kvm_launch.record import MARGIN_SECONDS, MONITOR, find, running
+from kvmhooks.errors import KvmhooksError, QemuError, UsageError
 from kvmhooks.live.qmp import connect
 from kvmhooks.live.rundir import base_of
 from kvmhooks.render.table import table
 
 ANSWER_SECONDS: Final = 10.0
+
+TURN_SECONDS: Final = 5.0
+"""How long QEMU's monitor, which talks to one client at a time, is waited for."""
 
 
 def main(verb: str, argv: Sequence[str]) -> int:
@@ -96,10 +100,14 @@ def _stop(arguments: argparse.Namespace, base: Path) -> int:
         if not record.is_followed:  # it ended between the look and the open
             return 0
         signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+        patience = record.patience
         if arguments.now:
             _wait(descriptor, 0.2)  # two signals at once would be one
             _signal(descriptor)
-        _wait(descriptor, None)
+            patience = min(patience, MARGIN_SECONDS)
+        if not _wait(descriptor, patience or None):
+            who = f"its supervisor, process {record.supervisor}"
+            raise QemuError(f"{record.name}: {who}, has not ended within {patience:g} s")
     finally:
         os.close(descriptor)
     return 0
@@ -108,17 +116,32 @@ def _stop(arguments: argparse.Namespace, base: Path) -> int:
 def _qmp(arguments: argparse.Namespace, base: Path) -> int:
     """Ask its QEMU something."""
     record = find(base, arguments.name)
-    print(json.dumps(asyncio.run(_execute(base / record.name / MONITOR, arguments)), indent=2))
+    print(json.dumps(asyncio.run(_execute(base / record.name, arguments)), indent=2))
     return 0
 
 
-async def _execute(path: Path, arguments: argparse.Namespace) -> Any:
+async def _execute(directory: Path, arguments: argparse.Namespace) -> Any:
     said = _object(arguments.arguments)
-    try:
-        async with connect(path, seconds=ANSWER_SECONDS) as monitor:
+    async with AsyncExitStack() as stack:
+        try:
+            connection = connect(directory / MONITOR, seconds=TURN_SECONDS)
+            monitor = await stack.enter_async_context(connection)
+        except QemuError as error:
+            raise await _unreached(directory, error) from error
+        try:
             return await monitor.execute(arguments.command, said, seconds=ANSWER_SECONDS)
-    except QemuError as error:
-        raise QemuError(f"{arguments.name}: {error}") from error
+        except QemuError as error:
+            raise QemuError(f"{directory.name}: {error}") from error
+
+
+async def _unreached(directory: Path, error: QemuError) -> QemuError:
+    """Return why there was no answer: QEMU talks to one client at a time, as others wait."""
+    try:
+        is_held = await asked(directory, "monitor", seconds=ANSWER_SECONDS) == ["held"]
+    except KvmhooksError:  # the supervisor has ended, hangs, or is an older one
+        is_held = False
+    said = f"another client has held its monitor for {TURN_SECONDS:g} s" if is_held else error
+    return QemuError(f"{directory.name}: {said}")
 
 
 def _object(text: str | None) -> dict[str, object] | None:
@@ -166,9 +189,9 @@ def _signal(descriptor: int) -> None:
         return
 
 
-def _wait(descriptor: int, seconds: float | None) -> None:
-    """Wait for the end of a process (pidfd_open(2): it becomes readable then)."""
-    select.select([descriptor], [], [], seconds)
+def _wait(descriptor: int, seconds: float | None) -> bool:
+    """Return whether a process ends within so many seconds (pidfd_open(2): it is readable then)."""
+    return bool(select.select([descriptor], [], [], seconds)[0])
 
 
 def _ago(since: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -197,8 +198,8 @@ def test_ctrl_c_at_any_moment_leaves_nothing(launcher: Launcher, delay: float) -
     assert launcher.left_behind() == []
 
 
-def test_a_reader_that_goes_away_ends_the_vm(launcher: Launcher, guest: Path) -> None:
-    """When nobody reads the console any more, QEMU is ended and no traceback is printed."""
+def test_a_reader_that_goes_away_is_nothing_to_the_vm(launcher: Launcher, guest: Path) -> None:
+    """When nobody reads the console any more, the guest runs to its end, and that is told once."""
     assert guest.exists()
     with launcher.start(QUICKSTART) as process:
         assert process.stdout is not None
@@ -207,7 +208,8 @@ def test_a_reader_that_goes_away_ends_the_vm(launcher: Launcher, guest: Path) ->
         assert process.stderr is not None
         err = process.stderr.read()
         status = process.wait(timeout=30)
-    assert (status, err) == (1, "")
+    told = r"kvm-launch: standard output: \d+ bytes are not written: Broken pipe\n"
+    assert (status, re.fullmatch(told, err) is not None) == (0, True), err
     assert processes_of("quickstart") == []
     assert launcher.left_behind() == []
 

@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.integration.components import Launcher, eventually, processes_of, read_until
+from tests.integration.roms import write_rom
 from tests.integration.test_launch_verbs import shown, verb
 
 if TYPE_CHECKING:
@@ -119,14 +121,18 @@ def test_a_guest_runs_on_when_the_new_place_fails(
     """kill -9 of the one that arrives, or of its QEMU, before the guest is there."""
     spec, old = vm
     (there,) = processes_of("vm")
-    os.kill(there, signal.SIGSTOP)  # its supervisor answers, and the guest cannot go yet
     new = migrate(launcher, spec)
     assert new.stdout is not None
-    read_until(new.stdout, "state: paused")
-    (qemu,) = set(processes_of("vm")) - {there}
-    os.kill(new.pid if whom == "supervisor" else qemu, signal.SIGKILL)
-    eventually(lambda: processes_of("vm") == [there])
-    os.kill(there, signal.SIGCONT)
+    said = read_until(new.stdout, "state: starting")
+    os.kill(there, signal.SIGSTOP)  # its supervisor answers, and the guest cannot go yet
+    try:
+        if "state: paused" not in said:
+            read_until(new.stdout, "state: paused")
+        (qemu,) = set(processes_of("vm")) - {there}
+        os.kill(new.pid if whom == "supervisor" else qemu, signal.SIGKILL)
+        eventually(lambda: processes_of("vm") == [there])
+    finally:
+        os.kill(there, signal.SIGCONT)
     _, err = new.communicate(timeout=60)
     assert new.returncode == (-signal.SIGKILL if whom == "supervisor" else 3), err
 
@@ -136,6 +142,140 @@ def test_a_guest_runs_on_when_the_new_place_fails(
     eventually(runs, seconds=60)
     assert (processes_of("vm"), old.poll()) == ([there], None)
     assert verb(launcher, "stop", "--now", "vm").returncode == 0
+
+
+def tiny(launcher: Launcher, does: str, text: str = "", cpu: str = "vcpus = 2") -> Path:
+    """A VM whose firmware does one thing."""
+    rom = write_rom(launcher.base / "tiny.rom", does)
+    top = f'[machine]\naccel = "tcg"\n[boot]\nfirmware = "{rom}"'
+    return launcher.vm("vm", text, cpu=cpu, top=top)
+
+
+def there(launcher: Launcher) -> int:
+    """How many vCPUs QEMU has."""
+    return len(json.loads(verb(launcher, "qmp", "vm", "query-cpus-fast").stdout))
+
+
+def test_a_guest_keeps_the_vcpus_that_it_has_by_now(launcher: Launcher) -> None:
+    """Those that were plugged in come along, more can be plugged there, and none is lost."""
+    spec = tiny(launcher, "sits", cpu="vcpus = 4\ncurrent = 2")
+    old = launcher.start(spec)
+    eventually(lambda: shown(launcher) == {"vm": "running"})
+    assert verb(launcher, "set", "vm", "vcpus=3").stdout == "vcpus: 2 -> 3\n"
+    new = migrate(launcher, spec)
+    assert old.wait(60) == 0
+    eventually(lambda: shown(launcher) == {"vm": "running"})
+    assert there(launcher) == 3
+    assert verb(launcher, "set", "vm", "vcpus=4").stdout == "vcpus: 3 -> 4\n"
+    assert verb(launcher, "stop", "--now", "vm").returncode == 0
+    _, err = new.communicate(timeout=60)
+    assert (new.returncode, err, launcher.left_behind()) == (3, "", [])
+
+
+def test_an_emulated_guest_loses_no_vcpu_and_so_not_itself(launcher: Launcher) -> None:
+    """QEMU 7.2 crashes when it migrates after one was unplugged: no owner can, and a guest that has
+    ejected one itself stays where it is."""
+    spec = tiny(launcher, "ejects a vCPU", cpu="vcpus = 3")
+    old = launcher.start(spec)
+    eventually(lambda: shown(launcher) == {"vm": "running"})
+    eventually(lambda: there(launcher) == 2)
+    ran = verb(launcher, "set", "vm", "vcpus=1")
+    said = "vm: vcpus: found 1, expected at least 2, as there are: a QEMU that emulates the CPU "
+    assert (ran.returncode, ran.stderr[: len(said)]) == (1, said)
+    new = migrate(launcher, spec)
+    _, err = new.communicate(timeout=60)
+    assert (new.returncode, err[:24]) == (3, "vm: found vCPUs 0,2, exp")
+    assert (old.poll(), shown(launcher), there(launcher)) == (None, {"vm": "running"}, 2)
+    assert verb(launcher, "stop", "--now", "vm").returncode == 0
+    old.communicate(timeout=60)
+
+
+def test_an_emulated_guest_forgets_nothing(launcher: Launcher) -> None:
+    """What it writes while its memory is on its way is in the new QEMU as well."""
+    spec = tiny(launcher, "remembers", cpu="vcpus = 1")
+    old = launcher.start(spec)
+    assert old.stdout is not None
+    read_until(old.stdout, "running\n.")
+    new = migrate(launcher, spec)
+    assert new.stdout is not None
+    assert "X" not in read_until(new.stdout, "running\n.").partition("state: running")[2]
+    assert old.wait(60) == 0
+    assert verb(launcher, "stop", "--now", "vm").returncode == 0
+    assert "X" not in new.communicate(timeout=60)[0].partition("thread ")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 1, 2, 2.5, 3, 3.5, 4, 4.5, 5])
+def test_an_emulated_guest_goes_while_it_boots(
+    launcher: Launcher, guest: Path, seconds: float
+) -> None:
+    """It comes up, wherever in its boot it was: of thirty, six panicked when it did not stand
+    still."""
+    spec = launcher.vm(
+        "vm",
+        top=f'machine.accel = "tcg"\n[boot]\nkernel = "{guest}/vmlinuz"\n'
+        f'initrd = "{guest}/initramfs.img"\n'
+        'cmdline = "console=ttyS0 no_timer_check kvmhooks.hold"',
+        cpu="vcpus = 2",
+    )
+    spec.write_text(spec.read_text().replace("64MiB", "256MiB"))
+    old = launcher.start(spec)
+    assert old.stdout is not None
+    read_until(old.stdout, "state: running")
+    time.sleep(seconds)
+    new = migrate(launcher, spec)
+    said = old.communicate(timeout=60)[0]
+    assert new.stdout is not None
+    if "holding until" not in said:
+        said += read_until(new.stdout, "holding until")
+    assert verb(launcher, "stop", "vm").returncode == 0
+    said += new.communicate(timeout=60)[0]
+    assert new.returncode in {0, 3}
+    for word in ("panic", "BUG:", "Oops"):
+        assert word not in said
+
+
+def test_what_was_changed_by_hand_is_refused(launcher: Launcher) -> None:
+    """A medium that was taken out is none that the new QEMU may put in again."""
+    (launcher.base / "cd.iso").write_bytes(bytes(1 << 16))
+    spec = tiny(launcher, "sits", "[[disk]]\npath = 'cd.iso'\ndevice = 'cdrom'")
+    old = launcher.start(spec)
+    eventually(lambda: shown(launcher) == {"vm": "running"})
+    for command in ("blockdev-open-tray", "blockdev-remove-medium"):
+        assert verb(launcher, "qmp", "vm", command, '{"id": "disk0"}').returncode == 0
+    new = migrate(launcher, spec)
+    _, err = new.communicate(timeout=60)
+    assert (new.returncode, err[:40]) == (1, "vm: its guest has 'drive disk0: empty', ")
+    assert (old.poll(), shown(launcher)) == (None, {"vm": "running"})
+    assert verb(launcher, "stop", "--now", "vm").returncode == 0
+    old.communicate(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("whom", "after"),
+    [("supervisor", "it migrates to another"), ("QEMU", "state: paused: QEMU stopped it")],
+)
+def test_a_guest_comes_back_soon_when_the_new_place_dies(
+    launcher: Launcher, whom: str, after: str
+) -> None:
+    """kill -9 while the memory is on its way, or when it stands still: it runs where it was."""
+    spec = tiny(launcher, "remembers", cpu="vcpus = 1")
+    old = launcher.start(spec)
+    assert old.stdout is not None
+    read_until(old.stdout, "running\n.")
+    (there,) = processes_of("vm")
+    new = migrate(launcher, spec)
+    read_until(old.stdout, after)
+    (qemu,) = set(processes_of("vm")) - {there} or {0}
+    if qemu:  # else it has come through already
+        os.kill(new.pid if whom == "supervisor" else qemu, signal.SIGKILL)
+    new.communicate(timeout=60)
+    eventually(lambda: processes_of("vm") == [there] or old.poll() == 0, seconds=10)
+    if old.poll() is None:
+        eventually(lambda: shown(launcher) == {"vm": "running"}, seconds=10)
+        assert verb(launcher, "stop", "--now", "vm").returncode == 0
+    out, _ = old.communicate(timeout=60)
+    assert "X" not in out.partition("thread ")[0]
 
 
 def test_nobody_comes_from_nowhere(launcher: Launcher) -> None:

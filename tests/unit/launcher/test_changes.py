@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm_launch.changes import Changes, parse, with_pins
-from kvm_launch.running import by_place, placed_as
-from kvmhooks.errors import PlanError, UsageError
+from kvm_launch.changes import Changes, parse, with_pins, with_tuning
+from kvm_launch.running import placed_as
+from kvm_launch.vcpus import by_place
+from kvmhooks.errors import PlanError, SpecError, UsageError
 from kvmhooks.host import Host, read
 from kvmhooks.live.threads import planned_cpus
 from kvmhooks.placement import Plan, plan, replan
@@ -54,6 +56,24 @@ def test_any_words_are_changes_or_a_message(words: list[str]) -> None:
     """Nothing else comes out of it, whatever the words are."""
     with suppress(UsageError):
         assert parse(words) == parse(list(words))
+
+
+def test_many_or_deep_words_take_no_time() -> None:
+    """As many as a request has room for, and brackets deeper than a parser goes."""
+    begun = time.monotonic()
+    many = [f"tuning.k{at}=1" for at in range(8_000)]
+    assert len(parse(many).tuning) == 8_000
+    with pytest.raises(UsageError, match="found 'emulator' twice"):
+        parse([*many, "emulator=0", "emulator=1"])
+    assert time.monotonic() - begun < 5
+    assert parse(["tuning.shares=" + "[" * 30_000]).tuning == {"shares": "[" * 30_000}
+
+
+@pytest.mark.parametrize("said", [("memory", "memory.hard"), ("memory.hard", "memory")])
+def test_a_key_is_a_value_or_a_table(said: tuple[str, str]) -> None:
+    """Whichever comes first."""
+    with pytest.raises(SpecError, match="found a value and a table, expected one of them"):
+        with_tuning(owning().spec, dict.fromkeys(said, "1GiB"))
 
 
 @given(

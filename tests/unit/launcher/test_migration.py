@@ -1,0 +1,225 @@
+"""Where a guest is when one of its two places fails: in one of them, and never in both."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kvm_launch.control import NAME, listening, served
+from kvm_launch.migration import Receiver, Sender
+from kvm_launch.record import Record
+from kvm_launch.vcpus import survives_unplug, there
+from kvmhooks.errors import QemuError
+from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.state import start_time
+from kvmhooks.live.rundir import RunDir, is_free
+from kvmhooks.values import CpuSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VERSIONS = [
+    ("kvm", (7, 2, 22), True),
+    ("tcg", (7, 2, 22), False),
+    ("tcg", (10, 0, 4), False),
+    ("tcg", (10, 0, 5), True),
+    ("tcg", (10, 1, 0), False),
+    ("tcg", (10, 1, 1), True),
+    ("tcg", (10, 2, 0), True),
+]
+
+
+@pytest.mark.parametrize(("accel", "version", "survives"), VERSIONS)
+def test_which_qemu_survives_that_a_vcpu_goes(
+    accel: str,
+    version: tuple[int, int, int],
+    survives: bool,  # noqa: FBT001 -- of a table
+) -> None:
+    """KVM's does; the emulation was mended in two branches."""
+    assert survives_unplug(accel, version) is survives
+
+
+def test_who_is_there() -> None:
+    """The places that have a vCPU, by their numbers."""
+    slots = [{"qom-path": "/a"}, {}, {"qom-path": "/b"}]
+    assert there(slots) == CpuSet({0, 2})
+
+
+class Qemu:
+    """A monitor behind which a guest waits to go on."""
+
+    def __init__(self, refusals: int = 0) -> None:
+        self.said: list[str] = []
+        self.is_connected = True
+        self._refusals = refusals
+
+    async def execute(self, command: str, *_: Any, **__: Any) -> Any:
+        self.said.append(command)
+        if command == "cont" and self._refusals:
+            self._refusals -= 1
+            raise QemuError('QEMU refused cont: Failed to get "write" lock')
+        return {"status": "completed", "downtime": 5, "total-time": 5}
+
+
+@pytest.mark.parametrize(("accel", "stops"), [("tcg", ["stop"]), ("kvm", [])])
+def test_an_emulated_guest_stands_still_before_it_is_sent(accel: str, stops: list[str]) -> None:
+    """QEMU's emulation forgets what a guest writes meanwhile, and the guest panics; not so KVM."""
+    qemu = Qemu()
+    plan: Any = SimpleNamespace(accel=accel)
+    run_dir, account, one = None, None, Sender
+    made: Any = one(plan, qemu, run_dir, account, lambda: None)  # type: ignore[arg-type]
+    assert asyncio.run(made._send()) == "its guest stood still for 5 ms"
+    assert qemu.said == ["migrate-set-parameters", *stops, "migrate", "query-migrate"]
+
+
+def sender(base: Path, qemu: Qemu, left: list[str]) -> Sender:
+    """One whose guest stands still, to be let run in the directory ``vm~`` of ``base``."""
+
+    class Silent:
+        class life:  # noqa: N801 -- an attribute
+            note = staticmethod(lambda _: None)
+
+    run_dir = RunDir(base, "vm")
+    made: Any = Sender(None, qemu, run_dir, Silent, lambda: left.append("left"))  # type: ignore[arg-type]
+    made._is_between = True
+    made._after = asyncio.create_task(made._come_back("vm~"))
+    return made  # type: ignore[no-any-return]
+
+
+@contextmanager
+def locked(base: Path, name: str) -> Iterator[None]:
+    """A VM whose supervisor or QEMU lives."""
+    descriptor = os.open(base / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def test_a_guest_comes_back_once_the_other_is_gone(tmp_path: Path) -> None:
+    """At once, and from then on nobody is told that it may leave."""
+    qemu = Qemu()
+    left: list[str] = []
+
+    async def scene() -> None:
+        with locked(tmp_path, "vm~"):
+            one = sender(tmp_path, qemu, left)
+            await asyncio.sleep(0.3)
+            assert qemu.said == []
+        await asyncio.sleep(0.3)
+        assert qemu.said == ["cont"]
+        with pytest.raises(QemuError, match="found the guest running here"):
+            await one.leave({})
+
+    asyncio.run(scene())
+    assert left == []
+
+
+def test_a_guest_that_was_let_go_does_not_come_back(tmp_path: Path) -> None:
+    """Its QEMU is told to quit, and to nothing else, though the other one ends then."""
+    qemu = Qemu()
+    left: list[str] = []
+
+    async def scene() -> None:
+        with locked(tmp_path, "vm~"):
+            one = sender(tmp_path, qemu, left)
+            await asyncio.sleep(0)
+            assert await one.leave({}) == ["it has left"]
+        await asyncio.sleep(0.5)
+
+    asyncio.run(scene())
+    assert (qemu.said, left) == (["quit"], ["left"])
+
+
+def test_a_guest_whose_disks_are_locked_may_still_leave(tmp_path: Path) -> None:
+    """It could not go on here, so it is in one place only."""
+    qemu = Qemu(refusals=1)
+    left: list[str] = []
+
+    async def scene() -> None:
+        one = sender(tmp_path, qemu, left)
+        await asyncio.sleep(0.3)
+        assert qemu.said == ["cont"]
+        assert await one.leave({}) == ["it has left"]
+        await asyncio.sleep(1.2)
+
+    asyncio.run(scene())
+    assert (qemu.said, left) == (["cont", "quit"], ["left"])
+
+
+def receiver(base: Path) -> Receiver:
+    """One whose guest comes from ``vm``."""
+    (base / "vm").mkdir()
+    start = start_time(Door(), os.getpid()) or 0
+    record = Record(name="vm", source="", supervisor=os.getpid(), supervisor_start=start)
+    (base / "vm" / "status.json").write_text(
+        json.dumps({"name": "vm", "source": "", "supervisor": record.supervisor,
+                    "supervisor_start": record.supervisor_start})
+    )  # fmt: skip
+    return Receiver(base, "vm")
+
+
+def test_a_guest_stays_when_its_old_place_has_ended(tmp_path: Path) -> None:
+    """Nobody answers, and neither the old supervisor nor its QEMU lives: it is nowhere else."""
+    asyncio.run(receiver(tmp_path)._released())
+
+
+def test_a_guest_is_asked_for_until_there_is_an_answer(tmp_path: Path) -> None:
+    """Whoever is alive and says nothing may have it run there: it is waited for what that says."""
+    one = receiver(tmp_path)
+    asked = []
+
+    async def leave(_: object) -> list[str]:
+        asked.append(1)
+        raise QemuError("found the guest running here")
+
+    async def scene() -> None:
+        with locked(tmp_path, "vm"):
+            going = asyncio.ensure_future(one._released())
+            await asyncio.sleep(0.3)
+            assert not going.done()
+            async with served(listening(tmp_path / "vm" / NAME), {"leave": leave}):
+                with pytest.raises(QemuError, match="found the guest running here"):
+                    await going
+
+    asyncio.run(scene())
+    assert asked == [1]
+
+
+def test_a_name_is_taken_when_it_is_free(tmp_path: Path) -> None:
+    """Until then the directory keeps its own, and its lock."""
+    with RunDir(tmp_path, "vm~") as run_dir:
+        with locked(tmp_path, "vm"):
+            assert not run_dir.take_name("vm")
+            assert (run_dir.path.name, is_free(tmp_path, "vm~")) == ("vm~", False)
+        assert run_dir.take_name("vm")
+        assert (run_dir.path.name, is_free(tmp_path, "vm~")) == ("vm", True)
+        assert not is_free(tmp_path, "vm")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_is_one_or_is_passed_over(tmp_path: Path) -> None:
+    """What no supervisor wrote is no VM; a key of a later version is no mistake."""
+    receiver(tmp_path)
+    path = tmp_path / "vm" / "status.json"
+    good = json.loads(path.read_text())
+    from kvm_launch.record import running
+
+    path.write_text(json.dumps({**good, "later": [1]}))
+    assert [record.name for record in running(tmp_path)] == ["vm"]
+    for bad in ("", "{", "[]", "[" * 60_000, json.dumps({**good, "supervisor": "1"}),
+                json.dumps({**good, "since": []}), json.dumps({"name": "vm"})):  # fmt: skip
+        path.write_text(bad)
+        assert list(running(tmp_path)) == []
+    path.unlink()
+    os.mkfifo(path)
+    assert list(running(tmp_path)) == []
