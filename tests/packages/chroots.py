@@ -3,8 +3,9 @@
 A system is made once (``tests.lab.cache``) and never changed: each test has a layer over it.
 Programs run in it in mount, process and network namespaces of their own, which end with them, so
 nothing is mounted, running or changed on the machine. They see a ``/proc`` of their own and the
-machine's ``/sys``, but cannot write there. They have no network: what a test installs is in the
-system, downloaded.
+machine's ``/sys``, but can write only what is their processes': what containers have read-only
+(moby, oci/defaults.go, ``ReadonlyPaths``) is so here. They have no network: what a test installs is
+in the system, downloaded.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ lower=$1 layer=$2 shared=$3 script=$4
 mount -t overlay overlay "$layer/root" \
     -o "lowerdir=$lower,upperdir=$layer/upper,workdir=$layer/work"
 mount -t proc proc "$layer/root/proc"
-mount -o remount,bind,ro "$layer/root/proc"
+for global in bus fs irq sys sysrq-trigger; do
+    if [ -e "$layer/root/proc/$global" ]; then
+        mount --bind "$layer/root/proc/$global" "$layer/root/proc/$global"
+        mount -o remount,bind,ro "$layer/root/proc/$global"
+    fi
+done
 mount --bind /sys "$layer/root/sys"
 mount -o remount,bind,ro "$layer/root/sys"
 mount -t tmpfs tmpfs "$layer/root/dev/shm"
