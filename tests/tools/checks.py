@@ -1,5 +1,6 @@
 """`make test`: every check, each with a closing line of how many passed and failed.
 
+mypy runs beside the tests, which wait for QEMUs much of the time; pytest has a worker for each CPU.
 A check that is one program (ruff, mypy) counts as one; pytest's are its tests. The last line is
 the sum.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
@@ -15,6 +17,7 @@ from xml.etree import ElementTree as ET
 HERE = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 JUNIT = HERE / "build" / "junit.xml"
+PARALLEL = ("--numprocesses=auto", "--dist=worksteal")
 
 
 class Count(NamedTuple):
@@ -36,12 +39,14 @@ class Count(NamedTuple):
 
 def main() -> int:
     """Run every check, also after one failed; 0 if none did."""
-    counts = {
-        "ruff": program("ruff", "check", "--quiet"),
-        "format": program("ruff", "format", "--check", "--quiet"),
-        "mypy": program("mypy"),
-        "pytest": tests(),
-    }
+    with ThreadPoolExecutor() as beside:
+        types = beside.submit(program, "mypy")
+        counts = {
+            "ruff": program("ruff", "check", "--quiet"),
+            "format": program("ruff", "format", "--check", "--quiet"),
+            "pytest": tests(),
+            "mypy": types.result(),
+        }
     for name, count in counts.items():
         print(f"{name}: {count}")
     total = Count(*(sum(column) for column in zip(*counts.values(), strict=True)))
@@ -51,16 +56,23 @@ def main() -> int:
 
 def program(name: str, *arguments: str) -> Count:
     """Run one program of the virtual environment."""
-    print(f"== {name} {' '.join(arguments)}", flush=True)
-    status = subprocess.run([BIN / name, *arguments], cwd=HERE, check=False).returncode
-    return Count(int(status == 0), int(status != 0))
+    done = subprocess.run(
+        [BIN / name, *arguments],
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(f"== {name} {' '.join(arguments)}\n{done.stdout}", end="", flush=True)
+    return Count(int(done.returncode == 0), int(done.returncode != 0))
 
 
 def tests() -> Count:
     """Run pytest and count what its JUnit file holds; a run that ended early failed."""
     JUNIT.parent.mkdir(exist_ok=True)
     JUNIT.unlink(missing_ok=True)
-    command = [str(BIN / "pytest"), "-q", f"--junitxml={JUNIT}", *sys.argv[1:]]
+    command = [str(BIN / "pytest"), "-q", *PARALLEL, f"--junitxml={JUNIT}", *sys.argv[1:]]
     print("== pytest", flush=True)
     status = subprocess.run(command, cwd=HERE, check=False).returncode
     if not JUNIT.exists():
