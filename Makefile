@@ -38,7 +38,7 @@ test: apt-test $(VENV)/installed-test guest
 	$(BIN)/python tests/tools/checks.py
 
 check: apt-test $(VENV)/installed-test
-	$(BIN)/python tests/tools/checks.py -n 2 tests/house tests/unit
+	$(BIN)/python tests/tools/checks.py tests/house tests/unit
 
 deb: apt-deb
 	/usr/bin/python3 tests/tools/build_deb.py dist
@@ -46,7 +46,7 @@ deb: apt-deb
 # Without package lists apt cannot say where this machine gets Debian from.
 deb-test: apt-deb-test $(VENV)/installed-test guest deb
 	@apt-get indextargets --format '$$(SITE)' 'Label: Debian' | grep -q . || apt-get -qq update
-	$(BIN)/python tests/tools/checks.py pytest -n 2 --packages tests/packages
+	$(BIN)/python tests/tools/checks.py pytest --packages tests/packages
 
 bench: apt-bench $(VENV)/installed-test guest
 	$(BIN)/python benchmarks/run.py

@@ -2,6 +2,7 @@
 
 With `pytest` and words for it, only that.
 
+mypy runs beside the tests, which wait for QEMUs much of the time; pytest has a worker for each CPU.
 A check that is one program (ruff, mypy) counts as one; pytest's are its tests. The last line is
 the sum.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
@@ -17,6 +19,7 @@ from xml.etree import ElementTree as ET
 HERE = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 JUNIT = HERE / "build" / "junit.xml"
+PARALLEL = ("--numprocesses=auto", "--dist=worksteal")
 
 
 class Count(NamedTuple):
@@ -39,12 +42,17 @@ class Count(NamedTuple):
 def main() -> int:
     """Run every check, also after one failed; 0 if none did."""
     words = sys.argv[1:]
-    counts = {}
-    if words[:1] != ["pytest"]:
-        counts["ruff"] = program("ruff", "check", "--quiet")
-        counts["format"] = program("ruff", "format", "--check", "--quiet")
-        counts["mypy"] = program("mypy")
-    counts["pytest"] = tests(words[words[:1] == ["pytest"] :])
+    if words[:1] == ["pytest"]:
+        counts = {"pytest": tests(words[1:])}
+    else:
+        with ThreadPoolExecutor() as beside:
+            types = beside.submit(program, "mypy")
+            counts = {
+                "ruff": program("ruff", "check", "--quiet"),
+                "format": program("ruff", "format", "--check", "--quiet"),
+                "pytest": tests(words),
+                "mypy": types.result(),
+            }
     for name, count in counts.items():
         print(f"{name}: {count}")
     total = Count(*(sum(column) for column in zip(*counts.values(), strict=True)))
@@ -54,16 +62,23 @@ def main() -> int:
 
 def program(name: str, *arguments: str) -> Count:
     """Run one program of the virtual environment."""
-    print(f"== {name} {' '.join(arguments)}", flush=True)
-    status = subprocess.run([BIN / name, *arguments], cwd=HERE, check=False).returncode
-    return Count(int(status == 0), int(status != 0))
+    done = subprocess.run(
+        [BIN / name, *arguments],
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(f"== {name} {' '.join(arguments)}\n{done.stdout}", end="", flush=True)
+    return Count(int(done.returncode == 0), int(done.returncode != 0))
 
 
 def tests(words: list[str]) -> Count:
     """Run pytest and count what its JUnit file holds; a run that ended early failed."""
     JUNIT.parent.mkdir(exist_ok=True)
     JUNIT.unlink(missing_ok=True)
-    command = [str(BIN / "pytest"), "-q", f"--junitxml={JUNIT}", *words]
+    command = [str(BIN / "pytest"), "-q", *PARALLEL, f"--junitxml={JUNIT}", *words]
     print("== pytest", flush=True)
     status = subprocess.run(command, cwd=HERE, check=False).returncode
     if not JUNIT.exists():
