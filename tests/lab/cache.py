@@ -56,7 +56,7 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     if final.is_dir():
         os.utime(final)
         return final
-    prefix = prefix_of(key)
+    prefix = _prefix_of(key)
     with locked(_lock_of(final.parent, prefix)):
         if final.is_dir():  # another process built it while this one waited
             return final
@@ -72,16 +72,6 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
         os.utime(final)  # prune goes by it, and an unpacked package brings its own date
         say(f"built {kind}/{key} in {time.monotonic() - started:.0f} s")
     return final
-
-
-def prefix_of(key: str) -> str:
-    """Return what a key has in common with those of the same variant or release: ``default-``."""
-    name, dash, _ = key.rpartition("-")
-    return name + dash
-
-
-def _lock_of(kind: Path, prefix: str) -> Path:
-    return kind.with_name(f"{kind.name}-{prefix}.lock".replace("-.", "."))
 
 
 def _unmount_below(path: Path) -> None:
@@ -131,6 +121,16 @@ def locked(path: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
 def say(message: str) -> None:
     """One line for the person who waits."""
     print(f"lab: {message}", flush=True)
+
+
+def _prefix_of(key: str) -> str:
+    """Return what a key has in common with those of the same variant or release: ``default-``."""
+    name, dash, _ = key.rpartition("-")
+    return name + dash
+
+
+def _lock_of(kind: Path, prefix: str) -> Path:
+    return kind.with_name(f"{kind.name}-{prefix}.lock".replace("-.", "."))
 
 
 def _try_lock(file: IO[str], kind: int) -> bool:

@@ -41,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", text)
     text = "once: on the first of several variants alone, unless with --slow"
     config.addinivalue_line("markers", text)
+    text = "once_a_release: as once, but on the first variant of each Debian release"
+    config.addinivalue_line("markers", text)
     text = "alone: measures, so no other test of the lab runs beside it"
     config.addinivalue_line("markers", text)
     if config.getoption("--lab", default=None):
@@ -65,9 +67,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     usual = tuple(name for name, variant in VARIANTS.items() if variant.has_systemd)
     meant = marker.args if marker else usual
     names = [name for name in asked if name in meant]
-    if metafunc.definition.get_closest_marker("once") and not metafunc.config.getoption("--slow"):
-        names = names[:1]
+    if not metafunc.config.getoption("--slow"):
+        names = _those_that_differ(metafunc.definition, names)
     metafunc.parametrize("variant", names, indirect=True, scope="session")
+
+
+def _those_that_differ(test: pytest.Item, names: list[str]) -> list[str]:
+    """Leave out the variants that make no difference to what the test proves."""
+    if test.get_closest_marker("once"):
+        return names[:1]
+    if test.get_closest_marker("once_a_release"):
+        firsts: dict[str, str] = {}
+        for name in names:
+            firsts.setdefault(VARIANTS[name].release, name)
+        return list(firsts.values())
+    return names
 
 
 @pytest.hookimpl(trylast=True)

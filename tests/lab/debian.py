@@ -76,10 +76,12 @@ def kernel_packages(suite: str) -> list[str]:
     """Return the packages that linux-image-amd64 stands for in this suite.
 
     In bookworm and trixie linux-image-VERSION has the kernel and its modules. In sid that one is
-    empty, and depends on linux-binary-VERSION and linux-modules-VERSION (seen with 7.2).
+    empty, and depends on linux-base-VERSION (its configuration, the list of what is built in),
+    linux-binary-VERSION and linux-modules-VERSION (seen with 7.2).
     """
     (latest,) = _dependencies("linux-image-amd64", suite, "linux-image-")
-    return [latest, *_dependencies(latest, suite, "linux-binary-", "linux-modules-")]
+    parts = ("linux-base-", "linux-binary-", "linux-modules-")
+    return [latest, *_dependencies(latest, suite, *parts)]
 
 
 def unpack(packages: list[str], suite: str, into: Path) -> None:

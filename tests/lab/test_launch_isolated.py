@@ -68,7 +68,7 @@ def test_a_kill_leaves_nothing(warm: Lab, whom: str) -> None:
     assert left_behind(warm, before) == []
 
 
-@pytest.mark.once
+@pytest.mark.once_a_release
 @pytest.mark.variants(*AS_INSTALLED)
 def test_a_vm_is_a_service(lab: Lab) -> None:
     """Active when its guest runs, started again after kill -9, powered off by a stop."""
