@@ -105,6 +105,8 @@ class RunDir:
         self._lock_name = f".{name}.lock"  # no VM's name begins with a dot
         self._base = base
         self._lock: int | None = None
+        self._directory: int | None = None
+        """Locked as well, and inherited by nobody: QEMU could unlock the other one for all."""
 
     def __enter__(self) -> Self:
         """Make the directory. Raises ``LaunchError`` when such a VM runs already."""
@@ -127,7 +129,7 @@ class RunDir:
 
     @property
     def lock(self) -> int:
-        """The descriptor of the lock; who inherits it holds the lock as long as they live."""
+        """The descriptor of the lock: who inherits it holds the lock as long as they live."""
         assert self._lock is not None, "the directory is not ours yet"
         return self._lock
 
@@ -142,6 +144,9 @@ class RunDir:
             if lock is None:
                 return False
             try:
+                if _is_locked(self._base / name):
+                    os.close(lock)
+                    return False
                 _remove(self._base / name)
                 os.rename(self.path.name, name, src_dir_fd=base, dst_dir_fd=base)
                 os.unlink(self._lock_name, dir_fd=base)
@@ -190,11 +195,15 @@ class RunDir:
             self._lock = self._lock_of(base, self._name)
         finally:
             os.close(base)
+        if self._lock is not None and _is_locked(self.path):
+            os.close(self._lock)
+            self._lock = None
         if self._lock is None:
             raise LaunchError(f"name: found {self._name!r}, expected one that does not run already")
-        # The lock is ours, so whoever left something here is dead.
+        # The locks are ours, so whoever left something here is dead.
         _remove(self.path)
-        os.close(private_directory(self.path))
+        self._directory = private_directory(self.path)
+        fcntl.flock(self._directory, fcntl.LOCK_EX)
 
     def _leave(self) -> None:
         if self._lock is None:
@@ -203,9 +212,12 @@ class RunDir:
             try:
                 _remove(self.path)
             finally:
-                (self._base / self._lock_name).unlink()
+                _unlink_own(self._base / self._lock_name, self._lock)
                 os.close(self._lock)
                 self._lock = None
+                if self._directory is not None:
+                    os.close(self._directory)
+                    self._directory = None
 
 
 def is_free(base: Path, name: str) -> bool:
@@ -224,6 +236,28 @@ def is_free(base: Path, name: str) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def _is_locked(path: Path) -> bool:
+    """Return whether somebody holds the lock of a VM's directory; one that is not there is free."""
+    try:
+        descriptor = os.open(path, _DIRECTORY)
+    except OSError:  # what else may be there is refused when it is to be removed
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _unlink_own(path: Path, lock: int) -> None:
+    """Remove the file of a lock, unless it was removed by hand: it may be another's by now."""
+    with suppress(FileNotFoundError):
+        if os.path.samestat(path.stat(follow_symlinks=False), os.fstat(lock)):
+            path.unlink()
 
 
 def _remove(path: Path) -> None:
@@ -251,9 +285,9 @@ def _take_lock(directory: int, name: str) -> int | None:
     """Lock a file in ``directory``; None when somebody else holds it.
 
     The file is removed by its holder at the end, so a lock on one that is not there any more is
-    none, and the next one is tried.
+    none, and the next one is tried. QEMU inherits it, and must not fill our file system with it.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         descriptor = os.open(name, flags, 0o600, dir_fd=directory)
         try:

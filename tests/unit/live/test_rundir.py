@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -48,6 +49,37 @@ def test_a_second_vm_of_the_name_is_refused(base: Path) -> None:
             assert names(base) == [".other.lock", ".web.lock", "other", "web"]
     with RunDir(base, "web"):
         assert names(base) == [".web.lock", "web"]
+
+
+def test_what_qemu_inherits_frees_no_name_and_holds_no_bytes(base: Path) -> None:
+    """QEMU may be taken over by its guest: it can neither write into the lock nor let go of it."""
+    with RunDir(base, "web") as first:
+        (first.path / "qmp.sock").touch()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.write(first.lock, b"x")
+        fcntl.flock(first.lock, fcntl.LOCK_UN)
+        with (
+            pytest.raises(LaunchError, match="expected one that does not run"),
+            RunDir(base, "web"),
+        ):
+            pass
+        assert names(first.path) == ["qmp.sock"]
+    assert names(base) == []
+    with RunDir(base, "web"):
+        assert names(base) == [".web.lock", "web"]
+
+
+def test_a_lock_that_was_removed_by_hand_is_no_failure(base: Path) -> None:
+    """Nor is the next one's, which is another file, removed."""
+    with RunDir(base, "web"):
+        (base / ".web.lock").unlink()
+        with (
+            pytest.raises(LaunchError, match="expected one that does not run"),
+            RunDir(base, "web"),
+        ):
+            pass
+        (base / ".web.lock").touch()
+    assert names(base) == [".web.lock"]
 
 
 def test_names_do_not_meet_locks(base: Path) -> None:
