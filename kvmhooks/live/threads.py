@@ -58,7 +58,9 @@ def pin(process: int, plan: Plan, threads: Mapping[str, int]) -> None:
     try:
         while fresh := set(tasks(process)) - seen:
             for thread in fresh:
-                os.sched_setaffinity(thread, planned[roles.get(thread, EMULATOR)])
+                os.sched_setaffinity(
+                    thread, planned.get(roles.get(thread, EMULATOR), plan.emulator)
+                )
             seen |= fresh
     except OSError as error:
         raise QemuError(f"QEMU's threads could not be pinned: {error.strerror}") from error

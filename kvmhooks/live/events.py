@@ -1,0 +1,72 @@
+"""QEMU's events until somebody takes them: no more than fit, whatever QEMU says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from typing import Any, Final
+
+MOST: Final = 1000
+"""How many wait at most."""
+
+MOST_BYTES: Final = 1 << 20
+"""How long those that wait may be together."""
+
+EVENT_BYTES: Final = 1 << 16
+"""No event of QEMU's is as long: their members are names, numbers and paths (qapi/)."""
+
+KEPT: Final = frozenset({"GUEST_PANICKED", "RESUME", "SHUTDOWN", "STOP", "WATCHDOG"})
+"""What a VM's life follows. The latest of each is kept; a guest makes none of the others matter."""
+
+
+class Events:
+    """A queue that drops the oldest when it is full, but none that is the latest of ``KEPT``."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[dict[str, Any], int]] = deque()
+        self._kinds: Counter[str] = Counter()
+        """How many of each of ``KEPT`` wait."""
+        self._bytes = 0
+        self._are_there = asyncio.Event()
+        self.dropped = 0
+        """How many nobody will see."""
+
+    def put(self, event: dict[str, Any], length: int) -> None:
+        """Add an event that QEMU needed ``length`` bytes for."""
+        if length > EVENT_BYTES:
+            self.dropped += 1
+            return
+        self._waiting.append((event, length))
+        self._bytes += length
+        if event["event"] in KEPT:
+            self._kinds[event["event"]] += 1
+        while len(self._waiting) > MOST or self._bytes > MOST_BYTES:
+            self._drop()
+        self._are_there.set()
+
+    async def get(self) -> dict[str, Any]:
+        """Wait for the oldest event, and take it."""
+        while not self._waiting:
+            self._are_there.clear()
+            await self._are_there.wait()
+        return self._take()
+
+    def take_all(self) -> list[dict[str, Any]]:
+        """Take all that are there."""
+        return [self._take() for _ in range(len(self._waiting))]
+
+    def _take(self, at: int = 0) -> dict[str, Any]:
+        event, length = self._waiting[at]
+        del self._waiting[at]
+        self._bytes -= length
+        if event["event"] in KEPT:
+            self._kinds[event["event"]] -= 1
+        return event
+
+    def _drop(self) -> None:
+        """Drop the oldest that may go: those that may not are few, and fit."""
+        for at, (event, _) in enumerate(self._waiting):
+            if event["event"] not in KEPT or self._kinds[event["event"]] > 1:
+                self._take(at)
+                self.dropped += 1
+                break
