@@ -10,6 +10,8 @@ import pytest
 
 from kvm_launch import agent
 
+WRONG = [[], ["rubbish"], ["{}"], ["[]"], ["5"], ["[" * 60_000]]
+
 
 def test_it_is_asked_until_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No socket, an end, rubbish, an old answer, and at last the right one; then it is let go."""
@@ -22,11 +24,11 @@ def test_it_is_asked_until_it_answers(tmp_path: Path, monkeypatch: pytest.Monkey
         request = json.loads(await reader.readline())
         asked.append(request["execute"])
         number = request["arguments"]["id"]
-        words = {1: [], 2: ["rubbish"], 3: ["{}"]}.get(len(asked))
+        words = None if len(asked) > len(WRONG) else WRONG[len(asked) - 1]
         if words is None:
             words = [json.dumps({"return": number - 1}), json.dumps({"return": number})]
         writer.write("".join(f"{word}\n" for word in words).encode())
-        if len(asked) > 3:
+        if len(asked) > len(WRONG):
             await reader.read()
             gone.set()
         writer.close()
@@ -40,4 +42,4 @@ def test_it_is_asked_until_it_answers(tmp_path: Path, monkeypatch: pytest.Monkey
             await asyncio.wait_for(gone.wait(), 10)
 
     asyncio.run(story())
-    assert asked == ["guest-sync"] * 4
+    assert asked == ["guest-sync"] * (len(WRONG) + 1)

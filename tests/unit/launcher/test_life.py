@@ -52,6 +52,8 @@ def life_of(*events: dict[str, Any]) -> tuple[list[str], Watch]:
          "guest-shutdown"),
         ([{"event": "RESUME"}, *[{"event": "RESET"}] * 500],
          ["running", "running: the guest reset"], "unknown"),
+        ([{"event": "RESUME"}, *[FULL | {"data": {"operation": "x" * 999}}] * 500],
+         ["running", f"running: {'x' * 300} error of None: None"], "unknown"),
         ([{"event": "RESUME"}, {"event": "WATCHDOG", "data": {"action": "poweroff"}}],
          ["running", "running: the watchdog barked: poweroff"], "watchdog"),
     ],
