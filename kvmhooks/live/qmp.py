@@ -82,6 +82,11 @@ class Monitor:
         return not self._reader.done()
 
     @property
+    def lost(self) -> str:
+        """Why the connection was given up, after a colon; empty where QEMU closed it."""
+        return self._lost
+
+    @property
     def dropped_events(self) -> int:
         """How many events were dropped: they were not taken as fast as QEMU sent them."""
         return self._events.dropped

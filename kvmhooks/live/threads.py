@@ -49,8 +49,8 @@ def planned_cpus(plan: Plan) -> dict[str, CpuSet]:
 def pin(process: int, plan: Plan, threads: Mapping[str, int]) -> None:
     """Pin all threads of a QEMU that is stopped: ``threads`` is role to thread id.
 
-    Every thread without a role is the emulator's; one that is started meanwhile inherits its
-    maker's CPUs, so the list is read until nothing new is on it. Raises ``QemuError``.
+    Every thread without a role of the plan's is the emulator's; one that is started meanwhile
+    inherits its maker's CPUs, so the list is read until nothing new is on it. Raises ``QemuError``.
     """
     planned = planned_cpus(plan)
     roles = {thread: role for role, thread in threads.items()}

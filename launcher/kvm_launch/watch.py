@@ -87,7 +87,9 @@ class Watch:
                 if monitor.is_connected:
                     self.reason = "hang"
                     return
-                await asyncio.Event().wait()  # it has ended: others see to that
+                if monitor.lost:
+                    self._life.note(f"QEMU cannot be followed any more{monitor.lost}")
+                await asyncio.Event().wait()  # others see to its end
             if status["status"] == "internal-error":
                 self.reason = "internal-error"
                 return

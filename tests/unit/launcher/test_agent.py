@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from kvm_launch import agent
+from kvm_launch.supervise import _awaited
 
 WRONG = [[], ["rubbish"], ["{}"], ["[]"], ["5"], ["[" * 60_000]]
 
@@ -43,3 +46,30 @@ def test_it_is_asked_until_it_answers(tmp_path: Path, monkeypatch: pytest.Monkey
 
     asyncio.run(story())
     assert asked == ["guest-sync"] * (len(WRONG) + 1)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("a mistake")], ids=["answers", "fails"])
+def test_a_wait_that_failed_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """The guest is up when its agent answered; a failure is told, and nothing else."""
+
+    async def answered(_: Path) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(agent, "answered", answered)
+    told: list[str] = []
+    account: Any = SimpleNamespace(up=lambda: told.append("up"), warn=told.append)
+    plan: Any = SimpleNamespace(spec=SimpleNamespace(run=SimpleNamespace(ready="agent")))
+    run_dir: Any = SimpleNamespace(path=tmp_path)
+
+    async def story() -> None:
+        named = asyncio.Event()
+        named.set()
+        async with _awaited(plan, run_dir, account, named):
+            await asyncio.sleep(0.05)
+
+    asyncio.run(story())
+    said = "the guest's agent is not waited for any more: RuntimeError('a mistake')"
+    assert told == (["up"] if error is None else [said])
