@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 MOST: Final = 1000
@@ -16,16 +17,14 @@ EVENT_BYTES: Final = 1 << 16
 """No event of QEMU's is as long: their members are names, numbers and paths (qapi/)."""
 
 KEPT: Final = frozenset({"GUEST_PANICKED", "RESUME", "SHUTDOWN", "STOP", "WATCHDOG"})
-"""What a VM's life follows. The latest of each is kept; a guest makes none of the others matter."""
+"""What a VM's life follows. The latest of each waits, and no earlier one."""
 
 
 class Events:
-    """A queue that drops the oldest when it is full, but none that is the latest of ``KEPT``."""
+    """A queue that drops the oldest when it is full, but the latest of each of ``KEPT`` never."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[dict[str, Any], int]] = deque()
-        self._kinds: Counter[str] = Counter()
-        """How many of each of ``KEPT`` wait."""
         self._bytes = 0
         self._are_there = asyncio.Event()
         self.dropped = 0
@@ -36,12 +35,12 @@ class Events:
         if length > EVENT_BYTES:
             self.dropped += 1
             return
+        if event["event"] in KEPT:
+            self._drop(lambda kind: kind == event["event"])
         self._waiting.append((event, length))
         self._bytes += length
-        if event["event"] in KEPT:
-            self._kinds[event["event"]] += 1
         while len(self._waiting) > MOST or self._bytes > MOST_BYTES:
-            self._drop()
+            self._drop(lambda kind: kind not in KEPT)
         self._are_there.set()
 
     async def get(self) -> dict[str, Any]:
@@ -59,14 +58,12 @@ class Events:
         event, length = self._waiting[at]
         del self._waiting[at]
         self._bytes -= length
-        if event["event"] in KEPT:
-            self._kinds[event["event"]] -= 1
         return event
 
-    def _drop(self) -> None:
-        """Drop the oldest that may go: those that may not are few, and fit."""
+    def _drop(self, may_go: Callable[[str], bool]) -> None:
+        """Drop the oldest of a kind that may go; those of ``KEPT`` alone are few, and fit."""
         for at, (event, _) in enumerate(self._waiting):
-            if event["event"] not in KEPT or self._kinds[event["event"]] > 1:
+            if may_go(event["event"]):
                 self._take(at)
                 self.dropped += 1
                 break

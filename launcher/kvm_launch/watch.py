@@ -38,6 +38,9 @@ HEARTBEAT_SECONDS: Final = 10.0
 NOTE_SECONDS: Final = 1.0
 """How often each kind of event is told of."""
 
+PACE_SECONDS: Final = 0.05
+"""How long a state is let be before the next; the latest events wait (``Events``)."""
+
 MOST_CHARACTERS: Final = 300
 
 
@@ -67,7 +70,10 @@ class Watch:
     async def follow(self, monitor: Monitor) -> None:
         """Handle events until cancelled."""
         while True:
-            self.handle(await monitor.next_event())
+            event, before = await monitor.next_event(), self._life.state
+            self.handle(event)
+            if self._life.state is not before:  # of a storm of states only some are told
+                await asyncio.sleep(PACE_SECONDS)
 
     def handle(self, event: Mapping[str, Any]) -> None:
         """Take one event; those that say nothing of the VM's life are passed over."""

@@ -84,7 +84,7 @@ def test_answers_find_their_questions(tmp_path: Path) -> None:
         ]  # fmt: skip
         chance.shuffle(said)
         for number in range(5):
-            said.insert(number * 4, json.dumps({"event": "RESUME", "data": {"number": number}}))
+            said.insert(number * 4, json.dumps({"event": "RESET", "data": {"number": number}}))
         said.insert(3, json.dumps({"return": "of nobody", "id": 999}))
         stream = "\r\n".join(said).encode() + b"\r\n"
         while stream:
