@@ -20,12 +20,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvmhooks.errors import QemuError
+from kvmhooks.live.events import EVENT_BYTES, Events
+from kvmhooks.live.shapes import Shape, check
 from kvmhooks.live.unix import connected
+from kvmhooks.wording import printable
 
 _LINE_BYTES: Final = 10 << 20
 """No answer of QEMU's is as long; ``query-qmp-schema``, the longest, has some 200 KiB."""
 
 _READ_BYTES: Final = 1 << 16
+
+_REASON_CHARACTERS: Final = 1000
+"""So much of a refusal is told."""
 
 
 class _LostError(Exception):
@@ -41,7 +47,8 @@ class Monitor:
         self._asked: set[asyncio.Task[dict[str, Any]]] = set()
         self._last_id = 0
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._events = Events()
+        self._lost = ""
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.ensure_future(self._read())
 
@@ -51,12 +58,16 @@ class Monitor:
         arguments: dict[str, object] | None = None,
         *,
         seconds: float | None = None,
+        shape: Shape = object,
     ) -> Any:
-        """Run a QMP command, for no longer than ``seconds``.
+        """Run a QMP command, for no longer than ``seconds``; return an answer of that ``shape``.
 
-        Raises ``QemuError`` for its refusal, a lost connection, or no answer in time.
+        Raises ``QemuError`` for its refusal, a lost connection, no answer in time, or one that is
+        not of the shape.
         """
-        return await self._execute(command, arguments, seconds=seconds)
+        said = await self._execute(command, arguments, seconds=seconds)
+        check(said, shape, command)
+        return said
 
     async def give(self, descriptor: int, name: str) -> None:
         """Give QEMU a copy of a descriptor, which it knows by ``name`` (``getfd``).
@@ -70,6 +81,16 @@ class Monitor:
         """Whether QEMU has not closed the connection."""
         return not self._reader.done()
 
+    @property
+    def lost(self) -> str:
+        """Why the connection was given up, after a colon; empty where QEMU closed it."""
+        return self._lost
+
+    @property
+    def dropped_events(self) -> int:
+        """How many events were dropped: they were not taken as fast as QEMU sent them."""
+        return self._events.dropped
+
     async def next_event(self) -> dict[str, Any]:
         """Wait for the next event of QEMU; for ever, once it has closed the connection."""
         return await self._events.get()
@@ -77,12 +98,12 @@ class Monitor:
     async def last_events(self, *, seconds: float) -> list[dict[str, Any]]:
         """Return the events that were not taken when QEMU closed the connection; wait for that."""
         await asyncio.wait({self._reader}, timeout=seconds)
-        return [self._events.get_nowait() for _ in range(self._events.qsize())]
+        return self._events.take_all()
 
     async def threads(self) -> dict[str, int]:
         """Role (``vCPU 0``, ``iothread 1``) to thread id. Raises ``QemuError``."""
-        vcpus = await self.execute("query-cpus-fast")
-        iothreads = await self.execute("query-iothreads")
+        vcpus = await self.execute("query-cpus-fast", shape=[{"cpu-index": int, "thread-id": int}])
+        iothreads = await self.execute("query-iothreads", shape=[{"id": str, "thread-id": int}])
         found = {f"vCPU {vcpu['cpu-index']}": vcpu["thread-id"] for vcpu in vcpus}
         for iothread in iothreads:
             if named := re.fullmatch(r"iothread(\d+)", iothread["id"]):
@@ -128,13 +149,14 @@ class Monitor:
             said = f"the connection to QEMU was lost during {command}"
             raise QemuError(f"{said}{error if isinstance(error, _LostError) else ''}") from error
         if "error" in answer:
-            raise QemuError(f"QEMU refused {command}: {answer['error'].get('desc')}")
+            said = printable(str(answer["error"].get("desc"))[:_REASON_CHARACTERS])
+            raise QemuError(f"QEMU refused {command}: {said}")
         return answer["return"]
 
     async def _ask(self, message: dict[str, object], descriptor: int | None) -> dict[str, Any]:
         """Send a command whole, and wait for the answer that has its ``id``."""
         if not self.is_connected:
-            raise _LostError
+            raise _LostError(self._lost)
         self._last_id += 1
         mine = self._last_id
         text = json.dumps({**message, "id": mine}).encode() + b"\n"
@@ -154,21 +176,24 @@ class Monitor:
 
     async def _read(self) -> None:
         """Pass on what QEMU says until it closes the connection; have nobody wait then."""
-        why = ""
         try:
             async for line in self._lines():
-                self._pass_on(json.loads(line))
-        except (ValueError, TypeError, LookupError) as error:
-            why = f": it said what is no QMP: {error}"
+                self._pass_on(json.loads(line), len(line))
+                await asyncio.sleep(0)  # signals and timers have their turn, however much it says
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            self._lost = f": it said what is no QMP: {error}"
         finally:
             waiting: list[asyncio.Future[Any]] = [self._greeted, *self._answers.values()]
             for future in waiting:
                 if not future.done():
-                    future.set_exception(_LostError(why))
+                    future.set_exception(_LostError(self._lost))
             _take(self._greeted)
 
     async def _lines(self) -> AsyncIterator[bytes]:
-        """Give each line as soon as it is whole; end when the connection does."""
+        """Give each line as soon as it is whole; end when the connection does.
+
+        Only where an answer is waited for may one be long. Raises ``ValueError`` where it is not.
+        """
         loop = asyncio.get_running_loop()
         rest = bytearray()
         while True:
@@ -178,6 +203,8 @@ class Monitor:
                 return
             if not some:
                 return
+            await asyncio.sleep(0)  # sock_recv() does not let others run while something is there
+            most = _LINE_BYTES if self._answers else EVENT_BYTES
             *whole, last = some.split(b"\n")
             for line in whole:
                 rest += line
@@ -185,17 +212,26 @@ class Monitor:
                     yield bytes(rest)
                 rest.clear()
             rest += last
-            if len(rest) > _LINE_BYTES:
-                raise ValueError(f"a line of more than {_LINE_BYTES} bytes")
+            if len(rest) > most:
+                raise ValueError(f"a line of more than {most} bytes")
 
-    def _pass_on(self, said: dict[str, Any]) -> None:
-        """Take one message: an event, an answer, or the greeting."""
+    def _pass_on(self, said: object, length: int) -> None:
+        """Take one message of so many bytes: an event, an answer, or the greeting.
+
+        An event that is none is passed over. Raises ``TypeError`` or ``LookupError`` for what is
+        no message.
+        """
+        if not isinstance(said, dict):
+            raise TypeError("found no object")
         if "event" in said:
-            self._events.put_nowait(said)
+            if isinstance(said["event"], str) and isinstance(said.get("data", {}), dict):
+                self._events.put(said, length)
         elif "QMP" in said:
             if not self._greeted.done():
                 self._greeted.set_result(None)
-        elif "return" in said or isinstance(said["error"], dict):
+        elif "return" not in said and not isinstance(said["error"], dict):
+            raise TypeError("found an error that is no object")
+        else:
             answer = self._answers.get(said.get("id", 0))
             if answer is not None and not answer.done():
                 answer.set_result(said)

@@ -49,8 +49,8 @@ def planned_cpus(plan: Plan) -> dict[str, CpuSet]:
 def pin(process: int, plan: Plan, threads: Mapping[str, int]) -> None:
     """Pin all threads of a QEMU that is stopped: ``threads`` is role to thread id.
 
-    Every thread without a role is the emulator's; one that is started meanwhile inherits its
-    maker's CPUs, so the list is read until nothing new is on it. Raises ``QemuError``.
+    Every thread without a role of the plan's is the emulator's; one that is started meanwhile
+    inherits its maker's CPUs, so the list is read until nothing new is on it. Raises ``QemuError``.
     """
     planned = planned_cpus(plan)
     roles = {thread: role for role, thread in threads.items()}
@@ -58,7 +58,9 @@ def pin(process: int, plan: Plan, threads: Mapping[str, int]) -> None:
     try:
         while fresh := set(tasks(process)) - seen:
             for thread in fresh:
-                os.sched_setaffinity(thread, planned[roles.get(thread, EMULATOR)])
+                os.sched_setaffinity(
+                    thread, planned.get(roles.get(thread, EMULATOR), plan.emulator)
+                )
             seen |= fresh
     except OSError as error:
         raise QemuError(f"QEMU's threads could not be pinned: {error.strerror}") from error

@@ -22,7 +22,7 @@ async def answered(path: Path) -> None:
     QEMU has one connection for it.
     """
     for number in itertools.count(1):
-        with contextlib.suppress(OSError, ValueError, TimeoutError):
+        with contextlib.suppress(OSError, ValueError, RecursionError, TimeoutError):
             async with asyncio.timeout(2 * RETRY_SECONDS):
                 if await _is_answered(path, number):
                     return
@@ -36,7 +36,8 @@ async def _is_answered(path: Path, number: int) -> bool:
         writer.write(json.dumps(request).encode() + b"\n")
         await writer.drain()
         while line := await reader.readline():  # answers to what was asked before, too
-            if json.loads(line).get("return") == number:
+            said = json.loads(line)
+            if isinstance(said, dict) and said.get("return") == number:
                 return True
         return False
     finally:

@@ -277,8 +277,9 @@ class Hold:
             self._report = self._keeper.started(self.claim, pid)
 
     def _groups_of(self, pid: int, threads: Mapping[str, int]) -> dict[str, str]:
-        """The group of each of QEMU's threads."""
-        groups = {str(tid): group_of(role) for role, tid in threads.items()}
+        """Return the group of each of QEMU's threads; a role without one is the emulator's."""
+        found = {str(tid): group_of(role) for role, tid in threads.items()}
+        groups = {tid: group for tid, group in found.items() if group in self._planned}
         tasks = self._keeper.door.names(f"proc/{pid}/task")
         return {tid: groups.get(tid, EMULATOR) for tid in tasks}
 

@@ -140,10 +140,15 @@ def info(path: Path, kind: str, user: User | None = None) -> dict[str, Any] | st
     done = _run("info", "--output=json", "--force-share", "-f", kind, str(path), user=user)
     if done.returncode != 0:
         return _why(done)
-    said: dict[str, Any] = json.loads(done.stdout)
-    if not isinstance(said.get("virtual-size"), int):  # its user could have had a hand in it
-        raise LaunchError(f"{path}: {QEMU_IMG}: found no size in its answer, expected one")
-    return said
+    try:
+        said = json.loads(done.stdout)
+    except (ValueError, RecursionError):
+        said = None
+    match said:  # its user could have had a hand in it
+        case {"virtual-size": int()}:
+            found: dict[str, Any] = said
+            return found
+    raise LaunchError(f"{path}: {QEMU_IMG}: found no size in its answer, expected one")
 
 
 def _create(image: Image, blank: paths.Blank, user: User | None) -> None:

@@ -71,6 +71,9 @@ _FAILED: Final = frozenset({"failed", "cancelled"})
 _UNDER_WAY: Final = frozenset({"setup", "active", "device", "pre-switchover", "cancelling"})
 """``MigrationStatus`` (qapi/migration.json)."""
 
+_STATUS: Final = {"running": bool, "status": str}
+_MIGRATION: Final = {"*status": str}
+
 _SEEN: Final = frozenset(
     {"-accel", "-cpu", "-device", "-global", "-m", "-machine", "-numa", "-rtc", "-smbios", "-smp",
      "-uuid"}
@@ -166,7 +169,7 @@ class Sender:
             raise UsageError("found no such request, expected one of a kvm-launch like this one")
         await self.describe(request)
         check_same([str(line) for line in other], await machine(self._monitor))
-        status = await self._monitor.execute("query-status")
+        status = await self._monitor.execute("query-status", shape=_STATUS)
         if not status["running"]:
             raise QemuError(f"found the guest {status['status']}, expected it to run")
         name = f"{self._plan.name}{SUFFIXES[twin]}"
@@ -222,7 +225,7 @@ class Sender:
         """Wait until the guest's memory is there. Raises ``QemuError``."""
         deadline = asyncio.get_running_loop().time() + MOST_SECONDS
         while True:
-            now = await self._monitor.execute("query-migrate")
+            now = await self._monitor.execute("query-migrate", shape=_MIGRATION)
             status = now.get("status")
             if status == "completed":
                 still = "total-time" if self._plan.accel == "tcg" else "downtime"
@@ -238,7 +241,7 @@ class Sender:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _status(self) -> str:
-        return str((await self._monitor.execute("query-migrate")).get("status"))
+        return str((await self._monitor.execute("query-migrate", shape=_MIGRATION)).get("status"))
 
     async def _stay(self) -> None:
         """Let the guest run on here after it was not sent; nobody has been told that it may leave.
@@ -340,7 +343,9 @@ class Receiver:
     async def _settled(self, monitor: Monitor) -> None:
         """Wait until all that was sent is taken in. Raises ``QemuError``."""
         until = asyncio.get_running_loop().time() + PATIENCE_SECONDS / 2
-        while (now := await monitor.execute("query-status"))["status"] == "inmigrate":
+        while (now := await monitor.execute("query-status", shape=_STATUS))[
+            "status"
+        ] == "inmigrate":
             if asyncio.get_running_loop().time() > until:
                 raise QemuError("the guest did not arrive in time; it runs on where it was")
             await asyncio.sleep(POLL_SECONDS)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from kvm_launch.vcpus import ANSWER_SECONDS, slots_of, there
 from kvmhooks.errors import QemuError
 from kvmhooks.live.qmp import Monitor
+from kvmhooks.live.shapes import Shape
 
 _PLACES: Final = ("/machine/peripheral", "/machine/peripheral-anon")
 """Where QEMU has devices that were asked for, with and without an id (``qdev_set_id()``,
 softmmu/qdev-monitor.c)."""
+
+_MEDIUM: Final = {
+    "file": str, "node-name": str, "ro": bool, "image": {"virtual-size": int}
+}  # fmt: skip
+"""What is asked of ``BlockDeviceInfo`` (qapi/block-core.json)."""
 
 
 async def machine(monitor: Monitor) -> list[str]:
@@ -20,21 +26,32 @@ async def machine(monitor: Monitor) -> list[str]:
 
     Raises ``QemuError``, also for a job of its disks that is under way.
     """
-    for job in await monitor.execute("query-jobs", seconds=ANSWER_SECONDS):
+    for job in await _asked(monitor, "query-jobs", {"id": str, "type": str}):
         raise QemuError(f"found the job {job['id']!r} ({job['type']}) under way, expected none")
     slots = await slots_of(monitor)
     vcpus = {slot.get("qom-path") for slot in slots}
     lines = [f"vCPUs {there(slots)}"]
     for place in _PLACES:
-        for found in await monitor.execute("qom-list", {"path": place}, seconds=ANSWER_SECONDS):
+        shape = {"name": str, "type": str}
+        for found in await _asked(monitor, "qom-list", shape, {"path": place}):
             kind = re.fullmatch(r"child<(.*)>", found["type"])
             if kind and f"{place}/{found['name']}" not in vcpus:
                 lines.append(f"{place.rpartition('/')[2]} {found['name']}: {kind[1]}")
-    lines += _media(await monitor.execute("query-block", seconds=ANSWER_SECONDS))
+    lines += _media(await _asked(monitor, "query-block", {"*inserted": _MEDIUM}))
     return sorted(lines)
 
 
-def _media(drives: list[Mapping[str, Any]]) -> Iterator[str]:
+async def _asked(
+    monitor: Monitor, command: str, shape: Shape, arguments: dict[str, object] | None = None
+) -> list[dict[str, Any]]:
+    """Return a list of objects of that ``shape``. Raises ``QemuError``."""
+    said: list[dict[str, Any]] = await monitor.execute(
+        command, arguments, seconds=ANSWER_SECONDS, shape=[shape]
+    )
+    return said
+
+
+def _media(drives: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield what is in each drive; the numbers of descriptors are each QEMU's own."""
     for drive in drives:
         medium = drive.get("inserted")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,9 @@ CONSOLE: Final = "console.sock"
 
 MOST_BYTES: Final = 1 << 16
 """A record is a page at most."""
+
+NOTE_SECONDS: Final = 1.0
+"""How often the record is written for what leads to no other state."""
 
 MARGIN_SECONDS: Final = 60
 """What QEMU's end and the host's restoration may take beyond the guest's own time."""
@@ -108,6 +113,9 @@ class Account:
         self._manager = ServiceManager()
         self._is_behind = False
         """Whether the record could not be replaced."""
+        self._written_at = float("-inf")
+        self._is_due = False
+        """Whether a timer is set that writes the record."""
         self._patience = spec.shutdown.timeout + MARGIN_SECONDS
         self._record = Record(
             name=spec.name,
@@ -129,7 +137,10 @@ class Account:
 
     def _tell(self, step: Step) -> None:
         self._screen.step(step)
-        self._keep(self._record.after(step))
+        if step.state == self._record.state:
+            self._keep_soon(self._record.after(step))
+        else:
+            self._keep(self._record.after(step))
         status = f"{step}".replace("\n", " ")
         if self._ready is not None:
             Door().log(f"{self._record.name}: {status}")
@@ -182,11 +193,26 @@ class Account:
         """Its QEMU is there."""
         self._keep(evolve(self._record, qemu=qemu))
 
+    def _keep_soon(self, record: Record) -> None:
+        """Keep the record after a note: so often and no more, and the last note in any case."""
+        self._record = record
+        wait = self._written_at + NOTE_SECONDS - time.monotonic()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # in a thread, or before there is a loop: few notes are told there
+            loop = None
+        if loop is None or wait <= 0 or not record.qemu:  # who may not start has to be told
+            self._keep(record)
+        elif not self._is_due:
+            self._is_due = True
+            loop.call_later(wait, lambda: self._keep(self._record))
+
     def _keep(self, record: Record) -> None:
         """Keep the record. Raises ``LaunchError`` as long as there is no QEMU that it would end."""
-        self._record = record
+        self._record, self._is_due = record, False
         if self._run_dir is None:
             return
+        self._written_at = time.monotonic()
         try:
             record.save(self._run_dir)
         except LaunchError as error:

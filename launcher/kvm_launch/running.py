@@ -14,7 +14,7 @@ from kvm_launch.hold import Hold
 from kvm_launch.process import SECOND
 from kvm_launch.record import Account
 from kvm_launch.vcpus import ANSWER_SECONDS, check_unplug, slots_of, there, version_of
-from kvmhooks.errors import KvmhooksError, QemuError, UsageError
+from kvmhooks.errors import QemuError, UsageError
 from kvmhooks.live.qmp import Monitor
 from kvmhooks.live.threads import planned_cpus
 from kvmhooks.placement import Plan, replan
@@ -58,9 +58,13 @@ class Running:
         What nobody is connected to is «disconnected:…» (``update_disconnected_filename()``,
         chardev/char-socket.c). Raises ``QemuError``.
         """
-        chardevs = await self._monitor.execute("query-chardev", seconds=ANSWER_SECONDS)
-        (second,) = (one["filename"] for one in chardevs if one["label"] == SECOND)
-        return ["free" if second.startswith("disconnected:") else "held"]
+        chardevs = await self._monitor.execute(
+            "query-chardev", seconds=ANSWER_SECONDS, shape=[{"filename": str, "label": str}]
+        )
+        for one in chardevs:
+            if one["label"] == SECOND:
+                return ["free" if one["filename"].startswith("disconnected:") else "held"]
+        raise QemuError(f"query-chardev: found no {SECOND!r} in QEMU's answer, expected one")
 
     async def reload(self, _request: Mapping[str, Any]) -> list[str]:
         """Move it to better CPUs of the host as it is now, if there are any; its memory stays.
@@ -90,7 +94,7 @@ class Running:
         before = self.plan
         try:
             said = await self._carry_out(wanted, spec)
-        except KvmhooksError:
+        except Exception:
             await self._take_back(before)
             raise
         self._account.life.note(f"changed: {'; '.join(said)}")
@@ -137,7 +141,7 @@ class Running:
         before = self.plan
         try:
             self._hold.move(decided, self._process, threads)
-        except KvmhooksError:
+        except Exception:
             self._hold.move(before, self._process, threads)
             raise
         self.plan = decided
@@ -181,7 +185,7 @@ class Running:
 
     async def _inflate(self, size: ByteSize) -> str:
         await self._monitor.execute("balloon", {"value": int(size)})
-        has = await self._monitor.execute("query-balloon")
+        has = await self._monitor.execute("query-balloon", shape={"actual": int})
         return (
             f"balloon: asked for {size}, the guest has {ByteSize.kib(has['actual'] >> 10)} so far"
         )

@@ -159,7 +159,16 @@ async def _awaited(
         await agent.answered(run_dir.path / agent.SOCKET)
 
     waiting = asyncio.ensure_future(answered())
-    waiting.add_done_callback(lambda done: None if done.cancelled() else account.up())
+
+    def tell(done: asyncio.Task[None]) -> None:
+        if done.cancelled():
+            return
+        if error := done.exception():
+            account.warn(f"the guest's agent is not waited for any more: {error!r}")
+        else:
+            account.up()
+
+    waiting.add_done_callback(tell)
     try:
         yield
     finally:
@@ -205,6 +214,7 @@ async def _follow(
                 raise failed
         for event in await monitor.last_events(seconds=QUIT_SECONDS):
             watch.handle(event)
+        watch.missed(monitor.dropped_events)
 
 
 async def _mourn(

@@ -30,9 +30,19 @@ CRASH: Final = (
 )
 
 
+_LEVELS: Final = ("socket-id", "die-id", "module-id", "core-id", "thread-id")
+
+_SLOT: Final = {
+    "type": str,
+    "*qom-path": str,
+    "props": {f"*{level}": int for level in _LEVELS},
+}
+"""``HotpluggableCPU`` (qapi/machine.json)."""
+
+
 async def slots_of(monitor: Monitor) -> list[Mapping[str, Any]]:
     """Return QEMU's places for vCPUs by their numbers; who is there has a ``qom-path``."""
-    found = await monitor.execute("query-hotpluggable-cpus", seconds=ANSWER_SECONDS)
+    found = await monitor.execute("query-hotpluggable-cpus", seconds=ANSWER_SECONDS, shape=[_SLOT])
     return list(by_place(found))
 
 
@@ -47,13 +57,14 @@ def by_place(slots: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     The number of an x86 vCPU follows from its place (``x86_possible_cpu_arch_ids()``,
     hw/i386/x86-common.c); the answer's own order is the reverse.
     """
-    levels = ("socket-id", "die-id", "module-id", "core-id", "thread-id")
-    return sorted(slots, key=lambda slot: [slot["props"].get(level, 0) for level in levels])
+    return sorted(slots, key=lambda slot: [slot["props"].get(level, 0) for level in _LEVELS])
 
 
 async def version_of(monitor: Monitor) -> Version:
     """Return the version of a QEMU that runs."""
-    found = (await monitor.execute("query-version", seconds=ANSWER_SECONDS))["qemu"]
+    shape = {"qemu": {"major": int, "minor": int, "micro": int}}
+    said = await monitor.execute("query-version", seconds=ANSWER_SECONDS, shape=shape)
+    found = said["qemu"]
     return found["major"], found["minor"], found["micro"]
 
 

@@ -116,7 +116,12 @@ def _stop(arguments: argparse.Namespace, base: Path) -> int:
 def _qmp(arguments: argparse.Namespace, base: Path) -> int:
     """Ask its QEMU something."""
     record = find(base, arguments.name)
-    print(json.dumps(asyncio.run(_execute(base / record.name, arguments)), indent=2))
+    answer = asyncio.run(_execute(base / record.name, arguments))
+    try:
+        text = json.dumps(answer, indent=2)
+    except RecursionError as error:
+        raise QemuError(f"{record.name}: found an answer too deep to be printed") from error
+    print(text)
     return 0
 
 
@@ -150,7 +155,7 @@ def _object(text: str | None) -> dict[str, object] | None:
         return None
     try:
         said = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"JSON: {error}") from error
     if not isinstance(said, dict):
         raise UsageError(f'JSON: found {text!r}, expected an object such as {{"id": "disk0"}}')

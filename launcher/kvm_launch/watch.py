@@ -14,6 +14,7 @@ from typing import Any, Final
 from kvm_launch.life import Life, State
 from kvmhooks.errors import QemuError
 from kvmhooks.live.qmp import Monitor
+from kvmhooks.wording import counted
 
 ENDINGS: Final[Mapping[str, tuple[str, bool]]] = {
     "guest-shutdown": ("the guest powered off", True),
@@ -34,6 +35,14 @@ FAILURES: Final[Mapping[str, str]] = {
 HEARTBEAT_SECONDS: Final = 10.0
 """How often QEMU is asked whether it still answers: a wake-up that costs nothing to speak of."""
 
+NOTE_SECONDS: Final = 1.0
+"""How often each kind of event is told of."""
+
+PACE_SECONDS: Final = 0.05
+"""How long a state is let be before the next; the latest events wait (``Events``)."""
+
+MOST_CHARACTERS: Final = 300
+
 
 class Watch:
     """Follows one QEMU: its events become steps of the VM's life."""
@@ -44,15 +53,15 @@ class Watch:
         """Why QEMU ended: a ``ShutdownCause``, ``watchdog``, ``internal-error`` or ``hang``."""
         self.has_migrated = False
         """Whether the guest runs in another QEMU now."""
-        self._reset_at = float("-inf")
+        self._noted_at: dict[str, float] = {}
         self._handlers: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
             "RESUME": lambda _: self._runs(),
             "STOP": lambda _: self._stops("QEMU stopped it"),
-            "RESET": lambda _: self._resets(),
-            "POWERDOWN": lambda _: self._life.note("its power button was pressed"),
+            "RESET": lambda _: self._note("RESET", "the guest reset"),
+            "POWERDOWN": lambda _: self._note("POWERDOWN", "its power button was pressed"),
             "SHUTDOWN": self._shuts_down,
-            "GUEST_PANICKED": lambda data: self._life.note(
-                f"the guest panicked: {data.get('action')}"
+            "GUEST_PANICKED": lambda data: self._note(
+                "GUEST_PANICKED", f"the guest panicked: {_words(data.get('action'))}"
             ),
             "WATCHDOG": self._watchdog,
             "BLOCK_IO_ERROR": self._block_error,
@@ -61,7 +70,10 @@ class Watch:
     async def follow(self, monitor: Monitor) -> None:
         """Handle events until cancelled."""
         while True:
-            self.handle(await monitor.next_event())
+            event, before = await monitor.next_event(), self._life.state
+            self.handle(event)
+            if self._life.state is not before:  # of a storm of states only some are told
+                await asyncio.sleep(PACE_SECONDS)
 
     def handle(self, event: Mapping[str, Any]) -> None:
         """Take one event; those that say nothing of the VM's life are passed over."""
@@ -74,15 +86,24 @@ class Watch:
         while True:
             await asyncio.sleep(min(HEARTBEAT_SECONDS, patience))
             try:
-                status = await monitor.execute("query-status", seconds=patience)
+                status = await monitor.execute(
+                    "query-status", seconds=patience, shape={"status": str}
+                )
             except QemuError:
                 if monitor.is_connected:
                     self.reason = "hang"
                     return
-                await asyncio.Event().wait()  # it has ended: others see to that
+                if monitor.lost:
+                    self._life.note(f"QEMU cannot be followed any more{monitor.lost}")
+                await asyncio.Event().wait()  # others see to its end
             if status["status"] == "internal-error":
                 self.reason = "internal-error"
                 return
+
+    def missed(self, count: int) -> None:
+        """Tell of events that were dropped."""
+        if count:
+            self._life.note(f"{counted(count, 'event')} of QEMU's were too many, and dropped")
 
     def asked(self) -> None:
         """The guest is about to be asked to power off."""
@@ -109,27 +130,32 @@ class Watch:
             self._life.enter(State.PAUSED, why)
 
     def _shuts_down(self, data: Mapping[str, Any]) -> None:
-        self.reason = str(data.get("reason", "unknown"))
+        self.reason = _words(data.get("reason", "unknown"))
         if self._life.state in {State.RUNNING, State.PAUSED}:
             self._life.enter(State.SHUTTING_DOWN, self.reason)
 
-    def _resets(self) -> None:
-        """A guest may do so a thousand times a second: one line each second tells it."""
+    def _note(self, event: str, what: str) -> None:
+        """Tell of an event; one a second of each kind: a guest may reset a thousand times in it."""
         now = time.monotonic()
-        if now - self._reset_at >= 1:
-            self._reset_at = now
-            self._life.note("the guest reset")
+        if now - self._noted_at.get(event, float("-inf")) >= NOTE_SECONDS:
+            self._noted_at[event] = now
+            self._life.note(what)
 
     def _watchdog(self, data: Mapping[str, Any]) -> None:
-        action = str(data.get("action"))
-        self._life.note(f"the watchdog barked: {action}")
+        action = _words(data.get("action"))
+        self._note("WATCHDOG", f"the watchdog barked: {action}")
         if action == "poweroff":  # QEMU exits at once, with status 0 (watchdog_perform_action())
             self.reason = "watchdog"
 
     def _block_error(self, data: Mapping[str, Any]) -> None:
-        why = "no space left" if data.get("nospace") else str(data.get("reason"))
-        where = data.get("qom-path") or data.get("node-name") or data.get("device")
-        said = f"{data.get('operation')} error of {where}: {why}"
-        self._life.note(said)
+        why = "no space left" if data.get("nospace") else _words(data.get("reason"))
+        where = _words(data.get("qom-path") or data.get("node-name") or data.get("device"))
+        said = f"{_words(data.get('operation'))} error of {where}: {why}"
+        self._note("BLOCK_IO_ERROR", said)
         if data.get("action") == "stop":
             self._stops(said)
+
+
+def _words(said: object) -> str:
+    """Return what QEMU says of something, cut: the record that it goes into is a page."""
+    return str(said)[:MOST_CHARACTERS]

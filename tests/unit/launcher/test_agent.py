@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from kvm_launch import agent
+from kvm_launch.supervise import _awaited
+
+WRONG = [[], ["rubbish"], ["{}"], ["[]"], ["5"], ["[" * 60_000]]
 
 
 def test_it_is_asked_until_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,11 +27,11 @@ def test_it_is_asked_until_it_answers(tmp_path: Path, monkeypatch: pytest.Monkey
         request = json.loads(await reader.readline())
         asked.append(request["execute"])
         number = request["arguments"]["id"]
-        words = {1: [], 2: ["rubbish"], 3: ["{}"]}.get(len(asked))
+        words = None if len(asked) > len(WRONG) else WRONG[len(asked) - 1]
         if words is None:
             words = [json.dumps({"return": number - 1}), json.dumps({"return": number})]
         writer.write("".join(f"{word}\n" for word in words).encode())
-        if len(asked) > 3:
+        if len(asked) > len(WRONG):
             await reader.read()
             gone.set()
         writer.close()
@@ -40,4 +45,31 @@ def test_it_is_asked_until_it_answers(tmp_path: Path, monkeypatch: pytest.Monkey
             await asyncio.wait_for(gone.wait(), 10)
 
     asyncio.run(story())
-    assert asked == ["guest-sync"] * 4
+    assert asked == ["guest-sync"] * (len(WRONG) + 1)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("a mistake")], ids=["answers", "fails"])
+def test_a_wait_that_failed_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """The guest is up when its agent answered; a failure is told, and nothing else."""
+
+    async def answered(_: Path) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(agent, "answered", answered)
+    told: list[str] = []
+    account: Any = SimpleNamespace(up=lambda: told.append("up"), warn=told.append)
+    plan: Any = SimpleNamespace(spec=SimpleNamespace(run=SimpleNamespace(ready="agent")))
+    run_dir: Any = SimpleNamespace(path=tmp_path)
+
+    async def story() -> None:
+        named = asyncio.Event()
+        named.set()
+        async with _awaited(plan, run_dir, account, named):
+            await asyncio.sleep(0.05)
+
+    asyncio.run(story())
+    said = "the guest's agent is not waited for any more: RuntimeError('a mistake')"
+    assert told == (["up"] if error is None else [said])

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvm_launch.changes import Changes, parse, with_pins, with_tuning
-from kvm_launch.running import placed_as
+from kvm_launch.running import Running, placed_as
 from kvm_launch.vcpus import by_place
-from kvmhooks.errors import PlanError, SpecError, UsageError
+from kvmhooks.errors import PlanError, QemuError, SpecError, UsageError
 from kvmhooks.host import Host, read
 from kvmhooks.live.threads import planned_cpus
 from kvmhooks.placement import Plan, plan, replan
@@ -37,6 +42,13 @@ def owning() -> Plan:
             'exclusive = true\n[cpu]\nvcpus = 2\nthreads = 1\nplacement = "dedicated"\n'
             "iothreads = 1\n")  # fmt: skip
     return plan(parse_vm(text, folder=Path("/")), host())
+
+
+def with_a_balloon() -> Plan:
+    spec = owning().spec
+    return attrs.evolve(
+        owning(), spec=attrs.evolve(spec, balloon=attrs.evolve(spec.balloon, enabled=True))
+    )
 
 
 def test_words_become_changes() -> None:
@@ -128,3 +140,33 @@ def test_a_thread_that_is_not_there_is_told(role: str) -> None:
     """With those that are."""
     with pytest.raises(PlanError, match=f"{role}: found a VM without it, expected one of: vCPU 0"):
         with_pins(owning(), {role: CpuSet({0})}, host().online)
+
+
+@pytest.mark.parametrize("error", [QemuError("no"), KeyError("a mistake")], ids=repr)
+def test_what_fails_is_taken_back(error: Exception) -> None:
+    """Pins that were changed before QEMU failed are as they were, whatever the failure is."""
+    moved: list[Plan] = []
+
+    class Qemu:
+        async def threads(self) -> dict[str, int]:
+            return {}
+
+        async def execute(self, *_: object, **__: object) -> object:
+            raise error
+
+    @contextmanager
+    def survey() -> Iterator[tuple[Host, list[object]]]:
+        yield host(), []
+
+    hold: Any = SimpleNamespace(survey=survey, move=lambda decided, *_: moved.append(decided))
+    monitor: Any = Qemu()
+    account: Any = SimpleNamespace(moved=lambda _: None)
+    before = with_a_balloon()
+    running = Running(before, 1, monitor, hold, account)
+    with pytest.raises(type(error)):
+        asyncio.run(running.set({"words": ["emulator=7", "balloon=32MiB"]}))
+    assert [planned_cpus(one)["emulator"] for one in moved] == [
+        CpuSet({7}),
+        planned_cpus(before)["emulator"],
+    ]
+    assert running.plan == before

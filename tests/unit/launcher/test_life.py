@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from kvm_launch.life import AFTER, Life, State, Step
 from kvm_launch.watch import Watch
+from kvmhooks.live.events import Events
 
 SHUTDOWN = {"event": "SHUTDOWN", "data": {"guest": True, "reason": "guest-shutdown"}}
 FULL = {
@@ -52,6 +54,8 @@ def life_of(*events: dict[str, Any]) -> tuple[list[str], Watch]:
          "guest-shutdown"),
         ([{"event": "RESUME"}, *[{"event": "RESET"}] * 500],
          ["running", "running: the guest reset"], "unknown"),
+        ([{"event": "RESUME"}, *[FULL | {"data": {"operation": "x" * 999}}] * 500],
+         ["running", f"running: {'x' * 300} error of None: None"], "unknown"),
         ([{"event": "RESUME"}, {"event": "WATCHDOG", "data": {"action": "poweroff"}}],
          ["running", "running: the watchdog barked: poweroff"], "watchdog"),
     ],
@@ -60,6 +64,31 @@ def test_events_become_steps(events: list[dict[str, Any]], told: list[str], reas
     """A disk that is full pauses the VM and says so; a storm of resets is one line."""
     said, watch = life_of(*events)
     assert (said, watch.reason) == (told, reason)
+
+
+def test_a_storm_of_states_is_paced() -> None:
+    """Some of them are told; what came last holds."""
+    told: list[Step] = []
+    life = Life(told.append)
+    for state in (State.PLANNED, State.STARTING, State.PAUSED):
+        life.enter(state)
+
+    class Qemu(Events):
+        next_event = Events.get
+
+    async def story() -> None:
+        events: Any = Qemu()
+        following = asyncio.ensure_future(Watch(life).follow(events))
+        for number in range(3000):
+            events.put({"event": ("RESUME", "STOP")[number % 2]}, 30)
+            await asyncio.sleep(0)
+        events.put({"event": "RESUME"}, 30)
+        await asyncio.sleep(0.5)
+        following.cancel()
+
+    asyncio.run(story())
+    assert len(told) < 1500
+    assert life.state is State.RUNNING
 
 
 @given(st.lists(st.sampled_from(EVENTS), max_size=12))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import asdict
 
-from kvm_launch.record import NAME, Record, find, running
+from kvm_launch.life import State
+from kvm_launch.record import NAME, Account, Record, find, running
+from kvm_launch.screen import Screen
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.state import start_time
+from tests.golden.cases import golden_plan
 
 RELEASED = {
     "name": "db1", "source": "/etc/db1.toml", "state": "running", "why": "", "since": 5.0,
@@ -39,3 +45,35 @@ def test_a_vm_of_another_version_is_listed_and_found(
     known = asdict(record)
     assert {key: known[key] for key in said} == said
     assert known.keys() == asdict(Record(name="", source="")).keys()
+
+
+def test_a_flood_of_notes_is_written_once_a_second(tmp_path: Path) -> None:
+    """States are on record at once, and the last note soon, however many there are."""
+    written: list[str] = []
+
+    class Directory:
+        path = tmp_path / "db1"
+
+        def write(self, _: str, text: str) -> None:
+            written.append(json.loads(text)["why"])
+
+    async def story() -> None:
+        account = Account(golden_plan("tiny", "laptop").spec, Screen(io.StringIO()))
+        directory: Any = Directory()
+        with account.kept(directory):
+            for state in (State.PLANNED, State.STARTING, State.PAUSED):
+                account.life.enter(state)
+            account.started(77)
+            account.life.enter(State.RUNNING, "now")
+            assert written[-1] == "now"
+            before = len(written)
+            for number in range(500):
+                account.life.note(str(number))
+            assert len(written) == before
+            account.life.enter(State.PAUSED, "at once")
+            assert written[before:] == ["at once"]
+            account.life.note("the last one")
+            await asyncio.sleep(1.5)
+        assert written[before:] in (["at once", "the last one"], ["at once"] + ["the last one"] * 2)
+
+    asyncio.run(story())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import random
@@ -14,8 +15,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvmhooks.errors import QemuError
+from kvmhooks.live.events import EVENT_BYTES, KEPT, MOST, MOST_BYTES, Events
 from kvmhooks.live.qmp import Monitor, connect
 
 QEMU = Path("/usr/bin/qemu-system-x86_64")
@@ -80,7 +84,7 @@ def test_answers_find_their_questions(tmp_path: Path) -> None:
         ]  # fmt: skip
         chance.shuffle(said)
         for number in range(5):
-            said.insert(number * 4, json.dumps({"event": "RESUME", "data": {"number": number}}))
+            said.insert(number * 4, json.dumps({"event": "RESET", "data": {"number": number}}))
         said.insert(3, json.dumps({"return": "of nobody", "id": 999}))
         stream = "\r\n".join(said).encode() + b"\r\n"
         while stream:
@@ -192,6 +196,140 @@ def test_who_waits_when_the_connection_ends_is_told(tmp_path: Path) -> None:
         assert asked(tmp_path / "qmp", use) == [
             f"the connection to QEMU was lost during {name}" for name in ("a", "b", "c", "late")
         ]
+
+
+HOSTILE = [
+    b"5", b'"event"', b"[[]]", b'{"return": ' + b"[" * 60_000, b'{"event": ' + b"[" * 60_000,
+    b"\xff\xfe", b'{"error": 5, "id": 2}', b'{"return": 5, "id": [2]}', b"9" * 5000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", HOSTILE, ids=[repr(line[:12]) for line in HOSTILE])
+def test_what_is_no_qmp_ends_the_connection_in_words(tmp_path: Path, said: bytes) -> None:
+    """Who waits for an answer is told, and who asks later; the client is left without complaint."""
+
+    def talk(peer: socket.socket) -> None:
+        peer.sendall(GREETING)
+        read_commands(peer, 1)
+        peer.sendall(ANSWER)
+        read_commands(peer, 1)
+        peer.sendall(said + b"\n")
+        peer.recv(1)
+
+    async def use(monitor: Monitor) -> None:
+        for _ in range(2):
+            with pytest.raises(QemuError, match="lost during query-status: it said what is no QMP"):
+                await monitor.execute("query-status")
+
+    with qemu(tmp_path / "qmp", talk):
+        asked(tmp_path / "qmp", use)
+
+
+@pytest.mark.parametrize(
+    ("vcpus", "iothreads", "said"),
+    [
+        (5, [], r"query-cpus-fast: found 5 in QEMU's answer, expected a list"),
+        ([{}], [], r"query-cpus-fast\[0\]: found no 'cpu-index' in QEMU's answer, expected one"),
+        ([{"cpu-index": 0, "thread-id": [1]}], [], r"\[0\]\.thread-id: found \[1\] in .*number"),
+        ([{"cpu-index": 0, "thread-id": True}], [], r"\[0\]\.thread-id: found True in .*number"),
+        ([], [{"id": 5, "thread-id": 1}], r"query-iothreads\[0\]\.id: found 5 in .*a text"),
+    ],
+)
+def test_threads_of_the_wrong_shape_are_an_error_of_qemu(
+    tmp_path: Path, vcpus: object, iothreads: object, said: str
+) -> None:
+    """Each wrong answer is one message with its place."""
+
+    def talk(peer: socket.socket) -> None:
+        peer.sendall(GREETING)
+        for number, answer in enumerate(({}, vcpus, iothreads), 1):
+            if read_commands(peer, 1):
+                peer.sendall(json.dumps({"return": answer, "id": number}).encode() + b"\n")
+
+    with qemu(tmp_path / "qmp", talk), pytest.raises(QemuError, match=said):
+        asked(tmp_path / "qmp", Monitor.threads)
+
+
+def test_a_flood_of_events_is_bounded_and_lets_others_run(tmp_path: Path) -> None:
+    """Nobody takes them: timers run on, the latest of what matters stays, what is none is passed
+    over, and the rest is counted."""
+    sent = 3 * MOST
+    flood = b'{"event": "BLOCK_IO_ERROR", "data": {}}\n' * sent
+    long = json.dumps({"event": "BLOCK_IO_ERROR", "data": {"x": "x" * 60_000}}).encode() + b"\n"
+    none = b'{"event": 5}\n{"event": "STOP", "data": 5}\n'
+
+    def talk(peer: socket.socket) -> None:
+        peer.sendall(GREETING)
+        read_commands(peer, 1)
+        shutdown = b'{"event": "SHUTDOWN", "data": {"reason": "guest-shutdown"}}\n'
+        peer.sendall(ANSWER + shutdown + none + flood + 50 * long)
+
+    async def use(monitor: Monitor) -> list[dict[str, object]]:
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while monitor.is_connected:
+                turns += 1
+                await asyncio.sleep(0)
+
+        await count()
+        left = await monitor.last_events(seconds=10)
+        assert turns > sent
+        assert len(left) <= MOST
+        assert sum(len(json.dumps(event)) for event in left) <= MOST_BYTES
+        assert len(left) + monitor.dropped_events == 1 + sent + 50
+        return left
+
+    with qemu(tmp_path / "qmp", talk):
+        left = asked(tmp_path / "qmp", use, seconds=20)
+    assert isinstance(left, list)
+    assert left[0]["event"] == "SHUTDOWN"
+
+
+@given(st.lists(st.tuples(st.sampled_from([*sorted(KEPT), "A", "B"]), st.integers(1, 1 << 17))))
+def test_the_latest_of_what_matters_is_never_dropped(said: list[tuple[str, int]]) -> None:
+    """In whatever order they come, of whatever length; what is left is in order and fits."""
+
+    async def story() -> tuple[list[dict[str, object]], int]:
+        events = Events()
+        for number, (kind, length) in enumerate(said):
+            events.put({"event": kind, "number": number}, length)
+        return events.take_all(), events.dropped
+
+    left, dropped = asyncio.run(story())
+    numbers = [int(str(event["number"])) for event in left]
+    assert numbers == sorted(numbers)
+    assert sum(said[number][1] for number in numbers) <= MOST_BYTES
+    assert len(left) + dropped == len(said)
+    for kind in KEPT:
+        fit = [at for at, one in enumerate(said) if one[0] == kind and one[1] <= EVENT_BYTES]
+        assert not fit or fit[-1] in numbers
+
+
+def test_who_is_cancelled_leaves_nothing_behind(tmp_path: Path) -> None:
+    """No complaint of asyncio's follows: its command ends with the connection."""
+    said: list[object] = []
+
+    def talk(peer: socket.socket) -> None:
+        peer.sendall(GREETING)
+        read_commands(peer, 1)
+        peer.sendall(ANSWER)
+        read_commands(peer, 1)
+
+    async def use(monitor: Monitor) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: said.append(what))
+        waiting = asyncio.ensure_future(monitor.execute("query-status"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await monitor.last_events(seconds=5)
+        await asyncio.sleep(0)
+        gc.collect()
+
+    with qemu(tmp_path / "qmp", talk):
+        asked(tmp_path / "qmp", use)
+    assert said == []
 
 
 @pytest.mark.skipif(not QEMU.exists(), reason=f"no {QEMU}: install qemu-system-x86")

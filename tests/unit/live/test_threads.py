@@ -90,7 +90,7 @@ def test_threads_are_known_by_name(process: int) -> None:
 def test_what_is_pinned_is_read_back(process: int, plan: Plan) -> None:
     """After pinning, each thread is where it was planned, and those without a role elsewhere."""
     found = threads.threads_by_name(process)
-    threads.pin(process, plan, found)
+    threads.pin(process, plan, {**found, "vCPU 77": process})  # which the plan has not
     pins = threads.read_back(process, plan, found)
     assert pins == [
         ThreadPin("vCPU 0", found["vCPU 0"], FIRST, FIRST),
