@@ -123,15 +123,13 @@ class CpuSet(AbstractSet[int]):
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Yield the maximal runs as (first, last), lowest first."""
-        mask, base = self._mask, 0
-        while mask:
-            skip = (mask & -mask).bit_length() - 1
-            mask >>= skip
-            base += skip
-            run = (~mask & (mask + 1)).bit_length() - 1
-            yield base, base + run - 1
-            mask >>= run
-            base += run
+        bits = f"{self._mask:b}"[::-1]  # to shift the mask at each run would be quadratic
+        first = bits.find("1")
+        while first >= 0:
+            after = bits.find("0", first)
+            end = len(bits) if after < 0 else after
+            yield first, end - 1
+            first = bits.find("1", end)
 
     def first(self) -> int:
         """Return the lowest member. Raises ``ValueError`` for the empty set."""
@@ -231,10 +229,11 @@ def _strided(low: int, high: int, stride: str, text: str) -> int:
     used, group = map(int, words)
     if not 0 < used <= group:
         raise ValueFormatError(text, 'a stride such as "0-31:2/4": 2 of every 4')
-    mask = 0
-    for start in range(low, high + 1, group):
-        mask |= (1 << min(start + used, high + 1)) - (1 << start)
-    return mask
+    mask, length, wanted = (1 << used) - 1, group, high + 1 - low
+    while length < wanted:  # doubled each time: to set group after group would be quadratic
+        mask |= mask << length
+        length *= 2
+    return (mask & ((1 << wanted) - 1)) << low
 
 
 def _is_made_of(characters: str, text: str, at_most: int = 1 << 20) -> bool:

@@ -30,6 +30,9 @@ deeper than 256 (``xmlParserMaxDepth``, parserInternals.c)."""
 
 MAX_ELEMENTS: Final = 100_000
 
+MAX_NAMESPACE: Final = 1_024
+"""Characters of a namespace: each element in it has it in its name."""
+
 _BOMS: Final = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 _ENCODINGS: Final = frozenset({"utf-8", "us-ascii", "ascii", "iso-8859-1", "iso-8859-15", "latin1"})
 _DECLARED: Final = re.compile(rb"""<\?xml\b[^>]{0,200}?\bencoding\s*=\s*["']([A-Za-z0-9._-]+)""")
@@ -242,6 +245,12 @@ class _Builder:
             for key, uri in said.items()
             if key == "xmlns" or key.startswith("xmlns:")
         }
+        if any(len(uri) > MAX_NAMESPACE for uri in own.values()):
+            line = self._parser.CurrentLineNumber
+            raise InputError(
+                f"{self._name}: line {line}: found a namespace of more than {MAX_NAMESPACE} "
+                "characters, expected a domain's"
+            )
         self._scopes.append(own)
         start = self._parser.CurrentByteIndex
         head = _START.match(self._data, start)

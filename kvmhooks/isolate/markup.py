@@ -9,6 +9,7 @@ from __future__ import annotations
 from xml.parsers import expat
 
 from kvmhooks.errors import IsolationError
+from kvmhooks.isolate.policy import NAMESPACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Element:
 
     def __init__(self, tag: str, attributes: dict[str, str]) -> None:
         self.tag = tag
-        """Its name; within a namespace ``{uri}name``."""
+        """Its name: ``{uri}name`` in our namespace, in others as it stands, with its prefix."""
         self.attributes = attributes
         self.text = ""
         """What stands before its first child."""
@@ -67,12 +68,12 @@ def holds(data: bytes, path: str) -> bool:
     steps = [""]
     wanted = ["", *path.split("/")]
 
-    def start(tag: str, _: object) -> None:
-        steps.append(_qualified(tag))
+    def start(tag: str, _: dict[str, str]) -> None:
+        steps.append(tag)
         if len(steps) == len(wanted) and steps == wanted:
             raise _FoundError
 
-    parser = _parser(start, lambda _: steps.pop())
+    parser = _parser(start, steps.pop)
     try:
         parser.Parse(data[:MAX_BYTES], True)
     except _FoundError:
@@ -98,7 +99,7 @@ def parse(data: bytes) -> Element:
     def start(tag: str, attributes: dict[str, str]) -> None:
         if len(opened) > MAX_DEPTH:
             raise IsolationError(f"domain XML: nested more than {MAX_DEPTH} elements deep")
-        element = Element(_qualified(tag), attributes)
+        element = Element(tag, attributes)
         opened[-1].children.append(element)
         opened.append(element)
 
@@ -106,7 +107,7 @@ def parse(data: bytes) -> Element:
         if not opened[-1].children:
             opened[-1].text += said
 
-    parser = _parser(start, lambda _: opened.pop())
+    parser = _parser(start, opened.pop)
     parser.CharacterDataHandler = text
     try:
         parser.Parse(data, True)
@@ -119,19 +120,54 @@ class _FoundError(Exception):
     """What was looked for is there."""
 
 
+class _Names:
+    """The prefixes that mean our namespace where the parser is.
+
+    Expat can put the namespace before each name, but then each element has a copy of one that may
+    be megabytes long.
+    """
+
+    def __init__(self) -> None:
+        self._meanings: dict[str, list[bool]] = {}
+        """By prefix, whether it means ours, as the elements around have it; the last one counts."""
+        self._declared: list[list[str]] = []
+
+    def enter(self, tag: str, attributes: dict[str, str]) -> tuple[str, dict[str, str]]:
+        """Return an element's name, and its attributes without those that declare namespaces."""
+        declared = [key for key in attributes if key == "xmlns" or key.startswith("xmlns:")]
+        for key in declared:
+            uri = attributes.pop(key)
+            self._meanings.setdefault(key[6:], []).append(uri == NAMESPACE)
+        self._declared.append(declared)
+        prefix, _, name = tag.rpartition(":")
+        meanings = self._meanings.get(prefix)
+        return (f"{{{NAMESPACE}}}{name}" if meanings and meanings[-1] else tag), attributes
+
+    def leave(self) -> None:
+        """Forget what the element that ends has declared."""
+        for key in self._declared.pop():
+            self._meanings[key[6:]].pop()
+
+
 def _parser(
-    start: Callable[[str, dict[str, str]], object], end: Callable[[str], object]
+    start: Callable[[str, dict[str, str]], object], end: Callable[[], object]
 ) -> expat.XMLParserType:
     """Return a parser of UTF-8, which is what libvirt writes, without document types.
 
     What a document says of its encoding is left out: expat would have Python look it up, and few
     of Python's are encodings of texts.
     """
-    parser = expat.ParserCreate("utf-8", "}")
+    names = _Names()
+
+    def leave(_: str) -> None:
+        names.leave()
+        end()
+
+    parser = expat.ParserCreate("utf-8")
     parser.buffer_text = True
     parser.StartDoctypeDeclHandler = _refuse_doctype
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
+    parser.StartElementHandler = lambda tag, attributes: start(*names.enter(tag, attributes))
+    parser.EndElementHandler = leave
     return parser
 
 
@@ -139,7 +175,3 @@ def _refuse_doctype(name: str, *_: object) -> None:
     raise IsolationError(
         f"domain XML: found a document type {name[:40]!r}, expected none: libvirt writes none"
     )
-
-
-def _qualified(tag: str) -> str:
-    return f"{{{tag}" if "}" in tag else tag

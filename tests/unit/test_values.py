@@ -183,3 +183,16 @@ def _seconds(sets: tuple[CpuSet, CpuSet]) -> float:
         assert not (one - other) & (other - one)
         assert len(one ^ other)
     return time.perf_counter() - start
+
+
+def test_strides_and_runs_of_all_cpus_cost_steps_not_squares() -> None:
+    """Every second of 65,536 CPUs: read and written a hundred times, each as quick as a copy."""
+    begun = time.process_time()
+    for _ in range(100):
+        odd = CpuSet.parse("0-65535:1/2")
+    assert time.process_time() - begun < 1  # it took five seconds
+    assert (len(odd), odd.first(), max(odd)) == (32_768, 0, 65_534)
+    assert str(odd).count(",") == 32_767
+    assert CpuSet.parse("3-20:2/5") == CpuSet((3, 4, 8, 9, 13, 14, 18, 19))
+    assert CpuSet.parse("1-7:3/3") == CpuSet(range(1, 8))
+    assert CpuSet.parse("5-5:1/9") == CpuSet((5,))

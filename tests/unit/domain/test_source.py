@@ -64,6 +64,7 @@ def test_text_goes_back_into_its_encoding(encoding: str) -> None:
         (b"<!DOCTYPE d [<!ENTITY a 'b'>]><d>&a;</d>", "found a document type 'd', expected none"),
         (b"<d>&a;</d>", "undefined entity"),
         (b"<q:d/>", "line 1: the prefix 'q' is not bound"),
+        (b"<d xmlns:q='" + b"u" * 1025 + b"'/>", "line 1: found a namespace of more than 1024"),
         (b"<?xml version='1.0' encoding='rot13'?><d/>", "found the encoding 'rot13', expected one"),
         (b"<?xml version='1.0' encoding='us-ascii'?><d>\xff</d>", "bytes that are not us-ascii"),
         (b"<d>" * 101 + b"</d>" * 101, "101 deep"),
