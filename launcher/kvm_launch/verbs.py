@@ -95,11 +95,14 @@ def _status(arguments: argparse.Namespace, base: Path) -> int:
 def _stop(arguments: argparse.Namespace, base: Path) -> int:
     """Ask the VM to power off, and wait until it and its supervisor are gone."""
     record = find(base, arguments.name)
-    descriptor = os.pidfd_open(record.supervisor)
     try:
-        if not record.is_followed:  # it ended between the look and the open
+        descriptor = os.pidfd_open(record.supervisor)
+    except ProcessLookupError:  # it ended between the look and the open
+        return 0
+    try:
+        if not record.is_followed:  # and another has its number
             return 0
-        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+        _signal(descriptor)
         patience = record.patience
         if arguments.now:
             _wait(descriptor, 0.2)  # two signals at once would be one
@@ -116,7 +119,10 @@ def _stop(arguments: argparse.Namespace, base: Path) -> int:
 def _qmp(arguments: argparse.Namespace, base: Path) -> int:
     """Ask its QEMU something."""
     record = find(base, arguments.name)
-    print(json.dumps(asyncio.run(_execute(base / record.name, arguments)), indent=2))
+    try:
+        print(json.dumps(asyncio.run(_execute(base / record.name, arguments)), indent=2))
+    except RecursionError as error:  # of what can be read, but not be written
+        raise QemuError(f"{record.name}: {error}") from error
     return 0
 
 
@@ -150,7 +156,7 @@ def _object(text: str | None) -> dict[str, object] | None:
         return None
     try:
         said = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"JSON: {error}") from error
     if not isinstance(said, dict):
         raise UsageError(f'JSON: found {text!r}, expected an object such as {{"id": "disk0"}}')
