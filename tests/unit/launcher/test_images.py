@@ -11,7 +11,20 @@ from kvm_launch import disks, images
 from kvmhooks.errors import LaunchError
 from kvmhooks.spec import parse_vm
 
-SIZE = {"virtual-size": 1 << 20}
+SIZE: dict[str, object] = {"virtual-size": 1 << 20}
+
+ODD_KEYS: dict[str, dict[str, object]] = {
+    "a size of text": {"virtual-size": "1"},
+    "a size of truth": {"virtual-size": True},
+    "a size below 0": {"virtual-size": -1},
+    "a size of no file": {"virtual-size": 1 << 63},
+    "a base that is a list": {"backing-filename": ["/a"]},
+    "a base with a NUL": {"backing-filename": "/a\0"},
+    "a base with half a character": {"full-backing-filename": "/\ud800"},
+    "a base of a format that is a list": {"backing-filename-format": []},
+    "data that is a list": {"format-specific": {"data": ["data-file"]}},
+    "no object of a format": {"format-specific": 5},
+}
 
 ODD = {
     "too much": "cat /dev/zero",
@@ -22,21 +35,7 @@ ODD = {
     "no object": "echo '[]'",
     "nothing": "exit 0",
     "no size": "echo '{}'",
-    **{
-        name: f"echo '{json.dumps({**SIZE, **said})}'"
-        for name, said in {
-            "a size of text": {"virtual-size": "1"},
-            "a size of truth": {"virtual-size": True},
-            "a size below 0": {"virtual-size": -1},
-            "a size of no file": {"virtual-size": 1 << 63},
-            "a base that is a list": {"backing-filename": ["/a"]},
-            "a base with a NUL": {"backing-filename": "/a\0"},
-            "a base with half a character": {"full-backing-filename": "/\ud800"},
-            "a base of a format that is a list": {"backing-filename-format": []},
-            "data that is a list": {"format-specific": {"data": ["data-file"]}},
-            "no object of a format": {"format-specific": 5},
-        }.items()
-    },
+    **{name: f"echo '{json.dumps(SIZE | said)}'" for name, said in ODD_KEYS.items()},
 }
 
 

@@ -6,6 +6,7 @@ The folders are real, and the user is. Without root nobody becomes anybody, and 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pwd
 import resource
@@ -617,9 +618,29 @@ def test_whoever_became_the_user_is_believed_nothing(
     program.write_text(f"import sys\nout = sys.stdout.buffer\n{body}\n")
     monkeypatch.setattr(files, "__file__", str(program))
     user = User("somebody", os.geteuid(), os.getegid(), ())
-    ask = {
+    ask: dict[str, Callable[[], object]] = {
         "look": lambda: paths.look([Path("/")], user),
         "read": lambda: paths.read_as(Path("/etc/hostname"), user, limit=10),
     }
     with pytest.raises((LaunchError, OSError)):
         ask[verb]()
+
+
+def test_root_does_not_look_at_a_folder_that_the_user_can_change(
+    hall: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what nobody else can rename is looked at by root, and what fails there is told."""
+    if not programs.found(["virtiofsd"]):
+        pytest.skip("no virtiofsd here: qemu-system-common")
+    folders = ("home", "images")
+    text = ", ".join(f'{{path = "{each}", tag = "{at}"}}' for at, each in enumerate(folders))
+    looked = []
+
+    def gone(path: Path) -> None:
+        looked.append(path)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(os, "statvfs", gone)
+    with pytest.raises(LaunchError, match="images: No such file or directory"):
+        helpers_here(vm(f"filesystem = [{text}]", hall), USER)
+    assert looked == [hall / "images"]

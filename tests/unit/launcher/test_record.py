@@ -70,7 +70,7 @@ def test_one_that_ended_while_it_was_looked_for_is_stopped(
     (tmp_path / "db1").mkdir()
     (tmp_path / "db1" / NAME).write_text(json.dumps(RELEASED))
 
-    def gone(pid: int) -> int:
+    def gone(_: int) -> int:
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
     monkeypatch.setattr(os, "pidfd_open", gone)
