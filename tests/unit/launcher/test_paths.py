@@ -632,7 +632,8 @@ def test_root_does_not_look_at_a_folder_that_the_user_can_change(
     """Only what nobody else can rename is looked at by root, and what fails there is told."""
     if not programs.found(["virtiofsd"]):
         pytest.skip("no virtiofsd here: qemu-system-common")
-    folders = ("home", "images")
+    (hall / "home" / "x").mkdir()
+    folders = ("home/x", "images")
     text = ", ".join(f'{{path = "{each}", tag = "{at}"}}' for at, each in enumerate(folders))
     looked = []
 
