@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +21,7 @@ from attrs import frozen
 
 from kvmhooks import files
 from kvmhooks.errors import LaunchError
+from kvmhooks.live import bounded
 from kvmhooks.live.emulator import PLACES
 
 if TYPE_CHECKING:
@@ -186,30 +186,25 @@ def _ask(emulator: Path) -> list[str]:
     ]
     questions.append({"execute": "quit"})
     try:
-        done = subprocess.run(
+        done = bounded.run(
             [emulator, *_ARGUMENTS],
-            input="".join(f"{json.dumps(question)}\n" for question in questions),
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=True,
+            seconds=_SECONDS,
+            said="".join(f"{json.dumps(question)}\n" for question in questions).encode(),
         )
-    except subprocess.CalledProcessError as error:
-        last = error.stderr.strip().rpartition("\n")[2]
-        raise LaunchError(f"{emulator}: {last or f'ended with {error.returncode}'}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise LaunchError(f"{emulator}: {error}") from error
-    return done.stdout.split("\n")
+    except OSError as error:
+        raise LaunchError(f"{emulator}: {error.strerror}") from error
+    if done.returncode != 0:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise LaunchError(f"{emulator}: {last or f'ended with {done.returncode}'}")
+    return done.stdout.decode(errors="replace").split("\n")
 
 
 def _ask_version(program: Path) -> str | None:
     try:
-        done = subprocess.run(
-            [program, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = bounded.run([program, "--version"], seconds=_SECONDS)
+    except OSError:
         return None
-    found = _VERSION.search(done.stdout)
+    found = _VERSION.search(done.stdout.decode(errors="replace"))
     return found[1] if found is not None else None
 
 

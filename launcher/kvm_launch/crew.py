@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import socket
+from asyncio.subprocess import Process, SubprocessStreamProtocol
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ END_SECONDS: Final = 5.0
 TAIL_LINES: Final = 10
 POLL_SECONDS: Final = 0.02
 DRAIN_SECONDS: Final = 0.5
+CHUNK: Final = 1 << 16
 
 
 @define(eq=False)
@@ -44,7 +46,8 @@ class Member:
     """One helper that was started."""
 
     helper: Helper
-    process: asyncio.subprocess.Process
+    process: Process
+    transport: asyncio.SubprocessTransport
     gate: int
     words: deque[str] = field(factory=lambda: deque(maxlen=TAIL_LINES))
     ended: asyncio.Future[None] = field(init=False)
@@ -54,12 +57,13 @@ class Member:
         self.ended = asyncio.ensure_future(self._listen())
 
     async def _listen(self) -> None:
-        """Its end is not that of its output, which a child of its own may still hold."""
+        """Keep what it says until it has ended: a child of its own may hold its output longer."""
         assert self.process.stdout is not None
         reading = asyncio.ensure_future(keep(self.process.stdout, self.words))
         try:
             await _gone(self.process)
             await asyncio.wait((reading,), timeout=DRAIN_SECONDS)
+            self.transport.close()  # by itself it waits for the end of the output
         finally:
             reading.cancel()
 
@@ -191,10 +195,12 @@ async def _start(crew: Crew, helper: Helper, run_dir: RunDir) -> None:
     if ours is not None:
         crew.descriptors[helper.socket] = ours.detach()
     waiting, gate = os.pipe()
+    loop = asyncio.get_running_loop()
     inherited = [waiting, run_dir.lock, *([] if theirs is None else [theirs.fileno()])]
     moves = {} if theirs is None else {theirs.fileno(): SOCKET}
     try:
-        process = await asyncio.create_subprocess_exec(
+        transport, protocol = await loop.subprocess_exec(
+            lambda: SubprocessStreamProtocol(limit=CHUNK, loop=loop),
             *child.command(waiting, gains=False, ids=ids_of(helper.user), moves=moves),
             *helper.command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -212,7 +218,7 @@ async def _start(crew: Crew, helper: Helper, run_dir: RunDir) -> None:
         os.close(waiting)
         if theirs is not None:
             theirs.close()
-    crew.members.append(Member(helper, process, gate))
+    crew.members.append(Member(helper, Process(transport, protocol, loop), transport, gate))
 
 
 def _sockets(helper: Helper, folder: Path) -> tuple[socket.socket | None, socket.socket | None]:
@@ -250,7 +256,7 @@ async def _end(member: Member) -> None:
     await member.ended
 
 
-async def _gone(process: asyncio.subprocess.Process) -> None:
+async def _gone(process: Process) -> None:
     """Wait for the end of a process itself."""
     descriptor = os.pidfd_open(process.pid)
     try:
@@ -266,5 +272,5 @@ async def _gone(process: asyncio.subprocess.Process) -> None:
 
 async def keep(stream: asyncio.StreamReader, words: deque[str]) -> None:
     """Keep the last lines of what a process says, to its end."""
-    while chunk := await stream.read(1 << 16):
+    while chunk := await stream.read(CHUNK):
         words.extend(chunk.decode(errors="replace").splitlines())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from typing import Any, Final
 from kvm_launch import paths
 from kvm_launch.user import User
 from kvmhooks.errors import LaunchError, Problem, SpecError
+from kvmhooks.live import bounded
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.model import Image
 from kvmhooks.values import ByteSize
@@ -141,14 +143,40 @@ def info(path: Path, kind: str, user: User | None = None) -> dict[str, Any] | st
     if done.returncode != 0:
         return _why(done)
     try:
-        said = json.loads(done.stdout)
-    except (ValueError, RecursionError):
-        said = None
-    match said:  # its user could have had a hand in it
-        case {"virtual-size": int()}:
-            found: dict[str, Any] = said
-            return found
-    raise LaunchError(f"{path}: {QEMU_IMG}: found no size in its answer, expected one")
+        said: Any = json.loads(done.stdout)
+    except (ValueError, RecursionError) as error:
+        raise LaunchError(f"{path}: {QEMU_IMG}: found no JSON in its answer: {error}") from error
+    wrong = next(_oddities(said), None)
+    if wrong is not None:
+        raise LaunchError(f"{path}: {QEMU_IMG}: its answer: {wrong}")
+    return dict(said)
+
+
+def _oddities(said: Any) -> Iterator[str]:
+    """Say what qemu-img does not say of an image (``ImageInfo``, qapi/block-core.json).
+
+    Its user could have had a hand in it.
+    """
+    if not isinstance(said, dict):
+        yield "found no object, expected one"
+        return
+    size = said.get("virtual-size")
+    if type(size) is not int or not 0 <= size < 1 << 63:
+        yield f"virtual-size: found {reprlib.repr(size)}, expected bytes"
+    for key in ("backing-filename", "full-backing-filename", "backing-filename-format"):
+        if not _is_name(said.get(key, "")):
+            yield f"{key}: found {reprlib.repr(said[key])}, expected a name"
+    special = said.get("format-specific", {})
+    if not isinstance(special, dict) or not isinstance(special.get("data", {}), dict):
+        yield f"format-specific: found {reprlib.repr(special)}, expected an object"
+
+
+def _is_name(said: object) -> bool:
+    """Return whether it is text that a path can be."""
+    try:
+        return isinstance(said, str) and b"\0" not in os.fsencode(said)
+    except UnicodeEncodeError:
+        return False
 
 
 def _create(image: Image, blank: paths.Blank, user: User | None) -> None:
@@ -170,24 +198,26 @@ def _create(image: Image, blank: paths.Blank, user: User | None) -> None:
         raise LaunchError(f"{image.path}: {_why(done)}")
 
 
-def _why(done: subprocess.CompletedProcess[str]) -> str:
+def _why(done: subprocess.CompletedProcess[bytes]) -> str:
     """Return the first line of what qemu-img says, or how it ended."""
-    said = done.stderr.strip().removeprefix("qemu-img: ")
+    said = done.stderr.decode(errors="replace").strip().removeprefix("qemu-img: ")
     return said.splitlines()[0] if said else f"qemu-img ended with {done.returncode}"
 
 
 def _run(
     *words: str, user: User | None = None, descriptors: Sequence[int] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Run qemu-img as ``user``, in a session of its own: a terminal's Ctrl-C leaves it alone."""
+) -> subprocess.CompletedProcess[bytes]:
+    """Run qemu-img as ``user``. Raises ``LaunchError`` when it does not answer."""
     who: dict[str, Any] = {}
     if user is not None:
         who = {"user": user.uid, "group": user.gid, "extra_groups": user.groups}
     try:
-        return subprocess.run(
-            [QEMU_IMG, *words], capture_output=True, text=True, check=False, timeout=SECONDS,
-            stdin=subprocess.DEVNULL, env={"LC_ALL": "C"}, pass_fds=descriptors, cwd="/",
-            start_new_session=True, **who,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise LaunchError(f"{words[-1]}: {QEMU_IMG}: {error}") from error
+        return bounded.run(
+            [QEMU_IMG, *words],
+            seconds=SECONDS,
+            who=who,
+            environment={"LC_ALL": "C"},
+            descriptors=descriptors,
+        )
+    except OSError as error:
+        raise LaunchError(f"{words[-1]}: {QEMU_IMG}: {error.strerror}") from error

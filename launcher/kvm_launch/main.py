@@ -60,8 +60,12 @@ def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
     if words and words[0] in VERBS:
         return exit_code_of(lambda: _verb(words[0], words[1:]), interrupted="interrupted")
     migrate = words[:1] == [MIGRATE]
-    arguments = parser_of().parse_args(_with_uri(words[1:] if migrate else words))
-    arguments.migrate = migrate
+    arguments = argparse.Namespace(migrate=migrate)
+    code = exit_code_of(
+        lambda: _parse(words[1:] if migrate else words, arguments), interrupted="interrupted"
+    )
+    if code:
+        return code
     runs = not (arguments.print or arguments.dry_run)
     try:
         with outliving() if runs else nullcontext():
@@ -71,6 +75,12 @@ def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
             )
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: just end
+
+
+def _parse(words: Sequence[str], arguments: argparse.Namespace) -> int:
+    """Set what the command line says; return 0. Raises ``SystemExit`` where argparse answers."""
+    parser_of().parse_args(_with_uri(words), arguments)
+    return 0
 
 
 def _interruptible(arguments: argparse.Namespace, door: Door | None) -> int:

@@ -59,6 +59,17 @@ def outliving() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def is_written(stream: TextIO) -> bool:
+    """Return whether all that was printed to ``stream`` is written, now or within bounds."""
+    stream.flush()
+    channel: Any = getattr(stream, "buffer", None)
+    if not isinstance(channel, Channel):
+        return True
+    with noted() as came:
+        channel.outlet.drained(time.monotonic() + DRAIN_SECONDS, came)
+    return not (channel.waiting or channel.lost)
+
+
 def leave(null: int, then: Callable[[], None]) -> None:
     """Have our output go to ``null`` once what was said is written, and call ``then``.
 

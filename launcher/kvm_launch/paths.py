@@ -13,25 +13,27 @@ we are.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from attrs import frozen
 
 from kvm_launch import files
 from kvm_launch.user import User, ids_of
 from kvmhooks.errors import LaunchError
+from kvmhooks.live import bounded
 from kvmhooks.live.closed import settled
 
 SECONDS: Final = 60.0
 """How long another user's file system may take to answer."""
+
+UNREADABLE: Final = "found an answer that cannot be read"
+"""Whoever became another user may be in that user's hand."""
 
 
 @frozen
@@ -76,17 +78,20 @@ def look(paths: Sequence[Path], user: User | None) -> list[Seen]:
         said = _as(user, "look", "", data=json.dumps(names).encode())
     except OSError as error:
         raise LaunchError(f"machine.user: {user.name!r}: {error.strerror}") from error
-    return [Seen(*found) for found in json.loads(said)]
+    seen = _listed(said)
+    if len(seen) != len(names) or any(not _fits(one, (str, int, int)) for one in seen):
+        raise LaunchError(f"machine.user: as {user.name!r}: {UNREADABLE}")
+    return [Seen(*found) for found in seen]
 
 
 def read(path: Path, user: User | None, *, limit: int, start: int = 0) -> bytes:
     """Return up to ``limit`` bytes of a regular file from ``start`` on. Raises ``OSError``."""
-    return _do(path, user, "read", str(start), str(limit))
+    return _do(path, user, "read", str(start), str(limit), most=limit)
 
 
 def read_as(path: Path, user: User, *, limit: int) -> bytes:
     """Return up to ``limit`` bytes of a regular file that ``user`` may read. Raises ``OSError``."""
-    return _as(user, "read", str(path), "0", str(limit))
+    return _as(user, "read", str(path), "0", str(limit), most=limit)
 
 
 def make(path: Path, data: bytes, user: User | None) -> None:
@@ -145,35 +150,60 @@ def _do(
     *words: str,
     data: bytes = b"",
     follows: bool = True,
+    most: int = bounded.MOST,
 ) -> bytes:
     """Do what ``verb`` says, by whom it has to be done."""
     found = None if user is None else settled(path, follows=follows)
     if user is not None and found is None:
-        return _as(user, verb, str(path), *words, data=data)
+        return _as(user, verb, str(path), *words, data=data, most=most)
     owner = None if user is None else (user.uid, user.gid)
     way = files.Way(is_linkless=found is not None, owner=owner)
     return files.VERBS[verb](str(path if found is None else found), data, words, way) or b""
 
 
-def _as(user: User, verb: str, path: str, *words: str, data: bytes = b"") -> bytes:
-    """Do it as ``user``. Raises ``OSError`` as if we had.
+def _as(
+    user: User, verb: str, path: str, *words: str, data: bytes = b"", most: int = bounded.MOST
+) -> bytes:
+    """Do it as ``user``, for an answer of up to ``most`` bytes. Raises ``OSError`` as if we had.
 
     A terminal's Ctrl-C does not reach that process: it is in a session of its own.
     """
     program = [sys.executable, "-I", "-S", files.__file__]
     try:
-        done = subprocess.run(
-            [*program, ids_of(user), verb, path, *words], input=data, capture_output=True,
-            check=False, timeout=SECONDS, cwd="/", env={"LC_ALL": "C"}, start_new_session=True,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError(errno.ETIMEDOUT, f"no answer in {SECONDS:g} s", path) from error
+        done = bounded.run(
+            [*program, ids_of(user), verb, path, *words],
+            seconds=SECONDS,
+            most=most,
+            said=data,
+            environment={"LC_ALL": "C"},
+        )
+    except OSError as error:
+        error.filename = path
+        raise
     if done.returncode == 0:
         return done.stdout
-    try:
-        number, why, name = json.loads(done.stderr)
-    except ValueError as error:
+    failed = _listed(done.stderr)
+    if not _fits(failed, (int, str, str | None)):
         said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         how = said or f"ended with {done.returncode}"
-        raise LaunchError(f"{path or 'machine.user'}: as {user.name!r}: {how}") from error
+        raise LaunchError(f"{path or 'machine.user'}: as {user.name!r}: {how}")
+    number, why, name = failed
     raise OSError(number, why, name or path)
+
+
+def _listed(said: bytes) -> list[Any]:
+    """Return the list that is said in JSON; an empty one for anything else."""
+    try:
+        found = json.loads(said)
+    except (ValueError, RecursionError):
+        return []
+    return found if isinstance(found, list) else []
+
+
+def _fits(found: Any, kinds: Sequence[Any]) -> bool:
+    """Return whether it is a list with one of each of ``kinds``."""
+    return (
+        isinstance(found, list)
+        and len(found) == len(kinds)
+        and all(isinstance(each, kind) for each, kind in zip(found, kinds, strict=True))
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +12,7 @@ from kvm_launch import keeping, paths
 from kvm_launch.helper import Helper, Place, Program, helpers_of, needed
 from kvm_launch.user import User, user_named
 from kvmhooks.errors import LaunchError, Problem
+from kvmhooks.live import bounded
 from kvmhooks.live.closed import ROOTS_ALONE, is_roots_alone
 from kvmhooks.spec import VmSpec
 
@@ -56,7 +56,7 @@ def helpers_here(spec: VmSpec, user: User | None) -> tuple[Helper, ...]:
         users={str(name): one for name, one in users.items()},
         is_root=is_root,
         alone=alone,
-        exposed=_exposed(spec, user) - alone,
+        exposed=_exposed(spec, user, alone),
         state=keeping.tpm_state(spec),
     )
     return helpers_of(spec, place)
@@ -68,18 +68,28 @@ def served_alone(spec: VmSpec, user: User | None) -> frozenset[int]:
     return frozenset(at for at, one in shared if paths.opener(one.path, user) is not None)
 
 
-def _exposed(spec: VmSpec, user: User | None) -> frozenset[int]:
+def _exposed(spec: VmSpec, user: User | None, alone: frozenset[int]) -> frozenset[int]:
     """Return the folders, by index, that the guest may write to and ``user`` can search.
 
     A file of the guest's root is root's on the host, setuid too; where that counts for nothing
-    (``nosuid``, mount(8)) the folder is left out.
+    (``nosuid``, mount(8)) the folder is left out. So are those of ``alone``: root does not look at
+    what ``user`` can change. Raises ``LaunchError``.
     """
-    written = {at: one.path for at, one in enumerate(spec.filesystem) if not one.readonly}
+    shared = enumerate(spec.filesystem)
+    written = {at: one.path for at, one in shared if not one.readonly and at not in alone}
     if user is None or not written:
         return frozenset()
     seen = zip(written, paths.look(list(written.values()), user), strict=True)
     reached = {at for at, one in seen if one.may(os.X_OK)}
-    return frozenset(at for at in reached if not os.statvfs(written[at]).f_flag & os.ST_NOSUID)
+    return frozenset(at for at in reached if not _is_nosuid(written[at]))
+
+
+def _is_nosuid(path: Path) -> bool:
+    """Return whether setuid counts for nothing on a file system. Raises ``LaunchError``."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_NOSUID)
+    except OSError as error:
+        raise LaunchError(f"{path}: {error.strerror}") from error
 
 
 def problems(spec: VmSpec, user: User | None) -> Iterator[Problem]:
@@ -142,11 +152,14 @@ def found(
 def _features(path: Path) -> frozenset[str]:
     """What virtiofsd can do (``VHostUserBackendCapabilities``, docs/interop/vhost-user.json)."""
     try:
-        done = subprocess.run(
-            [path, "--print-capabilities"], capture_output=True, timeout=SECONDS, check=True,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        said: dict[str, Any] = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        done = bounded.run([path, "--print-capabilities"], seconds=SECONDS)
+        said: Any = json.loads(done.stdout) if done.returncode == 0 else None
+    except OSError as error:
+        raise LaunchError(f"{path} --print-capabilities: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise LaunchError(f"{path} --print-capabilities: {error}") from error
-    return frozenset(map(str, said.get("features", ())))
+    features = said.get("features", []) if isinstance(said, dict) else None
+    if not isinstance(features, list):
+        found = f"ended with {done.returncode}" if done.returncode else "found no list of features"
+        raise LaunchError(f"{path} --print-capabilities: {found}")
+    return frozenset(map(str, features))

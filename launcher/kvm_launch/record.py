@@ -228,11 +228,18 @@ class Account:
 
 
 def running(base: Path) -> Iterator[Record]:
-    """The VMs of this user that run, by name; those whose supervisor has died are passed over."""
+    """Give the VMs of this user that run, by name; one whose supervisor has died is passed over.
+
+    Raises ``LaunchError`` for a directory that cannot be read.
+    """
     try:
         names = sorted(entry.name for entry in os.scandir(base) if not entry.name.startswith("."))
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise LaunchError(
+            f"{base}: {error.strerror}: expected a directory of this user's own"
+        ) from error
     for name in names:
         record = _read(base / name)
         if record is not None and record.is_followed:

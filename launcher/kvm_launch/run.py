@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
 from collections.abc import Callable
 
 from kvm_launch import images, seed
 from kvm_launch.console import Console
 from kvm_launch.hold import keeper_of, live_claims
 from kvm_launch.outcome import Outcome, as_text, judge
-from kvm_launch.outlive import guests
+from kvm_launch.outlive import guests, is_written
 from kvm_launch.planning import read_host, target_of
 from kvm_launch.screen import screen_of
 from kvm_launch.settle import settle
 from kvm_launch.stop import Stop, run_whole
 from kvm_launch.together import Seat
 from kvm_launch.user import maker_of
+from kvmhooks.errors import QemuError
 from kvmhooks.host import Host
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
@@ -83,8 +85,10 @@ def run_planned(
 
 
 def _told(arguments: argparse.Namespace, decided: Plan, outcome: Outcome) -> int:
-    """Print how it went; give the exit code."""
+    """Print how it went; give the exit code: no 0 when the document of ``--json`` is lost."""
     if arguments.json:
         print(as_text(outcome))
     screen_of(arguments).outcome(decided, outcome)
+    if arguments.json and not is_written(sys.stdout):
+        return max(outcome.exit_code, QemuError.exit_code)
     return outcome.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import selectors
 import signal
 import sys
@@ -20,6 +21,9 @@ CHUNK: Final = 1 << 16
 
 LINE_BYTES: Final = 1 << 16
 """A longer line is passed on in pieces."""
+
+ENDS: Final = re.compile(rb"\r+\n?|\n")
+"""What ends a line, as for a terminal (``kvm_launch.harmless``)."""
 
 TAKEN: Final = b"T"
 """What a supervisor says once its VM has its place on the host."""
@@ -144,15 +148,22 @@ class Supervisors:
         if not said:
             self._close(descriptor)
         supervisor.line += said
-        if b"\n" in said or not said or len(supervisor.line) >= LINE_BYTES:
+        if b"\n" in said or b"\r" in said or not said or len(supervisor.line) >= LINE_BYTES:
             self._print(supervisor, is_all=not said)
 
     def _print(self, supervisor: _Supervisor, *, is_all: bool) -> None:
-        """Print the lines that have ended; what is too long for one, or the last, ends here."""
-        *lines, rest = supervisor.line.split(b"\n")
+        """Print the lines that have ended; what is too long for one, or the last, ends here.
+
+        A carriage return ends one too: what a guest says after it has the name before it as well.
+        """
+        said = bytes(supervisor.line)
+        whole = said.rstrip(b"\r")
+        *lines, rest = ENDS.split(whole)
+        if whole != said and not is_all:
+            rest += b"\r"  # perhaps the next is its line feed
         if rest and (is_all or len(rest) >= LINE_BYTES):
-            lines, rest = [*lines, rest], bytearray()
-        supervisor.line = rest
+            lines, rest = [*lines, rest.rstrip(b"\r")], b""
+        supervisor.line = bytearray(rest)
         start = f"[{supervisor.name}] ".encode()
         supervisor.out.write(b"".join(start + line + b"\n" for line in lines))
         supervisor.out.flush()

@@ -95,11 +95,14 @@ def _status(arguments: argparse.Namespace, base: Path) -> int:
 def _stop(arguments: argparse.Namespace, base: Path) -> int:
     """Ask the VM to power off, and wait until it and its supervisor are gone."""
     record = find(base, arguments.name)
-    descriptor = os.pidfd_open(record.supervisor)
     try:
-        if not record.is_followed:  # it ended between the look and the open
+        descriptor = os.pidfd_open(record.supervisor)
+    except ProcessLookupError:  # it ended between the look and the open
+        return 0
+    try:
+        if not record.is_followed:  # and another has its number
             return 0
-        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+        _signal(descriptor)
         patience = record.patience
         if arguments.now:
             _wait(descriptor, 0.2)  # two signals at once would be one

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Coroutine
 from itertools import pairwise
@@ -335,3 +338,21 @@ def test_what_is_kept_is_made_once_and_for_one_user_alone(tmp_path: Path) -> Non
     (tmp_path / "t").rmdir()
     (tmp_path / "t").symlink_to(tmp_path)
     assert [problem.at for problem in keeping.problems(vm, None)] == ["tpm.state"]
+
+
+def test_a_child_that_keeps_a_helpers_output_leaves_no_word(tmp_path: Path) -> None:
+    """A helper that became a daemon is over for us: nothing of it is left to be closed later."""
+    script = f"setsid sleep 60 & echo $! >{tmp_path}/child; exit 0"
+
+    async def work(crew: Crew) -> str:
+        crew.members[0].release(crew.cpus)
+        said = await crew.mourn()
+        assert crew.members[0].transport.is_closing()
+        return said
+
+    try:
+        assert "status 0" in crewed(tmp_path, [shell(script)], work)
+        gc.collect()  # a warning is an error
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)

@@ -157,3 +157,25 @@ def test_libvirt_without_a_uri_is_the_systems() -> None:
     """A bare ``--libvirt`` takes no word that follows it."""
     assert _with_uri(["--libvirt", "vm.toml"]) == ["--libvirt=qemu:///system", "vm.toml"]
     assert _with_uri(["--libvirt=test:///default"]) == ["--libvirt=test:///default"]
+
+
+@pytest.mark.parametrize(
+    "words", [("vm.toml", "--x\x1b]0;pwn\a"), ("vm.toml", "--print", "\x1b[2J")]
+)
+def test_a_mistake_says_nothing_that_a_terminal_obeys(folder: Path, words: tuple[str, ...]) -> None:
+    """What argparse quotes of a command line is shown, with the usage, and the code is 2."""
+    run = launch(folder, *words)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("usage: kvm-launch ")
+    assert run.stderr.replace("\n", "").isprintable()
+
+
+def test_a_help_that_cannot_be_written_is_a_failure(folder: Path) -> None:
+    """It is told in words, as with every other output."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "kvm_launch.main", "--help"], cwd=folder, stdout=full,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/launcher"}, stderr=subprocess.PIPE,
+            text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert (run.returncode, run.stderr) == (1, "standard output: No space left on device\n")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
 from kvm_launch.life import State, Step
 from kvm_launch.outcome import Ended, Isolated, Outcome, as_text, judge
+from kvm_launch.outlive import outliving
+from kvm_launch.run import _told
 from kvm_launch.show import outcome_lines
 from kvmhooks.live.report import MARK, Difference
 from kvmhooks.live.threads import ThreadPin
@@ -134,3 +139,23 @@ def test_the_table_after_a_run(outcome: Outcome, last: list[str]) -> None:
         *last,
         "end: the guest powered off",
     ]
+
+
+@pytest.mark.parametrize(
+    ("where", "is_json", "code"),
+    [("/dev/full", True, 3), ("/dev/null", True, 0), ("/dev/full", False, 0)],
+)
+def test_a_document_that_is_lost_is_no_0(
+    where: str,
+    is_json: bool,  # noqa: FBT001 -- a parameter
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A VM outlives its output; whoever asked for the document is told that there is none."""
+    arguments = argparse.Namespace(json=is_json, quiet=False)
+    with Path(where).open("w", encoding="utf-8") as out, Path("/dev/null").open("w") as err:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        with outliving():
+            outcome = Outcome(ended(PINNED), (), None, None)
+            assert _told(arguments, golden_plan("tiny", "laptop"), outcome) == code

@@ -6,6 +6,7 @@ The folders are real, and the user is. Without root nobody becomes anybody, and 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pwd
 import resource
@@ -22,7 +23,7 @@ from typing import Any, get_args, get_type_hints
 import attrs
 import pytest
 
-from kvm_launch import child, disks, images, keeping, paths, preflight, programs, seed
+from kvm_launch import child, disks, files, images, keeping, paths, preflight, programs, seed
 from kvm_launch.images import QEMU_IMG
 from kvm_launch.programs import helpers_here
 from kvm_launch.user import User, ids_of, user_of
@@ -592,3 +593,55 @@ def test_root_runs_no_program_that_the_user_can_change(hall: Path) -> None:
     with pytest.raises(SpecError, match=rf"helper\[0\]\.command: {expected}"):
         preflight.check(vm(helper.format(program, "root"), hall), USER)
     preflight.check(vm(helper.format(program, "nobody"), hall), USER)
+
+
+@pytest.mark.parametrize(
+    ("verb", "body"),
+    [
+        ("look", "out.write(b'[' * 200_000)"),
+        ("look", "out.write(b'[]')"),
+        ("look", "out.write(b'[[1, 2, 3]]')"),
+        ("look", "out.write(b'[5]')"),
+        ("look", "out.write(b'x' * (5 << 20))"),
+        ("look", "sys.stderr.write('[' * 20_000); sys.exit(1)"),
+        ("look", "sys.stderr.write('5'); sys.exit(1)"),
+        ("look", "sys.stderr.write('[[], {}, 7]'); sys.exit(1)"),
+        ("read", "out.write(b'x' * 11)"),
+        ("read", "sys.stderr.write('x' * (1 << 20)); sys.exit(1)"),
+    ],
+)
+def test_whoever_became_the_user_is_believed_nothing(
+    verb: str, body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that a process of the user's could not give is an error, in words and bounds."""
+    program = tmp_path / "files.py"
+    program.write_text(f"import sys\nout = sys.stdout.buffer\n{body}\n")
+    monkeypatch.setattr(files, "__file__", str(program))
+    user = User("somebody", os.geteuid(), os.getegid(), ())
+    ask: dict[str, Callable[[], object]] = {
+        "look": lambda: paths.look([Path("/")], user),
+        "read": lambda: paths.read_as(Path("/etc/hostname"), user, limit=10),
+    }
+    with pytest.raises((LaunchError, OSError)):
+        ask[verb]()
+
+
+def test_root_does_not_look_at_a_folder_that_the_user_can_change(
+    hall: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what nobody else can rename is looked at by root, and what fails there is told."""
+    if not programs.found(["virtiofsd"]):
+        pytest.skip("no virtiofsd here: qemu-system-common")
+    (hall / "home" / "x").mkdir()
+    folders = ("home/x", "images")
+    text = ", ".join(f'{{path = "{each}", tag = "{at}"}}' for at, each in enumerate(folders))
+    looked = []
+
+    def gone(path: Path) -> None:
+        looked.append(path)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(os, "statvfs", gone)
+    with pytest.raises(LaunchError, match="images: No such file or directory"):
+        helpers_here(vm(f"filesystem = [{text}]", hall), USER)
+    assert looked == [hall / "images"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -15,6 +16,8 @@ from attrs import asdict
 from kvm_launch.life import State
 from kvm_launch.record import NAME, Account, Record, find, running
 from kvm_launch.screen import Screen
+from kvm_launch.verbs import main
+from kvmhooks.errors import LaunchError, UsageError
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.state import start_time
 from tests.golden.cases import golden_plan
@@ -77,3 +80,45 @@ def test_a_flood_of_notes_is_written_once_a_second(tmp_path: Path) -> None:
         assert written[before:] in (["at once", "the last one"], ["at once"] + ["the last one"] * 2)
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("base", ["/etc/passwd", "/" + "x" * 5000, "/proc/self/mem/x"])
+def test_a_directory_that_is_none_is_told(base: str) -> None:
+    """Whatever ``--run-dir`` names: one that is not there has no VMs, another is refused."""
+    with pytest.raises(LaunchError, match="expected a directory of this user's own"):
+        list(running(Path(base)))
+    assert list(running(Path("/no/such/directory"))) == []
+
+
+def test_a_directory_of_anothers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary user who names root's directory is refused."""
+
+    def denied(path: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "scandir", denied)  # root is denied nothing
+    with pytest.raises(LaunchError, match="Permission denied: expected a directory"):
+        list(running(tmp_path))
+
+
+def test_one_that_ended_while_it_was_looked_for_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that is gone by the time it is to be told is no failure."""
+    (tmp_path / "db1").mkdir()
+    (tmp_path / "db1" / NAME).write_text(json.dumps(RELEASED))
+
+    def gone(_: int) -> int:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+
+    monkeypatch.setattr(os, "pidfd_open", gone)
+    assert main("stop", ["db1", "--run-dir", str(tmp_path)]) == 0
+
+
+def test_brackets_without_end_are_no_command(tmp_path: Path) -> None:
+    """JSON that is nested too deep to be read is a mistake in the command line."""
+    (tmp_path / "db1").mkdir()
+    (tmp_path / "db1" / NAME).write_text(json.dumps(RELEASED))
+    words = ["db1", "query-status", "[" * 100_000, "--run-dir", str(tmp_path)]
+    with pytest.raises(UsageError, match="JSON: "):
+        main("qmp", words)
