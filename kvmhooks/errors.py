@@ -30,6 +30,10 @@ TOLD = 100
 """So many problems of one file are told; whoever has more has sent another file."""
 
 
+SHOWN = 80
+"""So many characters of a value from outside are shown: a CPU list can have 190 KB."""
+
+
 class KvmhooksError(Exception):
     """The root of the tree; its text is a whole message for a person."""
 
@@ -76,7 +80,9 @@ class ValueFormatError(InputError, ValueError):
     """
 
     def __init__(self, found: object, expected: str) -> None:
-        super().__init__(f"found {found!r}, expected {expected}")
+        is_long = isinstance(found, str) and len(found) > SHOWN
+        shown = f"{str(found)[:SHOWN]!r}…" if is_long else repr(found)
+        super().__init__(f"found {shown}, expected {expected}")
         self.found = found
         self.expected = expected
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from _collections_abc import Iterable, Iterator
 from _collections_abc import Set as AbstractSet
 
-from kvmhooks.errors import ValueFormatError
+from kvmhooks.errors import SHOWN, ValueFormatError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -141,6 +141,18 @@ class CpuSet(AbstractSet[int]):
         return ",".join(
             f"{first}-{last}" if last > first else str(first) for first, last in self.ranges()
         )
+
+    def brief(self) -> str:
+        """Return the set for a message: as ``str``, or its first 80 characters and an ellipsis.
+
+        A set that came from outside can have as many runs as there are CPUs: 190 KB of them.
+        """
+        said = ""
+        for first, last in self.ranges():
+            said += f",{first}-{last}" if last > first else f",{first}"
+            if len(said) > SHOWN + 1:
+                return said[1 : said.rindex(",", 0, SHOWN + 2)] + ",…"
+        return said[1:]
 
     def __repr__(self) -> str:
         return f"CpuSet.parse({str(self)!r})"

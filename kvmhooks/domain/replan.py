@@ -73,15 +73,15 @@ def misfit(document: bytes, host: Host, claims: Sequence[Claim]) -> str:
     for pin in (*root.all("cputune/emulatorpin"), *root.all("cputune/iothreadpin")):
         cpus |= cpu_set(pin, "cpuset")
     if not cpus <= host.online:
-        return f"CPUs {cpus - host.online} are not online here"
+        return f"CPUs {(cpus - host.online).brief()} are not online here"
     for other in claims:
         if other.uuid != identity and not other.exclusive.isdisjoint(cpus):
-            return f"CPUs {other.exclusive & cpus} are {other.name}'s alone"
+            return f"CPUs {(other.exclusive & cpus).brief()} are {other.name}'s alone"
     here = CpuSet(node.id for node in host.nodes or ())
     for found in (*root.all("numatune/memory"), *root.all("numatune/memnode")):
         nodes = cpu_set(found, "nodeset")
         if not nodes <= (here or CpuSet({0})):
-            return f"there is no node {nodes - here} here"
+            return f"there is no node {(nodes - here).brief()} here"
     return ""
 
 

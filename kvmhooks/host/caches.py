@@ -115,13 +115,16 @@ def _agreed(
             continue
         cpus = leaf.cpus & online
         if cpu not in leaf.cpus:
-            flaws.add(f"{leaf.path}/shared_cpu_map", f"{leaf.cpus} does not hold the CPU itself")
+            flaws.add(
+                f"{leaf.path}/shared_cpu_map", f"{leaf.cpus.brief()} does not hold the CPU itself"
+            )
         elif cpu in online:
             groups.setdefault(cpus, []).append(leaf)
     contested = _contested(groups)
     for cpus in [cpus for cpus in groups if not cpus.isdisjoint(contested)]:
+        what = f"{cpus.brief()} contradicts what other CPUs say"
         for leaf in groups.pop(cpus):
-            flaws.add(f"{leaf.path}/shared_cpu_map", f"{cpus} contradicts what other CPUs say")
+            flaws.add(f"{leaf.path}/shared_cpu_map", what)
     return groups
 
 

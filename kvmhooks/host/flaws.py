@@ -40,4 +40,4 @@ class Flaws:
 def _group(numbers: list[int]) -> str:
     if len(numbers) < 2:
         return "".join(map(str, numbers))
-    return f"{{{CpuSet(numbers)}}}"
+    return f"{{{CpuSet(numbers).brief()}}}"

@@ -40,7 +40,8 @@ def read_nodes(tree: Tree, *, memory: bool) -> tuple[Node, ...] | None:
             return None
         online = directory.cpus("online")
         if online is not None and online != CpuSet(numbers):
-            directory.warn("online", f"says {online or 'none'}, but there are {CpuSet(numbers)}")
+            there = CpuSet(numbers).brief()
+            directory.warn("online", f"says {online.brief() or 'none'}, but there are {there}")
         nodes = [_read_node(directory, number, memory=memory) for number in numbers]
     return tuple(_without_impossible_distances(tree, nodes))
 

@@ -168,7 +168,7 @@ def _exclusive_of(domain: Element, name: str) -> CpuSet:
         raise IsolationError(f"domain {name}: vcpu: found {count}, expected 1 to {MAX_VCPUS}")
     for vcpu in range(count):
         if len(pins.get(vcpu, ())) != 1:
-            found = str(pins[vcpu]) if vcpu in pins else "no pin"
+            found = pins[vcpu].brief() if vcpu in pins else "no pin"
             raise IsolationError(
                 f"domain {name}: vCPU {vcpu}: found {found}, expected one CPU of its own for "
                 f"exclusive CPUs: run `virsh vcpupin {name} {vcpu} CPU --config`, or "
@@ -177,7 +177,8 @@ def _exclusive_of(domain: Element, name: str) -> CpuSet:
     exclusive = union(pins[vcpu] for vcpu in range(count))
     if len(exclusive) != count:
         raise IsolationError(
-            f"domain {name}: {count} vCPUs share the {len(exclusive)} CPUs {exclusive}, expected "
+            f"domain {name}: {count} vCPUs share the {len(exclusive)} CPUs "
+            f"{exclusive.brief()}, expected "
             f"one CPU each: run `kvmhooks tune {name}`"
         )
     _check_others(domain, name, exclusive)
@@ -206,10 +207,10 @@ def _check_others(domain: Element, name: str, exclusive: CpuSet) -> None:
 def _check_apart(what: str, remedy: str, cpus: CpuSet | None, exclusive: CpuSet, name: str) -> None:
     if cpus and cpus.isdisjoint(exclusive):
         return
-    found = f"{cpus}, on the vCPUs' own" if cpus else "none"
+    found = f"{cpus.brief()}, on the vCPUs' own" if cpus else "none"
     raise IsolationError(
-        f"domain {name}: {what}: found {found}, expected CPUs apart from {exclusive}: run "
-        f"`{remedy}`, or `kvmhooks tune {name}`"
+        f"domain {name}: {what}: found {found}, expected CPUs apart from "
+        f"{exclusive.brief()}: run `{remedy}`, or `kvmhooks tune {name}`"
     )
 
 

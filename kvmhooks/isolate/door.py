@@ -1,8 +1,9 @@
 """The one door through which isolation reads and changes a host.
 
 Everything is below a root directory. With another root than ``/`` nothing outside of it is read
-or changed: a task's affinity is then the line of its captured ``status`` file, so that the same
-code runs on a fake tree. A test may put a model of the kernel's rules in the place of this class.
+or changed, wherever its links lead, and no device is opened (``below``). A task's affinity is then
+the line of its captured ``status`` file, so that the same code runs on a fake tree. A test may put
+a model of the kernel's rules in the place of this class.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ MAX_CONFIGURED: Final = 65_536
 """No larger file of an administrator is read."""
 
 _TO_HOLD: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_TO_WRITE: Final = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _AROUND: Final = " \t\n"
 _AFFINITY: Final = "Cpus_allowed_list:\t"
 
@@ -53,6 +55,22 @@ class Door:
         """Whether this is the machine itself, and no tree of files."""
         return self.root == "/"
 
+    def at(self, path: str, *, is_followed: bool = True) -> str:
+        """Return the path of the machine that a path of the host is."""
+        if self.root == "/":
+            return "/" + path
+        from kvmhooks.isolate import below  # noqa: PLC0415 -- the hook needs none of it
+
+        return below.resolve(self.root, path, is_followed=is_followed)
+
+    def _plain(self, path: str, *, is_followed: bool = True) -> str:
+        """Return the same of what is to be opened; no device of a tree is."""
+        if self.root == "/":
+            return "/" + path
+        from kvmhooks.isolate import below  # noqa: PLC0415 -- as in at
+
+        return below.plain(self.root, path, is_followed=is_followed)
+
     def read(self, path: str) -> str:
         """The text of a file, without the blanks and line feeds around it."""
         return self._raw(path).strip(_AROUND)
@@ -67,7 +85,7 @@ class Door:
         return text.removesuffix("\n").split("\n") if text else []
 
     def _raw(self, path: str) -> str:
-        descriptor = os.open(self.root + path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(self._plain(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             data = os.read(descriptor, 65_536)
             if len(data) >= 4_096:  # a sysfs file is at most a page; procfs goes on
@@ -88,12 +106,14 @@ class Door:
         above, _, name = path.rpartition("/")
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            directory = os.open(self.root + above, flags | os.O_DIRECTORY)
+            directory = os.open(self.at(above, is_followed=False), flags | os.O_DIRECTORY)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise IsolationError(f"/{above}: {error.strerror}: expected a directory") from error
         try:
+            if not self.is_real:
+                self._plain(path, is_followed=False)
             descriptor = os.open(name, flags, dir_fd=directory)
         except FileNotFoundError:
             os.close(directory)
@@ -126,7 +146,7 @@ class Door:
         written anywhere but at the start (``sysctl_writes_strict``, admin-guide/sysctl/kernel.rst).
         """
         try:
-            descriptor = os.open(self.root + path, _TO_HOLD)
+            descriptor = os.open(self._plain(path, is_followed=False), _TO_HOLD)
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE}:
                 self.let_go()
@@ -172,7 +192,7 @@ class Door:
             descriptor, before = self._held.pop(path)
             self._written[path] = descriptor  # its position is at the end: it is not written again
         else:
-            descriptor = os.open(self.root + path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(self._plain(path, is_followed=False), _TO_WRITE)
             before = 0 if self.is_real else os.fstat(descriptor).st_size
         if self.root != "/":  # a plain file would keep its tail; still one system call
             data = data.ljust(before, b"\n")
@@ -187,14 +207,14 @@ class Door:
     def names(self, path: str) -> list[str]:
         """What a directory holds, sorted; nothing when there is no such directory."""
         try:
-            return sorted(os.listdir(self.root + path))  # noqa: PTH208 -- as in __init__
+            return sorted(os.listdir(self.at(path)))  # noqa: PTH208 -- as in __init__
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def directories(self, path: str) -> list[str]:
         """The directories directly below one, sorted; links are none."""
         try:
-            with os.scandir(self.root + path) as entries:
+            with os.scandir(self.at(path)) as entries:
                 return sorted(one.name for one in entries if one.is_dir(follow_symlinks=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -202,7 +222,7 @@ class Door:
     def inodes(self, path: str) -> dict[str, int]:
         """What a directory holds, by name, each with its inode."""
         try:
-            with os.scandir(self.root + path) as entries:
+            with os.scandir(self.at(path)) as entries:
                 return {one.name: one.inode() for one in entries}
         except (FileNotFoundError, NotADirectoryError):
             return {}
@@ -215,7 +235,7 @@ class Door:
         links: dict[str, int] = {}
         for name in names:
             try:
-                links[name] = os.stat(f"{self.root}{path}/{name}").st_nlink  # noqa: PTH116 -- as above
+                links[name] = os.stat(self.at(f"{path}/{name}")).st_nlink  # noqa: PTH116 -- as above
             except OSError:  # it has gone, or never was
                 continue
         least = min(links.values(), default=0)
@@ -230,7 +250,7 @@ class Door:
     def has(self, path: str) -> bool:
         """Whether there is something of this name."""
         try:
-            os.stat(self.root + path)  # noqa: PTH116 -- as in __init__
+            os.stat(self.at(path))  # noqa: PTH116 -- as in __init__
         except OSError:
             return False
         return True
@@ -238,26 +258,29 @@ class Door:
     def make_directory(self, path: str) -> None:
         """Make a directory, or a control group, if it is not there; what is above it must be."""
         try:
-            os.mkdir(self.root + path, 0o755)  # noqa: PTH102 -- as in __init__
+            os.mkdir(self.at(path, is_followed=False), 0o755)  # noqa: PTH102 -- as in __init__
         except FileExistsError:
             return
 
     def unlink(self, path: str) -> None:
         """Remove a file, or a link itself."""
-        os.unlink(self.root + path)  # noqa: PTH108 -- as in __init__
+        os.unlink(self.at(path, is_followed=False))  # noqa: PTH108 -- as in __init__
 
     def remove_empty(self, path: str) -> None:
         """Remove a directory if there is nothing in it."""
         try:
-            os.rmdir(self.root + path)  # noqa: PTH106 -- as in __init__
+            os.rmdir(self.at(path, is_followed=False))  # noqa: PTH106 -- as in __init__
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
                 raise
 
     def block_device(self, device: str) -> str:
         """The kernel's name of a disk (``sdb``) from any of its paths; empty when there is none."""
-        path = os.path.realpath(self.root + device.lstrip("/"))
-        name = path.rsplit("/", 1)[-1]
+        try:
+            path = self.at(device.lstrip("/"))
+        except OSError:
+            return ""
+        name = (os.path.realpath(path) if self.is_real else path).rsplit("/", 1)[-1]
         return name if name and self.has(f"sys/class/block/{name}/queue") else ""
 
     def affinity(self, tid: int) -> CpuSet:
@@ -309,13 +332,13 @@ class Door:
 
     def replace(self, path: str, text: str) -> None:
         """Make a file of a tree, or write it anew; nothing on a machine is made so."""
-        with open(self.root + path, "w", encoding="utf-8") as file:  # noqa: PTH123 -- as in __init__
+        with open(self._plain(path), "w", encoding="utf-8") as file:  # noqa: PTH123 -- as in __init__
             file.write(text)
 
     def is_socket(self, path: str) -> bool:
         """Whether a file is a socket."""
         try:
-            return stat.S_ISSOCK(os.lstat(self.root + path).st_mode)
+            return stat.S_ISSOCK(os.lstat(self.at(path, is_followed=False)).st_mode)
         except OSError:
             return False
 
@@ -325,7 +348,7 @@ class Door:
 
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.settimeout(timeout)
-            peer.connect(self.root + path)
+            peer.connect(self.at(path))
             peer.sendall(text.encode())
             parts: list[bytes] = []
             while sum(map(len, parts)) < MAX_READ:
@@ -342,9 +365,13 @@ class Door:
         """
         if not self.has("run/systemd/system"):
             return None
+        try:
+            path = self.at("run/dbus/system_bus_socket")
+        except OSError:  # in a tree, the links go round in a circle
+            return None
         from kvmhooks.isolate.bus import Systemd  # noqa: PLC0415 -- many hosts need no bus
 
-        return Systemd(self.root + "run/dbus/system_bus_socket", timeout)
+        return Systemd(path, timeout)
 
     def detach(self, words: list[str]) -> None:
         """Run a program that is nobody's child and has nothing of ours; it is not waited for."""
@@ -355,7 +382,7 @@ class Door:
     def link(self, path: str) -> str:
         """What a link says; empty where there is none."""
         try:
-            return os.readlink(self.root + path)  # noqa: PTH115 -- as in __init__
+            return os.readlink(self.at(path, is_followed=False))  # noqa: PTH115 -- as in __init__
         except OSError:
             return ""
 
@@ -390,7 +417,7 @@ class Door:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
             peer.setblocking(False)
             try:
-                peer.connect(self.root + "dev/log")
+                peer.connect(self.at("dev/log"))
                 peer.send(
                     f"<{24 + severity}>kvmhooks[{os.getpid()}]: {line}".encode(
                         "utf-8", "backslashreplace"

@@ -38,7 +38,7 @@ class Events:
     """What a follower waits for. Raises ``OSError`` where the kernel gives none of it."""
 
     def __init__(self, door: Door, pid: int) -> None:
-        self._root = door.root
+        self._door = door
         self._library = ctypes.CDLL(None, use_errno=True)
         self._inotify = self._called(self._library.inotify_init1(_FLAGS))
         self._paths: dict[int, str] = {}
@@ -54,7 +54,7 @@ class Events:
 
     def watch(self, path: str) -> None:
         """Be told of a file, or of what a directory holds, if it is there; twice does no harm."""
-        where = os.fsencode(self._root + path)
+        where = os.fsencode(self._door.at(path))
         number = self._library.inotify_add_watch(self._inotify, where, _CHANGED)
         if number >= 0:
             self._paths[number] = path

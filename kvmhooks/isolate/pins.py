@@ -42,7 +42,7 @@ def moved(
     for vcpu, cpus in sorted(live.items()):
         was = before.get(vcpu)
         if len(cpus) != 1:
-            warnings.append(f"vCPU {vcpu} may run on {cpus}: none of them is its own")
+            warnings.append(f"vCPU {vcpu} may run on {cpus.brief()}: none of them is its own")
         elif not cpus.isdisjoint(forbidden):
             warnings.append(f"vCPU {vcpu} runs on {cpus}, which cannot be its own")
         if was == cpus:
@@ -86,5 +86,5 @@ def stale(door: Door, held: Held) -> str:
         known = held.pins.get(str(vcpu))
         if held.pins and known != str(cpus):
             was = f"was on {known}" if known else "is new"
-            said.append(f"vCPU {vcpu} is on {cpus} and {was}")
+            said.append(f"vCPU {vcpu} is on {cpus.brief()} and {was}")
     return "; ".join(said) if held.claim.exclusive else ""

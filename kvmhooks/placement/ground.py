@@ -167,7 +167,8 @@ def survey(
     if housekeeping is None:
         housekeeping = choose_housekeeping(host, held)
     elif not housekeeping <= online:
-        raise PlanError("housekeeping", str(housekeeping), f"online CPUs, some of {online}")
+        expected = f"online CPUs, some of {online.brief()}"
+        raise PlanError("housekeeping", housekeeping.brief(), expected)
     sizes = set(_core_sizes(host))
     sites = tuple(_sites(host, holdings, held, housekeeping, own_pages or {}))
     return Ground(

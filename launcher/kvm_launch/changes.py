@@ -96,16 +96,21 @@ def with_pins(plan: Plan, pins: dict[str, CpuSet], online: CpuSet) -> Plan:
         if role not in known:
             raise PlanError(role, "a VM without it", f"one of: {', '.join(known)}")
         if not cpus or not cpus <= online:
-            raise PlanError(role, f"CPUs {cpus or 'none'}", f"some of {online}, which are online")
+            expected = f"some of {online.brief()}, which are online"
+            raise PlanError(role, f"CPUs {cpus.brief() or 'none'}", expected)
     vcpus = tuple(VcpuPin(pin.vcpu, pins.get(f"vCPU {pin.vcpu}", pin.cpus)) for pin in plan.vcpus)
     own = union(pin.cpus for pin in vcpus if pin.vcpu in plan.dedicated)
     for pin in vcpus:
         if pin.vcpu in plan.dedicated and len(pin.cpus) != 1:
-            raise PlanError(f"vCPU {pin.vcpu}", f"CPUs {pin.cpus}", "one: it is a dedicated vCPU")
+            raise PlanError(
+                f"vCPU {pin.vcpu}", f"CPUs {pin.cpus.brief()}", "one: it is a dedicated vCPU"
+            )
         rest = union(other.cpus for other in vcpus if other.vcpu != pin.vcpu)
         if pin.vcpu in plan.dedicated and not pin.cpus.isdisjoint(rest):
             raise PlanError(
-                f"vCPU {pin.vcpu}", f"CPU {pin.cpus}", "one on which no other vCPU of the VM runs"
+                f"vCPU {pin.vcpu}",
+                f"CPU {pin.cpus.brief()}",
+                "one on which no other vCPU of the VM runs",
             )
     iothreads = tuple(
         IothreadPin(pin.id, pins.get(f"iothread {pin.id}", pin.cpus)) for pin in plan.iothreads
@@ -115,8 +120,8 @@ def with_pins(plan: Plan, pins: dict[str, CpuSet], online: CpuSet) -> Plan:
     others = [(EMULATOR, emulator), *((f"iothread {one.id}", one.cpus) for one in iothreads)]
     for role, cpus in others:
         if not cpus.isdisjoint(exclusive):
-            expected = f"none of {exclusive}, which are the vCPUs' alone"
-            raise PlanError(role, f"CPUs {cpus}", expected)
+            expected = f"none of {exclusive.brief()}, which are the vCPUs' alone"
+            raise PlanError(role, f"CPUs {cpus.brief()}", expected)
     return attrs.evolve(
         plan, vcpus=vcpus, iothreads=iothreads, emulator=emulator, exclusive=exclusive
     )

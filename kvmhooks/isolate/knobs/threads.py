@@ -114,9 +114,11 @@ def _classes(
             continue
         why = general
         if not cpus <= one.claim.exclusive:
-            why = f"vCPU {thread.number} runs on {cpus}, its own CPUs are {one.claim.exclusive}"
+            own = one.claim.exclusive.brief()
+            why = f"vCPU {thread.number} runs on {cpus.brief()}, its own CPUs are {own}"
         elif not cpus.isdisjoint(elsewhere):
-            why = f"vCPU {thread.number} shares CPUs {cpus & elsewhere} with QEMU's other threads"
+            shared = (cpus & elsewhere).brief()
+            why = f"vCPU {thread.number} shares CPUs {shared} with QEMU's other threads"
         wish = one.claim.setting("threads.vcpus")
         if why and _has(door, thread.tid, wish):
             yield _Class(pid, thread.tid, "", "")  # it goes back, and the next time it is refused

@@ -109,6 +109,23 @@ def test_a_claim_that_its_pins_cannot_meet_names_the_remedy(
         read_claim(domain(EXCLUSIVE, tune=tune, vcpu=vcpu))
 
 
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ("'3'", "'{}'"),
+        ("'0-1'", "'{}'"),
+        ("'3'", "'{}x'"),
+    ],
+    ids=["vCPU", "emulator", "no list"],
+)
+def test_a_refusal_has_only_the_beginning_of_a_set(was: str, now: str) -> None:
+    """A pin to each second of 65,536 CPUs is a list of 190 KB, and no line for a log."""
+    every_second = ",".join(map(str, range(0, 65_536, 2)))
+    with pytest.raises(IsolationError, match=r"found .?0,2,4,6.*…") as caught:
+        read_claim(domain(EXCLUSIVE, tune=PINS.replace(was, now.format(every_second))))
+    assert len(str(caught.value)) < 400
+
+
 def test_iothreads_that_are_listed_count_towards_the_number() -> None:
     """Two threads, one of them listed as 7: libvirt names the other 1."""
     xml = domain(

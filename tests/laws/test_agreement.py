@@ -1,0 +1,83 @@
+"""Which CPUs agree about whom they share a core with, and what a message says of their sets."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmhooks.errors import SHOWN
+from kvmhooks.host.cpus import Topology
+from kvmhooks.host.flaws import Flaws
+from kvmhooks.host.lists import CpuLists
+from kvmhooks.host.machine import Evidence, assemble
+from kvmhooks.host.model import Cpu, Node
+from kvmhooks.values import MAX_CPU, CpuSet
+
+SETS = st.sets(st.integers(0, 5)).map(CpuSet)
+
+
+def made(
+    told: dict[int, CpuSet | None], online: CpuSet, nodes: tuple[Node, ...] = ()
+) -> tuple[dict[int, Cpu], tuple[str, ...]]:
+    """The CPUs made of what each says of its siblings, and what is wrong with that."""
+    flaws = Flaws()
+    topologies = [
+        Topology(number, {}, siblings, (), None, None, None, None, None)
+        for number, siblings in told.items()
+    ]
+    lists = CpuLists(online=online, **dict.fromkeys(set(CpuLists._fields) - {"online"}))
+    evidence = Evidence(topologies, lists, online, (), nodes, {})
+    return {cpu.id: cpu for cpu in assemble(evidence, flaws)}, flaws.told()
+
+
+@given(st.dictionaries(st.integers(0, 5), st.none() | SETS), SETS)
+def test_siblings_are_those_on_which_each_agrees_with_each(
+    told: dict[int, CpuSet | None], online: CpuSet
+) -> None:
+    """An online CPU has the siblings it says when all of them that say something say the same."""
+    cpus, _ = made(told, online)
+    said = {cpu: siblings for cpu, siblings in told.items() if siblings}
+    for cpu in told:
+        own = said.get(cpu)
+        agreed = (
+            own is not None
+            and cpu in online & own
+            and all(said.get(other, own) & online == own & online for other in own & online)
+        )
+        assert cpus[cpu].siblings == (own & online if own is not None and agreed else None)
+
+
+@given(st.lists(SETS, max_size=4))
+def test_a_cpu_is_in_the_node_that_alone_has_it(sets: list[CpuSet]) -> None:
+    """A CPU that two nodes have is in none."""
+    nodes = tuple(Node(id=number, cpus=cpus) for number, cpus in enumerate(sets))
+    cpus, _ = made({}, CpuSet(range(6)), nodes)
+    for cpu in range(6):
+        having = [node.id for node in nodes if node.cpus is not None and cpu in node.cpus]
+        assert cpus[cpu].node == (having[0] if len(having) == 1 else None)
+
+
+@pytest.mark.parametrize(
+    "siblings",
+    [CpuSet(range(8192)), CpuSet(range(0, 8192, 2))],
+    ids=["one group", "half of it, and no range"],
+)
+def test_8192_cpus_are_compared_at_once(siblings: CpuSet) -> None:
+    """It takes no minutes that each of 8,192 CPUs names thousands, and no message has them all."""
+    begun = time.process_time()
+    cpus, flaws = made(dict.fromkeys(range(8192), siblings), CpuSet(range(8192)))
+    assert time.process_time() - begun < 10
+    assert [cpu for cpu in cpus if cpus[cpu].siblings] == list(siblings)
+    assert all(len(line) < 300 for line in flaws)
+
+
+@given(st.sets(st.integers(0, MAX_CPU) | st.integers(0, 300)).map(CpuSet))
+def test_a_message_has_the_beginning_of_a_set(cpus: CpuSet) -> None:
+    """It is the whole where that is short, and else its first whole ranges and an ellipsis."""
+    whole, said = str(cpus), cpus.brief()
+    assert len(said) <= SHOWN + len(",…")
+    assert said == whole or (len(whole) > SHOWN and whole.startswith(said.removesuffix("…")))
+    assert (said == whole) == (len(whole) <= SHOWN)
