@@ -44,8 +44,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     if arguments.json:
         said = to_json(host)
         said["programs"] = None if programs is None else programs.to_json()
-        json.dump(said, sys.stdout, indent=1)
-        print()
+        print(json.dumps(said, indent=1))
     elif arguments.svg is None and arguments.capture is None:
         sys.stdout.write(picture(host))
         if programs is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +58,17 @@ def test_a_drawing_goes_to_a_file_or_out(
     drawn = capsys.readouterr().out
     assert drawn.startswith("<svg ")
     assert (tmp_path / "host.svg").read_text() == drawn
+
+
+@pytest.mark.parametrize("verb", ["host", "devices"])
+def test_json_is_written_at_once(root: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not each of its tokens: what is printed is looked through for control characters."""
+    written: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", SimpleNamespace(write=written.append, flush=lambda: None))
+        assert main([verb, "--root", str(root), "--json"]) == 0
+    assert json.loads("".join(written)) is not None
+    assert len(written) <= 2
 
 
 @pytest.mark.parametrize(
