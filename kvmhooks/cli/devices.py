@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -47,8 +46,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
         and (one.verdict == "free" or not arguments.free)
     ]
     if arguments.json:
-        json.dump(to_json(shown), sys.stdout, indent=1)
-        print()
+        print(json.dumps(to_json(shown), indent=1))
     else:
         print("\n".join(_table(shown)) if shown else "no devices")
         for image in images:

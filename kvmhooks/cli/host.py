@@ -7,12 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from kvmhooks.output import document
-
-if TYPE_CHECKING:
-    from kvmhooks.host import Host
+from kvmhooks.cli.drawings import write_drawing
 
 _EXAMPLES = """\
 examples:
@@ -39,13 +35,14 @@ def main(verb: str, argv: Sequence[str]) -> int:
     else:
         host = read(arguments.root)
     if arguments.svg is not None:
-        _draw(host, arguments.svg)
+        from kvmhooks.host.drawing import draw
+
+        write_drawing(draw(host), arguments.svg)
     programs = probe() if arguments.root == "/" and arguments.capture is None else None
     if arguments.json:
         said = to_json(host)
         said["programs"] = None if programs is None else programs.to_json()
-        json.dump(said, sys.stdout, indent=1)
-        print()
+        print(json.dumps(said, indent=1))
     elif arguments.svg is None and arguments.capture is None:
         sys.stdout.write(picture(host))
         if programs is not None:
@@ -73,16 +70,3 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
         help="leave serial numbers, MACs and UUIDs in the capture",
     )
     return parser
-
-
-def _draw(host: Host, file: Path) -> None:
-    from kvmhooks.errors import HostError
-    from kvmhooks.host.drawing import draw
-
-    if str(file) == "-":
-        document(draw(host))
-        return
-    try:
-        file.write_text(draw(host), encoding="utf-8")
-    except OSError as error:
-        raise HostError(f"{file}: cannot be written: {error.strerror}") from error

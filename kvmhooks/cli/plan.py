@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvmhooks.cli import ground
-from kvmhooks.errors import HostError, InputError, PlanError
-from kvmhooks.output import document
+from kvmhooks.cli.drawings import write_drawing
+from kvmhooks.errors import InputError, PlanError
 
 if TYPE_CHECKING:
     from kvmhooks.host import Host
-    from kvmhooks.placement import Plan, Together
+    from kvmhooks.placement import Together
     from kvmhooks.placement.holding import Holding
     from kvmhooks.spec import VmSpec
 
@@ -45,7 +45,9 @@ def main(verb: str, argv: Sequence[str]) -> int:
         target=lambda spec: ground.target_of(arguments, spec, has_libvirt=True),
     )
     if arguments.svg is not None and together.plans:
-        _draw(host, together.plans, others, arguments.svg)
+        from kvmhooks.render.placed import placed_drawing
+
+        write_drawing(placed_drawing(host, together.plans, others), arguments.svg)
     if arguments.json:
         _print_json(specs, together)
     elif arguments.svg is None and together.plans:
@@ -105,16 +107,3 @@ def _print_text(host: Host, together: Together, others: Sequence[Holding]) -> No
     if len(together.plans) > 1:
         print(f"planned in this order: {', '.join(plan.name for plan in together.plans)}\n")
     sys.stdout.write(placed_text(host, together.plans, others))
-
-
-def _draw(host: Host, plans: Sequence[Plan], others: Sequence[Holding], file: Path) -> None:
-    from kvmhooks.render.placed import placed_drawing
-
-    drawn = placed_drawing(host, plans, others)
-    if str(file) == "-":
-        document(drawn)
-        return
-    try:
-        file.write_text(drawn, encoding="utf-8")
-    except OSError as error:
-        raise HostError(f"{file}: cannot be written: {error.strerror}") from error

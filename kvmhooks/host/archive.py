@@ -21,11 +21,16 @@ Node: TypeAlias = "Folder | bytes | str"
 """A directory by what is in it, a file by its bytes, a link by where it leads."""
 
 _NODES_LIMIT: Final = 1_000_000
-"""Twice what a capture of 8,192 CPUs has."""
+"""Twice what a capture of 8,192 CPUs has; of entries, and of what they make with what is above."""
 _CONTENT_LIMIT: Final = 512 << 20
 """Bytes of all files: of 8,192 CPUs with 2,000 interrupts ``/proc/interrupts`` alone has 180 MB."""
 _PACKED_LIMIT: Final = 64 << 20
 """Bytes of a compressed archive."""
+_LZMA_LIMIT: Final = 128 << 20
+"""Bytes of memory to decompress it in: ``xz -9`` needs 65 MiB (xz(1), «-9»)."""
+_CHUNK: Final = 1 << 16
+_CUT_OFF: Final = "Compressed file ended before the end-of-stream marker was reached"
+"""In the words of gzip and bz2."""
 _DEPTH_LIMIT: Final = 64
 _NAME_LIMIT: Final = 255
 _TARGET_LIMIT: Final = 4096
@@ -47,7 +52,8 @@ def read_archive(file: str | os.PathLike[str]) -> Folder:
     except (TarError, OSError, EOFError, zlib.error, lzma.LZMAError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno:
             raise HostError(f"{os.fspath(file)}: cannot be read: {error.strerror}") from error
-        raise HostError(f"{os.fspath(file)}: no tar file of a host: {error}") from error
+        why = str(error) or "it needs more memory than there is"  # MemoryError has no words
+        raise HostError(f"{os.fspath(file)}: no tar file of a host: {why}") from error
     # Some archives have the tree below one directory.
     inner = list(tree.items())
     if len(inner) == 1 and inner[0][0] not in {"sys", "proc"} and isinstance(inner[0][1], dict):
@@ -64,11 +70,10 @@ def _read(packed: BinaryIO) -> Folder:
     size = os.fstat(packed.fileno()).st_size
     if size > _PACKED_LIMIT:
         raise TarError(f"found {size} bytes, expected at most {_PACKED_LIMIT} when compressed")
-    with opened as plain:
-        return _tree_of(plain)
+    return _tree_of(opened)
 
 
-def _decompressed(packed: BinaryIO) -> gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile | None:
+def _decompressed(packed: BinaryIO) -> Stream | None:
     """Return what a compressed file holds, told by its first bytes as file(1) does; else None."""
     start = packed.read(6)
     packed.seek(0)
@@ -77,8 +82,34 @@ def _decompressed(packed: BinaryIO) -> gzip.GzipFile | bz2.BZ2File | lzma.LZMAFi
     if start.startswith(b"BZh"):
         return bz2.BZ2File(packed)
     if start.startswith((b"\xfd7zXZ\0", b"\x5d\0\0")):
-        return lzma.LZMAFile(packed)
+        return _Lzma(packed)
     return None
+
+
+class _Lzma:
+    """What .xz or .lzma files, one after the other, hold: ``LZMAFile`` has no bound of memory."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed = packed
+        self._decompressor = lzma.LZMADecompressor(memlimit=_LZMA_LIMIT)
+
+    def read(self, size: int, /) -> bytes:
+        """Return so many bytes; fewer at the end only. Raises ``LZMAError`` and ``EOFError``."""
+        parts = []
+        while size > 0:
+            data = b""
+            if self._decompressor.eof:
+                data = self._decompressor.unused_data or self._packed.read(_CHUNK)
+                if not data:
+                    break
+                self._decompressor = lzma.LZMADecompressor(memlimit=_LZMA_LIMIT)
+            elif self._decompressor.needs_input:
+                data = self._packed.read(_CHUNK)
+                if not data:
+                    raise EOFError(_CUT_OFF)
+            parts.append(self._decompressor.decompress(data, size))
+            size -= len(parts[-1])
+        return b"".join(parts)
 
 
 def _tree_of(stream: Stream) -> Folder:
@@ -91,8 +122,10 @@ def _tree_of(stream: Stream) -> Folder:
 class Growing:
     """A tree to which entries are added; each name is one thing, and below a directory."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = _NODES_LIMIT) -> None:
         self.top: Folder = {}
+        self._limit = limit
+        self._entries = 0
         self._nodes = 0
 
     def add(self, entry: Entry) -> None:
@@ -100,6 +133,7 @@ class Growing:
 
         Raises ``TarError`` where it leads out of the tree, through a link, or contradicts another.
         """
+        self._entries = self._counted(self._entries)
         *above, name = _parts(entry.name) or [""]
         if not name or entry.kind not in {DIRECTORY, FILE, LINK, HARD_LINK}:
             return
@@ -132,9 +166,7 @@ class Growing:
     def _place(self, folder: Folder, name: str, node: Node, whole: str) -> None:
         before = folder.get(name)
         if before is None:
-            self._nodes += 1
-            if self._nodes > _NODES_LIMIT:
-                raise TarError(f"found more than {_NODES_LIMIT} entries, which is no host")
+            self._nodes = self._counted(self._nodes)
         elif type(before) is not type(node):
             raise TarError(
                 f"found {shown(whole)} as {_KINDS[type(before)]} and as {_KINDS[type(node)]}, "
@@ -142,6 +174,12 @@ class Growing:
             )
         if before is None or not isinstance(node, dict):
             folder[name] = node
+
+    def _counted(self, before: int) -> int:
+        """Return one more. Raises ``TarError`` beyond the bound."""
+        if before >= self._limit:
+            raise TarError(f"found more than {self._limit} entries, which is no host")
+        return before + 1
 
     def _linked(self, entry: Entry) -> bytes | str:
         """Return what a hard link is another name of; it has to come before."""

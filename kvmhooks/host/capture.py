@@ -69,7 +69,10 @@ class CaptureRecorder:
 
     def saw_text(self, path: str, text: str) -> str:
         """Keep a file; the flaws of an earlier capture come by themselves."""
-        text = self.public(text)
+        if path == "proc/cmdline" and self._redactor is not None:
+            text = self._redactor.cmdline(text)
+        else:
+            text = self.public(text)
         if path == FLAWS:
             return text
         if not _PROCESS.fullmatch(path):

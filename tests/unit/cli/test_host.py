@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +59,43 @@ def test_a_drawing_goes_to_a_file_or_out(
     drawn = capsys.readouterr().out
     assert drawn.startswith("<svg ")
     assert (tmp_path / "host.svg").read_text() == drawn
+
+
+def test_a_drawing_is_written_through_no_link(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor into a FIFO or a device; a file that is there is replaced, and nothing else is left."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link.svg").symlink_to(victim)
+    (folder / "dangling.svg").symlink_to(tmp_path / "made")
+    os.mkfifo(folder / "fifo.svg")
+    for name, found in (("link", "a link"), ("dangling", "a link"), ("fifo", "no regular file")):
+        file = folder / f"{name}.svg"
+        assert main(["host", "--root", str(root), "--svg", str(file)]) == 1
+        said = f"{file}: cannot be written: found {found}, expected a file or nothing\n"
+        assert capsys.readouterr() == ("", said)
+    (folder / "hard.svg").hardlink_to(victim)
+    assert main(["host", "--root", str(root), "--svg", str(folder / "hard.svg")]) == 0
+    assert (folder / "hard.svg").read_text().startswith("<svg ")
+    assert victim.read_text() == "mine"
+    assert sorted(one.name for one in folder.iterdir()) == [
+        "dangling.svg", "fifo.svg", "hard.svg", "link.svg",
+    ]  # fmt: skip
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("verb", ["host", "devices"])
+def test_json_is_written_at_once(root: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not each of its tokens: what is printed is looked through for control characters."""
+    written: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", SimpleNamespace(write=written.append, flush=lambda: None))
+        assert main([verb, "--root", str(root), "--json"]) == 0
+    assert json.loads("".join(written)) is not None
+    assert len(written) <= 2
 
 
 @pytest.mark.parametrize(

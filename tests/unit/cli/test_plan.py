@@ -131,6 +131,18 @@ def test_the_drawing_goes_to_a_file(files: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == (drawn, "")
 
 
+def test_the_drawing_is_written_through_no_link(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its owner could have root write anywhere."""
+    (files / "link.svg").symlink_to(files / "made.svg")
+    assert run(files, "small.toml", "--svg", "link.svg") == 1
+    assert capsys.readouterr().err.endswith(
+        "link.svg: cannot be written: found a link, expected a file or nothing\n"
+    )
+    assert not (files / "made.svg").exists()
+
+
 def test_one_name_is_one_vm(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file that is given twice is a slip, and is refused."""
     assert run(files, "small.toml", "small.toml") == 1

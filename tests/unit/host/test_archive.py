@@ -17,7 +17,8 @@ import pytest
 from kvmhooks.devices import list_devices
 from kvmhooks.errors import HostError
 from kvmhooks.host import read
-from kvmhooks.host.archive import read_archive
+from kvmhooks.host.archive import Growing, read_archive
+from kvmhooks.host.tar import DIRECTORY, FILE, Entry, TarError
 from tests.fakedevices import FakePci
 from tests.fakehost import write_host
 
@@ -279,6 +280,8 @@ sys.exit(main(["host", "--root", sys.argv[1]]))
 
 MIB = gzip.compress(bytes(1 << 20))
 """Of nothing; a gzip file is of as many members as one likes."""
+LARGE_DICTIONARY = b"\x5d\0\0\0\x80" + lzma.compress(tar(VERSION), lzma.FORMAT_ALONE)[5:]
+"""The header of .lzma has the dictionary's size in its bytes 1 to 4: 2 GiB."""
 
 
 @pytest.mark.parametrize(
@@ -288,8 +291,11 @@ MIB = gzip.compress(bytes(1 << 20))
          "found a header of 419430400 bytes, which no host's file needs"),
         (gzip.compress(block(b"x", b"x", b"2000000") + b"1" * 524288) + MIB * 9,
          "found a damaged pax header"),
+        (LARGE_DICTIONARY, "Memory usage limit exceeded"),
+        (gzip.compress(block(b"proc/x", b"0", b"%o" % (400 << 20))) + MIB * 400,
+         "it needs more memory than there is"),
     ],
-    ids=["long-name", "digits"],
+    ids=["long-name", "digits", "dictionary", "no-memory"],
 )  # fmt: skip
 def test_what_a_small_file_takes_is_bounded(tmp_path: Path, content: bytes, message: str) -> None:
     """Neither 300 MiB of memory nor twenty seconds, for half a MB that says that it is more."""
@@ -301,6 +307,24 @@ def test_what_a_small_file_takes_is_bounded(tmp_path: Path, content: bytes, mess
         capture_output=True, text=True, check=False, timeout=20,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, f"{file}: {NO_TAR}{message}\n")
+
+
+def test_an_lzma_file_of_several_streams_is_read_whole(tmp_path: Path) -> None:
+    """As xz makes and reads them (xz(1), «DESCRIPTION»), wherever one ends."""
+    content = packed(TREE, tarfile.GNU_FORMAT)
+    streams = (content[:700], b"", content[700:5000], content[5000:])
+    (tmp_path / "sent").write_bytes(b"".join(map(lzma.compress, streams)))
+    assert read_archive(tmp_path / "sent") == TREE
+
+
+def test_entries_of_one_name_are_counted_too() -> None:
+    """Each takes its time, whether it makes anything or not."""
+    for one in (Entry(FILE, "proc/x", "", b""), Entry(DIRECTORY, ".", "", b"")):
+        tree = Growing(limit=9)
+        for _ in range(9):
+            tree.add(one)
+        with pytest.raises(TarError, match="found more than 9 entries, which is no host"):
+            tree.add(one)
 
 
 def test_a_fifo_in_the_place_of_a_tar_file_is_not_waited_for(tmp_path: Path) -> None:
