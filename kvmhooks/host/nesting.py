@@ -25,6 +25,8 @@ class Place:
     label: str
     cpus: CpuSet
     inside: list[Place] = field(factory=list, eq=False)
+    inside_of: dict[int, Place] = field(factory=dict, eq=False, repr=False)
+    """Which of those each CPU is in, so that thousands of cores are not compared in pairs."""
 
 
 def nest(host: Host, kinds: Iterable[str] = _RANKS) -> Place:
@@ -44,12 +46,13 @@ def nest(host: Host, kinds: Iterable[str] = _RANKS) -> Place:
 
 def _insert(holder: Place, place: Place) -> None:
     while True:
-        inner = next((each for each in holder.inside if place.cpus <= each.cpus), None)
-        if inner is None:
+        inner = holder.inside_of.get(place.cpus.first())
+        if inner is None or not place.cpus <= inner.cpus:
             break
         holder = inner
-    if all(place.cpus.isdisjoint(each.cpus) for each in holder.inside):
+    if not any(cpu in holder.inside_of for cpu in place.cpus):
         holder.inside.append(place)
+        holder.inside_of.update(dict.fromkeys(place.cpus, place))
 
 
 def _sort(place: Place) -> None:

@@ -88,7 +88,7 @@ def install(
 
     Installing again replaces our own file. Raises ``IsolationError`` or ``OSError``.
     """
-    top = Path(root)
+    top = _top(root)
     version = libvirt_version(root) if libvirt is None else libvirt
     path = top / (DROP_IN if version >= DROP_INS_SINCE else SINGLE)
     is_single = path == top / SINGLE
@@ -120,7 +120,7 @@ def uninstall(root: str = "/") -> None:
 
     What VMs hold is not looked at: see ``kvmhooks.cli.hooks``.
     """
-    top = Path(root)
+    top = _top(root)
     folders: set[str] = set()
     for name in (DROP_IN, SINGLE):
         path = top / name
@@ -135,13 +135,13 @@ def uninstall(root: str = "/") -> None:
         (top / UNIT).unlink()
     for name in sorted(folders, reverse=True):
         folder = top / name
-        if folder.is_dir() and not any(folder.iterdir()):
+        if _is_inside(top, folder) and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
 def status(root: str = "/") -> Installed:
     """What is installed and whether it would run."""
-    top = Path(root)
+    top = _top(root)
     unit = top / UNIT if (top / UNIT).exists() else _packaged_unit(top)
     nobody = [] if _daemons(top) else [NOBODY]
     for name in (DROP_IN, SINGLE):
@@ -240,6 +240,24 @@ def libvirt_version(root: str = "/") -> tuple[int, ...]:
 def reconcile_unit(command: str) -> str:
     """Return the text of the unit that has ``command`` give back what is left."""
     return _UNIT_TEXT.format(command=command, wanted_by=" ".join(WANTED_BY))
+
+
+def _top(root: str) -> Path:
+    """Return the root as a path.
+
+    Raises ``IsolationError`` where what is written or read below it would be elsewhere: a tree of
+    files may have links to anywhere.
+    """
+    top = Path(root)
+    written = (top / BEFORE, top / UNIT, *_links(top))
+    for path in (top / DROP_IN, top / SINGLE, *(one.parent for one in written)):
+        if not _is_inside(top, path):
+            raise IsolationError(f"{path}: found a link that leads out of {root}, expected none")
+    return top
+
+
+def _is_inside(top: Path, path: Path) -> bool:
+    return top == Path("/") or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(top))
 
 
 def _daemons(top: Path) -> list[Path]:

@@ -13,7 +13,8 @@ from kvmhooks.host.cpus import Topology
 from kvmhooks.host.flaws import Flaws
 from kvmhooks.host.lists import CpuLists
 from kvmhooks.host.machine import Evidence, assemble
-from kvmhooks.host.model import Cpu, Node
+from kvmhooks.host.model import Cpu, Host, Node
+from kvmhooks.host.nesting import nest
 from kvmhooks.values import MAX_CPU, CpuSet
 
 SETS = st.sets(st.integers(0, 5)).map(CpuSet)
@@ -72,6 +73,37 @@ def test_8192_cpus_are_compared_at_once(siblings: CpuSet) -> None:
     assert time.process_time() - begun < 10
     assert [cpu for cpu in cpus if cpus[cpu].siblings] == list(siblings)
     assert all(len(line) < 300 for line in flaws)
+
+
+def test_8192_cores_are_put_into_their_package_at_once() -> None:
+    """It takes no minute that none of them has a cache or a sibling."""
+    cpus = tuple(Cpu(id=number, online=True, package=0, core=number) for number in range(8192))
+    begun = time.process_time()
+    (package,) = nest(Host(cpus=cpus)).inside
+    assert time.process_time() - begun < 10
+    assert [place.cpus for place in package.inside] == [CpuSet((cpu.id,)) for cpu in cpus]
+
+
+@given(st.lists(SETS.filter(bool), max_size=6))
+def test_a_place_is_inside_the_smallest_that_holds_it(sets: list[CpuSet]) -> None:
+    """One that is partly inside another is left out; of the same size, the earlier has it."""
+    host = Host(
+        cpus=tuple(Cpu(id=number, online=True) for number in range(6)),
+        nodes=tuple(Node(id=number, cpus=cpus) for number, cpus in enumerate(sets)),
+    )
+    top = nest(host, ["node"])
+    expected: list[tuple[CpuSet, list[CpuSet]]] = [(host.online, [])]
+    for cpus in sorted(sets, key=lambda cpus: (-len(cpus), cpus.first())):
+        holder = next(one for one in expected[::-1] if cpus <= one[0])
+        if all(cpus.isdisjoint(each) for each in holder[1]):
+            holder[1].append(cpus)
+            expected.append((cpus, []))
+    found = [top]
+    for place in found:
+        found += place.inside
+    assert sorted((str(one.cpus), len(one.inside)) for one in found) == sorted(
+        (str(cpus), len(inside)) for cpus, inside in expected
+    )
 
 
 @given(st.sets(st.integers(0, MAX_CPU) | st.integers(0, 300)).map(CpuSet))

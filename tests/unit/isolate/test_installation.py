@@ -154,6 +154,37 @@ def test_a_packages_unit_serves(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
 
 
+@pytest.mark.parametrize("verb", ["install", "uninstall", "status"])
+@pytest.mark.parametrize(
+    "name",
+    ["etc", "etc/libvirt/hooks", installation.DROP_IN, installation.SINGLE, "etc/systemd/system"],
+)
+def test_no_link_of_a_tree_has_a_hook_put_elsewhere(tmp_path: Path, verb: str, name: str) -> None:
+    """Nothing beside the tree is read, written or removed."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    outside.mkdir()
+    daemon(root)
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).symlink_to(outside)
+    words = ["--force"] if verb == "uninstall" else []
+    with pytest.raises(IsolationError, match=f"found a link that leads out of {root}, expected"):
+        main("hooks", [verb, "--root", str(root), *words])
+    assert list(tmp_path.rglob("*kvmhooks*")) in ([], [root / installation.DROP_IN])
+    assert not list(outside.iterdir())
+
+
+def test_the_directories_that_a_hook_names_are_its_trees(tmp_path: Path) -> None:
+    """What a hook of a tree says to have been made with it may be a lie."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    outside.mkdir()
+    hook = install(root)
+    first, second, third, rest = hook.read_text().split("\n", 3)
+    hook.write_text(f"{first}\n{second}\n{third} ../outside {outside}\n{rest}")
+    installation.uninstall(str(root))
+    assert outside.is_dir()
+    assert not hook.exists()
+
+
 def test_without_a_daemon_nobody_calls_the_hook(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
