@@ -15,11 +15,14 @@ from kvmhooks.cli.roots import used
 def main(verb: str, argv: Sequence[str]) -> int:
     """Write or remove them, and have systemd read its units again."""
     from kvmhooks import units
+    from kvmhooks.isolate.installation import check_steps
 
     arguments = parser_of(verb).parse_args(argv)
     directory = units.user_directory() if arguments.user else arguments.root / units.SYSTEM
     programs = arguments.programs or Path(sys.argv[0]).parent
     with used(arguments.root):
+        if not arguments.user and not arguments.packaged:
+            check_steps(arguments.root, [directory / units.NAME])
         if arguments.remove:
             done = units.Installed(units.remove(directory), [])
         elif arguments.packaged:

@@ -89,6 +89,7 @@ def install(
     Installing again replaces our own file. Raises ``IsolationError`` or ``OSError``.
     """
     top = _top(root)
+    check_steps(top, _ours(top))
     version = libvirt_version(root) if libvirt is None else libvirt
     path = top / (DROP_IN if version >= DROP_INS_SINCE else SINGLE)
     is_single = path == top / SINGLE
@@ -116,11 +117,13 @@ def install(
 
 
 def uninstall(root: str = "/") -> None:
-    """Take away what is ours, and put back what was in its place. Raises ``OSError``.
+    """Take away what is ours, and put back what was in its place.
 
-    What VMs hold is not looked at: see ``kvmhooks.cli.hooks``.
+    What VMs hold is not looked at: see ``kvmhooks.cli.hooks``. Raises ``IsolationError`` or
+    ``OSError``.
     """
     top = _top(root)
+    check_steps(top, _ours(top))
     folders: set[str] = set()
     for name in (DROP_IN, SINGLE):
         path = top / name
@@ -156,6 +159,35 @@ def status(root: str = "/") -> Installed:
                 problems=(*nobody, *_problems(path, version, top), *_problems_of_unit(unit, top)),
             )
     return Installed("", "", chained=False, unit=False, problems=("not installed", *nobody))
+
+
+def check_steps(top: Path, paths: Sequence[Path]) -> None:
+    """Refuse a root in which what is written to ``paths`` could come elsewhere.
+
+    Nothing between it and them may lead out of it, or, to root, be what another user can change.
+    Raises ``IsolationError``. Of ``/`` itself nothing is asked.
+    """
+    real = Path(os.path.realpath(top))
+    if real == Path("/"):
+        return
+    above = {one for path in paths for one in path.parents if one.is_relative_to(top)}
+    ends = {Path(os.path.realpath(one)) for one in above}
+    within = {one for end in ends for one in (end, *end.parents) if one.is_relative_to(real)}
+    for step in sorted(above - {top}) + sorted(within):
+        try:
+            said = step.lstat()
+        except FileNotFoundError:
+            continue
+        is_link = stat.S_ISLNK(said.st_mode)
+        if is_link and not Path(os.path.realpath(step)).is_relative_to(real):
+            found = os.readlink(step)  # noqa: PTH115 -- as it stands there
+            raise IsolationError(f"{step}: found a link to {found}, which leads out of {top}")
+        others = 0o002 if said.st_gid == 0 else 0o022
+        if os.geteuid() == 0 and (said.st_uid != 0 or (not is_link and said.st_mode & others)):
+            raise IsolationError(
+                f"{step}: found user {said.st_uid}'s, mode {stat.S_IMODE(said.st_mode):o}, "
+                "expected what only root can change"
+            )
 
 
 def trusted_planner() -> list[str]:
@@ -252,7 +284,7 @@ def _top(root: str) -> Path:
     written = (top / BEFORE, top / UNIT, *_links(top))
     for path in (top / DROP_IN, top / SINGLE, *(one.parent for one in written)):
         if not _is_inside(top, path):
-            raise IsolationError(f"{path}: found a link that leads out of {root}, expected none")
+            raise IsolationError(f"{path}: found a link, which leads out of {root}")
     return top
 
 
@@ -280,6 +312,11 @@ def _absent(top: Path, *paths: Path) -> list[str]:
     """The directories above ``paths`` that are not there yet, below ``top``, outermost first."""
     above = {one for path in paths for one in path.parents if one.is_relative_to(top)}
     return sorted(str(one.relative_to(top)) for one in above if not one.exists())
+
+
+def _ours(top: Path) -> list[Path]:
+    """All that is written or removed below ``top``."""
+    return [*(top / name for name in (DROP_IN, SINGLE, BEFORE, UNIT)), *_links(top)]
 
 
 def _made_with(path: Path) -> list[str]:

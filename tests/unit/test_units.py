@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvmhooks import units
+from kvmhooks.cli.main import main
 from kvmhooks.errors import LaunchError
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +117,22 @@ def test_another_kvm_launch_does_not_hide_a_packages_units(tmp_path: Path, progr
     said = f"{theirs[0]}: found a package's unit, which starts /usr/bin/kvm-launch, expected "
     assert str(refused.value).startswith(f"{said}{programs}/kvm-launch: ")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--remove"]])
+def test_no_unit_is_written_or_removed_out_of_a_root(
+    tmp_path: Path, programs: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through a link that its owner has put into it."""
+    units.install(tmp_path / "elsewhere/systemd/system", programs)
+    before = sorted((tmp_path / "elsewhere").rglob("*"))
+    root = tmp_path / "host"
+    root.mkdir()
+    (root / "etc").symlink_to(tmp_path / "elsewhere")
+    assert main(["install-units", "--root", str(root), "--programs", str(programs), *more]) == 1
+    said = f"{root}/etc: found a link to {tmp_path}/elsewhere, which leads out of {root}\n"
+    assert capsys.readouterr() == ("", said)
+    assert sorted((tmp_path / "elsewhere").rglob("*")) == before
 
 
 def test_a_packager_needs_no_programs(tmp_path: Path) -> None:

@@ -46,6 +46,58 @@ def run(hook: Path, root: Path, operation: str, sub: str) -> subprocess.Complete
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("step", ["etc", "etc/libvirt/hooks/qemu.d", "etc/systemd"])
+@pytest.mark.parametrize("to", ["{elsewhere}/kept", "../" * 9 + "{elsewhere}", "{elsewhere}/new"])
+def test_no_step_below_a_root_leads_out_of_it(tmp_path: Path, step: str, to: str) -> None:
+    """Through such a link nothing is written, nothing taken away, and nothing made."""
+    root = tmp_path / "host"
+    elsewhere = tmp_path / "elsewhere"
+    install(root)
+    elsewhere.mkdir()
+    (root / step).rename(elsewhere / "kept")
+    target = to.format(elsewhere=elsewhere).replace("..//", "../")
+    (root / step).symlink_to(target)
+    before = sorted(elsewhere.rglob("*"))
+    expected = f"{root / step}: found a link to {target}, which leads out of {root}"
+    with pytest.raises(IsolationError) as caught:
+        install(root)
+    assert str(caught.value) == expected
+    with pytest.raises(IsolationError) as caught:
+        installation.uninstall(str(root))
+    assert str(caught.value) == expected
+    assert sorted(elsewhere.rglob("*")) == before
+
+
+def test_links_within_a_root_are_followed(tmp_path: Path) -> None:
+    """As some distributions have them."""
+    root = tmp_path / "host"
+    (root / "usr/etc").mkdir(parents=True)
+    (root / "etc").symlink_to("usr/etc")
+    assert (root / "usr" / install(root).relative_to(root)).is_file()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_no_step_below_a_root_is_another_users(tmp_path: Path) -> None:
+    """He could put a link there meanwhile; the root itself is one of them."""
+    for name in ("", "etc", "etc/libvirt", "etc/systemd/system"):
+        root = tmp_path / f"host-{name.replace('/', '-')}"
+        (root / name).mkdir(parents=True)
+        os.chown(root / name, 1234, -1)
+        with pytest.raises(IsolationError, match="found user 1234's, mode 755, expected what only"):
+            install(root)
+        os.chown(root / name, 0, -1)
+        (root / name).chmod(0o777)
+        with pytest.raises(IsolationError, match="found user 0's, mode 777, expected what only"):
+            install(root)
+        (root / name).chmod(0o755)
+        assert install(root).is_file()
+    (tmp_path / "linked/usr/etc").mkdir(parents=True)
+    (tmp_path / "linked/etc").symlink_to("usr/etc")
+    os.chown(tmp_path / "linked/etc", 1234, -1, follow_symlinks=False)
+    with pytest.raises(IsolationError, match="linked/etc: found user 1234's"):
+        install(tmp_path / "linked")
+
+
 def test_the_file_alone_carries_a_vm_through_its_life(tmp_path: Path) -> None:
     """With the system's interpreter, isolated from the environment and without site-packages."""
     hook = install(tmp_path / "host")
@@ -167,7 +219,7 @@ def test_no_link_of_a_tree_has_a_hook_put_elsewhere(tmp_path: Path, verb: str, n
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).symlink_to(outside)
     words = ["--force"] if verb == "uninstall" else []
-    with pytest.raises(IsolationError, match=f"found a link that leads out of {root}, expected"):
+    with pytest.raises(IsolationError, match=f"which leads out of {root}"):
         main("hooks", [verb, "--root", str(root), *words])
     assert list(tmp_path.rglob("*kvmhooks*")) in ([], [root / installation.DROP_IN])
     assert not list(outside.iterdir())
