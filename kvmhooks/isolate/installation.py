@@ -88,8 +88,8 @@ def install(
 
     Installing again replaces our own file. Raises ``IsolationError`` or ``OSError``.
     """
+    check_steps(Path(root), _ours(Path(root)))
     top = _top(root)
-    check_steps(top, _ours(top))
     version = libvirt_version(root) if libvirt is None else libvirt
     path = top / (DROP_IN if version >= DROP_INS_SINCE else SINGLE)
     is_single = path == top / SINGLE
@@ -122,8 +122,8 @@ def uninstall(root: str = "/") -> None:
     What VMs hold is not looked at: see ``kvmhooks.cli.hooks``. Raises ``IsolationError`` or
     ``OSError``.
     """
+    check_steps(Path(root), _ours(Path(root)))
     top = _top(root)
-    check_steps(top, _ours(top))
     folders: set[str] = set()
     for name in (DROP_IN, SINGLE):
         path = top / name
