@@ -130,12 +130,15 @@ class Sender:
         run_dir: RunDir,
         account: Account,
         leave: Callable[[], None],
+        pid: int,
     ) -> None:
         self._plan = plan
         self._monitor = monitor
         self._run_dir = run_dir
         self._account = account
         self._leave = leave
+        self._pid = pid
+        """QEMU's."""
         self._is_between = False
         """Whether the guest stands still here, and may be let run in the other QEMU."""
         self._after: asyncio.Task[None] | None = None
@@ -168,7 +171,7 @@ class Sender:
         if not isinstance(twin, bool) or not isinstance(other, list):
             raise UsageError("found no such request, expected one of a kvm-launch like this one")
         await self.describe(request)
-        check_same([str(line) for line in other], await machine(self._monitor))
+        check_same([str(line) for line in other], await machine(self._monitor, self._pid))
         status = await self._monitor.execute("query-status", shape=_STATUS)
         if not status["running"]:
             raise QemuError(f"found the guest {status['status']}, expected it to run")
@@ -309,13 +312,13 @@ class Receiver:
         check_same(guest_view(found), seen)
         return found
 
-    async def receive(self, monitor: Monitor, run_dir: RunDir) -> str:
+    async def receive(self, monitor: Monitor, run_dir: RunDir, pid: int) -> str:
         """Have the guest come, and its old QEMU leave; it stands still here then.
 
         Raises ``KvmhooksError`` when it does not come: it runs on there.
         """
         loop = asyncio.get_running_loop()
-        request = {"twin": self.is_twin, "machine": await machine(monitor)}
+        request = {"twin": self.is_twin, "machine": await machine(monitor, pid)}
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(run_dir.path / SOCKET))
             listener.listen(1)

@@ -75,7 +75,7 @@ def test_an_emulated_guest_stands_still_before_it_is_sent(accel: str, stops: lis
     qemu = Qemu()
     plan: Any = SimpleNamespace(accel=accel)
     run_dir, account, one = None, None, Sender
-    made: Any = one(plan, qemu, run_dir, account, lambda: None)  # type: ignore[arg-type]
+    made: Any = one(plan, qemu, run_dir, account, lambda: None, 1)  # type: ignore[arg-type]
     assert asyncio.run(made._send()) == "its guest stood still for 5 ms"
     assert qemu.said == ["migrate-set-parameters", *stops, "migrate", "query-migrate"]
 
@@ -88,7 +88,7 @@ def sender(base: Path, qemu: Qemu, left: list[str]) -> Sender:
             note = staticmethod(lambda _: None)
 
     run_dir = RunDir(base, "vm")
-    made: Any = Sender(None, qemu, run_dir, Silent, lambda: left.append("left"))  # type: ignore[arg-type]
+    made: Any = Sender(None, qemu, run_dir, Silent, lambda: left.append("left"), 1)  # type: ignore[arg-type]
     made._is_between = True
     made._after = asyncio.create_task(made._come_back("vm~"))
     return made  # type: ignore[no-any-return]
