@@ -17,7 +17,7 @@ from kvm_launch.control import NAME, listening, served
 from kvm_launch.migration import Receiver, Sender
 from kvm_launch.record import Record
 from kvm_launch.vcpus import survives_unplug, there
-from kvmhooks.errors import QemuError
+from kvmhooks.errors import LaunchError, QemuError
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.state import start_time
 from kvmhooks.live.rundir import RunDir, is_free
@@ -205,6 +205,22 @@ def test_a_name_is_taken_when_it_is_free(tmp_path: Path) -> None:
         assert (run_dir.path.name, is_free(tmp_path, "vm~")) == ("vm", True)
         assert not is_free(tmp_path, "vm")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_stays_taken_while_the_qemu_that_came_lives(tmp_path: Path) -> None:
+    """It holds the lock that it inherited, whose file has the name by then; ours may be closed."""
+    with RunDir(tmp_path, "vm~") as run_dir:
+        inherited = os.dup(run_dir.lock)
+        assert run_dir.take_name("vm")
+        for descriptor in (run_dir._lock, run_dir._directory):
+            assert descriptor is not None
+            os.close(descriptor)
+        run_dir._lock = None  # as if it was killed: nothing is removed
+    assert not is_free(tmp_path, "vm")
+    with pytest.raises(LaunchError, match="expected one that does not run"), RunDir(tmp_path, "vm"):
+        pass
+    os.close(inherited)
+    assert is_free(tmp_path, "vm")
 
 
 def test_a_record_is_one_or_is_passed_over(tmp_path: Path) -> None:
