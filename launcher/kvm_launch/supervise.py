@@ -84,7 +84,7 @@ async def supervise(
                 live_threads.require_planned(pins)
                 running = Running(plan, process.pid, monitor, hold, account)
                 leave = partial(_leave, watch, stop)
-                sender = Sender(plan, monitor, run_dir, account, leave, process.pid)
+                sender = Sender(plan, monitor, run_dir, account, leave, process.pid, stop)
                 handlers = {**running.handlers, **sender.handlers}
                 with stop.listening(), control.listening(run_dir.path / control.NAME) as listener:
                     if receiver is not None:
