@@ -136,7 +136,8 @@ class RunDir:
     def take_name(self, name: str) -> bool:
         """Become the directory of the VM ``name``; return False while that has its own in use.
 
-        Raises ``LaunchError``.
+        The lock stays the one that QEMU has inherited, and only its file gets the name's: before
+        the directory does, so that the name is never free meanwhile. Raises ``LaunchError``.
         """
         base = private_directory(self._base)
         try:
@@ -145,20 +146,16 @@ class RunDir:
                 return False
             try:
                 if _is_locked(self._base / name):
-                    os.close(lock)
                     return False
                 _remove(self._base / name)
+                os.rename(self._lock_name, f".{name}.lock", src_dir_fd=base, dst_dir_fd=base)
+                self._lock_name = f".{name}.lock"
                 os.rename(self.path.name, name, src_dir_fd=base, dst_dir_fd=base)
-                os.unlink(self._lock_name, dir_fd=base)
-            except BaseException:
+            finally:
                 os.close(lock)
-                raise
         finally:
             os.close(base)
-        if self._lock is not None:
-            os.close(self._lock)
-        self.path, self._name, self._lock_name = self._base / name, name, f".{name}.lock"
-        self._lock = lock
+        self.path, self._name = self._base / name, name
         return True
 
     def clear(self) -> None:
@@ -223,19 +220,24 @@ class RunDir:
 def is_free(base: Path, name: str) -> bool:
     """Return whether neither the supervisor nor the QEMU of the VM ``name`` lives.
 
-    Both hold the lock of its directory.
+    Both hold the lock of its directory; a lock on a file that has no name any more is none.
     """
-    try:
-        descriptor = os.open(base / f".{name}.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
+    path = base / f".{name}.lock"
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if os.path.samestat(path.stat(follow_symlinks=False), os.fstat(descriptor)):
+                return True
+        except BlockingIOError:
+            return False
+        except FileNotFoundError:
+            return True
+        finally:
+            os.close(descriptor)
 
 
 def _is_locked(path: Path) -> bool:

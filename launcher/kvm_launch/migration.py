@@ -26,6 +26,7 @@ import attrs
 from kvm_launch.control import Handler, ask, asked
 from kvm_launch.plugged import machine
 from kvm_launch.record import Account, find
+from kvm_launch.stop import Stop
 from kvm_launch.vcpus import CRASH, slots_of, survives_unplug, there, version_of
 from kvmhooks.errors import LaunchError, Problem, QemuError, SpecError, UsageError
 from kvmhooks.live.qmp import Monitor
@@ -130,12 +131,17 @@ class Sender:
         run_dir: RunDir,
         account: Account,
         leave: Callable[[], None],
+        pid: int,
+        stop: Stop,
     ) -> None:
         self._plan = plan
         self._monitor = monitor
         self._run_dir = run_dir
         self._account = account
         self._leave = leave
+        self._stop = stop
+        self._pid = pid
+        """QEMU's."""
         self._is_between = False
         """Whether the guest stands still here, and may be let run in the other QEMU."""
         self._after: asyncio.Task[None] | None = None
@@ -168,7 +174,7 @@ class Sender:
         if not isinstance(twin, bool) or not isinstance(other, list):
             raise UsageError("found no such request, expected one of a kvm-launch like this one")
         await self.describe(request)
-        check_same([str(line) for line in other], await machine(self._monitor))
+        check_same([str(line) for line in other], await machine(self._monitor, self._pid))
         status = await self._monitor.execute("query-status", shape=_STATUS)
         if not status["running"]:
             raise QemuError(f"found the guest {status['status']}, expected it to run")
@@ -193,15 +199,24 @@ class Sender:
     async def leave(self, _request: Mapping[str, Any]) -> list[str]:
         """Let this QEMU end: the guest is where it should be.
 
-        Raises ``QemuError`` when it runs here again.
+        Raises ``QemuError`` when it runs here again, or is asked to stop, which is done here: then
+        it runs on once the other QEMU is gone.
         """
         if not self._is_between or self._after is None:
             raise QemuError("found the guest running here, expected that it waits to leave")
+        self._check_stop()
         self._is_between = False
         self._after.cancel()
         self._leave()
         self._after = asyncio.create_task(self._quit())
         return ["it has left"]
+
+    def _check_stop(self) -> None:
+        """Raise ``QemuError`` when the VM is asked to stop: who asks waits for our end, not for
+        that of the one that arrives.
+        """
+        if self._stop.was_asked:
+            raise QemuError("it was asked to stop, expected that it runs on")
 
     async def _quit(self) -> None:
         await asyncio.sleep(POLL_SECONDS)  # the answer comes first: we end with QEMU
@@ -230,6 +245,7 @@ class Sender:
             if status == "completed":
                 still = "total-time" if self._plan.accel == "tcg" else "downtime"
                 return f"its guest stood still for {now.get(still, 0)} ms"
+            self._check_stop()
             if status in _FAILED:
                 raise QemuError(
                     f"the migration {status}: {now.get('error-desc', 'no reason told')}"
@@ -309,13 +325,13 @@ class Receiver:
         check_same(guest_view(found), seen)
         return found
 
-    async def receive(self, monitor: Monitor, run_dir: RunDir) -> str:
+    async def receive(self, monitor: Monitor, run_dir: RunDir, pid: int) -> str:
         """Have the guest come, and its old QEMU leave; it stands still here then.
 
         Raises ``KvmhooksError`` when it does not come: it runs on there.
         """
         loop = asyncio.get_running_loop()
-        request = {"twin": self.is_twin, "machine": await machine(monitor)}
+        request = {"twin": self.is_twin, "machine": await machine(monitor, pid)}
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(run_dir.path / SOCKET))
             listener.listen(1)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
 from typing import Final
 
 from kvm_launch import agent, control, disks
@@ -82,11 +83,12 @@ async def supervise(
                 pins = tuple(live_threads.read_back(process.pid, plan, threads))
                 live_threads.require_planned(pins)
                 running = Running(plan, process.pid, monitor, hold, account)
-                sender = Sender(plan, monitor, run_dir, account, lambda: _leave(watch, stop))
+                leave = partial(_leave, watch, stop)
+                sender = Sender(plan, monitor, run_dir, account, leave, process.pid, stop)
                 handlers = {**running.handlers, **sender.handlers}
                 with stop.listening(), control.listening(run_dir.path / control.NAME) as listener:
                     if receiver is not None:
-                        life.note(await receiver.receive(monitor, run_dir))
+                        life.note(await receiver.receive(monitor, run_dir, process.pid))
                     await monitor.execute("cont")
                     await asyncio.to_thread(hold.follow)
                     async with (

@@ -114,6 +114,33 @@ def test_a_guest_does_not_come_where_it_would_see_a_change(
     assert (old.poll(), shown(launcher)) == (None, {"vm": "running"})
 
 
+@pytest.mark.parametrize("passed", ["true", "false"])
+@pytest.mark.parametrize("how", ["another path", "another file"])
+def test_a_guest_does_not_come_where_its_disk_is_another(
+    launcher: Launcher, how: str, passed: str
+) -> None:
+    """Another file of the same size would ruin its data; one that was put at its path does, too."""
+    (launcher.base / "one.raw").write_bytes(bytes(1 << 20))
+    disk = f"[[disk]]\npath = 'one.raw'\nformat = 'raw'\npassed = {passed}"
+    spec = tiny(launcher, "sits", disk)
+    old = launcher.start(spec)
+    eventually(lambda: shown(launcher) == {"vm": "running"})
+    (launcher.base / "two.raw").write_bytes(bytes(1 << 20))
+    if how == "another path":
+        spec.write_text(spec.read_text().replace("one.raw", "two.raw"))
+    else:
+        (launcher.base / "two.raw").rename(launcher.base / "one.raw")
+    new = migrate(launcher, spec)
+    out, err = new.communicate(timeout=60)
+    word = "drive" if (how, passed) == ("another path", "false") else "image file"
+    stranger = "found another file than the one that QEMU has open there"
+    said = stranger if (how, passed) == ("another file", "false") else f"its guest has '{word} "
+    assert said in err, (new.returncode, out)
+    assert (old.poll(), shown(launcher)) == (None, {"vm": "running"})
+    assert verb(launcher, "stop", "--now", "vm").returncode == 0
+    old.communicate(timeout=60)
+
+
 @pytest.mark.parametrize("whom", ["supervisor", "QEMU"])
 def test_a_guest_runs_on_when_the_new_place_fails(
     launcher: Launcher, vm: tuple[Path, subprocess.Popen[str]], whom: str

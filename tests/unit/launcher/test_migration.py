@@ -16,8 +16,9 @@ import pytest
 from kvm_launch.control import NAME, listening, served
 from kvm_launch.migration import Receiver, Sender
 from kvm_launch.record import Record
+from kvm_launch.stop import Stop
 from kvm_launch.vcpus import survives_unplug, there
-from kvmhooks.errors import QemuError
+from kvmhooks.errors import LaunchError, QemuError
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.state import start_time
 from kvmhooks.live.rundir import RunDir, is_free
@@ -53,6 +54,9 @@ def test_who_is_there() -> None:
     assert there(slots) == CpuSet({0, 2})
 
 
+NEVER = Stop(None, 0)
+
+
 class Qemu:
     """A monitor behind which a guest waits to go on."""
 
@@ -75,12 +79,12 @@ def test_an_emulated_guest_stands_still_before_it_is_sent(accel: str, stops: lis
     qemu = Qemu()
     plan: Any = SimpleNamespace(accel=accel)
     run_dir, account, one = None, None, Sender
-    made: Any = one(plan, qemu, run_dir, account, lambda: None)  # type: ignore[arg-type]
+    made: Any = one(plan, qemu, run_dir, account, lambda: None, 1, Stop(None, 0))  # type: ignore[arg-type]
     assert asyncio.run(made._send()) == "its guest stood still for 5 ms"
     assert qemu.said == ["migrate-set-parameters", *stops, "migrate", "query-migrate"]
 
 
-def sender(base: Path, qemu: Qemu, left: list[str]) -> Sender:
+def sender(base: Path, qemu: Qemu, left: list[str], stop: Stop = NEVER) -> Sender:
     """One whose guest stands still, to be let run in the directory ``vm~`` of ``base``."""
 
     class Silent:
@@ -88,7 +92,7 @@ def sender(base: Path, qemu: Qemu, left: list[str]) -> Sender:
             note = staticmethod(lambda _: None)
 
     run_dir = RunDir(base, "vm")
-    made: Any = Sender(None, qemu, run_dir, Silent, lambda: left.append("left"))  # type: ignore[arg-type]
+    made: Any = Sender(None, qemu, run_dir, Silent, lambda: left.append("left"), 1, stop)  # type: ignore[arg-type]
     made._is_between = True
     made._after = asyncio.create_task(made._come_back("vm~"))
     return made  # type: ignore[no-any-return]
@@ -156,6 +160,42 @@ def test_a_guest_whose_disks_are_locked_may_still_leave(tmp_path: Path) -> None:
     assert (qemu.said, left) == (["cont", "quit"], ["left"])
 
 
+def test_a_guest_that_is_asked_to_stop_does_not_leave(tmp_path: Path) -> None:
+    """Who asks waits for this end of it: it runs on here once the other QEMU is gone, and stops."""
+    qemu, left, stop = Qemu(), list[str](), Stop(None, 0)
+
+    async def scene() -> None:
+        with locked(tmp_path, "vm~"):
+            one = sender(tmp_path, qemu, left, stop)
+            await asyncio.sleep(0)
+            stop.was_asked = True
+            with pytest.raises(QemuError, match="it was asked to stop"):
+                await one.leave({})
+            assert qemu.said == []
+        await asyncio.sleep(0.3)
+        assert qemu.said == ["cont"]
+
+    asyncio.run(scene())
+    assert left == []
+
+
+def test_a_guest_that_is_asked_to_stop_is_sent_no_further(tmp_path: Path) -> None:
+    """What is on its way by then is called back."""
+    stop = Stop(None, 0)
+    stop.was_asked = True
+
+    class Slow(Qemu):
+        async def execute(self, command: str, *words: Any, **more: Any) -> Any:
+            return {**await super().execute(command, *words, **more), "status": "active"}
+
+    async def scene() -> None:
+        one = sender(tmp_path, Slow(), [], stop)
+        with pytest.raises(QemuError, match="it was asked to stop"):
+            await one._finish()
+
+    asyncio.run(scene())
+
+
 def receiver(base: Path) -> Receiver:
     """One whose guest comes from ``vm``."""
     (base / "vm").mkdir()
@@ -205,6 +245,22 @@ def test_a_name_is_taken_when_it_is_free(tmp_path: Path) -> None:
         assert (run_dir.path.name, is_free(tmp_path, "vm~")) == ("vm", True)
         assert not is_free(tmp_path, "vm")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_stays_taken_while_the_qemu_that_came_lives(tmp_path: Path) -> None:
+    """It holds the lock that it inherited, whose file has the name by then; ours may be closed."""
+    with RunDir(tmp_path, "vm~") as run_dir:
+        inherited = os.dup(run_dir.lock)
+        assert run_dir.take_name("vm")
+        for descriptor in (run_dir._lock, run_dir._directory):
+            assert descriptor is not None
+            os.close(descriptor)
+        run_dir._lock = None  # as if it was killed: nothing is removed
+    assert not is_free(tmp_path, "vm")
+    with pytest.raises(LaunchError, match="expected one that does not run"), RunDir(tmp_path, "vm"):
+        pass
+    os.close(inherited)
+    assert is_free(tmp_path, "vm")
 
 
 def test_a_record_is_one_or_is_passed_over(tmp_path: Path) -> None:
