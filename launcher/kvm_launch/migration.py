@@ -346,7 +346,12 @@ class Receiver:
                     with accepted.result()[0] as peer:
                         await monitor.give(peer.fileno(), DESCRIPTOR)
                     await monitor.execute("migrate-incoming", {"uri": f"fd:{DESCRIPTOR}"})
-                said = "; ".join(await sent)
+                try:
+                    said = "; ".join(await sent)
+                except LaunchError as error:  # no answer: it may have come for all that
+                    if not accepted.done():
+                        raise
+                    said = str(error)
             finally:
                 for task in (sent, accepted):
                     task.cancel()
