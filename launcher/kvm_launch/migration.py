@@ -326,9 +326,9 @@ class Receiver:
         return found
 
     async def receive(self, monitor: Monitor, run_dir: RunDir, pid: int) -> str:
-        """Have the guest come, and its old QEMU leave; it stands still here then.
+        """Have the guest come; it stands still in both then.
 
-        Raises ``KvmhooksError`` when it does not come: it runs on there.
+        Raises ``KvmhooksError`` when it does not come: it runs on there, as when this is cancelled.
         """
         loop = asyncio.get_running_loop()
         request = {"twin": self.is_twin, "machine": await machine(monitor, pid)}
@@ -346,15 +346,27 @@ class Receiver:
                     with accepted.result()[0] as peer:
                         await monitor.give(peer.fileno(), DESCRIPTOR)
                     await monitor.execute("migrate-incoming", {"uri": f"fd:{DESCRIPTOR}"})
-                said = "; ".join(await sent)
+                try:
+                    said = "; ".join(await sent)
+                except LaunchError as error:  # no answer: it may have come for all that
+                    if not accepted.done():
+                        raise
+                    said = str(error)
             finally:
                 for task in (sent, accepted):
                     task.cancel()
                 await asyncio.gather(sent, accepted, return_exceptions=True)
         await self._settled(monitor)
+        return said
+
+    async def take_over(self) -> None:
+        """Have the old QEMU leave. Raises ``KvmhooksError`` when the guest runs on there.
+
+        From the first byte of that on nothing may cancel it; whatever was to do so comes before.
+        """
+        await asyncio.sleep(0)
         await self._released()
         self.has_arrived = True
-        return said
 
     async def _settled(self, monitor: Monitor) -> None:
         """Wait until all that was sent is taken in. Raises ``QemuError``."""

@@ -86,17 +86,20 @@ async def supervise(
                 leave = partial(_leave, watch, stop)
                 sender = Sender(plan, monitor, run_dir, account, leave, process.pid, stop)
                 handlers = {**running.handlers, **sender.handlers}
-                with stop.listening(), control.listening(run_dir.path / control.NAME) as listener:
-                    if receiver is not None:
-                        life.note(await receiver.receive(monitor, run_dir, process.pid))
-                    await monitor.execute("cont")
-                    await asyncio.to_thread(hold.follow)
-                    async with (
-                        control.served(listener, handlers),
-                        _named(receiver, run_dir, account) as named,
-                        _awaited(plan, run_dir, account, named),
-                    ):
-                        forced = await _follow(plan, process, ended, monitor, stop, watch, crew)
+                with control.listening(run_dir.path / control.NAME) as listener:
+                    said = await receiver.receive(monitor, run_dir, process.pid) if receiver else ""
+                    with stop.listening():  # a signal before has ended us; the guest is elsewhere
+                        if receiver is not None:
+                            await receiver.take_over()
+                            life.note(said)
+                        await monitor.execute("cont")
+                        await asyncio.to_thread(hold.follow)
+                        async with (
+                            control.served(listener, handlers),
+                            _named(receiver, run_dir, account) as named,
+                            _awaited(plan, run_dir, account, named),
+                        ):
+                            forced = await _follow(plan, process, ended, monitor, stop, watch, crew)
         except QemuError as error:
             await end(process)
             if lost := await crew.account_soon("as QEMU was started"):

@@ -141,11 +141,11 @@ def test_a_guest_does_not_come_where_its_disk_is_another(
     old.communicate(timeout=60)
 
 
-@pytest.mark.parametrize("whom", ["supervisor", "QEMU"])
+@pytest.mark.parametrize("whom", ["supervisor", "QEMU", "Ctrl-C"])
 def test_a_guest_runs_on_when_the_new_place_fails(
     launcher: Launcher, vm: tuple[Path, subprocess.Popen[str]], whom: str
 ) -> None:
-    """kill -9 of the one that arrives, or of its QEMU, before the guest is there."""
+    """kill -9 of the one that arrives, or of its QEMU, or Ctrl-C, before the guest is there."""
     spec, old = vm
     (there,) = processes_of("vm")
     new = migrate(launcher, spec)
@@ -156,12 +156,16 @@ def test_a_guest_runs_on_when_the_new_place_fails(
         if "state: paused" not in said:
             read_until(new.stdout, "state: paused")
         (qemu,) = set(processes_of("vm")) - {there}
-        os.kill(new.pid if whom == "supervisor" else qemu, signal.SIGKILL)
+        if whom == "Ctrl-C":
+            new.send_signal(signal.SIGINT)
+        else:
+            os.kill(new.pid if whom == "supervisor" else qemu, signal.SIGKILL)
         eventually(lambda: processes_of("vm") == [there])
     finally:
         os.kill(there, signal.SIGCONT)
     _, err = new.communicate(timeout=60)
-    assert new.returncode == (-signal.SIGKILL if whom == "supervisor" else 3), err
+    ends = {"supervisor": -signal.SIGKILL, "QEMU": 3, "Ctrl-C": 1}
+    assert new.returncode == ends[whom], err
 
     def runs() -> bool:
         return '"running": true' in verb(launcher, "qmp", "vm", "query-status").stdout
@@ -169,6 +173,29 @@ def test_a_guest_runs_on_when_the_new_place_fails(
     eventually(runs, seconds=60)
     assert (processes_of("vm"), old.poll()) == ([there], None)
     assert verb(launcher, "stop", "--now", "vm").returncode == 0
+
+
+def test_a_vm_that_is_stopped_on_its_way_stops(
+    launcher: Launcher, vm: tuple[Path, subprocess.Popen[str]]
+) -> None:
+    """``kvm-launch stop`` has told the truth: the VM runs nowhere when that ends."""
+    spec, old = vm
+    (there,) = processes_of("vm")
+    new = migrate(launcher, spec)
+    assert new.stdout is not None
+    read_until(new.stdout, "state: paused")
+    assert old.stdout is not None
+    os.kill(there, signal.SIGSTOP)  # the guest cannot go yet
+    try:
+        old.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    finally:
+        os.kill(there, signal.SIGCONT)
+    assert verb(launcher, "stop", "--now", "vm").returncode == 0
+    assert new.wait(60) == 3
+    assert processes_of("vm") == []
+    for process in (old, new):
+        process.communicate(timeout=60)
 
 
 def tiny(launcher: Launcher, does: str, text: str = "", cpu: str = "vcpus = 2") -> Path:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kvm_launch.control import NAME, listening, served
-from kvm_launch.migration import Receiver, Sender
+from kvm_launch.migration import SOCKET, Receiver, Sender
 from kvm_launch.record import Record
 from kvm_launch.stop import Stop
 from kvm_launch.vcpus import survives_unplug, there
@@ -22,6 +22,7 @@ from kvmhooks.errors import LaunchError, QemuError
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.state import start_time
 from kvmhooks.live.rundir import RunDir, is_free
+from kvmhooks.live.unix import connected
 from kvmhooks.values import CpuSet
 
 if TYPE_CHECKING:
@@ -206,6 +207,46 @@ def receiver(base: Path) -> Receiver:
                     "supervisor_start": record.supervisor_start})
     )  # fmt: skip
     return Receiver(base, "vm")
+
+
+@pytest.mark.parametrize("has_come", [True, False])
+def test_a_guest_has_come_whose_old_supervisor_did_not_live_to_say_so(
+    tmp_path: Path,
+    has_come: bool,  # noqa: FBT001 -- of a table
+) -> None:
+    """It is all here, and nowhere else; one of which a part is missing is not."""
+    one = receiver(tmp_path)
+
+    class Arrives(Qemu):
+        async def give(self, *_: object) -> None:
+            self.said.append("getfd")
+
+        async def execute(self, command: str, *_: Any, **__: Any) -> Any:
+            self.said.append(command)
+            status = "paused" if has_come else "internal-error"
+            return {"status": status, "running": False} if command == "query-status" else []
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        with await connected(tmp_path / "vm~" / SOCKET):
+            while "migrate-incoming" not in qemu.said:  # noqa: ASYNC110 -- no event tells
+                await asyncio.sleep(0.01)
+        (tmp_path / "vm" / NAME).unlink()
+        writer.transport.abort()
+
+    async def scene(run_dir: RunDir) -> None:
+        async with await asyncio.start_unix_server(dies, tmp_path / "vm" / NAME):
+            await one.receive(qemu, run_dir, os.getpid())  # type: ignore[arg-type]
+            await one.take_over()
+
+    qemu = Arrives()
+    with RunDir(tmp_path, one.directory) as run_dir:
+        if has_come:
+            asyncio.run(scene(run_dir))
+        else:
+            with pytest.raises(QemuError, match="expected it to stand still"):
+                asyncio.run(scene(run_dir))
+    assert one.has_arrived is has_come
 
 
 def test_a_guest_stays_when_its_old_place_has_ended(tmp_path: Path) -> None:
