@@ -63,7 +63,8 @@ class Launch:
     def run(self) -> tuple[Plan, Outcome]:
         """Run it to its last end. Raises ``KvmhooksError`` when that was no outcome of its own."""
         waited = 0.0
-        name, taken = self._spec.name, ""
+        name: str = self._spec.name
+        taken = ""
         if self._receiver is not None:
             taken = f"{name}: found a migration of it under way, expected none"
             name = self._receiver.directory

@@ -292,7 +292,7 @@ def find(base: Path, name: str) -> Record:
     """The VM ``name`` that runs. Raises ``LaunchError`` without one."""
     found = {record.name: record for record in running(base)}
     if name not in found:
-        if (base / name / NAME).exists() and _is_held(base, name):
+        if name in _names(base) and (base / name / NAME).exists() and _is_held(base, name):
             raise LaunchError(
                 f"{base / name / NAME}: found no record that can be read, expected that of the VM "
                 "that runs there"

@@ -160,6 +160,13 @@ def test_what_holds_no_lock_is_not_listed(tmp_path: Path) -> None:
     assert list(listed(tmp_path)) == []
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "../db1", "", "."])
+def test_a_name_that_no_vm_has_is_told(tmp_path: Path, name: str) -> None:
+    """Whatever it is."""
+    with pytest.raises(LaunchError, match=r"^found no VM .* expected one of: none$"):
+        find(tmp_path, name)
+
+
 def test_a_process_that_follows_no_vm_is_named(tmp_path: Path) -> None:
     """``reload --pid`` says which process was asked for, and which there are."""
     (tmp_path / "db1").mkdir()
