@@ -129,8 +129,8 @@ def kvm_launch() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="VM.toml|VERB")
     for verb in launch.VERBS:
         add(commands, verb, verbs.parser_of(verb), verbs.VERBS[verb].__doc__ or "")
-    does = "Plan a VM that runs anew, and have its guest come here."
-    add(commands, launch.MIGRATE, launch.parser_of(), does)
+    arriving = launch.parser_of_migrate()
+    add(commands, launch.MIGRATE, arriving, arriving.description or "")
     return parser
 
 

@@ -320,11 +320,16 @@ def _ours(top: Path) -> list[Path]:
 
 
 def _made_with(path: Path) -> list[str]:
-    """The directories that were made with the hook's file; none where there is no such file."""
+    """Return the directories that were made with the hook's file; none where there is no such file.
+
+    Whoever made the tree may have written the line: only what we make is taken from it.
+    """
     lines = _text(path).split("\n", 3) if path.is_file() else []
     if len(lines) < 3 or not lines[2].startswith(_FOLDERS):
         return []
-    return lines[2].removeprefix(_FOLDERS).split()
+    ours = (Path(DROP_IN), Path(SINGLE), *_links(Path()))
+    possible = {str(above) for one in ours for above in one.parents}
+    return [name for name in lines[2].removeprefix(_FOLDERS).split() if name in possible]
 
 
 def _links(top: Path) -> list[Path]:
@@ -361,15 +366,22 @@ def _problems(path: Path, version: str, top: Path) -> list[str]:
 
 
 def _write(path: Path, text: str, mode: int) -> None:
-    """Replace a file in one step, so that libvirt never runs half of one."""
+    """Replace a file in one step, so that libvirt never runs half of one.
+
+    Raises ``OSError``, which names the file; nothing is left beside it then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        os.fchmod(descriptor, mode)
-    os.replace(new, path)  # noqa: PTH105 -- one step, as it says
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            os.fchmod(descriptor, mode)
+        os.replace(new, path)  # noqa: PTH105 -- one step, as it says
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _is_ours(path: Path) -> bool:

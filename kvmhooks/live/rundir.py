@@ -97,10 +97,14 @@ def planning(base: Path) -> Iterator[int]:
 
 
 class RunDir:
-    """The directory of the VM ``name`` below ``base``, from ``with`` to its end."""
+    """The directory of the VM ``name`` below ``base``, from ``with`` to its end.
 
-    def __init__(self, base: Path, name: str) -> None:
+    ``taken`` is what is said while another has it.
+    """
+
+    def __init__(self, base: Path, name: str, taken: str = "") -> None:
         self.path = base / name
+        self._taken = taken or f"name: found {name!r}, expected one that does not run already"
         self._name = name
         self._lock_name = f".{name}.lock"  # no VM's name begins with a dot
         self._base = base
@@ -196,7 +200,7 @@ class RunDir:
             os.close(self._lock)
             self._lock = None
         if self._lock is None:
-            raise LaunchError(f"name: found {self._name!r}, expected one that does not run already")
+            raise LaunchError(self._taken)
         # The locks are ours, so whoever left something here is dead.
         _remove(self.path)
         self._directory = private_directory(self.path)

@@ -66,6 +66,16 @@ def pin(process: int, plan: Plan, threads: Mapping[str, int]) -> None:
         raise QemuError(f"QEMU's threads could not be pinned: {error.strerror}") from error
 
 
+def repin(process: int, plan: Plan, threads: Mapping[str, int]) -> None:
+    """Pin all threads of a QEMU that runs, and read back that they are where they were planned.
+
+    A cpuset may narrow what was asked for, without an error (sched_setaffinity(2)). Raises
+    ``QemuError``.
+    """
+    pin(process, plan, threads)
+    require_planned(read_back(process, plan, threads, may_lack=True))
+
+
 def schedule(process: int, plan: Plan, threads: Mapping[str, int]) -> None:
     """Give threads the class ``batch`` or ``idle`` where the spec says so (sched(7)).
 
@@ -83,10 +93,13 @@ def schedule(process: int, plan: Plan, threads: Mapping[str, int]) -> None:
         raise QemuError(f"QEMU's threads could not be scheduled: {error.strerror}") from error
 
 
-def read_back(process: int, plan: Plan, threads: Mapping[str, int]) -> list[ThreadPin]:
-    """Every role of ``plan`` with its thread and the CPUs that it may run on.
+def read_back(
+    process: int, plan: Plan, threads: Mapping[str, int], *, may_lack: bool = False
+) -> list[ThreadPin]:
+    """Return every role of ``plan`` with its thread and the CPUs that it may run on.
 
-    vCPUs that are not there from the start are left out.
+    vCPUs that are not there from the start are left out; with ``may_lack`` all that are not there,
+    since some may have been unplugged.
 
     Raises ``QemuError`` for a role without a thread, or a thread that is gone.
     """
@@ -95,7 +108,7 @@ def read_back(process: int, plan: Plan, threads: Mapping[str, int]) -> list[Thre
     absent = {f"vCPU {pin.vcpu}" for pin in plan.vcpus[current:]}
     for role, cpus in planned_cpus(plan).items():
         thread = process if role == EMULATOR else threads.get(role)
-        if thread is None and role in absent:
+        if thread is None and (may_lack or role in absent):
             continue
         if thread is None:
             raise QemuError(f"{role}: QEMU has no such thread")

@@ -30,7 +30,7 @@ from kvmhooks.isolate.report import FAILED, REFUSAL, Report
 from kvmhooks.isolate.state import Process
 from kvmhooks.isolate.store import Store
 from kvmhooks.live.signals import held_back, noted
-from kvmhooks.live.threads import EMULATOR, pin, planned_cpus
+from kvmhooks.live.threads import EMULATOR, planned_cpus, repin
 from kvmhooks.placement import Plan, Target, claim, plan
 from kvmhooks.placement.holding import Holding
 from kvmhooks.placement.plan import identity_of
@@ -214,7 +214,7 @@ class Hold:
         """Put new threads where they belong. Raises ``QemuError`` or ``IsolationError``."""
         with _translated(self._name):
             self._tree.move(lambda: self._groups_of(pid, threads))
-            pin(pid, decided, threads)
+            repin(pid, decided, threads)
             self._isolate_groups(pid)
 
     def move(self, decided: Plan, pid: int, threads: Mapping[str, int]) -> None:
@@ -230,7 +230,7 @@ class Hold:
             # KVM starts a thread of its own from the first vCPU that runs, and in its group.
             self._tree.move(lambda: self._groups_of(pid, threads))
             self._tree.put(planned)
-            pin(pid, decided, threads)
+            repin(pid, decided, threads)
 
         with _translated(self._name):
             if held is None or not held.exclusive:

@@ -63,9 +63,13 @@ class Launch:
     def run(self) -> tuple[Plan, Outcome]:
         """Run it to its last end. Raises ``KvmhooksError`` when that was no outcome of its own."""
         waited = 0.0
-        name = self._spec.name if self._receiver is None else self._receiver.directory
+        name: str = self._spec.name
+        taken = ""
+        if self._receiver is not None:
+            taken = f"{name}: found a migration of it under way, expected none"
+            name = self._receiver.directory
         with (
-            RunDir(base_of(self._arguments.run_dir), name) as run_dir,
+            RunDir(base_of(self._arguments.run_dir), name, taken) as run_dir,
             self._account.kept(run_dir),
         ):
             while True:

@@ -9,6 +9,8 @@ from typing import Final
 
 from attrs import frozen
 
+from kvmhooks.wording import printable
+
 
 class State(enum.StrEnum):
     """Where a VM is in its life."""
@@ -72,10 +74,15 @@ class Life:
         if state is self.state:
             return
         assert state is State.ENDED or state in AFTER[self.state], f"{self.state} -> {state}"
-        step = Step(state, why, self._clock())
+        step = Step(state, _one_line(why), self._clock())
         self.steps.append(step)
         self._tell(step)
 
     def note(self, what: str) -> None:
         """Tell of something that happened and led to no other state."""
-        self._tell(Step(self.state, what, self._clock()))
+        self._tell(Step(self.state, _one_line(what), self._clock()))
+
+
+def _one_line(text: str) -> str:
+    """Return what can be printed, on one line: QEMU and its guest have a say in reasons."""
+    return printable(text).replace("\n", " ").replace("\t", " ")

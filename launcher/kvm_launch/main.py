@@ -47,6 +47,8 @@ VERBS: Final = ("ps", "status", "stop", "qmp", "console", "set", "reload")
 """The commands for VMs that run; a file of such a name is given as ./ps."""
 
 MIGRATE: Final = "migrate"
+_WITHOUT: Final = {"print": None, "dry_run": False, "libvirt": None, "host": None, "json": False}
+"""What ``migrate`` cannot be asked for: the VM runs already, and here."""
 
 SYSTEM: Final = "qemu:///system"
 
@@ -59,11 +61,8 @@ def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] in VERBS:
         return exit_code_of(lambda: _verb(words[0], words[1:]), interrupted="interrupted")
-    migrate = words[:1] == [MIGRATE]
-    arguments = argparse.Namespace(migrate=migrate)
-    code = exit_code_of(
-        lambda: _parse(words[1:] if migrate else words, arguments), interrupted="interrupted"
-    )
+    arguments = argparse.Namespace(migrate=words[:1] == [MIGRATE])
+    code = exit_code_of(lambda: _parse(words, arguments), interrupted="interrupted")
     if code:
         return code
     runs = not (arguments.print or arguments.dry_run)
@@ -79,7 +78,11 @@ def main(argv: Sequence[str] | None = None, door: Door | None = None) -> int:
 
 def _parse(words: Sequence[str], arguments: argparse.Namespace) -> int:
     """Set what the command line says; return 0. Raises ``SystemExit`` where argparse answers."""
-    parser_of().parse_args(_with_uri(words), arguments)
+    if arguments.migrate:
+        vars(arguments).update(_WITHOUT)
+        parser_of_migrate().parse_args(words[1:], arguments)
+    else:
+        parser_of().parse_args(_with_uri(words), arguments)
     return 0
 
 
@@ -96,11 +99,8 @@ def _interruptible(arguments: argparse.Namespace, door: Door | None) -> int:
             "--dry-run beside it"
         )
     is_one = len(arguments.vm) == 1 and not arguments.vm[0].is_dir()
-    if arguments.migrate and (is_special or arguments.host or not is_one):
-        raise UsageError(
-            "migrate: found several VMs, --libvirt, --json, --print, --dry-run or --host, expected "
-            "the file of one VM that runs"
-        )
+    if arguments.migrate and not is_one:
+        raise UsageError("migrate: found a folder, expected the file of one VM that runs")
     if not is_one:
         if (
             arguments.console
@@ -141,7 +141,7 @@ def _verb(verb: str, words: Sequence[str]) -> int:
 
 
 def parser_of() -> argparse.ArgumentParser:
-    """The command line without a verb, and of ``migrate``."""
+    """Return the command line without a verb."""
     parser = argparse.ArgumentParser(
         prog="kvm-launch",
         description="Boot the VM that a vm.toml describes, tuned for this host.",
@@ -153,19 +153,39 @@ def parser_of() -> argparse.ArgumentParser:
     add("vm", metavar="VM.toml", type=Path, nargs="+", help="a VM's description, or a folder")
     add("--print", choices=PRINTABLE, metavar="WHAT", help="print argv, xml, plan or claim")
     add("--dry-run", action="store_true", help="check, show the plan, and start nothing")
-    add("--accel", choices=("auto", "kvm", "tcg"), help="instead of what the file says")
     add("--libvirt", metavar="URI", help=f"--libvirt[=URI]: run it there ({SYSTEM})")
     add(
         "--host", metavar="DIR|FILE.tar", type=Path, help="plan for a captured host; starts nothing"
     )
     add("--json", action="store_true", help="print JSON; a guest's console goes to stderr")
+    _add_common(add)
+    return parser
+
+
+def parser_of_migrate() -> argparse.ArgumentParser:
+    """Return the command line of ``migrate``."""
+    parser = argparse.ArgumentParser(
+        prog=f"kvm-launch {MIGRATE}",
+        description="Plan a VM that runs anew, and have its guest come here.",
+        formatter_class=_formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "vm", metavar="VM.toml", type=Path, nargs=1, help="the description of a VM that runs"
+    )
+    _add_common(parser.add_argument)
+    return parser
+
+
+def _add_common(add: Callable[..., object]) -> None:
+    """Add what a VM that starts and one that arrives may be given."""
+    add("--accel", choices=("auto", "kvm", "tcg"), help="instead of what the file says")
     add("--timeout", metavar="SECONDS", type=_seconds, help="stop the VM after this time")
     add("--run-dir", metavar="DIR", type=Path, help="where the VM's sockets are")
     add("--console", action="store_true", help="type to the guest; Ctrl-] leaves it")
     add("--quiet", action="store_true", help="say nothing but what went wrong")
     add("--detach", action="store_true", help="leave it in the background once it runs")
     add("--version", action="version", version=f"kvm-launch {VERSION}")
-    return parser
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:

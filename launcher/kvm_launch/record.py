@@ -17,11 +17,11 @@ from kvm_launch.life import Life, State, Step
 from kvm_launch.notify import ServiceManager
 from kvm_launch.screen import Screen
 from kvmhooks import files
-from kvmhooks.errors import LaunchError
+from kvmhooks.errors import LaunchError, ValueFormatError
 from kvmhooks.isolate.claim import Claim
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.state import start_time
-from kvmhooks.live.rundir import RunDir
+from kvmhooks.live.rundir import RunDir, is_free
 from kvmhooks.placement import Plan
 from kvmhooks.spec import VmSpec
 from kvmhooks.values import CpuSet
@@ -38,6 +38,12 @@ MOST_BYTES: Final = 1 << 16
 
 NOTE_SECONDS: Final = 1.0
 """How often the record is written for what leads to no other state."""
+
+MOST_SECONDS: Final = 9e9
+"""No time on record is longer: it is in 2255, and ``select`` takes not much more (2**63 ns)."""
+
+UNKNOWN: Final = "unknown"
+"""The state of a VM whose record cannot be read."""
 
 MARGIN_SECONDS: Final = 60
 """What QEMU's end and the host's restoration may take beyond the guest's own time."""
@@ -141,7 +147,7 @@ class Account:
             self._keep_soon(self._record.after(step))
         else:
             self._keep(self._record.after(step))
-        status = f"{step}".replace("\n", " ")
+        status = str(step)
         if self._ready is not None:
             Door().log(f"{self._record.name}: {status}")
         if step.state is State.RUNNING and self._is_up:
@@ -232,18 +238,42 @@ def running(base: Path) -> Iterator[Record]:
 
     Raises ``LaunchError`` for a directory that cannot be read.
     """
+    for name in _names(base):
+        record = _read(base / name)
+        if record is not None and record.is_followed:
+            yield record
+
+
+def listed(base: Path) -> Iterator[Record]:
+    """Give the VMs that run, and as unknown those that hold their lock without a record to read.
+
+    Raises ``LaunchError`` as ``running`` does.
+    """
+    for name in _names(base):
+        record = _read(base / name)
+        if record is None and _is_held(base, name):
+            yield Record(name=name, source="", state=UNKNOWN)
+        elif record is not None and record.is_followed:
+            yield record
+
+
+def _names(base: Path) -> list[str]:
     try:
-        names = sorted(entry.name for entry in os.scandir(base) if not entry.name.startswith("."))
+        return sorted(entry.name for entry in os.scandir(base) if not entry.name.startswith("."))
     except FileNotFoundError:
-        return
+        return []
     except OSError as error:
         raise LaunchError(
             f"{base}: {error.strerror}: expected a directory of this user's own"
         ) from error
-    for name in names:
-        record = _read(base / name)
-        if record is not None and record.is_followed:
-            yield record
+
+
+def _is_held(base: Path, name: str) -> bool:
+    """Return whether somebody holds the lock of a VM's directory; what has no lock is none."""
+    try:
+        return not is_free(base, name)
+    except OSError:
+        return False
 
 
 def pinned(base: Path) -> Iterator[Claim]:
@@ -262,6 +292,11 @@ def find(base: Path, name: str) -> Record:
     """The VM ``name`` that runs. Raises ``LaunchError`` without one."""
     found = {record.name: record for record in running(base)}
     if name not in found:
+        if name in _names(base) and (base / name / NAME).exists() and _is_held(base, name):
+            raise LaunchError(
+                f"{base / name / NAME}: found no record that can be read, expected that of the VM "
+                "that runs there"
+            )
         others = ", ".join(found) or "none"
         raise LaunchError(f"found no VM {name!r} that runs, expected one of: {others}")
     return found[name]
@@ -285,7 +320,20 @@ def _read(directory: Path) -> Record | None:
     kinds = {field.name: field.type for field in fields(resolve_types(Record))}
     known = {key: value for key, value in said.items() if key in kinds}
     is_typed = all(_is_a(value, kinds[key]) for key, value in known.items())
-    return Record(**known) if is_typed and "source" in known else None
+    if not is_typed or "source" not in known:
+        return None
+    record = Record(**known)
+    return record if _is_sound(record) else None
+
+
+def _is_sound(record: Record) -> bool:
+    """Return whether times are finite (JSON has ``Infinity`` here), and sets of CPUs are sets."""
+    try:
+        for text in (record.cpus, record.exclusive, record.dedicated):
+            CpuSet.parse(text)
+    except ValueFormatError:
+        return False
+    return 0 <= record.since < MOST_SECONDS and 0 <= record.patience < MOST_SECONDS
 
 
 def _is_a(value: object, kind: type[Any] | None) -> bool:

@@ -18,8 +18,8 @@ from attrs import asdict
 
 from kvm_launch.changes import parse
 from kvm_launch.control import ask, asked
-from kvm_launch.record import MARGIN_SECONDS, MONITOR, find, running
-from kvmhooks.errors import KvmhooksError, QemuError, UsageError
+from kvm_launch.record import MARGIN_SECONDS, MONITOR, find, listed, running
+from kvmhooks.errors import KvmhooksError, LaunchError, QemuError, UsageError
 from kvmhooks.live.qmp import connect
 from kvmhooks.live.rundir import base_of
 from kvmhooks.render.table import table
@@ -66,12 +66,18 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 def _ps(arguments: argparse.Namespace, base: Path) -> int:
     """List the VMs that run."""
-    records = list(running(base))
+    records = list(listed(base))
     if arguments.json:
         print(json.dumps([asdict(record) for record in records], indent=2))
         return 0
     rows = [
-        (one.name, one.state, _ago(one.since), one.exclusive or one.cpus, str(one.qemu or ""))
+        (
+            one.name,
+            one.state,
+            _ago(one.since) if one.since else "",
+            one.exclusive or one.cpus,
+            str(one.qemu or ""),
+        )
         for one in records
     ]
     print("\n".join(table(("name", "state", "for", "CPUs", "QEMU"), rows)))
@@ -182,10 +188,17 @@ def _set(arguments: argparse.Namespace, base: Path) -> int:
 
 def _reload(arguments: argparse.Namespace, base: Path) -> int:
     """Move a VM that runs to better CPUs, if there are any."""
-    name = arguments.name
-    if name is None:
-        name = next((one.name for one in running(base) if one.supervisor == arguments.pid), "")
-    record = find(base, name)
+    if arguments.pid is None:
+        record = find(base, arguments.name)
+    else:
+        found = {one.supervisor: one for one in running(base)}
+        if arguments.pid not in found:
+            others = ", ".join(map(str, found)) or "none"
+            raise LaunchError(
+                f"--pid: found no VM whose supervisor is process {arguments.pid}, expected one of: "
+                f"{others}"
+            )
+        record = found[arguments.pid]
     print("\n".join(ask(base / record.name, "reload")))
     return 0
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvmhooks.live.rundir import RunDir
 from tests.integration.components import Launcher, eventually, processes_of, read_until
 from tests.integration.roms import write_rom
 from tests.integration.test_launch_verbs import shown, verb
@@ -332,6 +333,16 @@ def test_a_guest_comes_back_soon_when_the_new_place_dies(
     assert "X" not in out.partition("thread ")[0]
 
 
+def test_one_migrates_at_a_time(launcher: Launcher, vm: tuple[Path, subprocess.Popen[str]]) -> None:
+    """A second one is told of the first, and the guest runs on."""
+    with RunDir(launcher.run_dir, "vm~"):
+        new = migrate(launcher, vm[0])
+        _, err = new.communicate(timeout=60)
+        said = "vm: found a migration of it under way, expected none\n"
+        assert (new.returncode, err) == (1, said)
+    assert shown(launcher) == {"vm": "running"}
+
+
 def test_nobody_comes_from_nowhere(launcher: Launcher) -> None:
     """A VM that does not run, and what is no file of one VM."""
     spec = launcher.vm("vm", top="machine.accel = 'tcg'")
@@ -344,5 +355,9 @@ def test_nobody_comes_from_nowhere(launcher: Launcher) -> None:
     new = migrate(launcher, spec, "--dry-run")
     _, err = new.communicate(timeout=60)
     assert new.returncode == 2
-    assert err.startswith("migrate: found several VMs, --libvirt, ")
+    assert err.startswith("usage: kvm-launch migrate ")
+    new = migrate(launcher, launcher.base)
+    _, err = new.communicate(timeout=60)
+    expected = "migrate: found a folder, expected the file of one VM that runs\n"
+    assert (new.returncode, err) == (2, expected)
     assert launcher.left_behind() == []

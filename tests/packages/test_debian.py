@@ -90,7 +90,7 @@ def chroot(request: pytest.FixtureRequest, package: Path, tmp_path: Path) -> Chr
     made.write("root/db1.toml", example)
     domain = (ROOT / "tests/golden/domains/minimal.xml").read_text()
     made.write("root/mydomain.xml", domain)
-    made.output(f"cp /mnt/kvmhooks_{VERSION}_all.deb /root/")
+    made.output(f"mkdir /root/dist && cp /mnt/kvmhooks_{VERSION}_all.deb /root/dist/")
     return made
 
 
@@ -136,14 +136,14 @@ def test_it_says_what_the_source_says() -> None:
     for extra in EXTRAS.values():
         assert re.search(rf"\b{extra.debian}\b", control), extra
     assert (ROOT / "debian/changelog").read_text().startswith(f"kvmhooks ({VERSION}) ")
-    assert readme()[0] == f"apt install ./kvmhooks_{VERSION}_all.deb"
+    assert readme()[0] == f"apt install ./dist/kvmhooks_{VERSION}_all.deb"
 
 
 def test_the_readmes_first_lines_and_then_no_trace(chroot: Chroot) -> None:
     """Each command of README's ends well; what purging leaves is what was there before."""
     commands = readme()
     first, *rest = commands
-    assert first.startswith("apt install ./kvmhooks")
+    assert first.startswith("apt install ./dist/kvmhooks")
     chroot.output(f"{first.replace('apt ', 'apt-get -y ')} --no-install-recommends")
     chroot.output("apt-get -y purge kvmhooks")
     before = left(chroot)

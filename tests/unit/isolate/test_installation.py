@@ -362,3 +362,29 @@ def test_a_call_for_a_vm_of_ours_imports_nothing_large(tmp_path: Path) -> None:
         loaded |= {line.rpartition(b"|")[2].strip() for line in done.stderr.splitlines()}
     assert b"kvmhooks.isolate.engine" in loaded
     assert not loaded & {b"re", b"typing", b"json", b"contextlib", b"functools", b"collections"}
+
+
+@pytest.mark.parametrize("name", ["../victim/empty", "{absolute}", "etc/empty", "etc/../etc/empty"])
+def test_only_directories_that_we_make_are_taken_away(tmp_path: Path, name: str) -> None:
+    """Whatever the third line of the hook's file says, outside of the root or below it."""
+    outside, below = tmp_path / "victim/empty", tmp_path / "root/etc/empty"
+    for directory in (outside, below):
+        directory.mkdir(parents=True)
+    hook = install(tmp_path / "root")
+    first, second, third, rest = hook.read_text().split("\n", 3)
+    third += f" {name.format(absolute=outside)}"
+    hook.write_text(f"{first}\n{second}\n{third}\n{rest}")
+    installation.uninstall(str(tmp_path / "root"))
+    assert outside.is_dir()
+    assert list((tmp_path / "root").rglob("*")) == [below.parent, below]
+
+
+def test_a_directory_in_the_place_of_the_hook_is_named(tmp_path: Path) -> None:
+    """It stays, and nothing is left beside it."""
+    place = tmp_path / installation.DROP_IN
+    place.mkdir(parents=True)
+    with pytest.raises(IsADirectoryError) as raised:
+        install(tmp_path)
+    assert raised.value.filename == str(place)
+    assert raised.value.filename2 is None
+    assert list(place.parent.iterdir()) == [place]

@@ -113,3 +113,12 @@ def test_a_state_out_of_order_is_a_mistake_of_ours() -> None:
     with pytest.raises(AssertionError, match="planned -> running"):
         life.enter(State.RUNNING)
     assert life.steps == [Step(State.PLANNED, "", 7)]
+
+
+def test_a_reason_is_one_line_that_no_terminal_obeys() -> None:
+    """Whatever an event says: a newline would make a second line of `status`, and of the log."""
+    told: list[str] = []
+    life = Life(lambda step: told.append(step.why))
+    life.enter(State.PLANNED, "a\nb\tc")
+    life.note("d\r\n\x1b[2J")
+    assert told == ["a b c", "d\\u000d \\u001b[2J"]

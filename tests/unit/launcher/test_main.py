@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kvm_launch.main import EXAMPLES, PRINTABLE, _with_uri, parser_of
+from kvm_launch.main import EXAMPLES, PRINTABLE, _with_uri, parser_of, parser_of_migrate
 from kvmhooks.render.printed import FORMS
 from kvmhooks.version import VERSION
 from tests.fakehost import write_host
@@ -146,6 +146,19 @@ def test_the_help_has_examples() -> None:
     lines = parser_of().format_help().splitlines()
     assert EXAMPLES.splitlines() == lines[-len(EXAMPLES.splitlines()) :]
     assert max(map(len, lines)) <= 96
+
+
+@pytest.mark.parametrize(
+    "words", ["--dry-run", "--print xml", "--libvirt", "--host host", "--json", "other.toml"]
+)
+def test_migrate_takes_what_it_can_do(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its help tells nothing else, and what it has not is refused in its own name."""
+    parser = parser_of_migrate()
+    first, *more = words.split()
+    assert first not in parser.format_help()
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["vm.toml", first, *more])
+    assert capsys.readouterr().err.startswith("usage: kvm-launch migrate [-h]")
 
 
 def test_what_can_be_printed_is_known_to_both() -> None:

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import pytest
 from attrs import asdict
 
 from kvm_launch.life import State
-from kvm_launch.record import NAME, Account, Record, find, running
+from kvm_launch.record import NAME, Account, Record, find, listed, pinned, running
 from kvm_launch.screen import Screen
 from kvm_launch.verbs import main
 from kvmhooks.errors import LaunchError, UsageError
 from kvmhooks.isolate.door import Door
 from kvmhooks.isolate.state import start_time
+from kvmhooks.live.rundir import RunDir
 from tests.golden.cases import golden_plan
 
 RELEASED = {
@@ -122,3 +124,82 @@ def test_brackets_without_end_are_no_command(tmp_path: Path) -> None:
     words = ["db1", "query-status", "[" * 100_000, "--run-dir", str(tmp_path)]
     with pytest.raises(UsageError, match="JSON: "):
         main("qmp", words)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"since": float("inf")}, {"since": float("nan")}, {"since": 10**400}, {"since": -1.0},
+        {"patience": float("inf")}, {"patience": 1e300}, {"dedicated": "x"}, {"cpus": "4-"},
+        {"exclusive": "5-4"}, {"since": "5"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_record_that_makes_no_sense_is_listed_and_keeps_no_other_vm_from_starting(
+    tmp_path: Path, wrong: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It counts as one that cannot be read: its VM is listed as long as its lock is held, and a
+    command for it names the file."""
+    path = tmp_path / "db1" / NAME
+    with RunDir(tmp_path, "db1"):
+        path.write_text(json.dumps(RELEASED | wrong))
+        assert list(pinned(tmp_path)) == []
+        assert main("ps", ["--run-dir", str(tmp_path)]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split() == ["db1", "unknown"]
+        with pytest.raises(LaunchError, match=f"^{path}: found no record that can be read"):
+            main("stop", ["db1", "--run-dir", str(tmp_path)])
+    assert list(listed(tmp_path)) == []
+
+
+def test_what_holds_no_lock_is_not_listed(tmp_path: Path) -> None:
+    """Whatever lies among the VMs' directories."""
+    (tmp_path / "left").mkdir()
+    (tmp_path / ("x" * 255)).mkdir()
+    (tmp_path / ".link.lock").symlink_to("/etc/passwd")
+    (tmp_path / "link").write_text("")
+    assert list(listed(tmp_path)) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "../db1", "", "."])
+def test_a_name_that_no_vm_has_is_told(tmp_path: Path, name: str) -> None:
+    """Whatever it is."""
+    with pytest.raises(LaunchError, match=r"^found no VM .* expected one of: none$"):
+        find(tmp_path, name)
+
+
+def test_a_process_that_follows_no_vm_is_named(tmp_path: Path) -> None:
+    """``reload --pid`` says which process was asked for, and which there are."""
+    (tmp_path / "db1").mkdir()
+    (tmp_path / "db1" / NAME).write_text(json.dumps(RELEASED))
+    expected = f"^--pid: found no VM whose supervisor is process 77, expected one of: {os.getpid()}"
+    with pytest.raises(LaunchError, match=expected):
+        main("reload", ["--pid", "77", "--run-dir", str(tmp_path)])
+
+
+PRERM = Path(__file__).parents[3] / "debian/kvmhooks.prerm"
+
+
+@pytest.mark.parametrize(
+    ("listing", "code", "said"),
+    [
+        ("echo 'name state'", 0, ""),
+        ("echo 'name state'; echo 'db1 running'", 1, "db1 running"),
+        ("echo 'no such thing' >&2; exit 3", 3, "no such thing"),
+    ],
+    ids=["none", "one", "failed"],
+)
+def test_removing_the_package_needs_to_know_what_runs(
+    tmp_path: Path, listing: str, code: int, said: str
+) -> None:
+    """The package's script fails with what `kvm-launch ps` says when that fails."""
+    (tmp_path / "run/.db1.lock").mkdir(parents=True)
+    for name, body in (("kvm-launch", listing), ("kvmhooks", "true")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    script = PRERM.read_text().replace("/run/kvm-launch", str(tmp_path / "run"))
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "prerm", "remove"], capture_output=True, text=True, check=False,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr

@@ -142,3 +142,15 @@ def test_a_thread_of_any_name_is_read() -> None:
             assert threads.affinity(os.getpid(), thread) == HERE
     finally:
         comm.write_bytes(before)
+
+
+def test_what_is_pinned_anew_is_where_it_was_planned(process: int, plan: Plan) -> None:
+    """A set that is narrowed without an error is told; vCPUs that are gone are passed over."""
+    found = {"vCPU 1": threads.threads_by_name(process)["vCPU 1"]}
+    threads.repin(process, plan, found)
+    assert threads.affinity(process, found["vCPU 1"]) == FIRST
+    more = HERE | CpuSet((4095,))  # no machine here has it: the kernel leaves it out
+    narrowed = attrs.evolve(plan, emulator=more)
+    expected = f"emulator .*: found on CPUs {HERE}, expected {more}"
+    with pytest.raises(QemuError, match=expected):
+        threads.repin(process, narrowed, found)
