@@ -16,7 +16,7 @@ from .lab import PATIENCE
 if TYPE_CHECKING:
     from .lab import Lab
 
-KERNEL = "/opt/nested/vmlinux"
+KERNEL = "/opt/nested/vmlinuz"
 INITRD = "/opt/nested/initrd"
 COMMAND_LINE = "console=ttyS0 quiet mitigations=off tsc=reliable"
 HOLD = "lab.hold"

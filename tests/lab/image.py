@@ -18,7 +18,7 @@ import shutil
 from functools import cache as memoised
 from pathlib import Path
 
-from . import bzimage, cache, debian, initramfs, project, qemu, rootfs
+from . import cache, debian, initramfs, project, qemu, rootfs
 from .command import run
 
 SUITES = {
@@ -53,15 +53,7 @@ def python_of(release: str) -> str:
 @memoised
 def key(release: str) -> str:
     """All that goes into an image, ordinary packages in the versions of the day of building."""
-    names = (
-        "image.py",
-        "rootfs.py",
-        "initramfs.py",
-        "debian.py",
-        "project.py",
-        "bzimage.py",
-        "guest",
-    )
+    names = ("image.py", "rootfs.py", "initramfs.py", "debian.py", "project.py", "guest")
     content = cache.key_of(
         [debian.versions_of(["linux-image-amd64"], suite) for suite in SUITES[release]],
         qemu.versions(),
@@ -85,7 +77,7 @@ def _fill(release: str, into: Path) -> None:
         _initramfs(root, kernels[suite], "initrd-init", wanted, into / f"initrd-{suite}")
     nested = root / "opt" / "nested"
     nested.mkdir()
-    bzimage.unpack(into / f"vmlinuz-{release}", nested / "vmlinux")
+    shutil.copy(into / f"vmlinuz-{release}", nested / "vmlinuz")
     _initramfs(root, kernels[release], "nested-init", NESTED_MODULES, nested / "initrd")
     contents = {"kernels": kernels, "python": python, "packages": _packages(root)}
     (into / "contents.json").write_text(json.dumps(contents, indent=1) + "\n")

@@ -4,7 +4,7 @@
 VENV ?= .venv
 VARIANT ?= default,backports
 # The libraries of the last three are what the lab's own QEMU, unpacked from backports, runs with.
-PACKAGES_LAB = mmdebstrap e2fsprogs util-linux zstd debian-archive-keyring \
+PACKAGES_LAB = mmdebstrap e2fsprogs util-linux debian-archive-keyring \
     qemu-system-x86 qemu-utils seabios
 
 .PHONY: lab lab-shell lab-clean apt-lab
