@@ -144,6 +144,8 @@ class Sender:
         """QEMU's."""
         self._is_between = False
         """Whether the guest stands still here, and may be let run in the other QEMU."""
+        self._is_going = False
+        """Whether its memory is on its way."""
         self._after: asyncio.Task[None] | None = None
 
     @property
@@ -187,11 +189,14 @@ class Sender:
         with peer:
             await self._monitor.give(peer.fileno(), DESCRIPTOR)
         self._account.life.note("it migrates to another QEMU of this host")
+        self._is_going = True
         try:
             said = await self._send()
         except QemuError:
             await self._stay()
             raise
+        finally:
+            self._is_going = False
         self._is_between = True
         self._after = asyncio.create_task(self._come_back(name))
         return [said]
@@ -210,6 +215,16 @@ class Sender:
         self._leave()
         self._after = asyncio.create_task(self._quit())
         return ["it has left"]
+
+    async def decided(self) -> None:
+        """Wait until the guest is not in two QEMUs: if this one ended now, it would go on there.
+
+        That takes ``PATIENCE_SECONDS`` at most.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while self._is_going or self._is_between:  # noqa: ASYNC110 -- no event tells
+                    await asyncio.sleep(POLL_SECONDS)
 
     def _check_stop(self) -> None:
         """Raise ``QemuError`` when the VM is asked to stop: who asks waits for our end, not for

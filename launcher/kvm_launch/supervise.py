@@ -99,7 +99,9 @@ async def supervise(
                             _named(receiver, run_dir, account) as named,
                             _awaited(plan, run_dir, account, named),
                         ):
-                            forced = await _follow(plan, process, ended, monitor, stop, watch, crew)
+                            forced = await _follow(
+                                plan, process, ended, monitor, stop, watch, crew, sender
+                            )
         except QemuError as error:
             await end(process)
             if lost := await crew.account_soon("as QEMU was started"):
@@ -180,7 +182,7 @@ async def _awaited(
         waiting.cancel()
 
 
-async def _follow(
+async def _follow(  # noqa: PLR0913, PLR0917 -- all of what a VM has while it runs
     plan: Plan,
     process: asyncio.subprocess.Process,
     ended: asyncio.Future[None],
@@ -188,6 +190,7 @@ async def _follow(
     stop: Stop,
     watch: Watch,
     crew: Crew,
+    sender: Sender,
 ) -> str | None:
     """Wait for QEMU's end; None if it came by itself, else why QEMU was told to quit."""
 
@@ -200,6 +203,7 @@ async def _follow(
         await tell("system_powerdown")
 
     async def quit_or_die() -> None:
+        await sender.decided()
         await tell("quit")
         await end(process)
 

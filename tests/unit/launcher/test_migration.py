@@ -172,8 +172,11 @@ def test_a_guest_that_is_asked_to_stop_does_not_leave(tmp_path: Path) -> None:
             stop.was_asked = True
             with pytest.raises(QemuError, match="it was asked to stop"):
                 await one.leave({})
-            assert qemu.said == []
-        await asyncio.sleep(0.3)
+            waiting = asyncio.ensure_future(one.decided())
+            await asyncio.sleep(0.2)
+            assert (qemu.said, waiting.done()) == ([], False)  # to quit now would leave it there
+        await waiting
+        await asyncio.sleep(0.2)
         assert qemu.said == ["cont"]
 
     asyncio.run(scene())
