@@ -7,12 +7,11 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kvmhooks.cli.roots import used
 from kvmhooks.errors import IsolationError
 
 if TYPE_CHECKING:
     from kvmhooks.isolate.state import Held
-
-from kvmhooks.cli.roots import used
 
 
 def main(verb: str, argv: Sequence[str]) -> int:

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _FORMAT: Final = 2
+"""Of what is kept; counted up when more is asked."""
+
 _MOST: Final = 4 << 20
 """Bytes of what is kept of a QEMU: its options take 100 KiB."""
-
-"""Of what is kept; counted up when more is asked."""
 
 _SECONDS: Final = 20
 _LIBVIRTD: Final = tuple(

@@ -224,22 +224,28 @@ class RunDir:
 def is_free(base: Path, name: str) -> bool:
     """Return whether neither the supervisor nor the QEMU of the VM ``name`` lives.
 
-    Both hold the lock of its directory; a lock on a file that has no name any more is none.
+    Both hold the lock of its directory.
     """
-    path = base / f".{name}.lock"
+    return not is_held(base / f".{name}.lock")
+
+
+def is_held(lock: Path) -> bool:
+    """Return whether somebody holds a lock; to look is to hold it for a moment, shared.
+
+    A lock on a file that has no name any more is none. Raises ``OSError``.
+    """
     while True:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if os.path.samestat(path.stat(follow_symlinks=False), os.fstat(descriptor)):
-                return True
-        except BlockingIOError:
             return False
+        try:
+            if _is_taken(descriptor):
+                return True
+            if os.path.samestat(lock.stat(follow_symlinks=False), os.fstat(descriptor)):
+                return False
         except FileNotFoundError:
-            return True
+            return False
         finally:
             os.close(descriptor)
 
@@ -251,11 +257,17 @@ def _is_locked(path: Path) -> bool:
     except OSError:  # what else may be there is refused when it is to be removed
         return False
     try:
+        return _is_taken(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_taken(descriptor: int) -> bool:
+    """Return whether another open file has what this one is of locked (flock(2))."""
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    finally:
-        os.close(descriptor)
     return False
 
 

@@ -20,6 +20,7 @@ from typing import Final
 
 from kvm_launch import links
 from kvmhooks.errors import LaunchError
+from kvmhooks.live.rundir import is_held
 from kvmhooks.placement import Plan
 from kvmhooks.render.handles import Handle, handles
 from kvmhooks.spec.network import Net
@@ -110,7 +111,7 @@ def sweep(nets: Path = NETS) -> None:
     for alias in nets.glob("kvm????????????/ifalias"):
         try:
             said = alias.read_text().strip()
-            if said.startswith(OURS) and not _is_held(Path(said.removeprefix(OURS))):
+            if said.startswith(OURS) and not is_held(Path(said.removeprefix(OURS))):
                 links.remove(alias.parent.name)
         except FileNotFoundError:  # it went by itself
             continue
@@ -122,21 +123,6 @@ def sweep(nets: Path = NETS) -> None:
 def lock_of(nodes: Path) -> Path:
     """The lock of the VM whose run directory is ``nodes`` (``kvmhooks.live.rundir``)."""
     return nodes.with_name(f".{nodes.name}.lock")
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether somebody holds a lock; to look is to hold it for a moment, shared."""
-    try:
-        file = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
 
 
 def macvtap_name(uuid: str, at: int) -> str:
