@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvmhooks.cli.roots import used
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, UsageError
 
 if TYPE_CHECKING:
     from kvmhooks.isolate.state import Held
@@ -19,6 +19,8 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.isolate import installation
 
     arguments = parser_of(verb).parse_args(argv)
+    if arguments.force and arguments.action != "uninstall":
+        raise UsageError(f"--force: found it beside {arguments.action}, expected uninstall")
     commands: Sequence[str] = ()
     with used(arguments.root):
         if arguments.action == "install":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvmhooks.cli.hooks import main
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, UsageError
 from kvmhooks.isolate import bundle, installation
 from kvmhooks.values import CpuSet
 from kvmhooks.version import VERSION
@@ -388,3 +388,11 @@ def test_a_directory_in_the_place_of_the_hook_is_named(tmp_path: Path) -> None:
     assert raised.value.filename == str(place)
     assert raised.value.filename2 is None
     assert list(place.parent.iterdir()) == [place]
+
+
+@pytest.mark.parametrize("action", ["install", "status"])
+def test_force_is_a_word_of_uninstall(tmp_path: Path, action: str) -> None:
+    """Beside another action it would do nothing, so it is refused, and nothing is made."""
+    with pytest.raises(UsageError, match=f"--force: found it beside {action}, expected uninstall"):
+        main("hooks", [action, "--force", "--root", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
