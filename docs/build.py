@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import shtab
 
-from kvm_launch import main as launch
-from kvm_launch import verbs
+from kvm_launch.commands import main as launch
+from kvm_launch.commands import verbs
 from kvmhooks.cli.main import VERBS
 from kvmhooks.spec.schema import schema
 
@@ -40,8 +40,8 @@ as it lives, and gives everything back."""
 VM_TOML: Final = """\
 A VM is described by a file in TOML. Nothing in it is coerced, an unknown key is refused, and all
 that is wrong is told at once. Sizes are written with KiB, MiB, GiB or TiB; CPUs and nodes as lists
-such as "0-3,8". Relative paths start at the folder of the file. kvmhooks schema prints the same as
-a JSON Schema."""
+such as "0-3,8". Relative paths start at the folder of the file. The text of a key that is true or
+false says what true means. kvmhooks schema prints the same as a JSON Schema."""
 
 EXITS: Final = {
     "kvmhooks": """\
@@ -55,9 +55,11 @@ failed, or something was not as planned; 4 the host could not be restored comple
 FILES: Final = {
     "kvmhooks": {
         "/etc/libvirt/hooks/qemu.d": "the hook",
-        "/etc/kvmhooks/kvmhooks.toml": "limits and defaults of this host",
+        "/etc/kvmhooks/kvmhooks.toml": "limits and defaults of this host; budget of [host] (10) "
+        "bounds, in seconds, the waiting and the writing of each call of the hook and each command",
         "/etc/kvmhooks/disabled": "while it is there nothing is isolated",
-        "/run/kvmhooks/state.json": "what VMs hold, and what stood there before",
+        "/run/kvmhooks/state.json": "the holdings of VMs, and the values before them",
+        "/run/kvmhooks/waiter": "the process that waits for what stopped VMs have left",
     },
     "kvm-launch": {
         "/run/kvm-launch, $XDG_RUNTIME_DIR/kvm-launch": "the sockets of VMs that run",
@@ -78,7 +80,7 @@ NAMES: Final = {
     "zsh": f'_kvm_launch_names() {{ compadd -- ${{(f)"$({RUNNING})"}} }}',
     "fish": f"function _kvm_launch_names; {RUNNING}; end",
 }
-"""What a shell runs to know the VMs that run."""
+"""The command that a shell runs to know the VMs that run."""
 
 NAME: Final = {
     "bash": "_kvm_launch_names",
@@ -109,7 +111,7 @@ def main() -> int:
 
 
 def kvmhooks() -> argparse.ArgumentParser:
-    """All of kvmhooks as one parser."""
+    """Return all of kvmhooks as one parser."""
     parser = argparse.ArgumentParser(prog="kvmhooks", description=KVMHOOKS, add_help=False)
     commands = parser.add_subparsers(metavar="VERB")
     for verb, (module, does) in VERBS.items():
@@ -118,7 +120,7 @@ def kvmhooks() -> argparse.ArgumentParser:
 
 
 def kvm_launch() -> argparse.ArgumentParser:
-    """All of kvm-launch as one parser; a file may stand where a verb does."""
+    """Return all of kvm-launch as one parser; a file may stand where a verb does."""
     plain = launch.parser_of()
     parser = argparse.ArgumentParser(
         prog="kvm-launch", description=plain.description, epilog=launch.EXAMPLES, add_help=False
@@ -152,7 +154,7 @@ def add(commands: Any, verb: str, parser: argparse.ArgumentParser, does: str) ->
 
 
 def completions() -> Iterator[tuple[Path, str]]:
-    """The scripts for each shell."""
+    """Yield the scripts for each shell."""
     for parser in (kvmhooks(), kvm_launch()):
         for shell, name in SUFFIXES.items():
             preamble: Any = NAMES if parser.prog == "kvm-launch" else ""  # by shell
@@ -166,7 +168,7 @@ def completions() -> Iterator[tuple[Path, str]]:
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """The manual pages."""
+    """Yield the manual pages."""
     for parser in (kvmhooks(), kvm_launch()):
         text = "\n".join(page_of(parser)) + "\n"
         yield HERE / f"man/{parser.prog}.1", text
@@ -174,10 +176,10 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 
 def page_of(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """A page of section 1 (man(7))."""
+    """Yield a page of section 1 (man(7))."""
     yield from head(parser.prog, 1)
     yield ".SH SYNOPSIS"
-    commands = next(one for one in parser._actions if isinstance(one.choices, dict))
+    commands = next(action for action in parser._actions if isinstance(action.choices, dict))
     if parser.prog == "kvm-launch":
         yield rf".B {quoted(parser.prog)}"
         yield r"[\fIOPTION\fR ...] \fIVM.toml\fR ..."
@@ -197,7 +199,7 @@ def page_of(parser: argparse.ArgumentParser) -> Iterator[str]:
         yield from [rf"\fI{quoted(' '.join(usage[0].split()))}\fR", ".PP"] if usage else []
         yield plain(command.description)
         yield from entries(
-            [one for one in command._actions if not isinstance(one, argparse._HelpAction)]
+            [action for action in command._actions if not isinstance(action, argparse._HelpAction)]
         )
         yield from verbatim(command.epilog)
     yield ".SH EXAMPLES"
@@ -211,14 +213,14 @@ def page_of(parser: argparse.ArgumentParser) -> Iterator[str]:
     yield quoted(SEE_ALSO[parser.prog])
 
 
-def page_of_the_format(said: Mapping[str, Any]) -> Iterator[str]:
-    """The page of vm.toml."""
+def page_of_the_format(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the page of vm.toml."""
     yield from head("vm.toml", 5)
     yield ".SH DESCRIPTION"
     yield plain(VM_TOML)
     yield ".SH KEYS"
-    tables = list(tables_of("", said))
-    yield from keys_of(said)
+    tables = list(tables_of("", schema))
+    yield from keys_of(schema)
     for at, table in tables:
         yield f".SH {quoted(at)}"
         if "description" in table:
@@ -230,9 +232,9 @@ def page_of_the_format(said: Mapping[str, Any]) -> Iterator[str]:
     yield quoted(SEE_ALSO["vm.toml"])
 
 
-def tables_of(at: str, said: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each table below ``said`` as its heading, ``[cpu]`` or ``[[disk]]``."""
-    for key, value in said.get("properties", {}).items():
+def tables_of(at: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each table below ``schema`` as its heading, ``[cpu]`` or ``[[disk]]``."""
+    for key, value in schema.get("properties", {}).items():
         path = f"{at}.{key}" if at else key
         if value.get("type") == "object":
             yield f"[{path}]", value
@@ -243,7 +245,7 @@ def tables_of(at: str, said: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[s
 
 
 def keys_of(table: Mapping[str, Any]) -> Iterator[str]:
-    """The keys of a table that are no tables themselves."""
+    """Yield the keys of a table that are no tables themselves."""
     for key, value in table.get("properties", {}).items():
         if value.get("type") != "object" and value.get("items", {}).get("type") != "object":
             is_needed = key in table.get("required", ())
@@ -252,11 +254,11 @@ def keys_of(table: Mapping[str, Any]) -> Iterator[str]:
 
 
 def form(value: Mapping[str, Any]) -> str:
-    """What stands after a key."""
+    """Return the form of a key's value, which stands after the key."""
     if "enum" in value:
-        return " | ".join(_spelled(one) for one in value["enum"])
+        return " | ".join(_spelled(value) for value in value["enum"])
     if "anyOf" in value or "oneOf" in value:
-        return " | ".join(form(one) for one in value.get("anyOf") or value["oneOf"])
+        return " | ".join(form(choice) for choice in value.get("anyOf") or value["oneOf"])
     if value.get("type") == "array":
         return f"[{form(value.get('items', {}))}, ...]"
     if value.get("type") == "integer" and "maximum" in value:
@@ -270,14 +272,14 @@ def _spelled(value: object) -> str:
 
 
 def head(name: str, section: int) -> Iterator[str]:
-    """The title and the name."""
+    """Yield the title and the name."""
     yield f'.TH {name.upper()} {section} "" kvmhooks "kvmhooks manual"'
     yield ".SH NAME"
     yield rf"{quoted(name)} \- {quoted(DOES[name])}"
 
 
 def entries(actions: Sequence[argparse.Action]) -> Iterator[str]:
-    """What each option or argument is for."""
+    """Yield the purpose of each option or argument."""
     for action in actions:
         value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else "")
         names = ", ".join(action.option_strings)
@@ -286,30 +288,30 @@ def entries(actions: Sequence[argparse.Action]) -> Iterator[str]:
 
 
 def entry(name: str, what: str) -> Iterator[str]:
-    """A tagged paragraph."""
+    """Yield a tagged paragraph."""
     yield ".TP"
     yield rf"\fB{quoted(name)}\fR"
     yield plain(what)
 
 
 def verbatim(text: str | None) -> Iterator[str]:
-    """Lines as they stand."""
+    """Yield lines as they stand."""
     if text:
         yield from [".PP", ".nf", *map(plain_line, text.rstrip("\n").splitlines()), ".fi"]
 
 
 def plain(text: str) -> str:
-    """Running text."""
+    """Return running text."""
     return "\n".join(plain_line(line.strip()) for line in text.splitlines() if line.strip())
 
 
 def plain_line(line: str) -> str:
-    """A line that is no request of roff's."""
+    """Return a line that is no request of roff's."""
     return rf"\&{quoted(line)}" if line[:1] in {".", "'"} else quoted(line)
 
 
 def quoted(text: str) -> str:
-    """A text without anything that roff reads as its own; a hyphen that can be copied."""
+    """Return a text without anything that roff reads as its own; a hyphen that can be copied."""
     return text.replace("\\", r"\e").replace("-", r"\-").replace("%%", "%").replace("…", "...")
 
 

@@ -30,16 +30,17 @@ if TYPE_CHECKING:
     )
     from kvmhooks.host import Host
     from kvmhooks.host import read as read_host
-    from kvmhooks.isolate.claim import Claim
+    from kvmhooks.isolate.claims.claim import Claim
+    from kvmhooks.libvirt.xml import domain_xml
     from kvmhooks.placement import Plan, claim, plan
-    from kvmhooks.render import domain_xml, qemu_argv
+    from kvmhooks.qemu.argv import qemu_argv
     from kvmhooks.spec import VmSpec, load_vm, parse_vm
     from kvmhooks.values import ByteSize, CpuSet, PciAddress
     from kvmhooks.version import VERSION as __version__  # noqa: N811 -- the name that people ask for
 
 _HOMES = {
     "ByteSize": ("kvmhooks.values", "ByteSize"),
-    "Claim": ("kvmhooks.isolate.claim", "Claim"),
+    "Claim": ("kvmhooks.isolate.claims.claim", "Claim"),
     "CpuSet": ("kvmhooks.values", "CpuSet"),
     "Host": ("kvmhooks.host", "Host"),
     "HostError": ("kvmhooks.errors", "HostError"),
@@ -54,11 +55,11 @@ _HOMES = {
     "VmSpec": ("kvmhooks.spec", "VmSpec"),
     "__version__": ("kvmhooks.version", "VERSION"),
     "claim": ("kvmhooks.placement", "claim"),
-    "domain_xml": ("kvmhooks.render", "domain_xml"),
+    "domain_xml": ("kvmhooks.libvirt.xml", "domain_xml"),
     "load_vm": ("kvmhooks.spec", "load_vm"),
     "parse_vm": ("kvmhooks.spec", "parse_vm"),
     "plan": ("kvmhooks.placement", "plan"),
-    "qemu_argv": ("kvmhooks.render", "qemu_argv"),
+    "qemu_argv": ("kvmhooks.qemu.argv", "qemu_argv"),
     "read_host": ("kvmhooks.host", "read"),
 }
 """Public name: the module that has it, and its name there."""

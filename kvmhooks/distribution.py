@@ -1,4 +1,5 @@
-"""How this kvmhooks was installed: what brings a library that it lacks, and where its pages are.
+"""The way this kvmhooks was installed: what brings a library that it lacks, and where its pages
+are.
 
 pipx keeps ``pipx_metadata.json`` at the root of each environment that it makes
 (pipx/pipx_metadata_file.py), uv ``uv-receipt.toml`` in each tool's (uv-tool/src/lib.rs,

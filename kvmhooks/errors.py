@@ -55,7 +55,7 @@ class Problem:
         self.at = at
         """The path of the value, such as ``disk[1].path``; empty for the whole."""
         self.found = found
-        """What stands there, as a person would write it (``'1GB'``, ``nothing``, ``12``)."""
+        """The text there, as a person would write it (``'1GB'``, ``nothing``, ``12``)."""
         self.expected = expected
 
     def __eq__(self, other: object) -> bool:
@@ -65,8 +65,8 @@ class Problem:
         return hash(str(self))
 
     def __str__(self) -> str:
-        said = f"found {self.found}, expected {self.expected}"
-        return f"{self.at}: {said}" if self.at else said
+        message = f"found {self.found}, expected {self.expected}"
+        return f"{self.at}: {message}" if self.at else message
 
 
 class InputError(KvmhooksError):
@@ -104,7 +104,7 @@ class HostError(KvmhooksError):
 
 
 class PlanError(KvmhooksError):
-    """What the VM asks for does not fit the host.
+    """A VM that asks for what does not fit the host.
 
     ``at`` is the path in the VM's description that binds (``cpu.vcpus``).
     """
@@ -124,7 +124,7 @@ class LaunchError(KvmhooksError):
 
 
 class OutputError(KvmhooksError):
-    """What a command prints cannot be written, on a full disk for example."""
+    """Output of a command that cannot be written, on a full disk for example."""
 
 
 class QemuError(KvmhooksError):

@@ -1,4 +1,4 @@
-"""How a command ends: with its own exit code, or one message for what went wrong."""
+"""The end of a command: its own exit code, or one message for what went wrong."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PIPE_SECONDS = 30.0
-"""How long a person's document may take to come through a pipe."""
+"""The time that a person's document may take to come through a pipe."""
 
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -33,8 +33,8 @@ class IrregularError(OSError):
 
     def __init__(self, path: str | os.PathLike[str], mode: int) -> None:
         self.kind = _KINDS.get(stat.S_IFMT(mode), "no file")
-        said = f"found {self.kind}, expected a regular file"
-        super().__init__(errno.EINVAL, said, os.fspath(path))
+        message = f"found {self.kind}, expected a regular file"
+        super().__init__(errno.EINVAL, message, os.fspath(path))
 
 
 def read(
@@ -85,8 +85,8 @@ def _parts_of_pipe(path: str | os.PathLike[str], descriptor: int, until: float) 
         except BlockingIOError:  # its writer has not written yet (pipe(7))
             if select.select([descriptor], (), (), max(0, until - time.monotonic()))[0]:
                 continue
-            said = "found a pipe that does not come to its end, expected a document"
-            raise TimeoutError(errno.ETIMEDOUT, said, os.fspath(path)) from None
+            message = "found a pipe that does not come to its end, expected a document"
+            raise TimeoutError(errno.ETIMEDOUT, message, os.fspath(path)) from None
         if not part and is_empty:
             raise IrregularError(path, stat.S_IFIFO)
         if not part:
@@ -106,5 +106,5 @@ def _check(
     if not is_taken:
         raise IrregularError(path, status.st_mode)
     if owner not in {None, status.st_uid}:
-        said = f"found a file of user {status.st_uid}, expected one of user {owner}"
-        raise PermissionError(errno.EPERM, said, os.fspath(path))
+        message = f"found a file of user {status.st_uid}, expected one of user {owner}"
+        raise PermissionError(errno.EPERM, message, os.fspath(path))

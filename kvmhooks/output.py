@@ -30,7 +30,7 @@ class Plain(io.TextIOWrapper):
     def __init__(self, buffer: Any, what: str, *, encoding: str, by_line: bool) -> None:
         super().__init__(buffer, encoding, "backslashreplace", line_buffering=by_line)
         self.what: Final = what
-        """What it is called in messages."""
+        """The name that it has in messages."""
 
     def write(self, text: str) -> int:
         """Write ``text`` without control characters."""

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from kvmhooks.errors import LaunchError
-from kvmhooks.isolate.installation import reconcile_unit
+from kvmhooks.isolate.hook.installation import reconcile_unit
 
 NAME: Final = "kvm-launch@.service"
 RECONCILE: Final = "kvmhooks-reconcile.service"
 SYSTEM: Final = "etc/systemd/system"
 PACKAGED: Final = {False: "usr/lib/systemd/system", True: "usr/lib/systemd/user"}
-"""Where packages put units, the system's and (True) users': what is in ``/etc`` or ``~/.config``
-hides them (systemd.unit(5), «Unit File Load Path»)."""
+"""The directories for packages' units, the system's and (True) users': what is in ``/etc`` or
+``~/.config`` hides them (systemd.unit(5), «Unit File Load Path»).
+"""
 
 CAPABILITIES: Final = {
     "CAP_CHOWN": "images and a TPM's state are QEMU's user's",
@@ -44,8 +45,10 @@ CAPABILITIES: Final = {
     "CAP_SYS_PTRACE": "core-scheduling cookies of another user's threads",
     "CAP_SYS_RESOURCE": "limits of locked memory and open files",
 }
-"""What root's kvm-launch, its QEMUs and helpers keep of capabilities(7), and what for: the system's
-unit takes the others away (``CapabilityBoundingSet``, systemd.exec(5)). A user has none to lose."""
+"""The capabilities(7) that root's kvm-launch, its QEMUs and helpers keep, and what for: the
+system's unit takes the others away (``CapabilityBoundingSet``, systemd.exec(5)). A user has none to
+lose.
+"""
 
 _MADE: Final = "# Made by `kvmhooks install-units`.\n"
 
@@ -83,7 +86,7 @@ LockPersonality=yes
 _EXEC: Final = re.compile(r"^ExecStart=(\S+)", re.MULTILINE)
 
 
-class Installed(NamedTuple):
+class InstalledUnits(NamedTuple):
     """The units that were written, and those of a package, which serve as they are."""
 
     made: list[Path]
@@ -105,7 +108,7 @@ def texts(programs: Path, *, is_user: bool) -> Mapping[str, str]:
 
 def install(
     directory: Path, programs: Path, *, is_user: bool = False, packaged: Path | None = None
-) -> Installed:
+) -> InstalledUnits:
     """Write the units into ``directory``, for the programs in ``programs``.
 
     A unit that a package has in ``packaged`` serves as it is, if it starts the same program; one
@@ -116,24 +119,24 @@ def install(
     for name in ("kvm-launch", "kvmhooks"):
         if not os.access(programs / name, os.X_OK):
             raise LaunchError(f"{programs / name}: found nothing, expected a program to be run")
-    said = texts(programs, is_user=is_user)
-    theirs = [packaged / name for name in said if packaged and (packaged / name).is_file()]
+    units = texts(programs, is_user=is_user)
+    theirs = [packaged / name for name in units if packaged and (packaged / name).is_file()]
     for path in theirs:
-        _check_same(path, said[path.name], directory)
+        _check_same(path, units[path.name], directory)
     foreign = [
-        name for name in said if (directory / name).exists() and not _is_ours(directory / name)
+        name for name in units if (directory / name).exists() and not _is_ours(directory / name)
     ]
     if NAME in foreign:
         raise LaunchError(f"{directory / NAME}: found a unit that is not ours, expected none")
     for path in theirs:
         if path.name not in foreign:
             (directory / path.name).unlink(missing_ok=True)
-    wanted = said.keys() - {path.name for path in theirs} - set(foreign)
-    made = [directory / name for name in said if name in wanted]
+    wanted = units.keys() - {path.name for path in theirs} - set(foreign)
+    made = [directory / name for name in units if name in wanted]
     for path in made:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, _MADE + said[path.name])
-    return Installed(made, theirs)
+        _write(path, _MADE + units[path.name])
+    return InstalledUnits(made, theirs)
 
 
 def package(root: Path, programs: Path) -> list[Path]:
@@ -159,9 +162,9 @@ def remove(directory: Path) -> list[Path]:
 
 
 def user_directory() -> Path:
-    """Where a user's own units are (systemd.unit(5))."""
-    said = os.environ.get("XDG_CONFIG_HOME", "")
-    base = Path(said) if said.startswith("/") else Path.home() / ".config"
+    """Return where a user's own units are (systemd.unit(5))."""
+    home = os.environ.get("XDG_CONFIG_HOME", "")
+    base = Path(home) if home.startswith("/") else Path.home() / ".config"
     return base / "systemd/user"
 
 

@@ -11,23 +11,14 @@ from __future__ import annotations
 from _collections_abc import Iterable, Iterator
 from _collections_abc import Set as AbstractSet
 
+from kvmhooks.cpu_lists import DIGITS, HEX, MAX_CPU, bits_of_list, bits_of_mask, is_made_of
 from kvmhooks.errors import SHOWN, ValueFormatError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, Self
 
-MAX_CPU: Final = 65_535
-"""The highest CPU or node number that is parsed.
-
-The kernel's own limit is 8,192 (``CONFIG_NR_CPUS`` of x86 with ``MAXSMP``, arch/x86/Kconfig); a
-bound is needed at all because one hostile range (``0-9999999999``) would otherwise fill the memory.
-"""
-
-_DIGITS: Final = "0123456789"
-_HEX: Final = _DIGITS + "abcdefABCDEF"
-_LIST_EXPECTED: Final = 'a CPU list such as "0-3,8"'
-_MASK_EXPECTED: Final = 'a hex mask in groups of 8 digits such as "ff,00000003"'
+__all__ = ["MAX_CPU", "ByteSize", "CpuSet", "PciAddress", "union"]
 
 
 class CpuSet(AbstractSet[int]):
@@ -63,7 +54,7 @@ class CpuSet(AbstractSet[int]):
 
     @classmethod
     def from_mask(cls, mask: int) -> Self:
-        """The set whose members are the bits of ``mask``."""
+        """Return the set whose members are the bits of ``mask``."""
         if mask < 0 or mask.bit_length() > MAX_CPU + 1:
             raise ValueFormatError(f"{mask:#x}"[:40], f"a mask of at most {MAX_CPU + 1} bits")
         made = cls.__new__(cls)
@@ -74,35 +65,26 @@ class CpuSet(AbstractSet[int]):
     def parse(cls, text: str) -> Self:
         """Read a list: the kernel's (``0-3,8``, ``0-31:2/4``) or libvirt's (``0-7,^2``).
 
-        The kernel's format is that of ``bitmap_parselist()`` (lib/bitmap-str.c): ranges may be
-        followed by ``:used/group``. libvirt's is that of ``virBitmapParse()``
-        (src/util/virbitmap.c): items are taken from left to right and ``^N`` takes one away. The
-        empty text is the empty set. Raises ``ValueFormatError``.
+        Raises ``ValueFormatError``.
         """
-        mask = 0
-        stripped = text.strip().rstrip("\0").strip()
-        for item in stripped.split(",") if stripped else ():
-            mask = _apply_item(mask, item.strip(), text)
-        return cls.from_mask(mask)
+        return cls.from_mask(bits_of_list(text))
+
+    @classmethod
+    def parse_words(cls, text: str) -> Self:
+        """Read the same with blanks for commas, as systemd and cpufreq write it.
+
+        systemd.exec(5) (``CPUAffinity=``), Documentation/admin-guide/pm/cpufreq.rst
+        (``affected_cpus``). Raises ``ValueFormatError``.
+        """
+        return cls.parse(",".join(text.replace(",", " ").split()))
 
     @classmethod
     def parse_mask(cls, text: str) -> Self:
         """Read a hex mask as the kernel writes it: ``ff`` or ``00000001,00000003``.
 
-        Groups are 32 bits wide, the highest first (``bitmap_parse()`` in lib/bitmap-str.c); a
-        leading ``0x`` as in libvirt and ``taskset`` is allowed when there is one group. Raises
-        ``ValueFormatError``.
+        Raises ``ValueFormatError``.
         """
-        stripped = text.strip().rstrip("\0").strip()
-        if stripped[:2] in {"0x", "0X"} and _is_made_of(_HEX, stripped[2:]):
-            return cls.from_mask(int(stripped, 0))
-        groups = stripped.split(",")
-        if not all(_is_made_of(_HEX, group, at_most=8) for group in groups):
-            raise ValueFormatError(text, _MASK_EXPECTED)
-        mask = 0
-        for group in groups:
-            mask = mask << 32 | int(group, 16)
-        return cls.from_mask(mask)
+        return cls.from_mask(bits_of_mask(text))
 
     @property
     def mask(self) -> int:
@@ -147,12 +129,12 @@ class CpuSet(AbstractSet[int]):
 
         A set that came from outside can have as many runs as there are CPUs: 190 KB of them.
         """
-        said = ""
+        text = ""
         for first, last in self.ranges():
-            said += f",{first}-{last}" if last > first else f",{first}"
-            if len(said) > SHOWN + 1:
-                return said[1 : said.rindex(",", 0, SHOWN + 2)] + ",…"
-        return said[1:]
+            text += f",{first}-{last}" if last > first else f",{first}"
+            if len(text) > SHOWN + 1:
+                return text[1 : text.rindex(",", 0, SHOWN + 2)] + ",…"
+        return text[1:]
 
     def __repr__(self) -> str:
         return f"CpuSet.parse({str(self)!r})"
@@ -204,7 +186,7 @@ class CpuSet(AbstractSet[int]):
 
 
 def union(sets: Iterable[CpuSet]) -> CpuSet:
-    """All members of all ``sets``."""
+    """Return all members of all ``sets``."""
     mask = 0
     for cpus in sets:
         mask |= cpus.mask
@@ -213,44 +195,6 @@ def union(sets: Iterable[CpuSet]) -> CpuSet:
 
 def _mask_of(cpus: AbstractSet[int]) -> int:
     return cpus.mask if isinstance(cpus, CpuSet) else CpuSet(cpus).mask
-
-
-def _apply_item(mask: int, item: str, text: str) -> int:
-    """Add one item of a list (``4``, ``0-3``, ``0-31:2/4``, ``^2``) to a mask, or take it out."""
-    first, dash, rest = item.removeprefix("^").partition("-")
-    last, colon, stride = rest.partition(":")
-    numbers = [first, last] if dash else [first]
-    if not all(_is_made_of(_DIGITS, number, at_most=6) for number in numbers):
-        raise ValueFormatError(text, _LIST_EXPECTED)
-    low, high = int(first), int(numbers[-1])
-    is_exclusion = item.startswith("^")
-    if high < low or high > MAX_CPU or (is_exclusion and dash):
-        raise ValueFormatError(text, _LIST_EXPECTED)
-    if is_exclusion:
-        return mask & ~(1 << low)
-    if not colon:
-        return mask | (1 << high + 1) - (1 << low)
-    return mask | _strided(low, high, stride, text)
-
-
-def _strided(low: int, high: int, stride: str, text: str) -> int:
-    """The first ``used`` of every ``group`` CPUs, for ``used/group``."""
-    words = stride.split("/")
-    if len(words) != 2 or not all(_is_made_of(_DIGITS, word, at_most=6) for word in words):
-        raise ValueFormatError(text, _LIST_EXPECTED)
-    used, group = map(int, words)
-    if not 0 < used <= group:
-        raise ValueFormatError(text, 'a stride such as "0-31:2/4": 2 of every 4')
-    mask, length, wanted = (1 << used) - 1, group, high + 1 - low
-    while length < wanted:  # doubled each time: to set group after group would be quadratic
-        mask |= mask << length
-        length *= 2
-    return (mask & ((1 << wanted) - 1)) << low
-
-
-def _is_made_of(characters: str, text: str, at_most: int = 1 << 20) -> bool:
-    """Whether a text is not empty, not too long, and has no other characters."""
-    return 0 < len(text) <= at_most and not text.strip(characters)
 
 
 _UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -279,7 +223,7 @@ class ByteSize(int):
 
     @classmethod
     def kib(cls, count: int) -> Self:
-        """The size of ``count`` KiB."""
+        """Return the size of ``count`` KiB."""
         return cls(count << 10)
 
     @property
@@ -298,9 +242,9 @@ class ByteSize(int):
 
 
 def _number_and_unit(text: str) -> tuple[str, str]:
-    """The first digits of a text, at most 15, and what follows."""
+    """Return the first digits of a text, at most 15, and what follows."""
     stripped = text.strip()
-    count = len(stripped) - len(stripped.lstrip(_DIGITS))
+    count = len(stripped) - len(stripped.lstrip(DIGITS))
     number = stripped[: min(count, 15)]
     return number, stripped[len(number) :].strip()
 
@@ -350,16 +294,16 @@ class PciAddress:
         domain, bus, slot = words if len(words) == 3 else ("0000", *words, "", "")[:3]
         is_well_formed = (
             len(words) in {2, 3}
-            and all(_is_made_of(_HEX, word, at_most=8) for word in (domain, bus, slot))
+            and all(is_made_of(HEX, word, at_most=8) for word in (domain, bus, slot))
             and (len(domain) >= 4 and len(bus) == len(slot) == 2)
-            and _is_made_of("01234567", function, at_most=1)
+            and is_made_of("01234567", function, at_most=1)
         )
         if not is_well_formed or int(slot, 16) > 31:
             raise ValueFormatError(text, 'a PCI address such as "0000:3b:00.1"')
         return cls(int(domain, 16), int(bus, 16), int(slot, 16), int(function))
 
     def further(self, places: int) -> PciAddress:
-        """The function so many places on: functions of a slot, slots of a bus, then buses.
+        """Return the function so many places on: functions of a slot, slots of a bus, then buses.
 
         Raises ``ValueFormatError`` beyond the last bus.
         """

@@ -1,4 +1,4 @@
-"""What every test shares: how much Hypothesis tries, and the project's own switches."""
+"""The settings of every test: how much Hypothesis tries, and the project's own switches."""
 
 from __future__ import annotations
 

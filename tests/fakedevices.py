@@ -39,7 +39,7 @@ class FakePci:
 
     @property
     def path(self) -> str:
-        """Where the kernel really has it."""
+        """The directory where the kernel really has it."""
         return f"devices/pci{self.address[:7]}/{self.address}"
 
 

@@ -62,12 +62,12 @@ class FakeHost:
     threads: int = 1
     """Of each core."""
     l3_cores: int | None = None
-    """How many cores share an L3; None: all of a die. 0: there is no L3."""
+    """The number of cores that share an L3; None: all of a die. 0: there is no L3."""
     l2_cores: int = 1
     numbering: Literal["split", "adjacent"] = "split"
-    """How siblings are numbered: 0 and N apart as Intel does, or 0-1 side by side."""
+    """The numbering of siblings: 0 and N apart as Intel does, or 0-1 side by side."""
     nodes: int = 1
-    """How many nodes the CPUs are dealt out to, in order; 0: a kernel without NUMA."""
+    """The number of nodes that the CPUs are dealt out to, in order; 0: a kernel without NUMA."""
     node_ids: tuple[int, ...] = ()
     """Their numbers, if not from 0 on; numbers beyond ``nodes`` are nodes with memory only."""
     memory_mib: int = 4096

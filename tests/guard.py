@@ -1,4 +1,4 @@
-"""What a test may not leave on the machine that runs it: processes, mounts, changed device files.
+"""The things that a test may not leave on the machine: processes, mounts, changed device files.
 
 A process is told by what it inherits from the tests: a word of the environment, or, for a QEMU of
 the tests' own libvirtd, whose environment libvirt makes anew, a mount below the run's directory.
@@ -27,7 +27,7 @@ _OTHERS: Final = frozenset({"pts", "shm", "mqueue", "hugepages", "fd"})
 
 
 class Machine(NamedTuple):
-    """What of the machine has to be afterwards as it was before."""
+    """The parts of the machine that have to be afterwards as they were before."""
 
     mounts: frozenset[str]
     """Lines of proc_pid_mountinfo(5), in the mount namespace of the tests."""

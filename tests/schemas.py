@@ -17,7 +17,7 @@ def _schema() -> etree.RelaxNG:
 
 
 def flaws(document: str | bytes) -> list[str]:
-    """What the schema has against a domain's XML; an empty list for one that is valid."""
+    """Return what the schema has against a domain's XML; an empty list for one that is valid."""
     if not DOMAIN.exists():
         pytest.skip("there is no schema of libvirt here: apt install libvirt-daemon-system")
     text = document.encode() if isinstance(document, str) else document

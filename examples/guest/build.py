@@ -1,14 +1,15 @@
 """Build the guest of examples/quickstart.toml: Debian's cloud kernel, and an initramfs of ours.
 
 Needs apt-get, dpkg, cpio, kmod and a static busybox (Debian's busybox-static). The kernel's
-package is downloaded and unpacked below the output folder, never installed. What is there already
-stays.
+package is downloaded and unpacked below the output folder, never installed. A file that is there
+already stays.
 
     python3 examples/guest/build.py build/guest
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import os
 import re
@@ -21,15 +22,18 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BUSYBOX = Path("/bin/busybox")
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "button", "evdev")
-"""What the guest needs and the cloud kernel has as modules: disks, networks, hvc0, the power
-button."""
+"""Modules of the cloud kernel that the guest needs: disks, networks, hvc0, the power button."""
 
 DISK_BYTES = 64 << 20
 
 
 def main() -> int:
     """Build into the folder that is named on the command line."""
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to build in")
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     kernel = fetch_kernel(folder)
     write_initramfs(folder / "initramfs.img", kernel)
@@ -63,14 +67,14 @@ def fetch_kernel(folder: Path) -> Path:
 
 
 def kernel_package() -> str:
-    """The package with the image itself: what ``linux-image-cloud-amd64`` depends on."""
-    said = subprocess.run(
+    """Return the package with the image itself: what ``linux-image-cloud-amd64`` depends on."""
+    output = subprocess.run(
         ["apt-cache", "depends", "linux-image-cloud-amd64"],
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    found = re.search(r"Depends: (linux-image-\S+)", said)
+    found = re.search(r"Depends: (linux-image-\S+)", output)
     if found is None:
         raise SystemExit("apt knows no linux-image-cloud-amd64: run apt-get update first")
     return found[1]
@@ -101,16 +105,16 @@ def write_initramfs(target: Path, modules: Path) -> None:
 
 
 def needed(modules: Path, names: tuple[str, ...]) -> list[Path]:
-    """Modules by ``names``, each after all that it depends on; not those built into the kernel."""
+    """Return modules by ``names``, each after its dependencies; not those built into the kernel."""
     root, version = str(modules.parents[2]), modules.name
     subprocess.run(["/sbin/depmod", "-b", root, version], check=True)
-    said = subprocess.run(
+    output = subprocess.run(
         ["/sbin/modprobe", "-d", root, "-S", version, "--show-depends", "--all", *names],
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    paths = re.findall(r"^insmod (\S+)", said, re.MULTILINE)
+    paths = re.findall(r"^insmod (\S+)", output, re.MULTILINE)
     return [Path(path) for path in dict.fromkeys(paths)]
 
 

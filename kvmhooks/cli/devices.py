@@ -22,7 +22,7 @@ examples:
 """
 
 _RESETS: Final = {"function": "", "bus": "bus", "none": "no reset", "unknown": ""}
-"""How a device is reset, where the kernel's methods do not say it."""
+"""The words for each way to reset a device that the kernel's methods do not tell."""
 
 
 def main(verb: str, argv: Sequence[str]) -> int:
@@ -35,15 +35,17 @@ def main(verb: str, argv: Sequence[str]) -> int:
     arguments = parser_of(verb).parse_args(argv)
     asked = [PciAddress.parse(text) for text in arguments.address]
     judged = list_devices(arguments.root)
-    absent = set(asked) - {one.device.address for one in judged}
+    absent = set(asked) - {judgement.device.address for judgement in judged}
     if absent:
         raise HostError(f"{min(absent)}: no such device on this host, or it is a bridge")
-    images = _rom_of(arguments, [one for one in judged if one.device.address in asked])
+    images = _rom_of(
+        arguments, [judgement for judgement in judged if judgement.device.address in asked]
+    )
     shown = [
-        one
-        for one in judged
-        if (not asked or one.device.address in asked)
-        and (one.verdict == "free" or not arguments.free)
+        judgement
+        for judgement in judged
+        if (not asked or judgement.device.address in asked)
+        and (judgement.verdict == "free" or not arguments.free)
     ]
     if arguments.json:
         print(json.dumps(to_json(shown), indent=1))
@@ -55,7 +57,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
 
 def _rom_of(arguments: argparse.Namespace, asked: Sequence[Judged]) -> tuple[Image, ...]:
-    """What is in the file of ``--rom``; nothing without it.
+    """Return the images in the file of ``--rom``; none without it.
 
     Raises ``HostError`` for what is no ROM of the one device that was asked for.
     """
@@ -74,7 +76,7 @@ def _rom_of(arguments: argparse.Namespace, asked: Sequence[Judged]) -> tuple[Ima
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The command line of ``verb``."""
+    """Return the command line of ``verb``."""
     parser = argparse.ArgumentParser(
         prog=f"kvmhooks {verb}",
         description="List what can be passed through to a VM, and what the host would lose.",
@@ -93,18 +95,18 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 
 def _table(judged: Sequence[Judged]) -> Iterator[str]:
-    """A line for each device, below it what speaks against it and what is to be known."""
-    for one in judged:
-        device = one.device
+    """Yield a line for each device, below it what speaks against it and what is to be known."""
+    for judgement in judged:
+        device = judgement.device
         ids = f"{(device.vendor or '?')[2:]}:{(device.device or '?')[2:]}"
         group = "no group" if device.iommu_group is None else f"group {device.iommu_group}"
         node = "" if device.node is None else f"node {device.node}"
         names = " ".join((*device.net, *device.block))
-        reset = _RESETS[one.reset.kind] or ",".join(one.reset.methods)
+        reset = _RESETS[judgement.reset.kind] or ",".join(judgement.reset.methods)
         parts = (ids, device.driver or "no driver", group, node, reset, names)
-        yield f"{device.address}  {one.verdict:<8}{'  '.join(filter(None, parts))}"
-        for objection in one.objections:
+        yield f"{device.address}  {judgement.verdict:<8}{'  '.join(filter(None, parts))}"
+        for objection in judgement.objections:
             yield f"    refused: {objection}"
-        if one.goes_with:
-            yield f"    goes with {', '.join(map(str, one.goes_with))}"
-        yield from (f"    note: {note}" for note in one.notes)
+        if judgement.goes_with:
+            yield f"    goes with {', '.join(map(str, judgement.goes_with))}"
+        yield from (f"    note: {note}" for note in judgement.notes)

@@ -8,11 +8,11 @@ from typing import Any
 
 from kvmhooks import files
 from kvmhooks.errors import InputError
-from kvmhooks.isolate.claim import Claim
+from kvmhooks.isolate.claims.claim import Claim
 
 
 def read_document(name: str, limit: int = 4 << 20) -> bytes:
-    """What stands in the file ``name``, or comes on the standard input for ``-``.
+    """Return the content of the file ``name``, or of the standard input for ``-``.
 
     Not more than ``limit`` bytes and one, so that who parses it can tell that it is too large.
     Raises ``InputError``.
@@ -29,7 +29,7 @@ def read_document(name: str, limit: int = 4 << 20) -> bytes:
 
 
 def read_json(name: str) -> Any:
-    """The value of a JSON document. Raises ``InputError``."""
+    """Return the value of a JSON document. Raises ``InputError``."""
     try:
         return json.loads(read_document(name))
     except (ValueError, RecursionError) as error:
@@ -37,11 +37,11 @@ def read_json(name: str) -> Any:
 
 
 def read_claims(name: str) -> tuple[Claim, ...]:
-    """The claims in a JSON file: a list of what ``kvmhooks claim`` prints.
+    """Return the claims in a JSON file: a list of what ``kvmhooks claim`` prints.
 
     Raises ``InputError``, and ``IsolationError`` for one that is no claim.
     """
-    said = read_json(name)
-    if not isinstance(said, list):
+    document = read_json(name)
+    if not isinstance(document, list):
         raise InputError(f"{name}: found no list, expected a JSON list of claims")
-    return tuple(Claim.from_json(one) for one in said)
+    return tuple(Claim.from_file(claim) for claim in document)

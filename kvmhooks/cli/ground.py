@@ -1,4 +1,4 @@
-"""What a plan is made on: a host, captured or this one, and what other VMs hold of it."""
+"""The base of a plan: a host, captured or this one, and what other VMs hold of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from kvmhooks.errors import HostError
 
 if TYPE_CHECKING:
     from kvmhooks.host import Host
-    from kvmhooks.placement.holding import Holding
-    from kvmhooks.placement.target import Target
+    from kvmhooks.inventory.usage import Holding
+    from kvmhooks.machine.target import Target
     from kvmhooks.spec import VmSpec
 
 
@@ -21,18 +21,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Take ``--host``, ``--claims``, ``--qemu`` and ``--libvirt``."""
     add = parser.add_argument
     add("--host", metavar="DIR|FILE.tar", default="/", help="plan for a captured host")
-    add("--claims", metavar="FILE", help="what other VMs hold, instead of what is live")
+    add("--claims", metavar="FILE", help="the holdings of other VMs, instead of the live ones")
     add("--qemu", metavar="VERSION", type=_version, help="plan for this QEMU")
     add("--libvirt", metavar="VERSION", type=_version, help="and for this libvirt; 0: for none")
-    add("--capabilities", metavar="FILE", help="what `virsh domcapabilities` says there")
+    add("--capabilities", metavar="FILE", help="the output of `virsh domcapabilities` there")
 
 
 def read_ground(
     arguments: argparse.Namespace, specs: Sequence[VmSpec]
 ) -> tuple[Host, tuple[Holding, ...]]:
-    """The host as far as these VMs' plans look at it, and what others hold of it.
+    """Return the host as far as these VMs' plans look at it, and what others hold of it.
 
-    What is wrong with the host goes to stderr. Raises ``HostError`` and ``InputError``.
+    The host's flaws go to stderr. Raises ``HostError`` and ``InputError``.
     """
     from kvmhooks.host import read
     from kvmhooks.placement import parts_of
@@ -47,8 +47,8 @@ def read_ground(
 
 
 def _live_ones() -> tuple[Holding, ...]:
-    """What the VMs hold that run here; where that is not for us to know, it is said."""
-    from kvmhooks.live.holdings import live_holdings
+    """Return what the VMs hold that run here; print it where that is not for us to know."""
+    from kvmhooks.survey.running import live_holdings
 
     try:
         return live_holdings()
@@ -58,15 +58,17 @@ def _live_ones() -> tuple[Holding, ...]:
 
 
 def _read_claims(name: str) -> tuple[Holding, ...]:
-    """The claims or holdings of a file: one, or a list of them."""
-    from kvmhooks.placement.holding import from_json
+    """Return the claims or holdings of a file: one, or a list of them."""
+    from kvmhooks.inventory.usage import from_json
 
-    said = read_json(name)
-    return tuple(from_json(one) for one in (said if isinstance(said, list) else [said]))
+    document = read_json(name)
+    return tuple(
+        from_json(item) for item in (document if isinstance(document, list) else [document])
+    )
 
 
 def _version(text: str) -> tuple[int, int]:
-    from kvmhooks.placement.target import parse_version
+    from kvmhooks.machine.target import parse_version
 
     try:
         return parse_version(text)
@@ -76,11 +78,11 @@ def _version(text: str) -> tuple[int, int]:
 
 
 def target_of(arguments: argparse.Namespace, spec: VmSpec, *, has_libvirt: bool) -> Target:
-    """What was said will run the VM; else what is installed here, for this machine."""
+    """Return the target that was named; else the one that is installed here, for this machine."""
     import attrs
 
-    from kvmhooks.live.target import target_for
-    from kvmhooks.placement.target import OLDEST
+    from kvmhooks.machine.target import OLDEST
+    from kvmhooks.survey.programs_here import target_for
 
     if arguments.libvirt is not None:
         has_libvirt = arguments.libvirt != (0, 0)
@@ -93,7 +95,7 @@ def target_of(arguments: argparse.Namespace, spec: VmSpec, *, has_libvirt: bool)
     domain = None
     if arguments.capabilities is not None:
         from kvmhooks.cli.documents import read_document
-        from kvmhooks.live.domain_capabilities import told_by
+        from kvmhooks.libvirt.capabilities import told_by
 
         domain = told_by(read_document(arguments.capabilities), arguments.capabilities)
     return attrs.evolve(target, libvirt=arguments.libvirt or target.libvirt, domain=domain)

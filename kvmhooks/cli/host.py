@@ -24,7 +24,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     """Print, draw or capture a host."""
     from kvmhooks.host import read, to_json
     from kvmhooks.host.picture import picture
-    from kvmhooks.live.programs import describe, probe
+    from kvmhooks.qemu.capabilities import describe, probe
 
     arguments = parser_of(verb).parse_args(argv)
     if arguments.capture is not None:
@@ -40,9 +40,9 @@ def main(verb: str, argv: Sequence[str]) -> int:
         write_drawing(draw(host), arguments.svg)
     programs = probe() if arguments.root == "/" and arguments.capture is None else None
     if arguments.json:
-        said = to_json(host)
-        said["programs"] = None if programs is None else programs.to_json()
-        print(json.dumps(said, indent=1))
+        document = to_json(host)
+        document["programs"] = None if programs is None else programs.to_json()
+        print(json.dumps(document, indent=1))
     elif arguments.svg is None and arguments.capture is None:
         sys.stdout.write(picture(host))
         if programs is not None:
@@ -51,7 +51,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The command line of ``verb``."""
+    """Return the command line of ``verb``."""
     parser = argparse.ArgumentParser(
         prog=f"kvmhooks {verb}",
         description="Show this machine, or a captured one: CPUs, caches, nodes, devices, KVM.",

@@ -17,7 +17,7 @@ from kvmhooks.output import document
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Print or write the vm.toml; what it cannot say goes to stderr."""
-    from kvmhooks.domain.importing import read_domain
+    from kvmhooks.libvirt.importing.importing import read_domain
 
     arguments = parser_of(verb).parse_args(argv)
     made = read_domain(read_document(arguments.domain), arguments.domain)
@@ -28,8 +28,8 @@ def main(verb: str, argv: Sequence[str]) -> int:
         except OSError as error:
             raise InputError(f"{arguments.output}: {error.strerror}") from error
     if arguments.json:
-        said = {"toml": made.toml, "decided": _json(made.decided)}
-        print(json.dumps({**said, "unexpressed": _json(made.unexpressed)}, indent=2))
+        report = {"toml": made.toml, "decided": _json(made.decided)}
+        print(json.dumps({**report, "unexpressed": _json(made.unexpressed)}, indent=2))
         return 0
     if arguments.output is None:
         document(made.toml)
@@ -41,7 +41,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The command line of ``verb``."""
+    """Return the command line of ``verb``."""
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
     parser.add_argument("domain", metavar="DOMAIN.xml", help="as `virsh dumpxml` prints; or -")
     parser.add_argument("-o", "--output", metavar="VM.toml", type=Path, help="a new file to write")
@@ -49,5 +49,5 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _json(said: Sequence[attrs.AttrsInstance]) -> list[dict[str, str]]:
-    return [attrs.asdict(left) for left in said]
+def _json(rows: Sequence[attrs.AttrsInstance]) -> list[dict[str, str]]:
+    return [attrs.asdict(left) for left in rows]

@@ -16,13 +16,13 @@ DEFAULT = ("isolation.exclusive=yes",)
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Set the metadata element in the persistent definition, or print it."""
-    from kvmhooks.isolate.policy import check
+    from kvmhooks.isolate.claims.policy import check
 
     arguments = parser_of(verb).parse_args(argv)
-    said = [word.partition("=") for word in arguments.policy]
-    if not all(equals for _, equals, _ in said):
+    words = [word.partition("=") for word in arguments.policy]
+    if not all(equals for _, equals, _ in words):
         raise UsageError(f"found {' '.join(arguments.policy)!r}, expected SETTING=VALUE")
-    settings = check({name: value for name, _, value in said}, place="--policy")
+    settings = check({name: value for name, _, value in words}, place="--policy")
     element = element_of(settings)
     told = json.dumps({"name": arguments.name, "settings": settings, "element": element}, indent=2)
     if arguments.print:
@@ -40,7 +40,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The command line of ``verb``."""
+    """Return the command line of ``verb``."""
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
     parser.add_argument("name", metavar="NAME", help="a libvirt domain")
     parser.add_argument(
@@ -57,10 +57,10 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 
 def element_of(settings: Mapping[str, str]) -> str:
-    """The ``<vm>`` element that says so; libvirt adds the namespace and its prefix."""
+    """Return the ``<vm>`` element that says so; libvirt adds the namespace and its prefix."""
     children: dict[str, list[str]] = defaultdict(list)
     for name, value in sorted(settings.items()):
         child, _, attribute = name.partition(".")
         children[child].append(f" {attribute}={quoteattr(value)}")
-    inner = "".join(f"<{child}{''.join(said)}/>" for child, said in children.items())
+    inner = "".join(f"<{child}{''.join(attributes)}/>" for child, attributes in children.items())
     return f"<vm>{inner}</vm>"

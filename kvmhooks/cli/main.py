@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 from kvmhooks.exits import exit_code_of
 from kvmhooks.version import VERSION
@@ -17,7 +18,6 @@ VERBS = {
         "kvmhooks.cli.devices",
         "list what can be passed through, and what speaks against it",
     ),
-    "functions": ("kvmhooks.cli.functions", "show or set what a card lets its functions do"),
     "host": ("kvmhooks.cli.host", "show this machine or a captured one, as text, JSON or SVG"),
     "import": ("kvmhooks.cli.importing", "make the vm.toml of a libvirt domain XML"),
     "hooks": ("kvmhooks.cli.hooks", "install, remove or examine the libvirt hook"),
@@ -33,9 +33,13 @@ VERBS = {
     "status": ("kvmhooks.cli.isolation", "show what VMs hold of this host, and the originals"),
     "tune": ("kvmhooks.cli.tune", "make a libvirt domain better, and lose nothing of it"),
     "undo": ("kvmhooks.cli.isolation", "give back what a running VM holds"),
+    "vfs": ("kvmhooks.cli.vfs", "show or set what a card lets its virtual functions do"),
     "xml": ("kvmhooks.cli.printed", "print the libvirt domain XML for a vm.toml"),
 }
 """Verb: the module that carries it out, and what it does."""
+
+FORMER: Final = {"functions": "vfs"}
+"""The names that verbs had in a92f6b5, and hooks and supervisors of all versions know."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     told = {"--version": f"kvmhooks {VERSION}\n", "--help": _usage(), "-h": _usage()}
     if words[:1] and words[0] in told:
         return exit_code_of(lambda: _tell(told[words[0]]), interrupted="interrupted")
+    words[:1] = [FORMER.get(word, word) for word in words[:1]]
     if not words or words[0] not in VERBS:
         found = repr(words[0]) if words else "nothing"
         print(f"found {found}, expected a verb\n{_usage()}", end="", file=sys.stderr)

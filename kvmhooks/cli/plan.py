@@ -15,8 +15,8 @@ from kvmhooks.errors import InputError, PlanError
 
 if TYPE_CHECKING:
     from kvmhooks.host import Host
+    from kvmhooks.inventory.usage import Holding
     from kvmhooks.placement import Together
-    from kvmhooks.placement.holding import Holding
     from kvmhooks.spec import VmSpec
 
 _EXAMPLES = """\
@@ -45,7 +45,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
         target=lambda spec: ground.target_of(arguments, spec, has_libvirt=True),
     )
     if arguments.svg is not None and together.plans:
-        from kvmhooks.render.placed import placed_drawing
+        from kvmhooks.show.plan_map import placed_drawing
 
         write_drawing(placed_drawing(host, together.plans, others), arguments.svg)
     if arguments.json:
@@ -58,7 +58,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The command line of ``verb``."""
+    """Return the command line of ``verb``."""
     parser = argparse.ArgumentParser(
         prog=f"kvmhooks {verb}",
         description="Show where VMs would live on a host, and why. Nothing is changed.",
@@ -83,24 +83,24 @@ def _check_names(specs: Sequence[VmSpec]) -> None:
 
 
 def _print_json(specs: Sequence[VmSpec], together: Together) -> None:
-    """One VM's plan as it is, of several all that is known."""
+    """Print one VM's plan as it is, of several all that is known."""
     from kvmhooks.placement import to_json
 
     if len(specs) == 1 and together.plans:
-        said: Any = to_json(together.plans[0])
+        document: Any = to_json(together.plans[0])
     else:
-        said = {
+        document = {
             "plans": [to_json(plan) for plan in together.plans],
             "refused": {name: str(refusal) for name, refusal in together.refused.items()},
             "is_proven": together.is_proven,
         }
-    print(json.dumps(said, indent=2))
+    print(json.dumps(document, indent=2))
 
 
 def _print_text(host: Host, together: Together, others: Sequence[Holding]) -> None:
-    """A table for each VM, then the host with all of them in place."""
-    from kvmhooks.render.picture import picture
-    from kvmhooks.render.placed import placed_text
+    """Print a table for each VM, then the host with all of them in place."""
+    from kvmhooks.show.plan_map import placed_text
+    from kvmhooks.show.plan_text import picture
 
     for plan in together.plans:
         print(picture(plan))

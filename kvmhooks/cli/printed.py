@@ -13,7 +13,7 @@ from kvmhooks.output import document
 def main(verb: str, argv: Sequence[str]) -> int:
     """Print what ``verb`` names."""
     from kvmhooks.placement import plan
-    from kvmhooks.render.printed import printed
+    from kvmhooks.show.printed import printed
     from kvmhooks.spec import load_vm
 
     arguments = parser_of(verb).parse_args(argv)
@@ -26,7 +26,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The command line of ``verb``."""
+    """Return the command line of ``verb``."""
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
     parser.add_argument("vm", metavar="VM.toml", type=Path, help="the VM's description")
     ground.add_options(parser)

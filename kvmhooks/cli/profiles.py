@@ -15,8 +15,8 @@ def main(verb: str, argv: Sequence[str]) -> int:
     arguments = parser_of(verb).parse_args(argv)
     names = [arguments.name] if arguments.part == "show" else list(PROFILES)
     if arguments.json:
-        said = {name: _as_json(name) for name in names}
-        print(json.dumps(said, indent=2))
+        document = {name: _as_json(name) for name in names}
+        print(json.dumps(document, indent=2))
         return 0
     for name in names:
         purpose, defaults = PROFILES[name]
@@ -31,11 +31,11 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The command line of ``verb``."""
+    """Return the command line of ``verb``."""
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parts = parser.add_subparsers(dest="part", metavar="show NAME")
-    show = parts.add_parser("show", help="what a profile sets, and why", allow_abbrev=False)
+    show = parts.add_parser("show", help="the settings of a profile, and why", allow_abbrev=False)
     show.add_argument("name", choices=sorted(PROFILES))
     show.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
     return parser

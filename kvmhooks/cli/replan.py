@@ -14,8 +14,9 @@ from kvmhooks.cli.roots import used
 from kvmhooks.errors import IsolationError
 
 if TYPE_CHECKING:
-    from kvmhooks.domain.replan import Replanned
-    from kvmhooks.isolate.keeper import Keeper
+    from kvmhooks.isolate.claims.claim import Claim
+    from kvmhooks.isolate.registry.registry import Registry
+    from kvmhooks.libvirt.tuning.replan import Replanned
 
 _EXAMPLES = """\
 examples:
@@ -27,30 +28,30 @@ examples:
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Move a running VM of libvirt, or answer for a domain on the standard input."""
-    from kvmhooks.isolate.door import Door
-    from kvmhooks.isolate.keeper import Keeper
-    from kvmhooks.isolate.store import Store
+    from kvmhooks.isolate.record.store import Store
+    from kvmhooks.isolate.registry.registry import Registry
+    from kvmhooks.isolate.system.system import System
 
     arguments = parser_of(verb).parse_args(argv)
-    keeper = Keeper(Door(arguments.root), Store(arguments.root))
+    registry = Registry(System(arguments.root), Store(arguments.root))
     if arguments.domain == "-":
         with used(arguments.root):
-            answer = _answer(keeper, arguments.root)
+            answer = _answer(registry, arguments.root)
         output.document(answer)
         return 0
     with used(arguments.root):
-        said = _move(keeper, arguments)
+        result = _move(registry, arguments)
     if arguments.json:
-        print(json.dumps(said, indent=2))
+        print(json.dumps(result, indent=2))
         return 0
-    for change in said["changes"]:
+    for change in result["changes"]:
         print(f"{change['at']}: {change['before']} -> {change['after']}")
-    print(said["said"])
+    print(result["said"])
     return 0
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The command line of ``verb``."""
+    """Return the command line of ``verb``."""
     parser = argparse.ArgumentParser(
         prog=f"kvmhooks {verb}", description=main.__doc__, epilog=_EXAMPLES, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -63,36 +64,36 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _answer(keeper: Keeper, root: str) -> bytes:
+def _answer(registry: Registry, root: str) -> bytes:
     """Return the XML on stdin with other pins, or nothing where those that it has are of use."""
     from kvmhooks.cli.documents import read_document
-    from kvmhooks.domain.replan import misfit, replan
     from kvmhooks.host import PLANNED, read
+    from kvmhooks.libvirt.tuning.replan import misfit, replan
 
     document = read_document("-")
     host = read(root, PLANNED)
-    claims = keeper.claims()
+    claims = registry.claims()
     return replan(document, host, claims).document if misfit(document, host, claims) else b""
 
 
-def _move(keeper: Keeper, arguments: argparse.Namespace) -> dict[str, Any]:
+def _move(registry: Registry, arguments: argparse.Namespace) -> dict[str, Any]:
     """Move a VM if it is better elsewhere; what was found, and what was done."""
-    from kvmhooks.domain.replan import misfit, replan
     from kvmhooks.host import PLANNED, read
-    from kvmhooks.live.moving import Running
+    from kvmhooks.libvirt.repin import RunningDomain
+    from kvmhooks.libvirt.tuning.replan import misfit, replan
 
     host = read(arguments.root, PLANNED)
-    claims = keeper.claims()
-    with Running.connected(arguments.connect, arguments.domain) as running:
+    claims = registry.claims()
+    with RunningDomain.connected(arguments.connect, arguments.domain) as running:
         document = running.document()
-        held = keeper.look().held.get(f"qemu-{running.uuid}")
+        held = registry.look().held.get(f"qemu-{running.uuid}")
         if held is None:
             raise IsolationError(f"{arguments.domain}: it holds no CPUs of its own here")
         found = replan(document, host, claims)
         why = misfit(document, host, claims)
         stays = _reason_to_stay(found, running.nodes(document))
         is_better = bool(why) or found.before is None or found.after < found.before
-        said = {
+        result = {
             "name": arguments.domain,
             "before": found.before and attrs.asdict(found.before),
             "after": attrs.asdict(found.after),
@@ -100,18 +101,18 @@ def _move(keeper: Keeper, arguments: argparse.Namespace) -> dict[str, Any]:
             "moved": False,
         }
         if not is_better:
-            return said | {"said": f"nothing would be better: {found.before} as it is"}
+            return result | {"said": f"nothing would be better: {found.before} as it is"}
         if stays:
-            return said | {"said": stays}
-        said["changes"] = [attrs.asdict(change) for change in found.changes]
+            return result | {"said": stays}
+        result["changes"] = [attrs.asdict(change) for change in found.changes]
         if arguments.dry_run:
-            return said | {"said": f"it would have {found.after} instead of {found.before}"}
-        _carry_out(keeper, held.claim.key, found, running)
-        return said | {"said": f"moved: {found.after}", "moved": True}
+            return result | {"said": f"it would have {found.after} instead of {found.before}"}
+        _carry_out(registry, held.claim, found, running)
+        return result | {"said": f"moved: {found.after}", "moved": True}
 
 
 def _reason_to_stay(found: Replanned, memory: frozenset[int]) -> str:
-    """Why a running VM cannot go: its memory does not go along. Empty when it can."""
+    """Return why a running VM cannot go: its memory does not go along. Empty when it can."""
     if not memory or not found.nodes or set(found.nodes) <= memory:
         return ""
     nodes = ",".join(map(str, sorted(memory)))
@@ -121,14 +122,14 @@ def _reason_to_stay(found: Replanned, memory: frozenset[int]) -> str:
     )
 
 
-def _carry_out(keeper: Keeper, key: str, found: Replanned, running: Any) -> None:
-    """Reserve the CPUs, give up the partitions that keep the vCPUs, pin, and isolate anew."""
+def _carry_out(registry: Registry, claim: Claim, found: Replanned, running: Any) -> None:
+    """Have libvirt pin a VM anew, and its isolation go with it. Raises ``KvmhooksError``."""
+    from kvmhooks.isolate.registry.relocation import relocate
     from kvmhooks.values import union
 
-    held = keeper.look().held[key]
-    keeper.reserve(held.claim.on(union(found.pins.values())), 60.0)
-    keeper.loosen(key)
-    try:
-        running.pin(found.pins, found.emulator, found.iothreads)
-    finally:
-        keeper.tighten(key)
+    relocate(
+        registry,
+        claim,
+        union(found.pins.values()),
+        lambda: running.pin(found.pins, found.emulator, found.iothreads),
+    )

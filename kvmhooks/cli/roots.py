@@ -13,8 +13,8 @@ from kvmhooks.errors import HostError, KvmhooksError
 def used(root: str | os.PathLike[str]) -> Iterator[None]:
     """Have each file below a root that cannot be used be one message.
 
-    Raises ``HostError`` for it, and before anything is done where ``root`` is no directory. What is
-    printed is printed outside: a closed pipe is no file of a root.
+    Raises ``HostError`` for it, and before anything is done where ``root`` is no directory. The
+    output is printed outside: a closed pipe is no file of a root.
     """
     where = os.fspath(root)
     try:

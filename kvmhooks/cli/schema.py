@@ -17,5 +17,5 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The command line of ``verb``."""
+    """Return the command line of ``verb``."""
     return argparse.ArgumentParser(prog=f"kvmhooks {verb}", description=main.__doc__)

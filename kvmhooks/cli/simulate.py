@@ -6,29 +6,37 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvmhooks.cli.documents import read_document
 from kvmhooks.cli.roots import require_host, used
 from kvmhooks.errors import InputError
 
+if TYPE_CHECKING:
+    from kvmhooks.isolate.claims.claim import Claim
+    from kvmhooks.isolate.registry.dry_run import Write
+
 
 def main(verb: str, argv: Sequence[str]) -> int:
-    """Print the writes in order."""
-    from kvmhooks.isolate.domain import read_claim
-    from kvmhooks.isolate.door import Door
-    from kvmhooks.isolate.rehearsal import rehearse
+    """Print what a person should know before, and the writes in order."""
+    from kvmhooks.isolate.claims.domain_xml import is_placed, read_claim
+    from kvmhooks.isolate.registry.dry_run import rehearse
+    from kvmhooks.isolate.system.system import System
 
     arguments = parser_of(verb).parse_args(argv)
     document = read_document(str(arguments.domain))
     with used(arguments.root):
         require_host(arguments.root)
-        claim = read_claim(document, door=Door(arguments.root))
+        claim = read_claim(document, system=System(arguments.root))
         if claim is None:
             raise InputError(
                 f"{arguments.domain}: found no <kvmhooks:vm> in its metadata and no file in "
                 "/etc/kvmhooks/vm.d, so nothing would be done: see `kvmhooks isolate`"
             )
-        writes = rehearse(claim, arguments.root)
+        writes = [
+            *foreseen(claim, arguments.root),
+            *rehearse(claim, arguments.root, is_placed=is_placed(document)),
+        ]
     if arguments.json:
         print(json.dumps([write._asdict() for write in writes], indent=2))
         return 0
@@ -37,8 +45,19 @@ def main(verb: str, argv: Sequence[str]) -> int:
     return 0
 
 
+def foreseen(claim: Claim, root: str) -> list[Write]:
+    """Return the consequences of a start that are no writes: rows of the phase ``warning``."""
+    from kvmhooks.cli.isolation import registry_of
+    from kvmhooks.isolate.registry.dry_run import Write
+    from kvmhooks.isolate.registry.unit_affinities import warnings
+
+    registry = registry_of(root)
+    sentences = warnings(registry.system, [claim], registry.claims())
+    return [Write("warning", "systemd", sentence) for sentence in sentences]
+
+
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The command line of ``verb``."""
+    """Return the command line of ``verb``."""
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
     parser.add_argument("domain", metavar="DOMAIN.xml", type=Path, help="as `virsh dumpxml` prints")
     parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")

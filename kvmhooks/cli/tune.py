@@ -12,15 +12,15 @@ import attrs
 
 from kvmhooks import output
 from kvmhooks.cli.documents import read_claims, read_document
-from kvmhooks.domain.tune import CONCERNS, Tuned
 from kvmhooks.errors import UsageError
+from kvmhooks.libvirt.tuning.tune import CONCERNS, Tuned
 from kvmhooks.spec.profiles import PROFILES
 
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Print the tuned XML, or what ``--diff``, ``--check``, ``--json`` or ``--apply`` ask for."""
-    from kvmhooks.domain.tune import tune
     from kvmhooks.host import PLANNED, read
+    from kvmhooks.libvirt.tuning.tune import tune
 
     arguments = parser_of(verb).parse_args(argv)
     is_file = arguments.domain == "-" or "/" in arguments.domain or Path(arguments.domain).exists()
@@ -43,7 +43,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     for sentence in tuned.advice:
         print(f"advice: {sentence}", file=sys.stderr)
     if arguments.apply and tuned.changes:
-        from kvmhooks.live.existing import define_again
+        from kvmhooks.libvirt.definitions import define_again
 
         define_again(arguments.connect, tuned.document)
         print(f"{arguments.domain}: defined; its next start has it", file=sys.stderr)
@@ -51,7 +51,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The command line of ``verb``."""
+    """Return the command line of ``verb``."""
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
     parser.add_argument("domain", metavar="DOMAIN", help="an XML file, - for stdin, or a name")
     parser.add_argument(
@@ -70,30 +70,30 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 
 def _concerns(text: str) -> tuple[str, ...]:
-    said = tuple(text.split(","))
-    unknown = [word for word in said if word not in CONCERNS]
+    concerns = tuple(text.split(","))
+    unknown = [word for word in concerns if word not in CONCERNS]
     if unknown:
         raise UsageError(f"--only: found {unknown[0]!r}, expected some of {','.join(CONCERNS)}")
-    return said
+    return concerns
 
 
 def _dump(arguments: argparse.Namespace) -> bytes:
-    """A domain's XML from libvirt: with its secrets only if it is to be defined again."""
-    from kvmhooks.live.existing import dump
+    """Return a domain's XML from libvirt: with its secrets only if it is to be defined again."""
+    from kvmhooks.libvirt.definitions import dump
 
     return dump(arguments.connect, arguments.domain, with_secrets=arguments.apply)
 
 
 def _say(arguments: argparse.Namespace, tuned: Tuned) -> None:
-    """What was asked for; a document with secrets from libvirt is not printed."""
-    from kvmhooks.domain.difference import hide, unified
+    """Print what was asked for; a document with secrets from libvirt is not printed."""
+    from kvmhooks.libvirt.edit.difference import hide, unified
 
     if arguments.json:
         changes = [_hidden(attrs.asdict(change)) for change in tuned.changes]
-        said = {"changes": changes, "advice": list(tuned.advice)}
+        document = {"changes": changes, "advice": list(tuned.advice)}
         if not (arguments.apply or arguments.check or arguments.diff):
-            said["xml"] = tuned.document.decode(errors="replace")
-        print(json.dumps(said, indent=2))
+            document["xml"] = tuned.document.decode(errors="replace")
+        print(json.dumps(document, indent=2))
     elif arguments.diff or arguments.check or arguments.apply:
         for change in tuned.changes:
             print(hide(str(change)))
@@ -104,6 +104,6 @@ def _say(arguments: argparse.Namespace, tuned: Tuned) -> None:
 
 
 def _hidden(change: dict[str, str | None]) -> dict[str, str | None]:
-    from kvmhooks.domain.difference import hide
+    from kvmhooks.libvirt.edit.difference import hide
 
     return {key: None if value is None else hide(value) for key, value in change.items()}

@@ -10,23 +10,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvmhooks.cli.roots import used
+from kvmhooks.errors import UsageError
 
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Write or remove them, and have systemd read its units again."""
     from kvmhooks import units
-    from kvmhooks.isolate.installation import check_steps
+    from kvmhooks.isolate.hook.installation import check_steps
 
     arguments = parser_of(verb).parse_args(argv)
+    if arguments.packaged and (arguments.remove or arguments.user):
+        other = "--remove" if arguments.remove else "--user"
+        raise UsageError(f"--packaged: found {other} beside it, expected --programs and --root")
     directory = units.user_directory() if arguments.user else arguments.root / units.SYSTEM
     programs = arguments.programs or Path(sys.argv[0]).parent
     with used(arguments.root):
         if not arguments.user and not arguments.packaged:
             check_steps(arguments.root, [directory / units.NAME])
         if arguments.remove:
-            done = units.Installed(units.remove(directory), [])
+            done = units.InstalledUnits(units.remove(directory), [])
         elif arguments.packaged:
-            done = units.Installed(units.package(arguments.root, programs), [])
+            done = units.InstalledUnits(units.package(arguments.root, programs), [])
         else:
             theirs = arguments.root / units.PACKAGED[arguments.user]
             done = units.install(
@@ -52,14 +56,14 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The command line of ``verb``."""
+    """Return the command line of ``verb``."""
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
     parser.add_argument("--user", action="store_true", help="for this user's own VMs")
     parser.add_argument("--remove", action="store_true", help="take them away again")
     parser.add_argument("--packaged", action="store_true",
                         help="for who makes a package: below usr/lib of --root, for --programs "
                         "that need not be there yet")  # fmt: skip
-    parser.add_argument("--programs", metavar="DIR", type=Path, help="where kvm-launch is")
+    parser.add_argument("--programs", metavar="DIR", type=Path, help="the directory of kvm-launch")
     parser.add_argument("--root", metavar="DIR", type=Path, default=Path("/"),
                         help="a host's root directory")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -67,7 +71,9 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 
 def _reload(*, is_user: bool) -> None:
-    """Where systemd does not run there is nobody to tell."""
+    """Have systemd read its units; where it does not run (sd_booted(3)) there is nobody to tell."""
+    if not Path("/run/systemd/system").exists():
+        return
     scope = ["--user"] if is_user else []
     command = ["/usr/bin/systemctl", *scope, "daemon-reload"]
     try:

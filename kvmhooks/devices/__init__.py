@@ -1,4 +1,4 @@
-"""Which devices can be given to a VM, and what on this host would be hurt if one were.
+"""Devices that can be given to a VM, and what on this host would be hurt if one were.
 
 ``list_devices()`` reads the host's devices and who uses them, and judges each.
 """

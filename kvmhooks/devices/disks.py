@@ -1,4 +1,4 @@
-"""What the host keeps on its disks: mounts, swap, and what stacks upon them.
+"""The host's own use of its disks: mounts, swap, and what stacks upon them.
 
 ``/proc/PID/mountinfo`` and ``/proc/swaps`` are of proc(5); ``holders`` of a block device lists what
 the kernel has stacked on it (device mapper, md, bcache). A Btrfs file system mounts with a device
@@ -13,13 +13,13 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from kvmhooks.devices.uses import Use
-from kvmhooks.host.formats import split_words
+from kvmhooks.host.files.formats import split_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kvmhooks.host.directory import Directory
-    from kvmhooks.host.tree import Tree
+    from kvmhooks.host.files.directory import Directory
+    from kvmhooks.host.files.tree import Tree
 
 _BLOCK: Final = "sys/block"
 _BTRFS: Final = "sys/fs/btrfs"
@@ -32,13 +32,13 @@ _LIMIT: Final = 4 << 20
 _DEEPEST: Final = 32
 """Layers of what stacks on a disk: the kernel refuses a device mapper's table long before."""
 _MOST: Final = 1024
-"""What stacks on one disk and is looked at: one that carries so much is in use."""
+"""The number of layers on one disk that are looked at: one that carries so much is in use."""
 _SHOWN: Final = 3
 """Mount points of one device that are named; containers have hundreds."""
 
 
 def read_disk_uses(tree: Tree) -> dict[str, tuple[Use, ...]]:
-    """The uses of each block device that is no partition, those of all that stacks on it."""
+    """Return the uses of each block device that is no partition, those of all that stacks on it."""
     disks = _Disks(tree)
     return {name: uses for name in disks.whole if (uses := tuple(disks.uses_of(name)))}
 
@@ -86,7 +86,7 @@ class _Disks:
                 self.holders[name] = tuple(holders.names(_NAME))
 
     def _read_mounts(self) -> dict[str, list[str]]:
-        """Where each device is mounted."""
+        """Return the mount points of each device."""
         mounts: dict[str, list[str]] = {}
         for line in self.tree.lines(_MOUNTS, _LIMIT):
             words = line.split(" ")
@@ -94,12 +94,12 @@ class _Disks:
                 continue
             source = words[words.index("-") + 2]
             name = self.numbers.get(words[2]) or self._name_of(source)
-            for one in self.btrfs.get(name, [name]) if name is not None else ():
-                mounts.setdefault(one, []).append(_plain(words[4]))
+            for member in self.btrfs.get(name, [name]) if name is not None else ():
+                mounts.setdefault(member, []).append(_plain(words[4]))
         return mounts
 
     def _read_btrfs(self) -> dict[str, list[str]]:
-        """All devices of the Btrfs that a device is of, by its name."""
+        """Return all devices of the Btrfs that a device is of, by its name."""
         found: dict[str, list[str]] = {}
         directory = self.tree.directory(_BTRFS)
         if directory is None:
@@ -121,7 +121,7 @@ class _Disks:
         return {name for name in names if name is not None}
 
     def _name_of(self, path: str) -> str | None:
-        """The kernel's name of a device that is given by its path in ``/dev``."""
+        """Return the kernel's name of a device that is given by its path in ``/dev``."""
         path = _plain(path)
         if not path.startswith("/dev/"):
             return None
@@ -141,7 +141,7 @@ class _Disks:
             return directory.link_name(name)
 
     def uses_of(self, disk: str) -> Iterator[Use]:
-        """Every use of a disk, of its partitions, and of what stacks on them."""
+        """Yield every use of a disk, of its partitions, and of what stacks on them."""
         found = False
         for name in (disk, *self.whole[disk]):
             for used, through in self._stack(name):
@@ -182,7 +182,7 @@ class _Disks:
 
 
 def _exclusive(disk: str, parts: tuple[str, ...]) -> Iterator[Use]:
-    """Whether somebody holds it exclusively.
+    """Yield a use if somebody holds it exclusively.
 
     open(2): ``O_EXCL`` without ``O_CREAT`` fails with EBUSY on a block device that the system uses.
     """
@@ -197,5 +197,5 @@ def _exclusive(disk: str, parts: tuple[str, ...]) -> Iterator[Use]:
 
 
 def _plain(text: str) -> str:
-    """A path as it is; the kernel writes white space in octal."""
+    """Return a path as it is; the kernel writes white space in octal."""
     return _OCTAL.sub(lambda found: chr(int(found[1], 8)), text)

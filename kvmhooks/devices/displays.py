@@ -1,4 +1,4 @@
-"""What the host shows on its displays: the text console, and screens that are on.
+"""The host's own use of its displays: the text console, and screens that are on.
 
 ``/sys/class/vtconsole`` (Documentation/ABI/testing/sysfs-class-vtconsole) says which drivers the
 virtual terminals use; a connector of ``/sys/class/drm`` says whether it is driven now.
@@ -10,10 +10,10 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from kvmhooks.devices.uses import Use
-from kvmhooks.host.addresses import last_address
+from kvmhooks.host.files.addresses import last_address
 
 if TYPE_CHECKING:
-    from kvmhooks.host.tree import Tree
+    from kvmhooks.host.files.tree import Tree
 
 _CONSOLES: Final = "sys/class/vtconsole"
 _DRM: Final = "sys/class/drm"
@@ -22,21 +22,21 @@ _CONNECTOR: Final = re.compile(r"(card\d{1,3})-([A-Za-z0-9-]{1,40})", re.ASCII)
 
 
 def read_boot_display(tree: Tree) -> tuple[Use, ...]:
-    """The text console, if it is bound to a display: it is on that on which the firmware was."""
+    """Return the text console, if it is bound to a display: to that on which the firmware was."""
     directory = tree.directory(_CONSOLES)
     if directory is None:
         return ()
     with directory:
         for name in directory.names(_CONSOLE):
             at = f"{_CONSOLES}/{name}"
-            said = tree.text(f"{at}/name") or ""
-            if tree.text(f"{at}/bind") == "1" and "dummy" not in said:
-                return (Use("console", name, f"is the active console ({said})", f"/{at}/bind"),)
+            driver = tree.text(f"{at}/name") or ""
+            if tree.text(f"{at}/bind") == "1" and "dummy" not in driver:
+                return (Use("console", name, f"is the active console ({driver})", f"/{at}/bind"),)
     return ()
 
 
 def read_display_uses(tree: Tree) -> dict[str, tuple[Use, ...]]:
-    """The screens that are on, by the PCI address of their display."""
+    """Return the screens that are on, by the PCI address of their display."""
     uses: dict[str, tuple[Use, ...]] = {}
     directory = tree.directory(_DRM)
     if directory is None:

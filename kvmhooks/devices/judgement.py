@@ -1,4 +1,4 @@
-"""Whether a device can be given to a VM, and what speaks against it.
+"""The verdict on giving a device to a VM, and what speaks against it.
 
 Pure. A group of the IOMMU is given whole or not at all (Documentation/driver-api/vfio.rst), so what
 speaks against one member speaks against all; bridges of a group stay with the host.
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import frozen
 
 from kvmhooks.devices.resets import Reset, reset_of, sentences_about
-from kvmhooks.host.formats import split_words
+from kvmhooks.host.files.formats import split_words
 from kvmhooks.values import PciAddress
 
 if TYPE_CHECKING:
     from kvmhooks.devices.uses import Use, Uses
-    from kvmhooks.host.devices import PciDevice
+    from kvmhooks.host.bus.devices import PciDevice
     from kvmhooks.host.model import Host
 
 Reason = Literal[
@@ -65,9 +65,9 @@ class Judged:
     """The others of its group, which go to the same VM; bridges are not among them."""
     objections: tuple[Objection, ...] = ()
     notes: tuple[str, ...] = ()
-    """What a person should know that is no objection."""
+    """Notes that a person should know and that are no objections."""
     reset: Reset = Reset("unknown")  # noqa: RUF009 -- frozen
-    """How it is reset between two VMs."""
+    """The way to reset it between two VMs."""
     is_given: bool = False
     """Its driver is one that waits for a VM or serves one already."""
 
@@ -117,7 +117,7 @@ def _fellows(device: PciDevice, devices: Mapping[PciAddress, PciDevice]) -> tupl
 
 
 def _common(host: Host, device: PciDevice) -> Iterator[Objection]:
-    """What speaks against every device of this host."""
+    """Yield what speaks against every device of this host."""
     if device.iommu_group is None:
         what = "is in no IOMMU group: nothing would keep the VM from all of the host's memory"
         at = f"/sys/bus/pci/devices/{device.address}/iommu_group"
@@ -134,7 +134,7 @@ def _common(host: Host, device: PciDevice) -> Iterator[Objection]:
 def _own(
     device: PciDevice, uses: Uses, devices: Mapping[PciAddress, PciDevice]
 ) -> Iterator[Objection]:
-    """What the host does with it."""
+    """Yield the objections from what the host does with it."""
     for name in device.block:
         yield from _used(uses.disks.get(name, ()))
     for name in device.net:
@@ -153,7 +153,7 @@ def _used(uses: Iterable[Use]) -> Iterator[Objection]:
 def _functions_in_use(
     device: PciDevice, uses: Uses, devices: Mapping[PciAddress, PciDevice]
 ) -> Iterator[Objection]:
-    """A physical function whose virtual ones serve somebody: they go when its driver goes."""
+    """Yield an objection to a physical function whose virtual ones serve somebody."""
     for address in device.sriov.vfs if device.sriov is not None else ():
         function = devices.get(address)
         if function is None:
@@ -173,7 +173,7 @@ def _of_group(
     devices: Mapping[PciAddress, PciDevice],
     own: Mapping[PciAddress, tuple[Objection, ...]],
 ) -> Iterator[Objection]:
-    """What speaks against the others of its group."""
+    """Yield what speaks against the others of its group."""
     for address in _fellows(device, devices):
         for objection in own[address]:
             if objection.reason not in {"no-iommu", "remapping"}:
@@ -184,7 +184,7 @@ def _of_group(
 def _of_bridges(
     host: Host, device: PciDevice, bridges: Mapping[PciAddress, PciDevice]
 ) -> Iterator[Objection]:
-    """What speaks against the bridges of its group, which stay with the host."""
+    """Yield what speaks against the bridges of its group, which stay with the host."""
     release = (host.kernel.release if host.kernel is not None else None) or ""
     numbers = _RELEASE.match(release)
     if numbers is None or (int(numbers[1]), int(numbers[2])) < _BRIDGES_SINCE:

@@ -22,28 +22,28 @@ def list_devices(root: str | os.PathLike[str] = "/") -> tuple[Judged, ...]:
 
 
 def to_json(judged: Sequence[Judged]) -> list[dict[str, Any]]:
-    """The contract of ``kvmhooks devices --json``."""
+    """Return the contract of ``kvmhooks devices --json``."""
     return [
         {
-            "address": str(one.device.address),
-            "class": one.device.class_,
-            "vendor": one.device.vendor,
-            "device": one.device.device,
-            "driver": one.device.driver,
-            "node": one.device.node,
-            "iommu_group": one.device.iommu_group,
-            "goes_with": [str(address) for address in one.goes_with],
-            "physfn": None if one.device.physfn is None else str(one.device.physfn),
-            "bars": list(one.device.bars),
-            "mdev_types": {kind.name: kind.available for kind in one.device.mdev_types},
-            "reset_methods": one.device.reset_methods,
+            "address": str(judgement.device.address),
+            "class": judgement.device.class_,
+            "vendor": judgement.device.vendor,
+            "device": judgement.device.device,
+            "driver": judgement.device.driver,
+            "node": judgement.device.node,
+            "iommu_group": judgement.device.iommu_group,
+            "goes_with": [str(address) for address in judgement.goes_with],
+            "physfn": None if judgement.device.physfn is None else str(judgement.device.physfn),
+            "bars": list(judgement.device.bars),
+            "mdev_types": {kind.name: kind.available for kind in judgement.device.mdev_types},
+            "reset_methods": judgement.device.reset_methods,
             "reset": {
-                "kind": one.reset.kind,
-                "shared_with": [str(address) for address in one.reset.shared_with],
+                "kind": judgement.reset.kind,
+                "shared_with": [str(address) for address in judgement.reset.shared_with],
             },
-            "net": list(one.device.net),
-            "block": list(one.device.block),
-            "verdict": one.verdict,
+            "net": list(judgement.device.net),
+            "block": list(judgement.device.block),
+            "verdict": judgement.verdict,
             "objections": [
                 {
                     "reason": objection.reason,
@@ -51,9 +51,9 @@ def to_json(judged: Sequence[Judged]) -> list[dict[str, Any]]:
                     "evidence": objection.evidence,
                     "may_be_allowed": objection.may_be_allowed,
                 }
-                for objection in one.objections
+                for objection in judgement.objections
             ],
-            "notes": list(one.notes),
+            "notes": list(judgement.notes),
         }
-        for one in judged
+        for judgement in judged
     ]

@@ -1,4 +1,4 @@
-"""What the host's network needs: default routes, addresses, bridges.
+"""The interfaces that the host's network needs: default routes, addresses, bridges.
 
 ``/proc/net/route`` and ``/proc/net/ipv6_route`` are those of proc(5): the main table only. An
 interface that is below another (a bridge's port, a bond's member, a VLAN's parent) has a link
@@ -11,12 +11,12 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from kvmhooks.devices.uses import Use
-from kvmhooks.host.formats import split_words
+from kvmhooks.host.files.formats import split_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kvmhooks.host.tree import Tree
+    from kvmhooks.host.files.tree import Tree
 
 _NET: Final = "sys/class/net"
 _ROUTES: Final = "proc/net/route"
@@ -30,7 +30,7 @@ _REJECT: Final = 0x0200
 
 
 def read_network_uses(tree: Tree) -> dict[str, tuple[Use, ...]]:
-    """The uses of each interface, with those of all that is above it."""
+    """Return the uses of each interface, with those of all that is above it."""
     uppers, bridges = _read_uppers(tree)
     defaults, routed = _read_routes(tree)
     return {
@@ -41,7 +41,7 @@ def read_network_uses(tree: Tree) -> dict[str, tuple[Use, ...]]:
 
 
 def _read_uppers(tree: Tree) -> tuple[dict[str, tuple[str, ...]], set[str]]:
-    """What is above each interface, and which are bridges."""
+    """Return what is above each interface, and which are bridges."""
     uppers: dict[str, tuple[str, ...]] = {}
     bridges: set[str] = set()
     directory = tree.directory(_NET)
@@ -49,18 +49,18 @@ def _read_uppers(tree: Tree) -> tuple[dict[str, tuple[str, ...]], set[str]]:
         return uppers, bridges
     with directory:
         for name in directory.names(_NAME):
-            one = directory.child(name)
-            if one is None:
+            entry = directory.child(name)
+            if entry is None:
                 continue
-            with one:
-                uppers[name] = tuple(each.removeprefix("upper_") for each in one.names(_UPPER))
+            with entry:
+                uppers[name] = tuple(each.removeprefix("upper_") for each in entry.names(_UPPER))
             if tree.has(f"{_NET}/{name}/bridge"):
                 bridges.add(name)
     return uppers, bridges
 
 
 def _read_routes(tree: Tree) -> tuple[dict[str, str], set[str]]:
-    """The interfaces of default routes, with the file that says so, and those of any route."""
+    """Return the interfaces of default routes, with their file, and those of any route."""
     defaults: dict[str, str] = {}
     routed: set[str] = set()
     for line in tree.lines(_ROUTES, _LIMIT):
@@ -82,7 +82,7 @@ def _read_routes(tree: Tree) -> tuple[dict[str, str], set[str]]:
 
 
 def _is_reject(flags: str) -> bool:
-    """Whether a route is none; what is no number, in a damaged tree, rejects nothing."""
+    """Return whether a route is none; what is no number, in a damaged tree, rejects nothing."""
     try:
         return bool(int(flags, 16) & _REJECT)
     except ValueError:
@@ -97,27 +97,29 @@ def _uses_of(
     routed: set[str],
 ) -> Iterator[Use]:
     above = _above(name, uppers)
-    for one in (name, *above):
-        through = "" if one == name else f" through {one}"
-        if one in defaults:
-            yield Use("route", name, f"carries the default route{through}", defaults[one])
-        elif routed and routed <= {name, *above} and one in routed:
+    for interface in (name, *above):
+        through = "" if interface == name else f" through {interface}"
+        if interface in defaults:
+            yield Use("route", name, f"carries the default route{through}", defaults[interface])
+        elif routed and routed <= {name, *above} and interface in routed:
             what = f"carries the only address of this host{through}"
             yield Use("route", name, what, f"/{_ROUTES}")
-    for one in above:
-        if one in bridges:
-            yield Use("bridge", name, f"is a port of {one}", f"/{_NET}/{name}/upper_{one}")
+    for interface in above:
+        if interface in bridges:
+            yield Use(
+                "bridge", name, f"is a port of {interface}", f"/{_NET}/{name}/upper_{interface}"
+            )
 
 
 def _above(name: str, uppers: dict[str, tuple[str, ...]]) -> list[str]:
-    """All that is above an interface, the nearest first.
+    """Return all that is above an interface, the nearest first.
 
     The kernel allows eight layers (``MAX_NEST_DEV``, linux/netdevice.h): there are few.
     """
     found = {name: None}
     layer = [name]
     for _ in range(_LAYERS):
-        above = dict.fromkeys(one for below in layer for one in uppers.get(below, ()))
-        layer = [one for one in above if one not in found]
+        above = dict.fromkeys(upper for below in layer for upper in uppers.get(below, ()))
+        layer = [upper for upper in above if upper not in found]
         found |= dict.fromkeys(layer)
     return list(found)[1:]

@@ -15,7 +15,7 @@ from kvmhooks.devices.networks import read_network_uses
 from kvmhooks.devices.uses import Uses
 
 if TYPE_CHECKING:
-    from kvmhooks.host.tree import Tree
+    from kvmhooks.host.files.tree import Tree
 
 
 def read_uses(tree: Tree) -> Uses:

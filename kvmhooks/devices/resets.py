@@ -1,4 +1,4 @@
-"""How a device is reset between two VMs, and what else is reset with it. Pure.
+"""The reset of a device between two VMs, and what else is reset with it. Pure.
 
 The names of the methods are those of ``reset_method`` (Documentation/ABI/testing/sysfs-bus-pci,
 kernel 5.15). A bus is reset only for a device that is alone on it, and never a root bus
@@ -18,7 +18,7 @@ from attrs import frozen
 from kvmhooks.values import PciAddress
 
 if TYPE_CHECKING:
-    from kvmhooks.host.devices import PciDevice
+    from kvmhooks.host.bus.devices import PciDevice
 
 Kind = Literal["function", "bus", "none", "unknown"]
 
@@ -28,33 +28,37 @@ _OF_BUS: Final = frozenset({"bus", "cxl_bus"})
 
 @frozen
 class Reset:
-    """How a device is reset."""
+    """The reset of a device."""
 
     kind: Kind
     """``function``: by itself; ``bus``: with its bus; ``none``: not at all; ``unknown``: the kernel
     (before 5.15) does not say how."""
     methods: tuple[str, ...] = ()
-    """What the kernel tries, in this order."""
+    """The methods that the kernel tries, in this order."""
     shared_with: tuple[PciAddress, ...] = ()
-    """What else is reset with its bus: VFIO does it only for a VM that has all of them."""
+    """The others that are reset with its bus: VFIO does it only for a VM that has all of them."""
 
 
 def reset_of(device: PciDevice, devices: Iterable[PciDevice]) -> Reset:
-    """How ``device`` is reset; ``devices`` are all of its host, bridges too."""
+    """Return the reset of ``device``; ``devices`` are all of its host, bridges too."""
     methods = device.reset_methods
     if methods is None and device.can_reset is not False:
         return Reset("unknown")
     methods = methods or ()
     if not _OF_BUS.issuperset(methods):
         return Reset("function", methods)
-    beside = [one for one in devices if _is_on_bus_of(device, one)]
-    can_reset_bus = any(not _OF_BUS.isdisjoint(one.reset_methods or ()) for one in beside)
-    others = tuple(sorted(one.address for one in beside if one.address != device.address))
+    beside = [other for other in devices if _is_on_bus_of(device, other)]
+    can_reset_bus = any(
+        not _OF_BUS.isdisjoint(neighbour.reset_methods or ()) for neighbour in beside
+    )
+    others = tuple(
+        sorted(neighbour.address for neighbour in beside if neighbour.address != device.address)
+    )
     return Reset("bus", methods, others) if can_reset_bus else Reset("none")
 
 
 def sentences_about(reset: Reset, given: Iterable[PciAddress] = ()) -> Iterator[str]:
-    """What a person should know of it; ``given`` is what the VM has beside the device."""
+    """Yield what a person should know of it; ``given`` is what the VM has beside the device."""
     if reset.kind == "none":
         yield "cannot be reset: after a VM it may not work again before the host restarts"
     elif reset.kind == "bus" and not reset.shared_with:

@@ -25,7 +25,7 @@ _SIGNATURE: Final = b"\x55\xaa"
 _BLOCK: Final = 512
 _HEADER: Final = 0x1A
 _STRUCTURE: Final = 0x18
-"""How much of the data structure has to be there."""
+"""The length of the data structure that has to be there."""
 _LAST: Final = 0x80
 _CODES: Final = {0: "BIOS", 1: "Open Firmware", 2: "PA-RISC", 3: "UEFI"}
 
@@ -38,14 +38,14 @@ class Image:
     devices: tuple[int, ...]
     """The devices that it is for: that of its header, and those of its list (PCI 3.0)."""
     code: str
-    """Which firmware runs it: ``BIOS``, ``UEFI``, …"""
+    """The firmware that runs it: ``BIOS``, ``UEFI``, …"""
 
     def __str__(self) -> str:
         return f"{self.code} image for {self.vendor:04x}:{self.devices[0]:04x}"
 
 
 def read_rom(path: Path) -> tuple[Image, ...]:
-    """The images of a ROM file. Raises ``HostError`` for what is no file, too large, or no ROM."""
+    """Return the images of a ROM file. Raises ``HostError`` for none, or one too large."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
@@ -69,13 +69,15 @@ def parse_rom(path: Path, data: bytes) -> tuple[Image, ...]:
 
 
 def images_of(data: bytes) -> Iterator[Image]:
-    """Each image, in order. Raises ``ValueError`` with what is wrong and where."""
+    """Yield each image, in order. Raises ``ValueError`` with what is wrong and where."""
     start = 0
     while True:
         found = data[start : start + 2]
         if found != _SIGNATURE:
-            said = found.hex(" ") or "the end of the file"
-            raise ValueError(f"found {said} at {start:#x}, expected 55 aa, where an image starts")
+            beginning = found.hex(" ") or "the end of the file"
+            raise ValueError(
+                f"found {beginning} at {start:#x}, expected 55 aa, where an image starts"
+            )
         place = start + _number(data, start + 0x18, start + _HEADER)
         if data[place : place + 4] != b"PCIR" or len(data) < place + _STRUCTURE:
             raise ValueError(f"found no PCIR at {place:#x}, where the image at {start:#x} has it")
@@ -89,11 +91,11 @@ def images_of(data: bytes) -> Iterator[Image]:
 
 
 def mismatch(images: tuple[Image, ...], vendor: str | None, device: str | None) -> str:
-    """Why no image of a ROM is for a device (ids as the kernel writes them); empty where one is."""
+    """Return why no image of a ROM is for a device (ids as the kernel writes them), or nothing."""
     if vendor is None or device is None:
         return ""
     wanted = int(vendor, 16), int(device, 16)
-    if any(one.vendor == wanted[0] and wanted[1] in one.devices for one in images):
+    if any(image.vendor == wanted[0] and wanted[1] in image.devices for image in images):
         return ""
     found = ", ".join(map(str, images))
     return f"found {found}, expected one for {wanted[0]:04x}:{wanted[1]:04x}"
@@ -105,8 +107,8 @@ def _image(data: bytes, place: int) -> Image:
     more, revision = _number(data, place + 8, place + 10), data[place + 0x0C]
     if revision >= 3 and more:  # before, the VPD stood there, and nothing uses that
         at = place + more
-        while at + 2 <= len(data) and (one := _number(data, at, at + 2)):
-            devices.append(one)
+        while at + 2 <= len(data) and (device := _number(data, at, at + 2)):
+            devices.append(device)
             at += 2
     code = data[place + 0x14]
     return Image(vendor, tuple(devices), _CODES.get(code, f"code {code}"))

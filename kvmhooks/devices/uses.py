@@ -1,4 +1,4 @@
-"""How a host uses its devices, as values."""
+"""The uses that a host has for its devices, as values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Use:
     name: str
     """The kernel's name of what is used: ``nvme0n1p2``, ``enp3s0f0``, ``card0``."""
     what: str
-    """What it is used for, after the name: «is mounted at /»."""
+    """The words for its use, after the name: «is mounted at /»."""
     evidence: str
     """The file that says so."""
 

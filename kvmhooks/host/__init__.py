@@ -6,7 +6,7 @@
 from kvmhooks.host.contract import to_json
 from kvmhooks.host.model import PARTS, PLANNED, Cache, Cpu, Host, HugePages, Memory, Node
 from kvmhooks.host.read import read
-from kvmhooks.host.system import Kernel, Kvm
+from kvmhooks.host.system.system import Kernel, Kvm
 
 __all__ = [
     "PARTS",

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kvmhooks.errors import HostError
-from kvmhooks.host.archive import Folder, Growing
-from kvmhooks.host.directory import PLAIN_DIRECTORY
+from kvmhooks.host.files.archive import Folder, Growing
+from kvmhooks.host.files.directory import PLAIN_DIRECTORY
+from kvmhooks.host.files.redact import Redactor
+from kvmhooks.host.files.tar import DIRECTORY, FILE, LINK, Entry, TarError
+from kvmhooks.host.files.tree import FLAWS
 from kvmhooks.host.read import open_tree, read_tree
-from kvmhooks.host.redact import Redactor
-from kvmhooks.host.tar import DIRECTORY, FILE, LINK, Entry, TarError
-from kvmhooks.host.tree import FLAWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +96,7 @@ class CaptureRecorder:
         return name if self._redactor is None else self._redactor.text(name)
 
     def plain_directories(self) -> list[str]:
-        """The directories that are neither files nor links, parents first."""
+        """Return the directories that are neither files nor links, parents first."""
         unread = {path for path, _ in self.flaws}
         kept = self.directories - self.files.keys() - self.links.keys() - unread
         above = {

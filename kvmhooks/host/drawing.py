@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 from attrs import evolve, frozen
 
-from kvmhooks.host.nesting import Place, nest
+from kvmhooks.host.nesting import CpuPlace, nest
 from kvmhooks.host.picture import size
 from kvmhooks.values import CpuSet
 from kvmhooks.wording import printable
@@ -20,7 +20,7 @@ from kvmhooks.wording import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from kvmhooks.host.devices import PciDevice
+    from kvmhooks.host.bus.devices import PciDevice
     from kvmhooks.host.model import Cpu, Host, Node
 
 _GAP: Final = 6
@@ -84,7 +84,7 @@ def _box(
 
 @frozen
 class Mark:
-    """What a thread is given to: a word beside its number, and a colour."""
+    """The owner of a thread: a word beside its number, and a colour."""
 
     text: str
     fill: str
@@ -113,7 +113,7 @@ def _title(host: Host) -> tuple[str, ...]:
     return (", ".join([model or "machine", f"{len(host.online)} CPUs", *told]),)
 
 
-def _place(place: Place, threads: Mapping[int, Box], nodes: Mapping[int, Node]) -> Box:
+def _place(place: CpuPlace, threads: Mapping[int, Box], nodes: Mapping[int, Node]) -> Box:
     """Draw a place with what is inside; threads that are in no place inside come by themselves."""
     inside = [_place(each, threads, nodes) for each in place.inside]
     loose = place.cpus - CpuSet(cpu for each in place.inside for cpu in each.cpus)
@@ -139,7 +139,7 @@ def _thread(cpu: Cpu, mark: Mark | None) -> Box:
 
 
 def _beside(host: Host) -> list[Box]:
-    """What is in no package: memory-only nodes, CPUs that are offline, devices by node."""
+    """Return what is in no package: memory-only nodes, CPUs that are offline, devices by node."""
     boxes = [
         _box("memory", (f"node {node.id}: {size(node.memory_kib)}", "memory only"))
         for node in host.nodes or ()

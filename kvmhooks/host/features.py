@@ -1,4 +1,4 @@
-"""What a host can do, told from everything else that was read; nothing is read here.
+"""The features of a host, told from everything else that was read; nothing is read here.
 
 The parameters are those of the KVM modules (Documentation/admin-guide/kernel-parameters.txt); the
 CPU flags those of ``/proc/cpuinfo``.
@@ -51,17 +51,19 @@ def tell(host: Host, *, irqbalance: bool | None) -> Features:
 
 
 def _switch(host: Host, names: Iterable[str]) -> bool | None:
-    """Whether KVM says yes by one of its parameters; None where it has none of them."""
+    """Return whether KVM says yes by one of its parameters; None where it has none of them."""
     parameters = (host.kvm.module_parameters if host.kvm is not None else None) or {}
-    said = [parameters[name] for name in names if name in parameters]
-    if any(value in _YES for value in said):
+    values = [parameters[name] for name in names if name in parameters]
+    if any(value in _YES for value in values):
         return True
     # "nested" and "npt" were numbers once; anything else is not known.
-    return False if said and all(value in _NO for value in said) else None
+    return False if values and all(value in _NO for value in values) else None
 
 
 def _resctrl(host: Host) -> bool | None:
-    """It is mounted, or the processor has what it needs (Documentation/filesystems/resctrl.rst)."""
+    """Return whether it is mounted, or the processor has what it needs
+    (Documentation/filesystems/resctrl.rst).
+    """
     if host.resctrl is not None and host.resctrl.mounted:
         return True
     flags = host.processor.flags if host.processor is not None else None
@@ -69,5 +71,5 @@ def _resctrl(host: Host) -> bool | None:
 
 
 def _any(cpus: tuple[Cpu, ...] | None, tell: Callable[[Cpu], bool | None]) -> bool | None:
-    said = [told for cpu in cpus or () if (told := tell(cpu)) is not None]
-    return any(said) if said else None
+    answers = [told for cpu in cpus or () if (told := tell(cpu)) is not None]
+    return any(answers) if answers else None

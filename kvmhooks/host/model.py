@@ -16,9 +16,9 @@ from kvmhooks.values import CpuSet
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kvmhooks.host.devices import Irq, PciDevice
+    from kvmhooks.host.bus.devices import Irq, PciDevice
     from kvmhooks.host.resources import Cgroup, Features, Iommu, Power, Resctrl
-    from kvmhooks.host.system import Kernel, Kvm, Processor
+    from kvmhooks.host.system.system import Kernel, Kvm, Processor
 
 Kind = Literal["performance", "efficiency"]
 
@@ -36,7 +36,7 @@ PARTS: Final = (
     "iommu",
     "features",
 )
-"""What ``read`` can be asked for."""
+"""The parts that ``read`` can be asked for."""
 
 PLANNED: Final = ("cpus", "nodes", "kernel", "kvm")
 """The parts that a plan looks at."""
@@ -186,13 +186,13 @@ class Host:
         return CpuSet(cpu.id for cpu in self.cpus or () if cpu.online)
 
     def cpu(self, number: int) -> Cpu:
-        """One CPU by its number. Raises ``KeyError``."""
+        """Return one CPU by its number. Raises ``KeyError``."""
         return self._cpu_by_id[number]
 
     def node(self, number: int) -> Node:
-        """One node by its number. Raises ``KeyError``."""
+        """Return one node by its number. Raises ``KeyError``."""
         return self._node_by_id[number]
 
     def core_of(self, cpu: int) -> CpuSet:
-        """The CPU with its siblings; it alone where the siblings are not known."""
+        """Return the CPU with its siblings; it alone where the siblings are not known."""
         return self._cpu_by_id[cpu].siblings or CpuSet((cpu,))

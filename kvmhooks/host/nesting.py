@@ -1,4 +1,4 @@
-"""Who is inside whom: packages, nodes, caches and cores as one tree of sets of CPUs."""
+"""The nesting of a host: packages, nodes, caches and cores as one tree of sets of CPUs."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _RANKS: Final = ("machine", "package", "node", "die", "l3", "l2", "core")
 
 
 @frozen
-class Place:
+class CpuPlace:
     """Something that CPUs are in."""
 
     kind: str
     label: str
     cpus: CpuSet
-    inside: list[Place] = field(factory=list, eq=False)
-    inside_of: dict[int, Place] = field(factory=dict, eq=False, repr=False)
-    """Which of those each CPU is in, so that thousands of cores are not compared in pairs."""
+    inside: list[CpuPlace] = field(factory=list, eq=False)
+    inside_of: dict[int, CpuPlace] = field(factory=dict, eq=False, repr=False)
+    """The place that each CPU is in, so that thousands of cores are not compared in pairs."""
 
 
-def nest(host: Host, kinds: Iterable[str] = _RANKS) -> Place:
+def nest(host: Host, kinds: Iterable[str] = _RANKS) -> CpuPlace:
     """Give the machine with its places inside each other.
 
     A place that is only partly inside another cannot be drawn as a box, and is left out.
     """
     wanted = set(kinds)
-    top = Place("machine", "machine", host.online)
+    top = CpuPlace("machine", "machine", host.online)
     places = [place for place in _places(host) if place.kind in wanted and place.cpus]
     places.sort(key=lambda place: (-len(place.cpus), _RANKS.index(place.kind), place.cpus.first()))
     for place in places:
@@ -44,7 +44,7 @@ def nest(host: Host, kinds: Iterable[str] = _RANKS) -> Place:
     return top
 
 
-def _insert(holder: Place, place: Place) -> None:
+def _insert(holder: CpuPlace, place: CpuPlace) -> None:
     while True:
         inner = holder.inside_of.get(place.cpus.first())
         if inner is None or not place.cpus <= inner.cpus:
@@ -55,13 +55,13 @@ def _insert(holder: Place, place: Place) -> None:
         holder.inside_of.update(dict.fromkeys(place.cpus, place))
 
 
-def _sort(place: Place) -> None:
+def _sort(place: CpuPlace) -> None:
     place.inside.sort(key=lambda each: each.cpus.first())
     for each in place.inside:
         _sort(each)
 
 
-def _places(host: Host) -> list[Place]:
+def _places(host: Host) -> list[CpuPlace]:
     cpus = [cpu for cpu in host.cpus or () if cpu.online]
     packages: dict[int, list[int]] = {}
     dies: dict[tuple[int, int], list[int]] = {}
@@ -73,19 +73,22 @@ def _places(host: Host) -> list[Place]:
     several = len(dies) > len(packages)
     cores = {cpu.siblings or CpuSet((cpu.id,)): cpu.core for cpu in cpus}
     return [
-        *(Place("package", f"package {number}", CpuSet(ids)) for number, ids in packages.items()),
         *(
-            Place("node", f"node {node.id}", (node.cpus or CpuSet()) & host.online)
+            CpuPlace("package", f"package {number}", CpuSet(ids))
+            for number, ids in packages.items()
+        ),
+        *(
+            CpuPlace("node", f"node {node.id}", (node.cpus or CpuSet()) & host.online)
             for node in host.nodes or ()
         ),
-        *(Place("die", f"die {die}", CpuSet(ids)) for (_, die), ids in dies.items() if several),
+        *(CpuPlace("die", f"die {die}", CpuSet(ids)) for (_, die), ids in dies.items() if several),
         *(
-            Place(f"l{cache.level}", f"L{cache.level} {cache_size(cache.size_kib)}", cache.cpus)
+            CpuPlace(f"l{cache.level}", f"L{cache.level} {cache_size(cache.size_kib)}", cache.cpus)
             for cache in host.caches or ()
             if cache.level in {2, 3} and cache.type != "Instruction"
         ),
         *(
-            Place("core", "core" if number is None else f"core {number}", siblings)
+            CpuPlace("core", "core" if number is None else f"core {number}", siblings)
             for siblings, number in cores.items()
         ),
     ]

@@ -12,7 +12,7 @@ from kvmhooks.wording import counted
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from kvmhooks.host.devices import Irq, PciDevice
+    from kvmhooks.host.bus.devices import Irq, PciDevice
     from kvmhooks.host.model import Cache, Host, HugePages, Node
 
 WIDTH: Final = 100
@@ -88,7 +88,7 @@ def _counts(host: Host) -> str:
 
 
 def _special(host: Host) -> Iterator[tuple[str, CpuSet]]:
-    """Sets of CPUs that a plan must know of."""
+    """Yield sets of CPUs that a plan must know of."""
     cpus = host.cpus or ()
     yield "offline", CpuSet(cpu.id for cpu in cpus if cpu.online is False)
     yield "isolated", CpuSet(cpu.id for cpu in cpus if cpu.isolated)
@@ -138,7 +138,7 @@ def _node(host: Host, node: Node) -> Iterator[str]:
 
 
 def _placeless(host: Host) -> Iterator[str]:
-    """The one table of a kernel without nodes."""
+    """Yield the one table of a kernel without nodes."""
     memory = host.memory
     total, free = (memory.total_kib, memory.free_kib) if memory is not None else (None, None)
     yield f"no nodes: {_memory(total, free)}"
@@ -155,12 +155,12 @@ def _memory(total: int | None, free: int | None) -> str:
 def _pools(pools: Sequence[HugePages] | None) -> Iterator[str]:
     used = [pool for pool in pools or () if pool.total]
     if used:
-        said = (f"{size(pool.size_kib)}: {pool.free} of {pool.total} free" for pool in used)
-        yield f"  {'huge pages':<12} {', '.join(said)}"
+        texts = (f"{size(pool.size_kib)}: {pool.free} of {pool.total} free" for pool in used)
+        yield f"  {'huge pages':<12} {', '.join(texts)}"
 
 
 def _cores(host: Host, cpus: CpuSet) -> Iterator[str]:
-    """One row for each L3, or for all where there is none, with the cores as siblings."""
+    """Yield one row for each L3, or for all where there is none, with the cores as siblings."""
     if not cpus:
         yield "  no CPUs: memory only"
         return
@@ -189,7 +189,7 @@ def _shown(devices: Iterable[PciDevice]) -> list[PciDevice]:
 
 
 def _devices(devices: Iterable[PciDevice]) -> Iterator[str]:
-    """One row for each device; virtual functions are counted at their physical one."""
+    """Yield one row for each device; virtual functions are counted at their physical one."""
     for device in _shown(devices):
         if device.physfn is not None:
             continue
@@ -208,7 +208,7 @@ def _devices(devices: Iterable[PciDevice]) -> Iterator[str]:
 
 
 def _interrupts(host: Host, cpus: CpuSet) -> Iterator[str]:
-    """How many interrupts arrive on these CPUs, and how many of them cannot be moved."""
+    """Yield how many interrupts arrive on these CPUs, and how many of them cannot be moved."""
     here = [irq for irq in host.irqs or () if _arrives(irq, cpus)]
     if here:
         managed = sum(bool(irq.likely_managed) for irq in here)

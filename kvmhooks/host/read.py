@@ -1,7 +1,7 @@
 """Read a host, or only the parts of it that are asked for.
 
-What is not asked for is not imported either: a launcher that plans for CPUs and nodes does not pay
-for PCI.
+A part that is not asked for is not imported either: a launcher that plans for CPUs and nodes does
+not pay for PCI.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import evolve
 
-from kvmhooks.host.caches import join
-from kvmhooks.host.cpus import read_topologies
-from kvmhooks.host.kinds import read_pmus, tell_apart
-from kvmhooks.host.lists import NO_LISTS, read_cpu_lists
-from kvmhooks.host.machine import Evidence, assemble, online_cpus
+from kvmhooks.host.cpu.caches import join
+from kvmhooks.host.cpu.cpus import read_topologies
+from kvmhooks.host.cpu.kinds import read_pmus, tell_apart
+from kvmhooks.host.cpu.nodes import read_memory, read_nodes, read_offline
+from kvmhooks.host.cpu.policies import read_policies
+from kvmhooks.host.cpu.topology import Evidence, assemble, online_cpus
+from kvmhooks.host.files.lists import NO_LISTS, read_cpu_lists
+from kvmhooks.host.files.tree import Tree
 from kvmhooks.host.model import PARTS, Host
-from kvmhooks.host.nodes import read_memory, read_nodes, read_offline
-from kvmhooks.host.policies import read_policies
-from kvmhooks.host.tree import Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from kvmhooks.host.lists import CpuLists
+    from kvmhooks.host.files.lists import CpuLists
+    from kvmhooks.host.files.tree import Recorder
+    from kvmhooks.host.frequency import FrequencyPolicy
     from kvmhooks.host.model import Cache, Cpu, Node
-    from kvmhooks.host.policies import FrequencyPolicy
     from kvmhooks.host.resources import Features
-    from kvmhooks.host.tree import Recorder
 
 _READERS: Final = {
-    "pci": "read_pci",
-    "irqs": "read_irqs",
-    "kvm": "read_kvm",
-    "cgroup": "read_cgroup",
-    "resctrl": "read_resctrl",
-    "processor": "read_processor",
-    "iommu": "read_iommu",
+    "pci": ("bus.pci", "read_pci"),
+    "irqs": ("bus.irqs", "read_irqs"),
+    "kvm": ("system.kvm", "read_kvm"),
+    "cgroup": ("system.cgroup", "read_cgroup"),
+    "resctrl": ("system.resctrl", "read_resctrl"),
+    "processor": ("cpu.processor", "read_processor"),
+    "iommu": ("bus.iommu", "read_iommu"),
 }
-"""The parts that stand alone: the module of the same name has this function."""
+"""The parts that stand alone: a module, and the function of it that reads one."""
 
 _FIELDS: Final = {"cpus": ("cpus", "caches"), "nodes": ("nodes", "offline_nodes", "memory")}
-"""What a part brings; the others bring the field of their name."""
+"""The fields that a part brings; the others bring the field of their name."""
 
 _FOR_FEATURES: Final = frozenset({"cpus", "nodes", "pci", "kvm", "resctrl", "processor", "iommu"})
 
@@ -53,8 +53,8 @@ def read(root: str | os.PathLike[str] = "/", parts: Iterable[str] | None = None)
 
     ``parts`` are some of ``PARTS``, by default all; what was not asked for is None. «cpus» brings
     the caches and the number of each CPU's node, «nodes» the memory and huge pages too. Raises
-    ``HostError`` when there is no host at ``root``, and ``ValueError`` for an unknown part. What is
-    wrong with single files is in the ``warnings`` of the result.
+    ``HostError`` when there is no host at ``root``, and ``ValueError`` for an unknown part. Flaws
+    of single files are in the ``warnings`` of the result.
     """
     wanted = frozenset(PARTS if parts is None else parts)
     if not wanted <= set(PARTS):
@@ -68,8 +68,8 @@ def open_tree(root: str | os.PathLike[str] = "/", recorder: Recorder | None = No
     Raises ``HostError`` when there is no host at ``root``.
     """
     if os.path.isfile(root):  # noqa: PTH113 -- pathlib is not loaded for a question
-        top = _import("archive").read_archive(root)
-        packed: Tree = _import("packed").PackedTree(top, root, recorder)
+        top = _import("files.archive").read_archive(root)
+        packed: Tree = _import("files.packed").PackedTree(top, root, recorder)
         return packed
     return Tree(root, recorder)
 
@@ -81,8 +81,8 @@ def read_tree(tree: Tree, wanted: frozenset[str] = frozenset(PARTS)) -> Host:
     host = evolve(
         host,
         **{
-            part: getattr(_import(part), reader)(tree)
-            for part, reader in _READERS.items()
+            part: getattr(_import(module), reader)(tree)
+            for part, (module, reader) in _READERS.items()
             if part in needed
         },
     )
@@ -104,9 +104,9 @@ def _read_machine(tree: Tree, needed: frozenset[str]) -> Host:
     if "cpus" in needed:
         cpus, caches = _read_cpus(tree, lists, nodes or (), policies or ())
     if "power" in needed:
-        power = _import("power").read_power(tree, policies, lists.online)
+        power = _import("cpu.power").read_power(tree, policies, lists.online)
     if "kernel" in needed:
-        kernel = _import("kernel").read_kernel(tree, lists)
+        kernel = _import("system.kernel").read_kernel(tree, lists)
     return Host(
         cpus=cpus,
         caches=caches,
@@ -147,7 +147,7 @@ def _read_cpus(
 
 
 def _tell_features(tree: Tree, host: Host) -> Features:
-    irqbalance = _import("services").is_irqbalance_running(tree)
+    irqbalance = _import("system.services").is_irqbalance_running(tree)
     told: Features = _import("features").tell(host, irqbalance=irqbalance)
     return told
 

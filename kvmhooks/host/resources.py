@@ -1,4 +1,4 @@
-"""What a host hands out and how, as values. None is «not known», as in ``model``."""
+"""The resources that a host hands out, as values. None is «not known», as in ``model``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kvmhooks.host.policies import FrequencyPolicy
+    from kvmhooks.host.frequency import FrequencyPolicy
     from kvmhooks.values import PciAddress
 
 
@@ -27,7 +27,7 @@ class CacheAllocation:
     shareable: int | None
     """The ways that hardware such as a GPU uses too."""
     domains: Mapping[int, int] | None
-    """What the default group may use now: the cache's id to its mask."""
+    """The masks that the default group may use now, by the cache's id."""
 
 
 @frozen
@@ -53,7 +53,7 @@ class Resctrl:
     groups: tuple[str, ...] = ()
     """The groups beside the default one."""
     free_classes: int | None = None
-    """How many more groups can be made."""
+    """The number of groups that can still be made."""
 
 
 @frozen
@@ -106,7 +106,7 @@ class Iommu:
 
 @frozen
 class Features:
-    """What the host can do, told from everything else that was read."""
+    """The host's features, told from everything else that was read."""
 
     hugepages: tuple[int, ...] | None = None
     """The sizes in KiB."""

@@ -1,1 +1,1 @@
-"""A VM that runs, and whether one can: QMP, libvirt, threads, KVM itself."""
+"""Names for supervisors of a92f6b5, late in their lives: such a process imports them only then."""

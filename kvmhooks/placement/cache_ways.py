@@ -13,7 +13,7 @@ from attrs import frozen
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
 from kvmhooks.host.resources import CacheAllocation
-from kvmhooks.placement.holding import Holding
+from kvmhooks.inventory.usage import Holding
 from kvmhooks.placement.model import CacheShare
 from kvmhooks.values import CpuSet, union
 
@@ -23,7 +23,7 @@ Row = tuple[int, int]
 
 @frozen(kw_only=True)
 class Ways:
-    """What resctrl can divide, with what other VMs have."""
+    """Cache ways that resctrl can divide, with what other VMs have."""
 
     allocations: tuple[CacheAllocation, ...]
     """One of the L3, or one for code and one for data."""
@@ -34,7 +34,8 @@ class Ways:
     """By cache, the mask of ways that are others' own."""
 
     def choose(self, cache: int, count: int) -> int | None:
-        """The mask of ``count`` ways of a cache, or None when there are not as many in a row.
+        """Return the mask of ``count`` ways of a cache in a row, or None when there are not as
+        many.
 
         It is the highest of the shortest row that has them, and leaves the host ``least`` in a
         row.
@@ -49,17 +50,20 @@ class Ways:
 
 
 def ways_of(host: Host, holdings: Sequence[Holding]) -> Ways:
-    """What there is to divide. Raises ``PlanError`` where there is nothing."""
+    """Return the cache ways that can be divided. Raises ``PlanError`` where there are none."""
     at = "isolation.cache_ways"
     resctrl = host.resctrl
     if resctrl is None or not resctrl.mounted:
         raise PlanError(at, "no mounted resctrl on the host", "/sys/fs/resctrl, mounted")
-    allocations = tuple(one for one in resctrl.caches if one.level == 3 and one.mask)
+    allocations = tuple(cache for cache in resctrl.caches if cache.level == 3 and cache.mask)
     if not allocations:
         raise PlanError(at, "an L3 cache that cannot be divided", "a CPU with CAT for the L3")
     if any(cache.level == 3 and cache.numbered_by_cpu for cache in host.caches or ()):
         raise PlanError(at, "L3 caches without the kernel's ids", "Linux 4.10 or newer")
-    classes = min((one.classes for one in allocations if one.classes is not None), default=None)
+    classes = min(
+        (allocation.classes for allocation in allocations if allocation.classes is not None),
+        default=None,
+    )
     used = max(len(resctrl.groups), sum(bool(holding.ways) for holding in holdings))
     if classes is not None and used >= classes - 1:
         raise PlanError(at, f"{used} of {classes - 1} classes in use", "a free class of resctrl")
@@ -68,18 +72,18 @@ def ways_of(host: Host, holdings: Sequence[Holding]) -> Ways:
         for cache, mask in holding.ways:
             held[cache] = held.get(cache, 0) | mask
     full = allocations[0].mask or 0
-    for one in allocations:
-        full &= (one.mask or 0) & ~(one.shareable or 0)
+    for allocation in allocations:
+        full &= (allocation.mask or 0) & ~(allocation.shareable or 0)
     return Ways(
         allocations=allocations,
         full=full,
-        least=max(one.min_bits or 1 for one in allocations),
+        least=max(allocation.min_bits or 1 for allocation in allocations),
         held=held,
     )
 
 
 def cpus_with(ways: Ways, count: int, host: Host) -> CpuSet:
-    """The CPUs of the L3 caches that have so many ways left."""
+    """Return the CPUs of the L3 caches that have so many ways left."""
     return union(
         cache.cpus
         for cache in host.caches or ()
@@ -90,21 +94,21 @@ def cpus_with(ways: Ways, count: int, host: Host) -> CpuSet:
 
 
 def shares(ways: Ways, count: int, caches: Iterable[int], host: Host) -> tuple[CacheShare, ...]:
-    """The ways that the VM gets of each of ``caches``."""
+    """Return the ways that the VM gets of each of ``caches``."""
     sizes = {cache.id: cache.size_kib or 0 for cache in host.caches or () if cache.level == 3}
     made = []
     for cache in sorted(caches):
         mask = ways.choose(cache, count)
         assert mask is not None  # only such caches were chosen
-        for one in ways.allocations:
-            kind = one.resource.removeprefix("L3").lower() or "both"
+        for allocation in ways.allocations:
+            kind = allocation.resource.removeprefix("L3").lower() or "both"
             assert kind in {"both", "code", "data"}
-            total = (one.mask or 1).bit_count()
+            total = (allocation.mask or 1).bit_count()
             size = sizes.get(cache, 0) * mask.bit_count() // total
             made.append(CacheShare(cache, kind, mask, size))  # type: ignore[arg-type]
     return tuple(made)
 
 
 def rows(mask: int) -> list[Row]:
-    """The runs of set bits."""
+    """Return the runs of set bits."""
     return [(first, last - first + 1) for first, last in CpuSet.from_mask(mask).ranges()]

@@ -6,13 +6,13 @@ from typing import Any
 
 import attrs
 
-from kvmhooks.placement.hardware import Hardware
+from kvmhooks.machine.hardware import Hardware
+from kvmhooks.machine.target import version_text
 from kvmhooks.placement.model import Plan
-from kvmhooks.placement.target import version_text
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON types; CPU sets are list strings."""
+    """Return the plan as JSON types; CPU sets are list strings."""
     return {
         "name": plan.name,
         "uuid": plan.uuid,
@@ -70,8 +70,10 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 
 def _hardware(hardware: Hardware) -> dict[str, Any]:
-    """What was decided of the guest's hardware; the places are PCI addresses in the guest."""
-    said = attrs.asdict(hardware, filter=lambda field, _: field.name not in {"target", "layout"})
+    """Return the decisions on the guest's hardware; the places are PCI addresses in the guest."""
+    document = attrs.asdict(
+        hardware, filter=lambda field, _: field.name not in {"target", "layout", "required"}
+    )
     libvirt = hardware.target.libvirt
     places = hardware.layout.places.items()
     return {
@@ -79,6 +81,6 @@ def _hardware(hardware: Hardware) -> dict[str, Any]:
             "qemu": version_text(hardware.target.qemu),
             "libvirt": None if libvirt is None else version_text(libvirt),
         },
-        **said,
+        **document,
         "places": {name: f"{at.bus:02x}:{at.slot:02x}.{at.function}" for name, at in places},
     }

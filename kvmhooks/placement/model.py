@@ -6,13 +6,18 @@ The renderers take nothing but a plan; it holds the spec for what needed no deci
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import field, frozen
 
-from kvmhooks.placement.hardware import Hardware
-from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, PciAddress, union
+
+if TYPE_CHECKING:
+    from kvmhooks.machine.devices.device import DeviceContext
+    from kvmhooks.machine.guest_cpu import GuestCpu
+    from kvmhooks.machine.hardware import Hardware
+    from kvmhooks.machine.topology import Topology
+    from kvmhooks.spec.model import VmSpec
 
 ORDINARY_PAGE_KIB: Final = 4
 
@@ -45,22 +50,22 @@ class Cell:
     page_kib: int
     """The page size that its memory is made of: 4 for ordinary pages."""
     allocate: int = 0
-    """How many of its huge pages are not there yet and have to be allocated at the start."""
+    """The number of its huge pages that are not there yet and have to be allocated at the start."""
 
     @property
     def pages(self) -> int:
-        """How many pages it is made of."""
+        """The number of its pages."""
         return self.memory_kib // self.page_kib
 
     @property
     def is_huge(self) -> bool:
-        """Whether its pages are explicit huge pages."""
+        """Its pages are explicit huge pages."""
         return self.page_kib > ORDINARY_PAGE_KIB
 
 
 @frozen
 class PciPlace:
-    """Where one passed-through device stands, on the host and in the guest."""
+    """The place of one passed-through device, on the host and in the guest."""
 
     address: PciAddress
     node: int | None
@@ -81,37 +86,12 @@ class CacheShare:
     mask: int
     """The ways, as bits in a row; libvirt chooses the place itself and takes only the size."""
     size_kib: int
-    """How much of the cache that is (libvirt's ``<cache size=>``)."""
-
-
-@frozen(kw_only=True)
-class Topology:
-    """The guest's CPU topology; the product of all is the number of vCPUs.
-
-    vCPU numbers run through threads first, then cores, and so on (QEMU's ``-smp``).
-    """
-
-    sockets: int = 1
-    dies: int = 1
-    clusters: int = 1
-    cores: int = 1
-    threads: int = 1
-
-
-@frozen(kw_only=True)
-class GuestCpu:
-    """The CPU model that the guest sees."""
-
-    model: str
-    vendor: str | None = None
-    """A vendor other than the model's own."""
-    features: tuple[str, ...] = ()
-    """``+name`` and ``-name``, in the spec's order."""
+    """The size of that part of the cache (libvirt's ``<cache size=>``)."""
 
 
 @frozen(kw_only=True)
 class Plan:
-    """Where one VM lives on one host, and why."""
+    """The place of one VM on one host, with the reasons."""
 
     spec: VmSpec
     uuid: str
@@ -124,7 +104,7 @@ class Plan:
     iothreads: tuple[IothreadPin, ...]
     cells: tuple[Cell, ...]
     memory_mode: Literal["strict", "preferred"]
-    """How the cells' memory is bound to their nodes (libvirt's ``<memnode mode=>``)."""
+    """The binding of the cells' memory to their nodes (libvirt's ``<memnode mode=>``)."""
     hardware: Hardware
     """The guest's hardware, as far as it had to be decided."""
     macs: tuple[str, ...]
@@ -150,11 +130,14 @@ class Plan:
     bandwidth: tuple[tuple[int, int], ...] = ()
     """(L3 cache id, percent): the most memory bandwidth; empty for no limit."""
     score: Mapping[str, int]
-    """What was minimised, the most important first (``kvmhooks.placement.objective``)."""
+    """The numbers that were minimised, the most important first
+    (``kvmhooks.placement.search.objective``).
+    """
     optimal: bool = True
-    """Whether the score is proven to be the best there is."""
+    """The score is proven to be the best there is."""
     gap: Mapping[str, int] = field(factory=dict)
-    """Where it is not: the first number of the score that could be lower, and by how much at most.
+    """The first number of the score that could be lower, and by how much at most, if it is not
+    optimal.
     """
     why: tuple[str, ...]
     """A sentence for each decision."""
@@ -164,6 +147,18 @@ class Plan:
     def name(self) -> str:
         """The VM's name."""
         return self.spec.name
+
+    @property
+    def device_context(self) -> DeviceContext:
+        """The part of this that its small devices may know."""
+        from kvmhooks.machine.devices.device import (  # noqa: PLC0415 -- for what is written down
+            DeviceContext,
+        )
+
+        hardware = self.hardware
+        return DeviceContext(
+            spec=self.spec, layout=hardware.layout, cid=hardware.cid, vcpus=len(self.vcpus)
+        )
 
     @property
     def dedicated_cpus(self) -> CpuSet:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from kvmhooks.placement.choose import Choice
-from kvmhooks.placement.ground import Core, Ground, Site
 from kvmhooks.values import CpuSet
+
+if TYPE_CHECKING:
+    from kvmhooks.placement.search.capacity import Core
+    from kvmhooks.placement.search.choose import Choice
 
 
 @frozen(kw_only=True)
@@ -19,7 +22,7 @@ class Pins:
     vcpus: Mapping[int, CpuSet]
     idle: CpuSet
     caches: tuple[tuple[int | None, int, int], ...]
-    """For each L3 in the order of the vCPUs: (its id, the index of its site, guest cores)."""
+    """For each L3 in the order of the vCPUs: (its id, the index of its node, guest cores)."""
 
 
 def pin(choice: Choice, current: Mapping[int, CpuSet] | None = None) -> Pins:
@@ -27,20 +30,20 @@ def pin(choice: Choice, current: Mapping[int, CpuSet] | None = None) -> Pins:
 
     A VM that has CPUs already keeps as many of them as the choice lets it, vCPU by vCPU.
     """
-    request, seating = choice.request, choice.seating
+    request, assignment = choice.request, choice.assignment
     of_site: defaultdict[int, list[int]] = defaultdict(list)
-    for cell, site in enumerate(seating.sites):
-        of_site[site.index].append(cell)
+    for cell, node in enumerate(assignment.numa_nodes):
+        of_site[node.index].append(cell)
     pins: dict[int, CpuSet] = {}
     own, idle = 0, 0
     caches: list[tuple[int | None, int, int]] = []
     for cells in of_site.values():
-        site = seating.sites[cells[0]]
+        node = assignment.numa_nodes[cells[0]]
         slots: list[list[int]] = []
         for taken, domain, cores in choice.packer.choose(
-            site, sum(seating.cells[cell].cores for cell in cells)
+            node, sum(assignment.cells[cell].cores for cell in cells)
         ):
-            caches.append((domain.cache, site.index, taken))
+            caches.append((domain.cache, node.index, taken))
             for core, count in cores:
                 made = _slots(choice, core, count)
                 slots += made
@@ -50,23 +53,23 @@ def pin(choice: Choice, current: Mapping[int, CpuSet] | None = None) -> Pins:
             first
             for cell in cells
             for first in _guest_cores(
-                seating.cells[cell].vcpus & request.dedicated, request.threads
+                assignment.cells[cell].vcpus & request.dedicated, request.threads
             )
         ]
         for first, slot in zip(guest_cores, _kept(guest_cores, slots, current or {}), strict=True):
             for place, cpu in enumerate(slot):
                 own |= cpu
                 pins[first + place] = CpuSet.from_mask(cpu)
-    for asked, site in zip(seating.cells, seating.sites, strict=True):
+    for asked, node in zip(assignment.cells, assignment.numa_nodes, strict=True):
         floating = asked.vcpus - request.dedicated
         if floating:
-            pool = CpuSet.from_mask(site.pool.mask & ~own & ~idle)
+            pool = CpuSet.from_mask(node.pool.mask & ~own & ~idle)
             pins.update(dict.fromkeys(floating, pool))
     return Pins(vcpus=pins, idle=CpuSet.from_mask(idle), caches=tuple(caches))
 
 
 def _slots(choice: Choice, core: Core, count: int) -> list[list[int]]:
-    """The CPUs of each guest core on a core: those that the VM has now first, then the lowest.
+    """Return the CPUs of each guest core on a core: first those that it has now, then the lowest.
 
     Each CPU is a mask of its own.
     """
@@ -95,7 +98,7 @@ def _guest_cores(vcpus: CpuSet, threads: int) -> list[int]:
 def _kept(
     guest_cores: Sequence[int], slots: Sequence[list[int]], current: Mapping[int, CpuSet]
 ) -> Sequence[list[int]]:
-    """The slot of each guest core: its own one where that is among them, the rest in order."""
+    """Return the slot of each guest core: its own one if that is there, the rest in order."""
     if not current:
         return slots
     left = list(slots)
@@ -109,14 +112,3 @@ def _kept(
                 left.remove(kept)
     rest = iter(left)
     return [chosen[first] if first in chosen else next(rest) for first in guest_cores]
-
-
-def nearest_of(cpus: CpuSet, ground: Ground, used: Sequence[Site]) -> CpuSet:
-    """Those of ``cpus`` on the used nodes; else on the nodes that are nearest to all of them."""
-    by_distance: defaultdict[int, CpuSet] = defaultdict(CpuSet)
-    for site in ground.sites:
-        there = cpus & site.cpus
-        if there:
-            away = 0 if site in used else sum(one.distances[site.index] for one in used)
-            by_distance[away] |= there
-    return by_distance[min(by_distance)] if by_distance else cpus

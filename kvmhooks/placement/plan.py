@@ -11,19 +11,24 @@ from attrs import evolve, frozen
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import PLANNED, Host
-from kvmhooks.isolate.claim import Claim
+from kvmhooks.inventory.usage import Holding, of_claim
+from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.machine.cpu_model import choose_cpu
+from kvmhooks.machine.hardware import Decided, choose_hardware
+from kvmhooks.machine.iothreads import serve_disks
+from kvmhooks.machine.mdev import choose_parents
+from kvmhooks.machine.sriov import with_coming
+from kvmhooks.machine.target import OLDEST, Target
+from kvmhooks.machine.topology import check_limits, choose_topology
 from kvmhooks.placement import refusal
 from kvmhooks.placement.cache_ways import Ways, cpus_with, shares, ways_of
-from kvmhooks.placement.choose import Choice, Terms, choose
-from kvmhooks.placement.chosen import choose_devices
-from kvmhooks.placement.cpu_model import choose_cpu
-from kvmhooks.placement.devices import check_devices, device_warnings, near, place_devices
-from kvmhooks.placement.evaluate import Placed, score
-from kvmhooks.placement.ground import Ground, Site, survey
-from kvmhooks.placement.hardware import Decided, choose_hardware
-from kvmhooks.placement.holding import Holding, of_claim
-from kvmhooks.placement.iothreads import serve_disks
-from kvmhooks.placement.mediated import choose_parents
+from kvmhooks.placement.device_nodes import (
+    affinity_of,
+    check_devices,
+    device_warnings,
+    place_devices,
+)
+from kvmhooks.placement.emulator import emulator_cpus
 from kvmhooks.placement.model import (
     ORDINARY_PAGE_KIB,
     Cell,
@@ -31,14 +36,15 @@ from kvmhooks.placement.model import (
     Plan,
     VcpuPin,
 )
-from kvmhooks.placement.pins import Pins, nearest_of, pin
+from kvmhooks.placement.pci_selection import choose_devices
+from kvmhooks.placement.pins import Pins, pin
 from kvmhooks.placement.profile import give_way
 from kvmhooks.placement.reasons import Settled, reasons, warnings
 from kvmhooks.placement.request import requests
-from kvmhooks.placement.search import Cut, Effort, Near
-from kvmhooks.placement.target import OLDEST, Target
-from kvmhooks.placement.topology import check_limits, choose_topology
-from kvmhooks.placement.virtual import with_coming
+from kvmhooks.placement.search.capacity import Capacity, NodeCapacity, measure
+from kvmhooks.placement.search.choose import Choice, Terms, choose
+from kvmhooks.placement.search.evaluate import Placed, score
+from kvmhooks.placement.search.search import Effort, NodeAffinity, SearchLimit
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
 
@@ -52,7 +58,7 @@ SAME_NODE_DISTANCE: Final = 11
 
 @frozen(kw_only=True)
 class Present:
-    """Where a VM is now, that is planned anew."""
+    """The present place of a VM that is planned anew."""
 
     vcpus: Mapping[int, CpuSet]
     homes: tuple[int | None, ...]
@@ -77,11 +83,11 @@ def plan(
     """
     identity = identity_of(spec)
     holdings = holdings_of(claims, without=identity)
-    ground = survey(host, holdings, housekeeping)
+    capacity = measure(host, holdings, housekeeping)
     given_up: list[str] = []
     while True:
         try:
-            decided = plan_on(spec, ground, effort=effort or Effort(), target=target)
+            decided = plan_on(spec, capacity, effort=effort or Effort(), target=target)
         except PlanError as error:
             other = give_way(spec, error)
             if other is None:
@@ -93,8 +99,8 @@ def plan(
 
 
 def parts_of(spec: VmSpec) -> tuple[str, ...]:
-    """The parts of the host that a plan for ``spec`` looks at (``kvmhooks.host.read``)."""
-    has_types = any(one.type is not None for one in spec.mdev)
+    """Return the parts of the host that a plan for ``spec`` looks at (``kvmhooks.host.read``)."""
+    has_types = any(mdev.type is not None for mdev in spec.mdev)
     more = ["pci"] if spec.pci or has_types else []
     if spec.isolation.cache_ways is not None or spec.isolation.memory_bandwidth is not None:
         more.append("resctrl")
@@ -102,13 +108,13 @@ def parts_of(spec: VmSpec) -> tuple[str, ...]:
 
 
 def identity_of(spec: VmSpec) -> str:
-    """The UUID of the VM."""
+    """Return the UUID of the VM."""
     return spec.uuid or str(uuid.uuid5(NAMESPACE, spec.name))
 
 
 def holdings_of(claims: Sequence[Claim | Holding], *, without: str) -> list[Holding]:
-    """What the other VMs hold, in an order of its own."""
-    holdings = [of_claim(one) if isinstance(one, Claim) else one for one in claims]
+    """Return the resources that the other VMs hold, in an order of their own."""
+    holdings = [of_claim(claim) if isinstance(claim, Claim) else claim for claim in claims]
     return sorted(
         (holding for holding in holdings if holding.uuid != without),
         key=lambda holding: (holding.uuid, holding.name),
@@ -117,22 +123,22 @@ def holdings_of(claims: Sequence[Claim | Holding], *, without: str) -> list[Hold
 
 def plan_on(
     spec: VmSpec,
-    ground: Ground,
+    capacity: Capacity,
     *,
     effort: Effort,
     present: Present | None = None,
     target: Target = OLDEST,
 ) -> Plan:
-    """The plan on a host that was looked at. Raises ``PlanError``."""
-    spec = choose_devices(spec, ground.host, ground.holdings)
-    spec = choose_parents(spec, ground.host, identity_of(spec))
-    host = with_coming(ground.host, spec)
-    ground = ground if host is ground.host else evolve(ground, host=host)
+    """Return the plan on a host that was looked at. Raises ``PlanError``."""
+    spec = choose_devices(spec, capacity.host, capacity.holdings)
+    spec = choose_parents(spec, capacity.host, identity_of(spec))
+    host = with_coming(capacity.host, spec)
+    capacity = capacity if host is capacity.host else evolve(capacity, host=host)
     check_limits(spec)
-    check_devices(spec, host, ground.holdings)
+    check_devices(spec, host, capacity.holdings)
     accel, why_accel = _accelerator(spec, host)
-    found = place(spec, ground, effort=effort, present=present)
-    settled = _settle(spec, ground, found)
+    found = place(spec, capacity, effort=effort, present=present)
+    settled = _settle(spec, capacity, found)
     choice, pins, cells, others = settled.choice, settled.pins, settled.cells, settled.others
     request = choice.request
     topology = choose_topology(
@@ -174,7 +180,7 @@ def plan_on(
         iothreads=tuple(IothreadPin(number, others) for number in served.iothreads),
         disk_iothreads=served.disks,
         cells=cells,
-        distances=_distances(choice.seating.sites),
+        distances=_distances(choice.assignment.numa_nodes),
         memory_mode=_memory_mode(spec, choice),
         hardware=hardware,
         macs=tuple(net.mac or derived_mac(identity, index) for index, net in enumerate(spec.net)),
@@ -187,7 +193,7 @@ def plan_on(
         bandwidth=tuple((cache, limit) for cache in caches) if limit is not None else (),
         exclusive=own if spec.isolation.exclusive else CpuSet(),
         idle=pins.idle,
-        housekeeping=ground.housekeeping,
+        housekeeping=capacity.housekeeping,
         score=settled.score,
         optimal=not choice.gap,
         gap=dict(choice.gap),
@@ -202,31 +208,33 @@ def plan_on(
 
 
 @frozen(kw_only=True)
-class Found:
-    """Where a VM's vCPUs and cells go."""
+class FoundPlace:
+    """The place that was found for a VM's vCPUs and cells."""
 
     choice: Choice
     pins: Pins
-    near: Near
+    affinity: NodeAffinity
     ways: Ways | None
 
 
-def place(spec: VmSpec, ground: Ground, *, effort: Effort, present: Present | None = None) -> Found:
+def place(
+    spec: VmSpec, capacity: Capacity, *, effort: Effort, present: Present | None = None
+) -> FoundPlace:
     """Find the best nodes for the cells and the best CPUs for the vCPUs. Raises ``PlanError``."""
-    ways = ways_for(spec, ground)
-    terms = terms_of(spec, ground, ways, effort=effort, present=present)
+    ways = ways_for(spec, capacity)
+    terms = terms_of(spec, capacity, ways, effort=effort, present=present)
     try:
-        choice = choose(terms) if refusal.has_helpers(spec, ground) else None
-    except Cut as error:
+        choice = choose(terms) if refusal.has_helpers(spec, capacity) else None
+    except SearchLimit as error:
         raise refusal.undecided(spec) from error
     if choice is None:
-        raise refusal.explain(spec, ground, terms, relaxed=lambda other: _fits(other, ground))
+        raise refusal.explain(spec, capacity, terms, relaxed=lambda other: _fits(other, capacity))
     pins = pin(choice, present.vcpus if present else None)
-    return Found(choice=choice, pins=pins, near=terms.near, ways=ways)
+    return FoundPlace(choice=choice, pins=pins, affinity=terms.affinity, ways=ways)
 
 
-def _settle(spec: VmSpec, ground: Ground, found: Found) -> Settled:
-    """What the place decides: the cells, QEMU's other threads, the score, the devices' nodes."""
+def _settle(spec: VmSpec, capacity: Capacity, found: FoundPlace) -> Settled:
+    """Return what the place decides: cells, QEMU's other threads, the score, the devices' nodes."""
     choice, pins = found.choice, found.pins
     cells = _cells(choice)
     placed = Placed(
@@ -234,49 +242,51 @@ def _settle(spec: VmSpec, ground: Ground, found: Found) -> Settled:
         threads=choice.request.threads,
         page_kib=choice.request.page_kib,
         cells=tuple(
-            (cell.vcpus, cell.units, site)
-            for cell, site in zip(choice.seating.cells, choice.seating.sites, strict=True)
+            (cell.vcpus, cell.units, node)
+            for cell, node in zip(
+                choice.assignment.cells, choice.assignment.numa_nodes, strict=True
+            )
         ),
     )
-    sites = tuple(dict.fromkeys(choice.seating.sites))
+    numa_nodes = tuple(dict.fromkeys(choice.assignment.numa_nodes))
     return Settled(
         spec=spec,
-        ground=ground,
+        capacity=capacity,
         choice=choice,
         pins=pins,
         cells=cells,
-        others=_others(spec, ground, pins, sites),
-        score=score(spec, placed, ground, found.near),
-        devices=place_devices(spec, ground.host, cells),
+        others=emulator_cpus(spec, capacity, pins.vcpus, numa_nodes),
+        score=score(spec, placed, capacity, found.affinity),
+        devices=place_devices(spec, capacity.host, cells),
     )
 
 
 def terms_of(
     spec: VmSpec,
-    ground: Ground,
+    capacity: Capacity,
     ways: Ways | None,
     *,
     effort: Effort,
     present: Present | None = None,
 ) -> Terms:
-    """What is looked for. Raises ``PlanError`` when the spec's own numbers do not come out even."""
-    host = ground.host
-    usable = ground.online
+    """Return the terms of the search. Raises ``PlanError`` when the spec's numbers are uneven."""
+    host = capacity.host
+    usable = capacity.online
     if spec.cpu.kind is not None:
         usable = CpuSet(
             cpu.id for cpu in host.cpus or () if cpu.online and cpu.kind in {None, spec.cpu.kind}
         )
     if ways is not None and spec.isolation.cache_ways is not None:
         usable &= cpus_with(ways, spec.isolation.cache_ways, host)
-    made = tuple(requests(spec, ground.threads))
+    made = tuple(requests(spec, capacity.threads))
     now = CpuSet()
     if present is not None:
         now = union(present.vcpus.get(vcpu, CpuSet()) for vcpu in made[0].dedicated)
     return Terms(
-        ground=ground,
+        capacity=capacity,
         requests=made,
         usable=usable,
-        near=near(spec, ground),
+        affinity=affinity_of(spec, capacity),
         effort=effort,
         current=now,
         homes=present.homes if present is not None else (),
@@ -284,7 +294,7 @@ def terms_of(
 
 
 def derived_mac(identity: str, index: int) -> str:
-    """A MAC address for interface ``index`` of the VM with this UUID, the same every time.
+    """Return a MAC address for interface ``index`` of the VM with this UUID, the same every time.
 
     52:54:00 is the prefix that QEMU and libvirt give to guests.
     """
@@ -292,25 +302,18 @@ def derived_mac(identity: str, index: int) -> str:
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
 
 
-def _fits(spec: VmSpec, ground: Ground) -> Choice | None:
-    """The choice for another spec, if it fits without more ado."""
+def _fits(spec: VmSpec, capacity: Capacity) -> Choice | None:
+    """Return the choice for another spec, if it fits without more ado."""
     try:
-        return choose(terms_of(spec, ground, ways_for(spec, ground), effort=Effort()))
-    except (PlanError, Cut):
+        return choose(terms_of(spec, capacity, ways_for(spec, capacity), effort=Effort()))
+    except (PlanError, SearchLimit):
         return None
 
 
-def ways_for(spec: VmSpec, ground: Ground) -> Ways | None:
-    """What there is of cache ways, if the VM wants some. Raises ``PlanError``."""
+def ways_for(spec: VmSpec, capacity: Capacity) -> Ways | None:
+    """Return the cache ways there are, if the VM wants some. Raises ``PlanError``."""
     asks = spec.isolation.cache_ways is not None
-    return ways_of(ground.host, ground.holdings) if asks else None
-
-
-def _others(spec: VmSpec, ground: Ground, pins: Pins, sites: Sequence[Site]) -> CpuSet:
-    """The CPUs of QEMU's other threads: near the memory, on none of the vCPUs' own."""
-    if spec.cpu.placement == "shared":
-        return union(pins.vcpus.values())
-    return nearest_of(ground.housekeeping, ground, sites)
+    return ways_of(capacity.host, capacity.holdings) if asks else None
 
 
 def _memory_mode(spec: VmSpec, choice: Choice) -> Literal["strict", "preferred"]:
@@ -333,19 +336,20 @@ def _accelerator(spec: VmSpec, host: Host) -> tuple[Literal["kvm", "tcg"], tuple
 
 
 def _cells(choice: Choice) -> tuple[Cell, ...]:
-    request, seating = choice.request, choice.seating
+    request, assignment = choice.request, choice.assignment
     is_huge = request.page_kib > ORDINARY_PAGE_KIB
     left = {
-        site.index: site.pages.get(request.page_kib, 0) if is_huge else 0 for site in seating.sites
+        node.index: node.pages.get(request.page_kib, 0) if is_huge else 0
+        for node in assignment.numa_nodes
     }
     made = []
-    for index, (cell, site) in enumerate(zip(seating.cells, seating.sites, strict=True)):
-        missing = max(cell.units - left[site.index], 0) if is_huge else 0
-        left[site.index] -= cell.units - missing
+    for index, (cell, node) in enumerate(zip(assignment.cells, assignment.numa_nodes, strict=True)):
+        missing = max(cell.units - left[node.index], 0) if is_huge else 0
+        left[node.index] -= cell.units - missing
         made.append(
             Cell(
                 id=index,
-                node=site.node,
+                node=node.node,
                 vcpus=cell.vcpus,
                 memory_kib=cell.units * request.unit_kib,
                 page_kib=request.page_kib,
@@ -355,19 +359,19 @@ def _cells(choice: Choice) -> tuple[Cell, ...]:
     return tuple(made)
 
 
-def _distances(sites: Sequence[Site]) -> tuple[tuple[int, ...], ...]:
-    if len(sites) == 1:
+def _distances(numa_nodes: Sequence[NodeCapacity]) -> tuple[tuple[int, ...], ...]:
+    if len(numa_nodes) == 1:
         return ()
     return tuple(
         tuple(
             10
             if at == other
             else SAME_NODE_DISTANCE
-            if one is two
-            else max(one.distances[two.index], SAME_NODE_DISTANCE)
-            for other, two in enumerate(sites)
+            if node is two
+            else max(node.distances[two.index], SAME_NODE_DISTANCE)
+            for other, two in enumerate(numa_nodes)
         )
-        for at, one in enumerate(sites)
+        for at, node in enumerate(numa_nodes)
     )
 
 

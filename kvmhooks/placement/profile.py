@@ -1,4 +1,4 @@
-"""Where a host cannot serve what a profile asks for: the next value, or none."""
+"""Keys of a profile that a host cannot serve: they get the next value, or none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvmhooks.spec.model import VmSpec
 
 
 def give_way(spec: VmSpec, error: PlanError) -> tuple[VmSpec, str] | None:
-    """The spec with the next value of the default that ``error`` blames, and what to say of it.
+    """Return the spec with the next value of the default that ``error`` blames, and a sentence.
 
     None where the file itself said it, or the profile names nothing else for it.
     """
@@ -26,8 +26,8 @@ def give_way(spec: VmSpec, error: PlanError) -> tuple[VmSpec, str] | None:
         changed = attrs.evolve(getattr(spec, table), **{key: value})
         applied = (*spec.applied[:place], left, *spec.applied[place + 1 :])
         other = attrs.evolve(spec, **{table: changed, "applied": applied})
-        said = f"{default.at} is {_shown(value)} instead of {_shown(before)}"
-        return other, f"profile {spec.profile}: {said}: {error.problem}"
+        message = f"{default.at} is {_shown(value)} instead of {_shown(before)}"
+        return other, f"profile {spec.profile}: {message}: {error.problem}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Why a VM is where it is: a sentence for each decision, and one for each thing to know."""
+"""The reasons for a VM's place: a sentence for each decision, and one for each thing to know."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from attrs import frozen
 
-from kvmhooks.placement.choose import Choice
-from kvmhooks.placement.ground import Ground
 from kvmhooks.placement.model import Cell, PciPlace
 from kvmhooks.placement.pins import Pins
+from kvmhooks.placement.search.capacity import Capacity
+from kvmhooks.placement.search.choose import Choice
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import ByteSize, CpuSet, union
 from kvmhooks.wording import counted
@@ -20,7 +20,7 @@ class Settled:
     """Everything that was decided."""
 
     spec: VmSpec
-    ground: Ground
+    capacity: Capacity
     choice: Choice
     pins: Pins
     cells: tuple[Cell, ...]
@@ -50,7 +50,7 @@ def reasons(settled: Settled) -> Iterator[str]:
         yield from _why_dedicated(settled)
     yield from _why_floating(settled)
     if settled.choice.request.dedicated:
-        yield f"kept for the host: CPUs {settled.ground.housekeeping}"
+        yield f"kept for the host: CPUs {settled.capacity.housekeeping}"
         yield f"QEMU's other threads: CPUs {settled.others}"
     yield from _why_memory(settled)
     yield from _why_devices(settled)
@@ -114,7 +114,7 @@ def _why_devices(settled: Settled) -> Iterator[str]:
 
 def warnings(settled: Settled) -> Iterator[str]:
     """Say what the person might not expect."""
-    score, spec, ground = settled.score, settled.spec, settled.ground
+    score, spec, capacity = settled.score, settled.spec, settled.capacity
     own = settled.choice.request.dedicated
     floating = [vcpu for vcpu in range(spec.cpu.vcpus) if vcpu not in own]
     pool = union(settled.pins.vcpus[vcpu] for vcpu in floating)
@@ -122,23 +122,23 @@ def warnings(settled: Settled) -> Iterator[str]:
         yield f"{len(floating)} vCPUs share {len(pool)} CPUs: they wait for each other"
     if score["unisolated"]:
         yield (
-            f"cpu.realtime: not enough of the CPUs that the kernel isolates, {ground.isolated}, "
+            f"cpu.realtime: not enough of the CPUs that the kernel isolates, {capacity.isolated}, "
             "are free: some vCPUs are on others"
         )
-    elif spec.cpu.realtime and not ground.isolated:
+    elif spec.cpu.realtime and not capacity.isolated:
         yield "cpu.realtime: the kernel of this host isolates no CPUs (isolcpus)"
     if score["beside_host"]:
         yield (
             f"the host is too small to keep QEMU's other threads, CPUs {settled.others}, off the "
             "cores of the vCPUs"
         )
-    if own and not any(settled.others & site.cpus for site in settled.choice.seating.sites):
+    if own and not any(settled.others & node.cpus for node in settled.choice.assignment.numa_nodes):
         yield (
             f"no housekeeping CPU on {settled.nodes}: QEMU's other threads are on the nearest, "
             f"CPUs {settled.others}"
         )
     yield from _odd_count(settled)
-    if spec.cpu.kind is not None and not any(cpu.kind for cpu in ground.host.cpus or ()):
+    if spec.cpu.kind is not None and not any(cpu.kind for cpu in capacity.host.cpus or ()):
         yield f'cpu.kind = "{spec.cpu.kind}": the cores of this host are all of one kind'
     missing = sum(cell.allocate for cell in settled.cells)
     if missing:
@@ -154,7 +154,7 @@ def warnings(settled: Settled) -> Iterator[str]:
 
 def _odd_count(settled: Settled) -> Iterator[str]:
     """Tell of siblings that the guest cannot see, for its vCPUs do not come in whole cores."""
-    cpu, threads = settled.spec.cpu, settled.ground.threads
+    cpu, threads = settled.spec.cpu, settled.capacity.threads
     if (
         settled.choice.request.threads == 1
         and settled.score["company"]

@@ -1,4 +1,4 @@
-"""Why a VM does not fit: what binds, with the numbers, and what would help."""
+"""The reasons why a VM does not fit: what binds, with the numbers, and what would help."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from math import ceil, floor
 from attrs import evolve
 
 from kvmhooks.errors import PlanError
-from kvmhooks.placement.choose import Choice, Terms
-from kvmhooks.placement.ground import Ground, Site
-from kvmhooks.placement.packing import Packer, Rules
 from kvmhooks.placement.reasons import named
 from kvmhooks.placement.request import CellAsk, Request
-from kvmhooks.placement.seats import Seats
+from kvmhooks.placement.search.capacity import Capacity, NodeCapacity
+from kvmhooks.placement.search.choose import Choice, Terms
+from kvmhooks.placement.search.node_costs import NodeCosts
+from kvmhooks.placement.search.packing import Packer, Rules
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import ByteSize
 from kvmhooks.wording import counted
@@ -21,11 +21,11 @@ from kvmhooks.wording import counted
 Relaxed = Callable[[VmSpec], Choice | None]
 
 
-def has_helpers(spec: VmSpec, ground: Ground) -> bool:
-    """Whether there are CPUs for QEMU's other threads."""
+def has_helpers(spec: VmSpec, capacity: Capacity) -> bool:
+    """Return whether there are CPUs for QEMU's other threads."""
     if spec.cpu.placement == "shared":
-        return any(site.pool for site in ground.sites)
-    return bool(ground.housekeeping)
+        return any(node.pool for node in capacity.numa_nodes)
+    return bool(capacity.housekeeping)
 
 
 def undecided(spec: VmSpec) -> PlanError:
@@ -38,9 +38,9 @@ def undecided(spec: VmSpec) -> PlanError:
     )
 
 
-def explain(spec: VmSpec, ground: Ground, terms: Terms, *, relaxed: Relaxed) -> PlanError:
+def explain(spec: VmSpec, capacity: Capacity, terms: Terms, *, relaxed: Relaxed) -> PlanError:
     """Name what binds and what would fit."""
-    if not has_helpers(spec, ground):
+    if not has_helpers(spec, capacity):
         return PlanError(
             "cpu.placement",
             f"{spec.cpu.placement}, but every online CPU is isolated by the kernel or another "
@@ -48,8 +48,8 @@ def explain(spec: VmSpec, ground: Ground, terms: Terms, *, relaxed: Relaxed) -> 
             "CPUs to share with the host: for shared vCPUs, or for QEMU's other threads",
         )
     request = terms.requests[-1]
-    seats = Seats(
-        ground=ground,
+    node_costs = NodeCosts(
+        capacity=capacity,
         request=request,
         packer=Packer(
             Rules(
@@ -63,28 +63,30 @@ def explain(spec: VmSpec, ground: Ground, terms: Terms, *, relaxed: Relaxed) -> 
         ),
         crowding=spec.cpu.vcpus,
     )
-    at, found, expected = next(_bindings(seats, terms))
+    at, found, expected = next(_bindings(node_costs, terms))
     help_ = next(_relaxations(spec, relaxed), "")
     return PlanError(at, found, f"{expected}{help_}")
 
 
-def _bindings(seats: Seats, terms: Terms) -> Iterator[tuple[str, str, str]]:
-    """What binds, the plainest first."""
-    yield from _too_few_cpus(seats)
-    yield from _too_full_pool(seats)
-    yield from _too_little_memory(seats)
-    yield from _no_node_for_a_cell(seats)
-    yield from _no_room_at_the_devices(seats, terms)
-    wanted = counted(len(seats.request.cells), "cell") if seats.request.cells else "the VM"
+def _bindings(node_costs: NodeCosts, terms: Terms) -> Iterator[tuple[str, str, str]]:
+    """Yield the limits that bind, the plainest first."""
+    yield from _too_few_cpus(node_costs)
+    yield from _too_full_pool(node_costs)
+    yield from _too_little_memory(node_costs)
+    yield from _no_node_for_a_cell(node_costs)
+    yield from _no_room_at_the_devices(node_costs, terms)
+    wanted = (
+        counted(len(node_costs.request.cells), "cell") if node_costs.request.cells else "the VM"
+    )
     yield (
-        "memory.cells" if not seats.request.spec.memory.cell else "memory.cell",
+        "memory.cells" if not node_costs.request.spec.memory.cell else "memory.cell",
         f"{wanted}, each of which fits a node",
-        f"room for all at once: free are {_free(seats)}, {_memory(seats)}",
+        f"room for all at once: free are {_free(node_costs)}, {_memory(node_costs)}",
     )
 
 
 def _unit(request: Request) -> str:
-    """What a guest core takes."""
+    """Return the words for what a guest core takes."""
     if request.spec.cpu.smt != "share":
         return "whole core"
     return "CPU" if request.threads == 1 else f"core with {request.threads} free threads"
@@ -96,93 +98,97 @@ def _plural(count: int, request: Request) -> str:
     return counted(count, head) + (f" with {tail}" if tail else "")
 
 
-def _cores(seats: Seats, site: Site) -> int:
-    return len(seats.packer.costs(site)) - 1
+def _cores(node_costs: NodeCosts, node: NodeCapacity) -> int:
+    return len(node_costs.packer.costs(node)) - 1
 
 
-def _free(seats: Seats) -> str:
-    request = seats.request
+def _free(node_costs: NodeCosts) -> str:
+    request = node_costs.request
     if not request.dedicated:
-        return _each(seats, lambda site: counted(len(site.pool), "CPU"))
-    return _each(seats, lambda site: _plural(_cores(seats, site), request))
+        return _each(node_costs, lambda node: counted(len(node.pool), "CPU"))
+    return _each(node_costs, lambda node: _plural(_cores(node_costs, node), request))
 
 
-def _memory(seats: Seats) -> str:
-    unit = ByteSize.kib(seats.request.unit_kib)
+def _memory(node_costs: NodeCosts) -> str:
+    unit = ByteSize.kib(node_costs.request.unit_kib)
 
-    def of(site: Site) -> str:
-        room = seats.room(site)
+    def of(node: NodeCapacity) -> str:
+        room = node_costs.room(node)
         if room is None:
             return "memory not known"
-        if seats.request.unit_kib == 1024:
+        if node_costs.request.unit_kib == 1024:
             return f"{room}MiB"
         return f"{room} pages of {unit}"
 
-    return _each(seats, of, with_cpus=False)
+    return _each(node_costs, of, with_cpus=False)
 
 
-def _each(seats: Seats, of: Callable[[Site], str], *, with_cpus: bool = True) -> str:
-    nodes = seats.request.spec.memory.nodes
+def _each(
+    node_costs: NodeCosts, of: Callable[[NodeCapacity], str], *, with_cpus: bool = True
+) -> str:
+    nodes = node_costs.request.spec.memory.nodes
     return ", ".join(
-        f"{of(site)} on {site}"
-        for site in seats.ground.sites
-        if (site.cpus or not with_cpus) and (nodes is None or site.node in nodes)
+        f"{of(node)} on {node}"
+        for node in node_costs.capacity.numa_nodes
+        if (node.cpus or not with_cpus) and (nodes is None or node.node in nodes)
     )
 
 
-def _kept(seats: Seats) -> str:
-    ground = seats.ground
-    taken = f", {ground.held} are other VMs' own" if ground.held else ""
-    return f"(CPUs {ground.housekeeping} are kept for the host{taken})"
+def _kept(node_costs: NodeCosts) -> str:
+    capacity = node_costs.capacity
+    taken = f", {capacity.held} are other VMs' own" if capacity.held else ""
+    return f"(CPUs {capacity.housekeeping} are kept for the host{taken})"
 
 
-def _sites(seats: Seats) -> list[Site]:
-    nodes = seats.request.spec.memory.nodes
-    return [site for site in seats.ground.sites if nodes is None or site.node in nodes]
+def _numa_nodes(node_costs: NodeCosts) -> list[NodeCapacity]:
+    nodes = node_costs.request.spec.memory.nodes
+    return [node for node in node_costs.capacity.numa_nodes if nodes is None or node.node in nodes]
 
 
-def _too_few_cpus(seats: Seats) -> Iterator[tuple[str, str, str]]:
-    request = seats.request
+def _too_few_cpus(node_costs: NodeCosts) -> Iterator[tuple[str, str, str]]:
+    request = node_costs.request
     if not request.dedicated:
         return
     wanted = len(request.dedicated) // request.threads
-    there = sum(_cores(seats, site) for site in _sites(seats) if site.cpus)
+    there = sum(_cores(node_costs, node) for node in _numa_nodes(node_costs) if node.cpus)
     if wanted > there:
         at = "cpu.vcpus" if request.spec.cpu.placement == "dedicated" else "cpu.dedicated"
         yield (
             at,
             f"{len(request.dedicated)} dedicated, which take {_plural(wanted, request)}",
-            f"at most {there * request.threads}: free are {_free(seats)} {_kept(seats)}",
+            f"at most {there * request.threads}: free are {_free(node_costs)} {_kept(node_costs)}",
         )
 
 
-def _too_full_pool(seats: Seats) -> Iterator[tuple[str, str, str]]:
-    request = seats.request
+def _too_full_pool(node_costs: NodeCosts) -> Iterator[tuple[str, str, str]]:
+    request = node_costs.request
     ratio = request.spec.cpu.ratio
     floating = request.spec.cpu.vcpus - len(request.dedicated)
     if not floating or ratio is None:
         return
-    left = {site: max(floor(ratio * len(site.pool) - site.load), 0) for site in _sites(seats)}
+    left = {
+        node: max(floor(ratio * len(node.pool) - node.load), 0) for node in _numa_nodes(node_costs)
+    }
     if floating > sum(left.values()):
         have = ", ".join(
-            f"{room} on {site} ({len(site.pool)} CPUs, {ceil(site.load)} vCPUs)"
-            for site, room in left.items()
-            if site.cpus
+            f"{room} on {node} ({len(node.pool)} CPUs, {ceil(node.load)} vCPUs)"
+            for node, room in left.items()
+            if node.cpus
         )
         yield "cpu.ratio", f"{ratio}, with {floating} shared vCPUs", f"room for them: {have}"
 
 
-def _too_little_memory(seats: Seats) -> Iterator[tuple[str, str, str]]:
-    request = seats.request
-    rooms = [seats.room(site) for site in _sites(seats)]
+def _too_little_memory(node_costs: NodeCosts) -> Iterator[tuple[str, str, str]]:
+    request = node_costs.request
+    rooms = [node_costs.room(node) for node in _numa_nodes(node_costs)]
     if None in rooms or request.units <= sum(room or 0 for room in rooms):
         return
-    yield _memory_binds(seats, "")
+    yield _memory_binds(node_costs, "")
 
 
-def _memory_binds(seats: Seats, each: str) -> tuple[str, str, str]:
-    request = seats.request
-    have = _memory(seats)
+def _memory_binds(node_costs: NodeCosts, each: str) -> tuple[str, str, str]:
+    request = node_costs.request
+    have = _memory(node_costs)
     if request.spec.memory.hugepages:
         size = ByteSize.kib(request.unit_kib)
         could = " or could be allocated" if request.spec.memory.allocate else ""
@@ -191,81 +197,91 @@ def _memory_binds(seats: Seats, each: str) -> tuple[str, str, str]:
     return "memory.size", f"{request.spec.memory.size}{each}", f"no more than there is: {have}"
 
 
-def _no_node_for_a_cell(seats: Seats) -> Iterator[tuple[str, str, str]]:
-    """A cell that no node takes, be it alone."""
-    request = seats.request
+def _no_node_for_a_cell(node_costs: NodeCosts) -> Iterator[tuple[str, str, str]]:
+    """Yield a cell that no node takes, be it alone."""
+    request = node_costs.request
     if not request.cells:
-        sites = [site for site in _sites(seats) if site.cpus]
-        if sum(seats.most(site) for site in sites) >= request.guest_cores:
+        numa_nodes = [node for node in _numa_nodes(node_costs) if node.cpus]
+        if sum(node_costs.most(node) for node in numa_nodes) >= request.guest_cores:
             return
         wanted = _plural(request.guest_cores, request) if request.dedicated else "its vCPUs"
         yield (
             "memory.size",
             f"{request.spec.memory.size}, divided among nodes as the vCPUs are: it needs {wanted}",
-            f"nodes with both free: {_free(seats)}; {_memory(seats)}",
+            f"nodes with both free: {_free(node_costs)}; {_memory(node_costs)}",
         )
         return
     for index, cell in enumerate(request.cells):
-        if any(cost is not None for cost in seats.costs(cell)):
+        if any(cost is not None for cost in node_costs.costs(cell)):
             continue
-        yield _cell_binds(seats, index, cell)
+        yield _cell_binds(node_costs, index, cell)
 
 
-def _cell_binds(seats: Seats, index: int, cell: CellAsk) -> tuple[str, str, str]:
-    request = seats.request
+def _cell_binds(node_costs: NodeCosts, index: int, cell: CellAsk) -> tuple[str, str, str]:
+    request = node_costs.request
     at = f"memory.cell[{index}]" if request.spec.memory.cell else "memory.cells"
     where = "one node" if cell.node is None else f"node {cell.node}"
-    sites = [site for site in _sites(seats) if cell.node in {None, site.node}]
-    if cell.cores and all(_cores(seats, site) < cell.cores for site in sites if site.cpus):
+    numa_nodes = [node for node in _numa_nodes(node_costs) if cell.node in {None, node.node}]
+    if cell.cores and all(
+        _cores(node_costs, node) < cell.cores for node in numa_nodes if node.cpus
+    ):
         needs = f"needs {_plural(cell.cores, request)} on {where}"
-        return at, f"cell {index}, which {needs}", f"a node with as many: {_free(seats)}"
-    rooms = [seats.room(site) for site in sites]
+        return at, f"cell {index}, which {needs}", f"a node with as many: {_free(node_costs)}"
+    rooms = [node_costs.room(node) for node in numa_nodes]
     if all(room is not None and room < cell.room for room in rooms):
         share = ByteSize.kib(cell.units * request.unit_kib)
-        return _memory_binds(seats, f", of which cell {index} needs {share} on {where}")
+        return _memory_binds(node_costs, f", of which cell {index} needs {share} on {where}")
     return (
         at,
-        f"cell {index}: {_wish(cell, request)} on {where}",
-        f"a node with all of it: {_free(seats)}; {_memory(seats)}",
+        f"cell {index}: {_needs_of(cell, request)} on {where}",
+        f"a node with all of it: {_free(node_costs)}; {_memory(node_costs)}",
     )
 
 
-def _wish(cell: CellAsk, request: Request) -> str:
-    said = []
+def _needs_of(cell: CellAsk, request: Request) -> str:
+    words = []
     if cell.cores:
-        said.append(_plural(cell.cores, request))
+        words.append(_plural(cell.cores, request))
     if cell.floating:
-        said.append(f"a pool for {counted(cell.floating, 'vCPU')}")
-    said.append(str(ByteSize.kib(cell.units * request.unit_kib)))
-    return " and ".join(said)
+        words.append(f"a pool for {counted(cell.floating, 'vCPU')}")
+    words.append(str(ByteSize.kib(cell.units * request.unit_kib)))
+    return " and ".join(words)
 
 
-def _no_room_at_the_devices(seats: Seats, terms: Terms) -> Iterator[tuple[str, str, str]]:
-    if not terms.near.required:
+def _no_room_at_the_devices(node_costs: NodeCosts, terms: Terms) -> Iterator[tuple[str, str, str]]:
+    if not terms.affinity.required:
         return
-    nodes = [site.node for site in seats.ground.sites if site.index in terms.near.required]
+    nodes = [
+        node.node
+        for node in node_costs.capacity.numa_nodes
+        if node.index in terms.affinity.required
+    ]
     where = named([node for node in nodes if node is not None])
     which = next(
-        index for index, one in enumerate(seats.request.spec.pci) if one.locality == "required"
+        index
+        for index, device in enumerate(node_costs.request.spec.pci)
+        if device.locality == "required"
     )
     yield (
         f"pci[{which}].locality",
         f'"required", which is {where}',
-        f"room there: free are {_free(seats)}; {_memory(seats)}",
+        f"room there: free are {_free(node_costs)}; {_memory(node_costs)}",
     )
 
 
 def _relaxations(spec: VmSpec, relaxed: Relaxed) -> Iterator[str]:
-    """What would fit with one thing asked for less."""
+    """Yield the changes, one thing asked for less, with which it would fit."""
     for words, other in _weaker(spec):
         choice = relaxed(other)
         if choice is not None:
-            nodes = sorted({site.node for site in choice.seating.sites if site.node is not None})
+            nodes = sorted(
+                {node.node for node in choice.assignment.numa_nodes if node.node is not None}
+            )
             yield f"; {words} would fit on {named(nodes)}"
 
 
 def _weaker(spec: VmSpec) -> Iterator[tuple[str, VmSpec]]:
-    """The same VM with one thing asked for less, the least loss first."""
+    """Yield the same VM with one thing asked for less, the least loss first."""
     cpu, memory, isolation = spec.cpu, spec.memory, spec.isolation
     calm = evolve(isolation, exclusive=False)
     floating = evolve(

@@ -9,15 +9,15 @@ from attrs import evolve
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
-from kvmhooks.isolate.claim import Claim
-from kvmhooks.placement.devices import near
-from kvmhooks.placement.evaluate import Placed, better, score
-from kvmhooks.placement.ground import Ground, survey
-from kvmhooks.placement.holding import Holding
+from kvmhooks.inventory.usage import Holding
+from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.placement.device_nodes import affinity_of
 from kvmhooks.placement.model import ORDINARY_PAGE_KIB, Plan
 from kvmhooks.placement.plan import Present, holdings_of, plan_on, terms_of, ways_for
 from kvmhooks.placement.request import MIB
-from kvmhooks.placement.search import Effort
+from kvmhooks.placement.search.capacity import Capacity, measure
+from kvmhooks.placement.search.evaluate import Placed, better, score
+from kvmhooks.placement.search.search import Effort
 from kvmhooks.spec.model import MemoryCell, Number, VmSpec
 from kvmhooks.values import ByteSize, CpuSet
 
@@ -31,7 +31,8 @@ def replan(
     effort: Effort | None = None,
     memory_moves: bool = True,
 ) -> Plan | None:
-    """The best placement of a VM that runs as ``current`` says, with the least movement; or None.
+    """Return the best place of a VM that runs as ``current`` says, with the least movement, or
+    None.
 
     None: it is where it is best. The guest stays as it is: its cells, its threads and its pages. Of
     the placements with the best score the one is taken that moves the least memory, then the
@@ -45,16 +46,16 @@ def replan(
     for cell in current.cells:
         if cell.is_huge:
             own[cell.node, cell.page_kib] += cell.pages
-    ground = survey(host, holdings, housekeeping, own)
-    placed = _placed(current, ground)
-    now = None if placed is None else score(spec, placed, ground, near(spec, ground))
-    may_stay = placed is not None and _may_stay(current, spec, ground)
+    capacity = measure(host, holdings, housekeeping, own)
+    placed = _placed(current, capacity)
+    now = None if placed is None else score(spec, placed, capacity, affinity_of(spec, capacity))
+    may_stay = placed is not None and _may_stay(current, spec, capacity)
     present = Present(
         vcpus={pin.vcpu: pin.cpus for pin in current.vcpus},
         homes=tuple(cell.node for cell in current.cells),
     )
     try:
-        found = plan_on(spec, ground, effort=effort or Effort(), present=present)
+        found = plan_on(spec, capacity, effort=effort or Effort(), present=present)
     except PlanError:
         if may_stay:
             return None
@@ -71,20 +72,20 @@ def score_of(
     *,
     housekeeping: CpuSet | None = None,
 ) -> dict[str, int]:
-    """The score that a plan has on a host, counted from its pins and cells.
+    """Return the score that a plan has on a host, counted from its pins and cells.
 
     Raises ``PlanError`` for a plan with a node that the host has not.
     """
-    ground = survey(host, holdings_of(claims, without=plan.uuid), housekeeping)
-    placed = _placed(plan, ground)
+    capacity = measure(host, holdings_of(claims, without=plan.uuid), housekeeping)
+    placed = _placed(plan, capacity)
     if placed is None:
         nodes = ", ".join(str(cell.node) for cell in plan.cells)
         raise PlanError("cells", f"nodes {nodes}", "nodes of the host")
-    return score(plan.spec, placed, ground, near(plan.spec, ground))
+    return score(plan.spec, placed, capacity, affinity_of(plan.spec, capacity))
 
 
 def _as_it_is(current: Plan, *, memory_moves: bool) -> VmSpec:
-    """The spec with all that a running guest cannot change said as it was decided."""
+    """Return the spec with all that a running guest cannot change said as it was decided."""
     spec, shape = current.spec, current.topology
     given = spec.memory.cell
     asked = [given[cell.id].node if given else None for cell in current.cells]
@@ -120,12 +121,12 @@ def _as_it_is(current: Plan, *, memory_moves: bool) -> VmSpec:
     )
 
 
-def _placed(current: Plan, ground: Ground) -> Placed | None:
-    """The placement as it is; None when a node of it is gone."""
-    site_of = {site.node: site for site in ground.sites}
+def _placed(current: Plan, capacity: Capacity) -> Placed | None:
+    """Return the placement as it is; None when a node of it is gone."""
+    site_of = {node.node: node for node in capacity.numa_nodes}
     if any(cell.node not in site_of for cell in current.cells):
         return None
-    if not all(pin.cpus <= ground.online for pin in current.vcpus):
+    if not all(pin.cpus <= capacity.online for pin in current.vcpus):
         return None
     page_kib = current.cells[0].page_kib
     unit = page_kib if page_kib > ORDINARY_PAGE_KIB else MIB
@@ -139,31 +140,31 @@ def _placed(current: Plan, ground: Ground) -> Placed | None:
     )
 
 
-def _may_stay(current: Plan, spec: VmSpec, ground: Ground) -> bool:
-    """Whether every vCPU may go on where it is."""
-    terms = terms_of(spec, ground, ways_for(spec, ground), effort=Effort())
-    allowed = terms.usable & ground.free
-    pool = ground.online - ground.isolated - ground.held
+def _may_stay(current: Plan, spec: VmSpec, capacity: Capacity) -> bool:
+    """Return whether every vCPU may go on where it is."""
+    terms = terms_of(spec, capacity, ways_for(spec, capacity), effort=Effort())
+    allowed = terms.usable & capacity.free
+    pool = capacity.online - capacity.isolated - capacity.held
     return all(
         pin.cpus <= (allowed if pin.vcpu in current.dedicated else pool) for pin in current.vcpus
     )
 
 
 def _moves(current: Plan, found: Plan, now: dict[str, int] | None) -> list[str]:
-    """What moves, and what for."""
+    """Return the moves, each with its purpose."""
     before = {pin.vcpu: pin.cpus for pin in current.vcpus}
-    said = [
+    moves = [
         f"vCPU {pin.vcpu} moves from CPU {before[pin.vcpu]} to {pin.cpus}"
         for pin in found.vcpus
         if pin.cpus != before[pin.vcpu]
     ]
-    said += [
+    moves += [
         f"the memory of cell {new.id} moves from node {old.node} to node {new.node}"
         for old, new in zip(current.cells, found.cells, strict=True)
         if old.node != new.node
     ]
     for name, number in found.score.items():
         if now is not None and number != now[name]:
-            said.append(f"score.{name}: {now[name]} becomes {number}")
+            moves.append(f"score.{name}: {now[name]} becomes {number}")
             break
-    return said
+    return moves

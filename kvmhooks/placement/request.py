@@ -1,17 +1,19 @@
-"""What a VM asks for, brought into one form: its cells, in guest cores and units of memory."""
+"""The resources that a VM asks for, in one form: its cells, in guest cores and units of memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import evolve, field, frozen
 
 from kvmhooks.errors import PlanError
 from kvmhooks.placement.model import ORDINARY_PAGE_KIB
-from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet
+
+if TYPE_CHECKING:
+    from kvmhooks.spec.model import VmSpec
 
 MIB: Final = 1024
 """In KiB: ordinary memory is divided among cells in these units."""
@@ -36,7 +38,7 @@ class CellAsk:
     node: int | None = None
 
     def with_other(self, other: CellAsk) -> CellAsk:
-        """Both, on one node."""
+        """Return both, on one node."""
         return CellAsk(
             self.vcpus | other.vcpus,
             self.cores + other.cores,
@@ -47,7 +49,7 @@ class CellAsk:
         )
 
     def contradicts(self, other: CellAsk) -> bool:
-        """Whether they must be on different nodes."""
+        """Return whether they must be on different nodes."""
         return self.node is not None and other.node is not None and self.node != other.node
 
 
@@ -70,7 +72,7 @@ class Request:
 
     @property
     def unit_kib(self) -> int:
-        """What memory is divided in."""
+        """The unit that memory is divided in."""
         return MIB if self.page_kib == ORDINARY_PAGE_KIB else self.page_kib
 
     @property
@@ -80,11 +82,11 @@ class Request:
 
     @property
     def guest_cores(self) -> int:
-        """How many there are."""
+        """The number of guest cores."""
         return self.spec.cpu.vcpus // self.threads
 
     def even_cells(self, sizes: Sequence[int]) -> tuple[CellAsk, ...]:
-        """Cells of so many guest cores each, the memory divided as the vCPUs are."""
+        """Return cells of so many guest cores each, the memory divided as the vCPUs are."""
         shares = [self.units * size // self.guest_cores for size in sizes]
         left = self.units - sum(shares)
         made, first = [], 0
@@ -96,7 +98,7 @@ class Request:
         return tuple(made)
 
     def room_for(self, size: int) -> int:
-        """The units that a cell of so many guest cores needs room for."""
+        """Return the units that a cell of so many guest cores needs room for."""
         return -(-self.units * size // self.guest_cores)
 
     def _cell(self, vcpus: CpuSet, units: int, node: int | None = None) -> CellAsk:
@@ -104,7 +106,7 @@ class Request:
         return CellAsk(vcpus, len(own) // self.threads, len(vcpus) - len(own), units, units, node)
 
     def with_given_cells(self) -> Request | None:
-        """The same with the cells that the spec gives; None when its pages cannot make them."""
+        """Return the same with the cells that the spec gives; None if its pages cannot."""
         memory, vcpus = self.spec.memory, self.spec.cpu.vcpus
         if memory.cell:
             sizes = [cell.size // 1024 for cell in memory.cell]
@@ -141,14 +143,14 @@ class Request:
 
 
 def dedicated_of(spec: VmSpec) -> CpuSet:
-    """The vCPUs that have a CPU each."""
+    """Return the vCPUs that have a CPU each."""
     if spec.cpu.placement == "dedicated":
         return CpuSet(range(spec.cpu.vcpus))
     return spec.cpu.dedicated or CpuSet()
 
 
 def requests(spec: VmSpec, host_threads: int) -> list[Request]:
-    """Every way to read a spec: each number of threads and page size that is left open.
+    """Return every way to read a spec: each number of threads and page size that is left open.
 
     Raises ``PlanError`` when its own numbers do not come out even.
     """
@@ -168,7 +170,7 @@ def requests(spec: VmSpec, host_threads: int) -> list[Request]:
 
 
 def page_sizes(spec: VmSpec) -> list[tuple[int, int]]:
-    """(rank, KiB): the page sizes that the memory may be made of."""
+    """Yield (rank, KiB): the page sizes that the memory may be made of."""
     pages = spec.memory.hugepages
     if pages == "auto":
         return list(enumerate(AUTO_PAGES))
@@ -176,7 +178,7 @@ def page_sizes(spec: VmSpec) -> list[tuple[int, int]]:
 
 
 def thread_counts(spec: VmSpec, host_threads: int) -> list[int]:
-    """The guest's threads in a core that may be tried, the most first. Raises ``PlanError``."""
+    """Return the guest's threads in a core to be tried, the most first. Raises ``PlanError``."""
     cpu = spec.cpu
     known = math.prod(count or 1 for count in (cpu.sockets, cpu.dies, cpu.cores))
     if cpu.threads is not None:
@@ -197,7 +199,7 @@ def thread_counts(spec: VmSpec, host_threads: int) -> list[int]:
 
 
 def _cuts(spec: VmSpec, threads: int) -> Iterator[tuple[str, str, str]]:
-    """What would cut a guest core in two."""
+    """Yield what would cut a guest core in two."""
     cells = spec.memory.cells
     guest_cores = spec.cpu.vcpus // threads
     if cells is not None and guest_cores % cells:

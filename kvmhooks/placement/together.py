@@ -9,30 +9,31 @@ from attrs import define, field, frozen
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
-from kvmhooks.isolate.claim import Claim
-from kvmhooks.placement.ground import survey
-from kvmhooks.placement.holding import Holding, of_plan
+from kvmhooks.inventory.usage import Holding
+from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.machine.target import OLDEST, Target
 from kvmhooks.placement.model import Plan
 from kvmhooks.placement.plan import holdings_of, identity_of, plan
-from kvmhooks.placement.search import Effort
-from kvmhooks.placement.target import OLDEST, Target
+from kvmhooks.placement.planned_usage import of_plan
+from kvmhooks.placement.search.capacity import measure
+from kvmhooks.placement.search.search import Effort
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet
 
 TRIES: Final = 400
-"""How many plans are made before the best order so far is taken."""
+"""The number of plans to make before the best order so far is taken."""
 
 
 @frozen(kw_only=True)
 class Together:
-    """What fits of several VMs."""
+    """The VMs, of several, that fit."""
 
     plans: tuple[Plan, ...]
     """In the order in which they were planned: each is beside those before it."""
     refused: Mapping[str, PlanError]
     """By name, what does not fit beside the others."""
     is_proven: bool
-    """Whether no order fits more of them."""
+    """No order fits more of them."""
 
 
 def plan_all(
@@ -57,9 +58,9 @@ def plan_all(
             raise PlanError(
                 "uuid", f"{specs[at].name} has the UUID of another, {identity}", "one for each VM"
             )
-    others = [one for one in claims if one.uuid not in identities]
+    others = [claim for claim in claims if claim.uuid not in identities]
     if housekeeping is None:
-        housekeeping = survey(host, holdings_of(others, without="")).housekeeping
+        housekeeping = measure(host, holdings_of(others, without="")).housekeeping
     trial = _Trial(
         host=host,
         others=others,
@@ -89,11 +90,11 @@ class _Trial:
     left: int
     best: tuple[Plan, ...] = ()
     possible: int = -1
-    """How many fit when they are alone, if that is known."""
+    """The number of those that fit when they are alone, if that is known."""
     impossible: set[str] = field(factory=set)
 
     def plan(self, spec: VmSpec, placed: Sequence[Plan]) -> Plan | PlanError:
-        """One VM beside those that are placed."""
+        """Return the plan of one VM beside those that are placed."""
         self.left -= 1
         try:
             return plan(
@@ -124,7 +125,7 @@ class _Trial:
     def search(self, rest: Sequence[VmSpec], placed: tuple[Plan, ...]) -> None:
         """Try every order of ``rest`` that could fit more than the best so far.
 
-        Who does not fit now does not fit later: nothing becomes free.
+        A VM that does not fit now does not fit later: nothing becomes free.
         """
         if len(placed) + len(rest) <= len(self.best):
             return
@@ -144,12 +145,12 @@ class _Trial:
             self.search(others, (*placed, made))
 
     def refused(self, specs: Sequence[VmSpec]) -> dict[str, PlanError]:
-        """What is said to those that are left out."""
+        """Return the refusals of those that are left out."""
         names = {made.name for made in self.best}
-        said: dict[str, PlanError] = {}
+        refusals: dict[str, PlanError] = {}
         for spec in specs:
             if spec.name not in names:
                 made = self.plan(spec, self.best)
                 assert isinstance(made, PlanError)  # else it would have been placed
-                said[spec.name] = made
-        return said
+                refusals[spec.name] = made
+        return refusals

@@ -1,4 +1,4 @@
-"""What a person asks for: ``vm.toml`` as a frozen ``VmSpec``."""
+"""The VM that a person asks for: ``vm.toml`` as a frozen ``VmSpec``."""
 
 from kvmhooks.spec.load import load_vm, parse_vm
 from kvmhooks.spec.model import (

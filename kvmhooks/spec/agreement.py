@@ -8,6 +8,7 @@ from typing import Any, Final
 from kvmhooks.errors import Problem
 from kvmhooks.spec.model import VirtioMem, VmSpec
 from kvmhooks.spec.network import Net
+from kvmhooks.spec.present import DEVICES, devices_of
 from kvmhooks.spec.storage import Disk
 
 _NEEDS: Final = {
@@ -45,7 +46,7 @@ def disagreements(spec: VmSpec) -> Iterator[Problem]:
         if not helper.command or not helper.command[0].startswith("/"):
             found = repr(helper.command[0]) if helper.command else "nothing"
             yield Problem(f"helper[{index}].command", found, "a program by its whole path")
-    yield from _desktop(spec)
+    yield from _devices(spec)
     yield from _tuning(spec)
     if spec.machine.type == "microvm":
         yield from _microvm(spec)
@@ -215,24 +216,14 @@ def _no_such(kind: str, key: str) -> str:
     return f'nothing: type "{kind}" has no {key}'
 
 
-def _desktop(spec: VmSpec) -> Iterator[Problem]:
-    usb = [f"input[{at}]" for at, each in enumerate(spec.input) if each.bus == "usb"]
-    usb += [f"host_usb[{at}]" for at in range(len(spec.host_usb))]
-    for index, each in enumerate(spec.input):
-        if (each.type == "evdev") != (each.path is not None):
-            found = "nothing" if each.path is None else repr(str(each.path))
-            yield Problem(
-                f"input[{index}].path", found, 'the device of type "evdev", and of no other'
-            )
-    if spec.usb.controller == "none" and usb:
-        yield Problem("usb.controller", f'"none" with {usb[0]}', '"xhci"')
-    if spec.sound.backend == "spice" and spec.graphics.type != "spice":
-        yield Problem("sound.backend", '"spice"', 'graphics.type = "spice"')
-    if spec.sound.backend != "none" and spec.sound.model == "none":
-        yield Problem("sound.backend", f'"{spec.sound.backend}"', "a sound.model beside it")
-    can_do = spec.balloon.free_page_reporting or spec.balloon.deflate_on_oom
-    if can_do and not spec.balloon.enabled:
-        yield Problem("balloon.enabled", "false", "true, for what it can do")
+def _devices(spec: VmSpec) -> Iterator[Problem]:
+    for name in DEVICES:
+        value = getattr(spec, name)
+        if isinstance(value, tuple):
+            for at, each in enumerate(value):
+                yield from each.problems(spec, f"{name}[{at}]")
+        elif value is not None:
+            yield from value.problems(spec, name)
 
 
 def _tuning(spec: VmSpec) -> Iterator[Problem]:
@@ -249,26 +240,18 @@ def _tuning(spec: VmSpec) -> Iterator[Problem]:
 
 
 def _microvm(spec: VmSpec) -> Iterator[Problem]:
-    """It has no PCI, no chipset and no flash (docs/system/i386/microvm.rst)."""
+    """Yield what a microvm has not: PCI, a chipset and flash (docs/system/i386/microvm.rst)."""
     there = {
         "pci": spec.pci,
         "mdev": spec.mdev,
-        "input": spec.input,
-        "host_usb": spec.host_usb,
-        "graphics.type": spec.graphics.type != "none",
-        "graphics.video": spec.graphics.video not in {"auto", "none"},
-        "sound.model": spec.sound.model != "none",
-        "watchdog.model": spec.watchdog.model != "none",
-        "panic.model": spec.panic.model != "none",
-        "iommu.model": spec.iommu.model != "none",
-        "tpm.model": spec.tpm.model != "none",
-        "usb.controller": spec.usb.controller == "xhci",
         "memory.maximum": spec.memory.maximum is not None,
         "cpu.current": spec.cpu.current not in {None, spec.cpu.vcpus},
         "boot.firmware": spec.boot.firmware == "uefi",
         "clock.hpet": spec.clock.hpet,
         "security.type": spec.security.type != "none",
     }
+    for present in devices_of(spec):
+        there |= {present.path_of(key): True for key in present.device.not_on_microvm()}
     for at, is_there in there.items():
         if is_there:
             yield Problem(at, 'machine.type = "microvm"', "q35: microvm has no such thing")

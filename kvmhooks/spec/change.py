@@ -14,20 +14,20 @@ from kvmhooks.spec.model import VmSpec
 from kvmhooks.spec.structure import Unsuitable, structure_table
 
 
-def changed(spec: VmSpec, table: str, said: Mapping[str, Any]) -> VmSpec:
-    """``spec`` with the values ``said`` in ``[table]``, by their keys in it (``memory.hard``).
+def changed(spec: VmSpec, table: str, keys: Mapping[str, Any]) -> VmSpec:
+    """Return ``spec`` with the values ``keys`` in ``[table]``, by their keys (``memory.hard``).
 
     None is what stands where nothing is said. Raises ``SpecError`` for a key that is not there, a
     value that does not suit it, or one that contradicts another key.
     """
     value = getattr(spec, table)
     kind = type(value)
-    given = {key: one for key, one in said.items() if one is not None}
+    given = {key: value for key, value in keys.items() if value is not None}
     try:
         read = structure_table(_nested(given, spec.source, table), kind, table, Path("/"))
     except Unsuitable as error:
         raise SpecError(spec.source, error.problems) from error
-    for key in said:
+    for key in keys:
         source = read if key in given else kind()
         value = _with(value, source, key.split("."), spec.source, f"{table}.{key}")
     made = attrs.evolve(spec, **{table: value})
@@ -52,7 +52,7 @@ def _nested(flat: Mapping[str, Any], file: str, at: str) -> dict[str, Any]:
 
 
 def _with(value: Any, source: Any, path: list[str], file: str, at: str) -> Any:
-    """``value`` with the field at ``path`` as in ``source``. Raises ``SpecError``."""
+    """Return ``value`` with the field at ``path`` as in ``source``. Raises ``SpecError``."""
     first, *rest = path
     if not attrs.has(type(value)) or first not in attrs.fields_dict(type(value)):
         raise SpecError(file, (Problem(at, "an unknown key", "one of that table"),))

@@ -14,14 +14,16 @@ class Clock:
     """The guest's clock and timers."""
 
     offset: Literal["auto", "utc", "localtime"] = "auto"
-    """What the real-time clock shows at the start; auto: localtime for Windows, else utc."""
+    """The time that the real-time clock shows at the start; auto: localtime for Windows, else utc.
+    """
     rtc_track: Literal["host", "guest"] = "host"
-    """Whether the real-time clock goes on while the guest is stopped."""
+    """The clock that the real-time clock follows: the host's, or the guest's, which stops with it.
+    """
     rtc_ticks: Literal["delay", "catchup"] = "delay"
-    """What becomes of the real-time clock's lost interrupts: Windows wants catchup."""
+    """The fate of the real-time clock's lost interrupts: Windows wants catchup."""
     hpet: bool = False
-    """Whether there is an HPET: slow to read, and used only where there is nothing better."""
+    """An HPET: slow to read, and used only where there is nothing better."""
     kvmclock: bool | None = None
-    """Whether Linux gets KVM's clock; by default under KVM."""
+    """KVM's clock for Linux; by default under KVM."""
     tsc_frequency: Hertz | None = None
     """The TSC's frequency in Hz; by default the host's."""

@@ -1,4 +1,4 @@
-"""What no single value shows: keys that contradict each other."""
+"""Contradictions between keys, which no single value shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
 
 _NAMES: Final = ("address", "id", "net", "block", "iommu_group", "sriov")
-"""What a device of the host can be named by."""
+"""The keys that can name a device of the host."""
 _FOLDERS: Final = {"memory.path"}
 _SHARED: Final = {"filesystem"}
 """Of these the root may be the path."""
@@ -46,8 +46,8 @@ def _files(value: Any, at: str) -> Iterator[Problem]:
         if value == value.parent and at not in _FOLDERS:
             yield Problem(at, repr(str(value)), "the path of a file")
     elif isinstance(value, tuple):
-        for index, one in enumerate(value):
-            yield from _files(one, f"{at}[{index}]")
+        for index, item in enumerate(value):
+            yield from _files(item, f"{at}[{index}]")
     elif attrs.has(type(value)):
         for field in attrs.fields(type(value)):
             inner = f"{at}.{field.name}" if at else field.name
@@ -56,10 +56,10 @@ def _files(value: Any, at: str) -> Iterator[Problem]:
 
 
 def _mediated(spec: VmSpec) -> Iterator[Problem]:
-    for index, one in enumerate(spec.mdev):
-        if one.uuid is None and one.type is None:
+    for index, mdev in enumerate(spec.mdev):
+        if mdev.uuid is None and mdev.type is None:
             yield Problem(f"mdev[{index}]", "neither uuid nor type", "one of them")
-        if one.parent is not None and one.type is None:
+        if mdev.parent is not None and mdev.type is None:
             yield Problem(f"mdev[{index}].parent", "a parent without type", "the two together")
 
 
@@ -74,29 +74,29 @@ def _current(spec: VmSpec) -> Iterator[Problem]:
 
 
 def _topology(spec: VmSpec) -> Iterator[Problem]:
-    said = {
+    levels = {
         level: count
         for level in ("sockets", "dies", "cores", "threads")
         if (count := getattr(spec.cpu, level)) is not None
     }
-    product = math.prod(said.values())
-    is_complete = {"sockets", "cores", "threads"} <= said.keys()
+    product = math.prod(levels.values())
+    is_complete = {"sockets", "cores", "threads"} <= levels.keys()
     if spec.cpu.vcpus % product or (is_complete and product != spec.cpu.vcpus):
-        shape = " x ".join(f"{count} {level}" for level, count in said.items())
+        shape = " x ".join(f"{count} {level}" for level, count in levels.items())
         times = "" if is_complete else "a multiple of "
         yield Problem("cpu.vcpus", str(spec.cpu.vcpus), f"{times}{product}: {shape}")
 
 
 def _placement(spec: VmSpec) -> Iterator[Problem]:
-    """Keys that only dedicated, shared or mixed vCPUs have."""
+    """Yield keys that only dedicated, shared or mixed vCPUs have."""
     cpu = spec.cpu
-    said = f'with cpu.placement = "{cpu.placement}"'
+    message = f'with cpu.placement = "{cpu.placement}"'
     if cpu.placement == "mixed" and cpu.dedicated is None:
         yield Problem("cpu.dedicated", "nothing", "the vCPUs of a mixed VM that have a CPU each")
     if cpu.dedicated is not None:
         every = CpuSet(range(cpu.vcpus))
         if cpu.placement != "mixed":
-            yield Problem("cpu.dedicated", f"{cpu.dedicated} {said}", 'cpu.placement = "mixed"')
+            yield Problem("cpu.dedicated", f"{cpu.dedicated} {message}", 'cpu.placement = "mixed"')
         elif not cpu.dedicated or not cpu.dedicated < every:
             yield Problem(
                 "cpu.dedicated", repr(str(cpu.dedicated)), f"some of the vCPUs {every}, not all"
@@ -106,9 +106,9 @@ def _placement(spec: VmSpec) -> Iterator[Problem]:
     if cpu.placement == "shared":
         for key, default in (("smt", "share"), ("kind", None), ("realtime", False)):
             if getattr(cpu, key) != default:
-                yield Problem(f"cpu.{key}", said, "dedicated or mixed: shared vCPUs float")
+                yield Problem(f"cpu.{key}", message, "dedicated or mixed: shared vCPUs float")
     if cpu.placement == "dedicated" and cpu.ratio is not None:
-        yield Problem("cpu.ratio", said, "shared or mixed: a dedicated vCPU has a CPU to itself")
+        yield Problem("cpu.ratio", message, "shared or mixed: a dedicated vCPU has a CPU to itself")
 
 
 def _uncut(at: str, vcpus: CpuSet, threads: int) -> Iterator[Problem]:

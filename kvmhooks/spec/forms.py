@@ -22,6 +22,8 @@ MachineType = NewType("MachineType", str)
 UserName = NewType("UserName", str)
 Tag = NewType("Tag", str)
 """The name of a shared folder in the guest: at most 36 bytes (linux/virtio_fs.h)."""
+SharedName = NewType("SharedName", str)
+"""A file in ``/dev/shm``."""
 Serial = NewType("Serial", str)
 """A disk's serial number: at most 20 bytes (``VIRTIO_BLK_ID_BYTES``, linux/virtio_blk.h)."""
 Hexadecimal = NewType("Hexadecimal", str)
@@ -53,6 +55,10 @@ TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
     ),
     UserName: (r"[a-z_][a-z0-9_-]{0,31}", "the name of a user of the host"),
     Tag: (r"[A-Za-z0-9_.-]{1,36}", "letters, digits and . _ -, at most 36"),
+    SharedName: (
+        r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}",
+        "letters, digits and . _ -, at most 63, the first a letter or digit",
+    ),
     Serial: (r"[A-Za-z0-9_.+-]{1,20}", "letters, digits and . _ + -, at most 20"),
     Hexadecimal: (r"0x[0-9a-f]{1,16}", 'a number such as "0x30000"'),
     IpAddress: (r"[0-9a-f.:]{2,45}", 'an IP address such as "127.0.0.1"'),
@@ -74,7 +80,7 @@ Hertz = NewType("Hertz", int)
 Cid = NewType("Cid", int)
 """A vsock address: 0 to 2 are taken, the highest means any (linux/vm_sockets.h)."""
 Shares = NewType("Shares", int)
-"""What cgroup v1 takes as ``cpu.shares``, v2 as ``cpu.weight`` (there up to 10,000)."""
+"""A weight as cgroup v1 takes it in ``cpu.shares``, v2 in ``cpu.weight`` (there up to 10,000)."""
 Microseconds = NewType("Microseconds", int)
 """A period or quota of the CPU bandwidth controller: from 1 ms on."""
 Priority = NewType("Priority", int)

@@ -8,29 +8,16 @@ absolute here: in the file they are relative to the file.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
 
 from kvmhooks.spec.clock import Clock
+from kvmhooks.spec.device import device
 from kvmhooks.spec.devices import (
-    Balloon,
-    Channel,
-    Filesystem,
-    Graphics,
     Helper,
-    HostUsb,
-    Input,
-    Iommu,
     Mdev,
-    Panic,
     Pci,
-    Rng,
-    Sound,
-    Tpm,
-    Usb,
-    Vsock,
-    Watchdog,
 )
 from kvmhooks.spec.forms import (
     TEXT_FORMS,
@@ -55,13 +42,28 @@ from kvmhooks.spec.storage import Disk, Nvme
 from kvmhooks.spec.tuning import Tuning
 from kvmhooks.values import ByteSize, CpuSet
 
+if TYPE_CHECKING:
+    from kvmhooks.machine.devices.balloon import Balloon
+    from kvmhooks.machine.devices.channel import Channel
+    from kvmhooks.machine.devices.filesystem import Filesystem
+    from kvmhooks.machine.devices.graphics import Graphics
+    from kvmhooks.machine.devices.host_usb import HostUsb
+    from kvmhooks.machine.devices.input import Input
+    from kvmhooks.machine.devices.iommu import Iommu
+    from kvmhooks.machine.devices.panic import Panic
+    from kvmhooks.machine.devices.rng import Rng
+    from kvmhooks.machine.devices.shared_memory import SharedMemory
+    from kvmhooks.machine.devices.sound import Sound
+    from kvmhooks.machine.devices.tpm import Tpm
+    from kvmhooks.machine.devices.usb import Usb
+    from kvmhooks.machine.devices.vsock import Vsock
+    from kvmhooks.machine.devices.watchdog import Watchdog
+
 __all__ = [
     "TEXT_FORMS",
     "Applied",
-    "Balloon",
     "Boot",
     "CellId",
-    "Channel",
     "Clock",
     "Console",
     "Cpu",
@@ -69,16 +71,11 @@ __all__ = [
     "CpuModel",
     "Dimm",
     "Disk",
-    "Filesystem",
     "Firmware",
-    "Graphics",
     "Guest",
     "Helper",
-    "HostUsb",
     "HugePages",
-    "Input",
     "InterfaceName",
-    "Iommu",
     "Isolation",
     "MacAddress",
     "Machine",
@@ -89,23 +86,16 @@ __all__ = [
     "Net",
     "Number",
     "Nvme",
-    "Panic",
     "Pci",
     "Percentage",
-    "Rng",
     "Security",
     "Shutdown",
-    "Sound",
-    "Tpm",
     "Tuning",
-    "Usb",
     "UserName",
     "Uuid",
     "VirtioMem",
     "VmName",
     "VmSpec",
-    "Vsock",
-    "Watchdog",
 ]
 
 
@@ -120,16 +110,17 @@ class Machine:
     emulator: Path | None = None
     """The QEMU to run; by default the system's qemu-system-x86_64."""
     irqchip: Literal["auto", "on", "split"] = "auto"
-    """Where interrupt controllers are emulated: on: in KVM; split: the I/O APIC in QEMU."""
+    """The place where interrupt controllers are emulated: on: in KVM; split: the I/O APIC in QEMU.
+    """
     sandbox: bool = True
-    """Whether QEMU is denied the system calls that it has no use for (seccomp)."""
+    """QEMU is denied the system calls that it has no use for (seccomp)."""
     user: UserName | None = None
     """The user that QEMU runs as; by default whoever starts it, or libvirt's."""
 
 
 @frozen(kw_only=True)
 class Boot:
-    """What the machine starts."""
+    """The program that the machine starts."""
 
     firmware: Firmware = "bios"
     """bios (SeaBIOS), uefi (OVMF), or the path of a ROM image."""
@@ -138,11 +129,11 @@ class Boot:
     variables: Path | None = None
     """The file with this VM's own UEFI variables."""
     template: Path | None = None
-    """What that file is first copied from; by default Debian's."""
+    """The file that it is first copied from; by default Debian's."""
     secure_boot: bool = False
-    """Whether UEFI starts only what is signed; the guest cannot write to the firmware's memory."""
+    """UEFI starts only what is signed; the guest cannot write to the firmware's memory."""
     menu: bool = False
-    """Whether the firmware waits for a key to choose what to start."""
+    """The firmware waits for a key to choose what to start."""
     kernel: Path | None = None
     """A Linux kernel to start without a boot loader."""
     initrd: Path | None = None
@@ -156,9 +147,9 @@ class Cpu:
     """The virtual CPUs."""
 
     vcpus: int
-    """How many vCPUs: sockets x dies x cores x threads."""
+    """The number of vCPUs: sockets x dies x cores x threads."""
     current: Number | None = None
-    """How many of them are there at the start; by default all. All have their places already."""
+    """The number of them at the start; by default all. All have their places already."""
     placement: Literal["dedicated", "shared", "mixed"] = "shared"
     """dedicated: each vCPU has a host CPU to itself; shared: they float over a pool; mixed: those
     that `dedicated` names have one, the others float."""
@@ -171,40 +162,42 @@ class Cpu:
     kind: Literal["performance", "efficiency"] | None = None
     """Of dedicated vCPUs, the kind of core they need; by default any, performance cores first."""
     realtime: bool = False
-    """Whether dedicated vCPUs run with real-time priority (SCHED_FIFO), on CPUs that the kernel
-    isolates (isolcpus) if there are any."""
+    """Dedicated vCPUs run with real-time priority (SCHED_FIFO), on CPUs that the kernel isolates
+    (isolcpus) if there are any.
+    """
     ratio: int | None = None
     """Of shared vCPUs: at most so many on each CPU of the pool, other VMs' counted; by default
     without limit."""
     iothreads: Number | None = None
-    """How many iothreads serve the disks that name none: 0 is QEMU's main loop; by default one for
-    each such disk, at most one for two vCPUs."""
+    """The number of iothreads for the disks that name none: 0 is QEMU's main loop; by default one
+    for each such disk, at most one for two vCPUs.
+    """
     model: CpuModel = CpuModel("host")
     """host, max, or a named model of QEMU. Under tcg host means max."""
     features: tuple[CpuFeature, ...] = ()
     """Features to add (+name) or take away (-name)."""
     migratable: bool | None = None
-    """Whether only what can be migrated is shown; false for all of the host's CPU."""
+    """Only features that can be migrated are shown; false for all of the host's CPU."""
     pmu: bool | None = None
-    """Whether the guest has performance counters; by default as the model."""
+    """The guest has performance counters; by default as the model."""
     caches: Literal["auto", "host", "emulated"] = "auto"
     """The caches that the guest sees: the host's, QEMU's own with an L3, or as the model."""
     l3: Literal["core", "die", "socket"] | None = None
-    """Which part of the guest's topology shares an L3 cache (QEMU 10.0, not in libvirt)."""
+    """The part of the guest's topology that shares an L3 cache (QEMU 10.0, not in libvirt)."""
     hidden: bool = False
-    """Whether the guest is not told that it runs under KVM."""
+    """The guest is not told that it runs under KVM."""
     hint_dedicated: bool | None = None
-    """Whether the guest is told that its vCPUs are never preempted; by default if dedicated."""
+    """The guest is told that its vCPUs are never preempted; by default if dedicated."""
     poll_control: bool | None = None
-    """Whether the guest may take over polling when idle from the host."""
+    """The guest may take over polling when idle from the host."""
     pv_ipi: bool | None = None
-    """Whether interprocessor interrupts may be sent by hypercall."""
+    """Interprocessor interrupts may be sent by hypercall."""
     pv_eoi: bool | None = None
-    """Whether the end of an interrupt may be told without leaving the guest."""
+    """The end of an interrupt may be told without leaving the guest."""
     pv_spinlocks: bool | None = None
-    """Whether a vCPU that waits for a lock may yield."""
+    """A vCPU that waits for a lock may yield."""
     cpu_pm: bool = False
-    """Whether the guest puts idle host CPUs to sleep itself: quick to wake, looks busy."""
+    """The guest puts idle host CPUs to sleep itself: quick to wake, looks busy."""
     hyperv: Literal["auto", "full", "none"] = "auto"
     """Hyper-V's interfaces: full: all that the target has; auto: full for Windows."""
     sockets: int | None = None
@@ -244,9 +237,9 @@ class VirtioMem:
     """Memory that grows and shrinks while the guest runs."""
 
     size: ByteSize
-    """How large it can be."""
+    """Its largest size."""
     requested: ByteSize | None = None
-    """How large the guest shall make it at the start; by default all."""
+    """The size that the guest shall make it at the start; by default all."""
     block: ByteSize = ByteSize(2 << 20)
     """In which steps: a power of two, 2MiB at least."""
     cell: CellId = CellId(0)
@@ -260,17 +253,18 @@ class Memory:
     size: ByteSize
     """The size of all of it: 512MiB, 4GiB."""
     cells: int | None = None
-    """How many guest NUMA cells, all alike; by default one for each host node that is used."""
+    """The number of guest NUMA cells, all alike; by default one for each host node that is used."""
     cell: tuple[MemoryCell, ...] = ()
     """The guest NUMA cells one by one, where they are not alike."""
     hugepages: HugePages = False
     """The size of the explicit huge pages it is made of (2MiB, 1GiB); auto: the largest that fit;
     or false."""
     allocate: bool = False
-    """Whether huge pages that are not there yet may be allocated when the VM starts."""
+    """Huge pages that are not there yet may be allocated when the VM starts."""
     mode: Literal["strict", "preferred"] | None = None
-    """How memory is bound to its nodes: strict, or preferred; by default strict for dedicated
-    vCPUs and for huge pages, else preferred."""
+    """The binding of memory to its nodes: strict, or preferred; by default strict for dedicated
+    vCPUs and for huge pages, else preferred.
+    """
     nodes: CpuSet | None = None
     """The host nodes that the VM may use, as a list: "0-1"; by default all."""
     backend: Literal["auto", "ram", "memfd", "file"] = "auto"
@@ -278,21 +272,21 @@ class Memory:
     path: Path | None = None
     """The folder for backend file: a mount of hugetlbfs, or of shared memory."""
     prealloc: bool | None = None
-    """Whether all of it is allocated before the start; by default huge pages are."""
+    """All of it is allocated before the start; by default huge pages are."""
     prealloc_threads: int | None = None
-    """How many threads allocate it."""
+    """The number of threads that allocate it."""
     share: bool | None = None
-    """Whether other processes can map it; by default if a device needs that (virtiofs)."""
+    """Other processes can map it; by default if a device needs that (virtiofs)."""
     locked: bool = False
-    """Whether it, and the rest of QEMU, is never swapped."""
+    """Neither it nor the rest of QEMU is ever swapped."""
     discard: bool = False
-    """Whether its content is dropped at the end rather than written back (shared or file)."""
+    """Its content is dropped at the end rather than written back (shared or file)."""
     merge: bool = True
-    """Whether equal pages may be merged with other guests' (KSM)."""
+    """Equal pages may be merged with other guests' (KSM)."""
     maximum: ByteSize | None = None
-    """How large it may grow by adding DIMMs."""
+    """The size that it may grow to by adding DIMMs."""
     slots: int | None = None
-    """How many DIMMs may be added; by default 16 where there is a maximum."""
+    """The number of DIMMs that may be added; by default 16 where there is a maximum."""
     dimm: tuple[Dimm, ...] = ()
     """DIMMs that are there from the start and can be taken out."""
     virtio: tuple[VirtioMem, ...] = ()
@@ -301,7 +295,7 @@ class Memory:
 
 @frozen(kw_only=True)
 class Console:
-    """Where the guest's console goes."""
+    """The place that the guest's console goes to."""
 
     type: Literal["serial", "virtio", "none"] = "serial"
     """serial: a 16550 port (ttyS0); virtio: a virtio console (hvc0); none."""
@@ -309,19 +303,19 @@ class Console:
 
 @frozen(kw_only=True)
 class Guest:
-    """What runs inside, as far as kvmhooks is concerned."""
+    """The programs inside, as far as kvmhooks is concerned."""
 
     report: bool = False
-    """Whether the guest prints kvmhooks' report of itself, to be compared with the plan."""
+    """The guest prints kvmhooks' report of itself, to be compared with the plan."""
     os: Literal["linux", "windows", "other"] = "linux"
     """The operating system: windows wants Hyper-V's interfaces and a clock in local time."""
     agent: bool = False
-    """Whether there is a channel for QEMU's guest agent."""
+    """A channel for QEMU's guest agent is there."""
 
 
 @frozen(kw_only=True)
 class Shutdown:
-    """How the VM is ended when it is asked to stop."""
+    """The way in which the VM is ended when it is asked to stop."""
 
     timeout: int = 10
     """Seconds that the guest has to power off before QEMU is told to quit."""
@@ -329,29 +323,31 @@ class Shutdown:
 
 @frozen(kw_only=True)
 class Isolation:
-    """What the VM asks of the host while it runs."""
+    """The VM's claims on the host while it runs."""
 
     exclusive: bool = False
-    """Whether its dedicated CPUs are for its vCPUs alone: no task or interrupt of the host."""
+    """Its dedicated CPUs are for its vCPUs alone: no task or interrupt of the host."""
     strict: bool = False
-    """Whether the VM must not start when any part of this cannot be met."""
+    """The VM must not start when any part of this cannot be met."""
     cache_ways: int | None = None
-    """How many ways of each L3 cache that it runs on are its own (resctrl); by default none."""
+    """The number of ways of each L3 cache that it runs on and has alone (resctrl); by default none.
+    """
     memory_bandwidth: Percentage | None = None
     """The most memory bandwidth that it may use, in percent (resctrl); by default no limit."""
 
 
 @frozen(kw_only=True)
 class Run:
-    """How kvm-launch follows the VM."""
+    """The way in which kvm-launch follows the VM."""
 
     hang_timeout: int = 300
     """Seconds after which a QEMU that does not answer is killed."""
     ready: Literal["running", "agent"] = "running"
-    """When systemd, or whoever waits for kvm-launch --detach, is told that the VM is there: once it
-    runs, or once the guest's agent answers."""
+    """The moment when systemd, or whoever waits for kvm-launch --detach, is told that the VM is
+    there: once it runs, or once the guest's agent answers.
+    """
     restart: Literal["never", "on-failure", "always"] = "never"
-    """Whether a VM that ended by itself is started again: always, or unless it powered off."""
+    """A VM that ended by itself is started again: always, or unless it powered off."""
     restart_delay: int = 1
     """Seconds before a restart; twice as many after each that came to nothing, 300 at the most."""
     writable: tuple[Path, ...] = ()
@@ -368,7 +364,7 @@ class Image:
     format: Literal["raw", "qcow2"] = "qcow2"
     """Its format; over a base it is qcow2."""
     size: ByteSize | None = None
-    """How large the disk is that the guest sees; by default as the base."""
+    """The size of the disk that the guest sees; by default as the base."""
     base: Path | None = None
     """The image that it begins as; what the guest writes goes to this one only."""
     base_format: Literal["raw", "qcow2"] = "qcow2"
@@ -377,7 +373,7 @@ class Image:
 
 @frozen(kw_only=True)
 class CloudInit:
-    """What cloud-init in the guest is told; kvm-launch makes a seed of it at each start."""
+    """The data for cloud-init in the guest; kvm-launch makes a seed of it at each start."""
 
     seed: Path
     """The ISO to make, which a disk names as well."""
@@ -410,11 +406,11 @@ class VmSpec:
         ]
         | None
     ) = None
-    """What the VM is for: defaults under its own words (`kvmhooks profiles show NAME`)."""
+    """The purpose of the VM: defaults under its own words (`kvmhooks profiles show NAME`)."""
     machine: Machine = Machine()
     """The kind of machine."""
     boot: Boot = Boot()
-    """What the machine starts."""
+    """The program that the machine starts."""
     cpu: Cpu
     """The virtual CPUs."""
     memory: Memory
@@ -431,54 +427,58 @@ class VmSpec:
     """PCI devices of the host that the guest gets."""
     mdev: tuple[Mdev, ...] = ()
     """Mediated devices: parts of a device of the host."""
-    filesystem: tuple[Filesystem, ...] = ()
+    filesystem: tuple[Filesystem, ...] = device(many=True)
     """Folders of the host that are shared with the guest (virtiofs)."""
-    channel: tuple[Channel, ...] = ()
+    channel: tuple[Channel, ...] = device(many=True)
     """Channels between a program of the guest and a socket of the host."""
-    input: tuple[Input, ...] = ()
+    input: tuple[Input, ...] = device(many=True)
     """Keyboards, mice and tablets."""
-    host_usb: tuple[HostUsb, ...] = ()
+    host_usb: tuple[HostUsb, ...] = device(many=True)
     """USB devices of the host that the guest gets."""
-    usb: Usb = Usb()
+    usb: Usb | None = device(
+        elements=("controller",), of_type="usb", implied_by=("input", "host_usb")
+    )
     """The USB controller."""
-    graphics: Graphics = Graphics()
+    graphics: Graphics | None = device(elements=("graphics", "video"))
     """The screen."""
-    sound: Sound = Sound()
+    sound: Sound | None = device(elements=("sound", "audio"))
     """The sound card."""
-    vsock: Vsock = Vsock()
+    vsock: Vsock | None = device()
     """Sockets between the guest and the host."""
-    rng: Rng = Rng()
+    rng: Rng | None = device()
     """Random numbers for the guest."""
-    tpm: Tpm = Tpm()
+    tpm: Tpm | None = device()
     """The TPM."""
-    watchdog: Watchdog = Watchdog()
-    """What resets a guest that hangs."""
-    panic: Panic = Panic()
-    """How a guest tells that its kernel has crashed."""
-    balloon: Balloon = Balloon()
+    watchdog: Watchdog | None = device()
+    """A device that resets a guest that hangs."""
+    panic: Panic | None = device()
+    """A device by which a guest tells that its kernel has crashed."""
+    balloon: Balloon | None = device(elements=("memballoon",))
     """Memory that the guest gives back."""
-    iommu: Iommu = Iommu()
+    iommu: Iommu | None = device()
     """The guest's own IOMMU."""
+    shared_memory: SharedMemory | None = device(elements=("shmem",))
+    """Memory that the guest shares with a program of the host."""
     security: Security = Security()
     """Encryption of the guest's memory."""
     tuning: Tuning = Tuning()
     """Shares, limits and scheduling on the host."""
     console: Console = Console()
-    """Where the guest's console goes."""
+    """The place that the guest's console goes to."""
     guest: Guest = Guest()
-    """What runs inside."""
+    """The programs inside."""
     shutdown: Shutdown = Shutdown()
-    """How the VM is ended when it is asked to stop."""
+    """The way in which the VM is ended when it is asked to stop."""
     isolation: Isolation = Isolation()
-    """What the VM asks of the host while it runs."""
+    """The VM's claims on the host while it runs."""
     run: Run = Run()
-    """How kvm-launch follows the VM."""
+    """The way in which kvm-launch follows the VM."""
     image: tuple[Image, ...] = ()
     """Images that are made before the first start."""
     helper: tuple[Helper, ...] = ()
     """Programs that kvm-launch starts before QEMU and ends after it."""
     cloud_init: CloudInit | None = None
-    """What cloud-init in the guest is told."""
+    """The data for cloud-init in the guest."""
     applied: tuple[Applied, ...] = field(default=(), eq=False, metadata={"key": False})
     """The profile's defaults that can give way; not a key of the file."""
     source: str = field(default="vm.toml", eq=False, metadata={"key": False})

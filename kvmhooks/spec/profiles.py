@@ -19,15 +19,16 @@ Document = dict[str, Any]
 
 @frozen(kw_only=True)
 class Default:
-    """What a profile says of one key."""
+    """The value that a profile gives to one key."""
 
     at: str
     """The key: ``cpu.placement``; ``net[].queues`` is that of each interface."""
     value: Any
-    """What it is; a function makes it of the document."""
+    """The value itself; a function makes it of the document."""
     why: str
     instead: tuple[Any, ...] = ()
-    """What is tried in turn where the host cannot serve it; none of these: the VM is refused."""
+    """The values to try in turn where the host cannot serve it; none of these: the VM is refused.
+    """
     blamed: tuple[str, ...] = ()
     """Further keys at which the planner refuses what this default asks for."""
     only_if: Callable[[Document], bool] | None = None
@@ -253,7 +254,7 @@ PROFILES: Final[Mapping[str, tuple[str, tuple[Default, ...]]]] = {
 
 
 def with_profile(document: Document) -> tuple[Document, tuple[Applied, ...]]:
-    """The document with its profile's defaults under its own words, and those that can give way.
+    """Return the document with its profile's defaults under its own words; some can give way.
 
     A document without a profile, or with one that there is not, is given back as it is.
     """
@@ -277,12 +278,12 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return dict(value)
     if isinstance(value, list):
-        return [dict(one) if isinstance(one, dict) else one for one in value]
+        return [dict(item) if isinstance(item, dict) else item for item in value]
     return value
 
 
 def _places(document: Document, at: str) -> Iterator[tuple[Document, str, str]]:
-    """The tables that have the key ``at``, its name there, and its place."""
+    """Yield the tables that have the key ``at``, its name there, and its place."""
     head, _, key = at.rpartition(".")
     if head.endswith("[]"):
         tables = document.get(head[:-2], [])

@@ -1,6 +1,6 @@
 """The JSON Schema of ``vm.toml``, made from the spec's classes.
 
-What stands after a field in its class is the key's description; it is read from the source, since
+The string after a field in its class is the key's description; it is read from the source, since
 Python keeps no docstrings of fields.
 """
 
@@ -12,10 +12,11 @@ import inspect
 import sys
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 import attrs
 
+from kvmhooks.spec.device import hints_of
 from kvmhooks.spec.forms import RANGES, TEXT_FORMS, HugePages
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.spec.structure import is_key
@@ -51,16 +52,16 @@ _SIMPLE: dict[Any, dict[str, Any]] = {
 
 
 def schema() -> dict[str, Any]:
-    """The schema as JSON types."""
+    """Return the schema as JSON types."""
     return {"$schema": DIALECT, "title": "A VM of kvmhooks", **_table(VmSpec)}
 
 
 @functools.cache
 def descriptions(module: str) -> dict[tuple[str, str], str]:
-    """(class, field): what stands after the field in the source of the ``module``."""
+    """Return (class, field): what stands after the field in the source of the ``module``."""
     tree = ast.parse(inspect.getsource(sys.modules[module]))
     return {
-        (made.name, field.target.id): text.value.value
+        (made.name, field.target.id): inspect.cleandoc(text.value.value)
         for made in tree.body
         if isinstance(made, ast.ClassDef)
         for field, text in zip(made.body, made.body[1:], strict=False)
@@ -74,7 +75,7 @@ def descriptions(module: str) -> dict[tuple[str, str], str]:
 
 def _table(made: type) -> dict[str, Any]:
     told = descriptions(made.__module__)
-    hints = get_type_hints(made)
+    hints = hints_of(made)
     keys = [field for field in attrs.fields(made) if is_key(field)]
     return {
         "type": "object",
@@ -100,7 +101,7 @@ def _value(made: Any) -> dict[str, Any]:
     elif origin is tuple:
         value = {"type": "array", "items": _value(get_args(made)[0])}
     elif origin in {Union, types.UnionType}:
-        some = [_value(one) for one in get_args(made) if one is not type(None)]
+        some = [_value(kind) for kind in get_args(made) if kind is not type(None)]
         value = some[0] if len(some) == 1 else {"anyOf": some}
     else:
         value = _table(made)

@@ -16,9 +16,11 @@ class Security:
     type: Literal["none", "sev", "sev-es", "sev-snp", "tdx"] = "none"
     """AMD's SEV (-es: registers too; -snp: integrity too) or Intel's TDX."""
     policy: Hexadecimal | None = None
-    """What the guest's owner allows the host; by default no debugging, and what the type needs."""
+    """The policy by which the guest's owner limits the host; by default no debugging, and what the
+    type needs.
+    """
     kernel_hashes: bool = False
-    """Whether a kernel given directly is measured (AMD)."""
+    """A kernel given directly is measured (AMD)."""
     cbitpos: int | None = None
     """The bit of an address that says encrypted (AMD); by default 51 for sev-snp, else 47."""
     reduced_phys_bits: int = 1

@@ -50,32 +50,35 @@ class Disk:
     format: Literal["raw", "qcow2"] = "raw"
     """The image's format. It is never guessed: a guest could write another header."""
     device: Literal["disk", "cdrom"] = "disk"
-    """What the guest sees; a cdrom is on the bus sata."""
+    """The device that the guest sees; a cdrom is on the bus sata."""
     bus: Bus = "virtio-blk"
-    """How it is attached; a cdrom that says nothing is on sata."""
+    """The bus that it is attached to; a cdrom that says nothing is on sata."""
     iothread: int | None = None
     """The number (from 1) of the iothread that serves it; by default the main loop."""
     iothreads: tuple[int, ...] = ()
     """Several iothreads that share its queues (QEMU 9.0; virtio-scsi: 10.0)."""
     queues: int | None = None
-    """How many virtqueues; by default QEMU's choice."""
+    """The number of virtqueues; by default QEMU's choice."""
     queue_size: int | None = None
-    """How many requests a virtqueue holds; by default QEMU's choice."""
+    """The number of requests that a virtqueue holds; by default QEMU's choice."""
     cache: Literal["none", "writeback", "writethrough", "unsafe"] = "none"
     """The host's page cache: none opens with O_DIRECT."""
     aio: Literal["auto", "io_uring", "native", "threads"] = "auto"
-    """How the host does its I/O; auto: io_uring where it works, else native with cache none."""
+    """The interface for its I/O on the host; auto: io_uring where it works, else native with cache
+    none.
+    """
     discard: bool = True
-    """Whether what the guest discards is given back to the host."""
+    """Space that the guest discards is given back to the host."""
     detect_zeroes: Literal["off", "on", "unmap"] = "off"
-    """Whether zeroes that the guest writes are found; unmap: and discarded."""
+    """Zeroes that the guest writes are found; unmap: and discarded."""
     readonly: bool = False
-    """Whether the guest may not write to it."""
+    """The guest may not write to it."""
     shared: bool = False
-    """Whether other VMs use it at the same time."""
+    """Other VMs use it at the same time."""
     passed: bool = True
-    """Whether kvm-launch opens it for QEMU, which then knows it as /dev/fdset/N. A snapshot or a
-    block job over QMP may record that name as another image's base: for those, false."""
+    """kvm-launch opens it for QEMU, which then knows it as /dev/fdset/N. A snapshot or a block job
+    over QMP may record that name as another image's base: for those, false.
+    """
     serial: Serial | None = None
     """The serial number that the guest sees; nvme has one in any case."""
     logical_block: ByteSize | None = None
@@ -89,7 +92,7 @@ class Disk:
 
     @property
     def is_block_device(self) -> bool:
-        """Whether the path is one of a device: known from it alone, also on another host."""
+        """The path is one of a device: known from it alone, also on another host."""
         return self.path.is_relative_to("/dev")
 
     @property
@@ -115,6 +118,6 @@ class Nvme:
     iothread: int | None = None
     """The number (from 1) of the iothread that serves it; by default the main loop."""
     queues: int | None = None
-    """How many virtqueues the guest sees; by default QEMU's choice."""
+    """The number of virtqueues that the guest sees; by default QEMU's choice."""
     managed: bool = True
-    """Whether libvirt binds it to vfio-pci and back."""
+    """libvirt binds it to vfio-pci and back."""

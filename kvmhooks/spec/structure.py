@@ -20,6 +20,7 @@ from cattrs import BaseValidationError, Converter, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn, override
 
 from kvmhooks.errors import Problem, ValueFormatError
+from kvmhooks.spec.device import NotLoaded, device_class, resolve_types
 from kvmhooks.spec.forms import RANGES, TEXT_FORMS, Firmware, HugePages, Number, VfChoice
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import ByteSize, CpuSet, PciAddress
@@ -27,8 +28,10 @@ from kvmhooks.values import ByteSize, CpuSet, PciAddress
 Hook = Callable[[Any, Any], Any]
 
 _UNFIT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
-"""What no path may have: what XML 1.0 has no place for (its production ``Char``), names that are no
-UTF-8 (Python's lone surrogates), control characters, and all that ends a line somewhere."""
+"""The characters that no path may have: those that XML 1.0 has no place for (its production
+``Char``), names that are no UTF-8 (Python's lone surrogates), control characters, and all that ends
+a line somewhere.
+"""
 
 
 _LONGEST_PATH: Final = 4_095
@@ -101,7 +104,7 @@ def show(value: object) -> str:
 
 @functools.lru_cache(maxsize=4)
 def _converter(folder: Path) -> Converter:
-    """What reads a document whose relative paths start at ``folder``."""
+    """Return the converter of a document whose relative paths start at ``folder``."""
     converter = Converter()
 
     def path(value: Any, _: Any) -> Path:
@@ -136,6 +139,7 @@ def _converter(folder: Path) -> Converter:
     converter.register_structure_hook_factory(_is_choice, _choice)
     converter.register_structure_hook_factory(_is_array, lambda made: _array(made, converter))
     converter.register_structure_hook_factory(attrs.has, lambda made: _table(made, converter))
+    converter.register_structure_hook_factory(_is_not_loaded, lambda _: _device(converter))
     return converter
 
 
@@ -149,7 +153,7 @@ def _count(least: int, most: int) -> Hook:
 
 
 def _parsed(parse: Callable[[str], Any], expected: str) -> Hook:
-    """What ``parse`` makes of a text; it raises ``ValueFormatError``."""
+    """Return the hook that applies ``parse`` to a text; it raises ``ValueFormatError``."""
 
     def structure_parsed(value: Any, _: Any) -> Any:
         if not isinstance(value, str):
@@ -237,10 +241,14 @@ def _is_array(made: Any) -> bool:
     return get_origin(made) is tuple
 
 
+def _is_table(made: Any) -> bool:
+    return attrs.has(made) or _is_not_loaded(made)
+
+
 def _array(made: Any, converter: Converter) -> Hook:
     item = get_args(made)[0]
     as_list: Any = GenericAlias(list, (item,))
-    kind = "tables ([[...]])" if attrs.has(item) else "numbers" if item is int else "texts"
+    kind = "tables ([[...]])" if _is_table(item) else "numbers" if item is int else "texts"
 
     def structure_array(value: Any, _: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
@@ -250,10 +258,22 @@ def _array(made: Any, converter: Converter) -> Hook:
     return structure_array
 
 
+def _is_not_loaded(made: Any) -> bool:
+    return isinstance(made, type) and issubclass(made, NotLoaded)
+
+
+def _device(converter: Converter) -> Hook:
+    def structure_device(value: Any, made: Any) -> Any:
+        return converter.structure(value, device_class(made.device))
+
+    return structure_device
+
+
 def _table(made: Any, converter: Converter) -> Hook:
     @functools.cache
     def walk() -> Hook:
-        """Made when the first such table is met: cattrs compiles it, and most files have few."""
+        """Convert such a table; made for the first one: cattrs compiles it, few files have it."""
+        resolve_types(made)
         keyless = {
             each.name: override(omit=True) for each in attrs.fields(made) if not is_key(each)
         }

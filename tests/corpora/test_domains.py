@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from kvmhooks.domain.importing import read_domain
-from kvmhooks.domain.tune import CONCERNS, Tuned, tune
 from kvmhooks.errors import KvmhooksError, PlanError, SpecError
 from kvmhooks.host import Host, read
-from kvmhooks.isolate.domain import read_claim
+from kvmhooks.isolate.claims.domain_xml import read_claim
+from kvmhooks.libvirt.importing.importing import read_domain
+from kvmhooks.libvirt.tuning.tune import CONCERNS, Tuned, tune
 from kvmhooks.spec import parse_vm
 from kvmhooks.spec.profiles import PROFILES
 from tests.fakehost import LARGE_SERVER, write_host
@@ -177,19 +177,19 @@ def test_what_a_profile_adds_is_what_it_says() -> None:
 
 
 def test_a_domains_own_words_win_over_a_profile() -> None:
-    """What stands there already stays, be it the same thing in other words."""
-    said = """<domain type='kvm'><name>own</name><memory unit='GiB'>2</memory><vcpu>2</vcpu>
+    """A domain's own words stay, be it the same thing in other words."""
+    xml = """<domain type='kvm'><name>own</name><memory unit='GiB'>2</memory><vcpu>2</vcpu>
       <memoryBacking><hugepages><page size='2' unit='MiB'/></hugepages></memoryBacking>
       <os><type arch='x86_64' machine='q35'>hvm</type></os>
       <features><pmu state='on'/></features>
       <devices><rng model='virtio'><backend model='random'>/dev/hwrng</backend></rng></devices>
       </domain>"""
-    tuned = tune(said, server(), only={"profile"}, profile="realtime")
+    tuned = tune(xml, server(), only={"profile"}, profile="realtime")
     assert not {"features/pmu@state", "memoryBacking/hugepages/page", "devices/rng"} & {
         change.at for change in tuned.changes
     }
     assert "memoryBacking/nosharepages" in {change.at for change in tuned.changes}
-    assert_keeps(said.encode(), tuned)
+    assert_keeps(xml.encode(), tuned)
 
 
 def test_a_tuned_domain_can_have_its_cpus_alone() -> None:
@@ -227,12 +227,12 @@ def assert_has(after: Any, before: Any) -> None:
         assert_has(found, child)
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    if one.tag != other.tag:
+def _is_same(element: Any, other: Any) -> bool:
+    if element.tag != other.tag:
         return False
-    if not isinstance(one.tag, str):
-        return bool(one.text == other.text)
-    return set(other.attrib) <= set(one.attrib)
+    if not isinstance(element.tag, str):
+        return bool(element.text == other.text)
+    return set(other.attrib) <= set(element.attrib)
 
 
 def _text(element: Any) -> str:

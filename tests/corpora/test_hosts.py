@@ -65,7 +65,7 @@ def test_a_captured_host_is_what_its_references_say(path: Path, compared: Counte
         if truth.get(reference):
             found = compare(host, truth[reference], truth)
             facts |= {f"{reference}: {fact}": both for fact, both in found.items()}
-    disputed = tuple(said.partition(":")[0] for said in truth.get("references_disagree", ()))
+    disputed = tuple(fact.partition(":")[0] for fact in truth.get("references_disagree", ()))
     facts = {
         fact: both
         for fact, both in facts.items()
@@ -80,36 +80,36 @@ def test_a_captured_host_is_what_its_references_say(path: Path, compared: Counte
     compared[name] = len(facts)
 
 
-def compare_hwloc(host: Host, said: dict[str, Any], truth: dict[str, Any]) -> Facts:
-    """What lstopo prints of the tree."""
+def compare_hwloc(host: Host, reference: dict[str, Any], truth: dict[str, Any]) -> Facts:
+    """Yield the facts that lstopo prints of the tree."""
     facts: Facts = {
-        "online": (str(host.online), said["cpus"]),
-        "present": (str(host.present), said["complete_cpus"]),
+        "online": (str(host.online), reference["cpus"]),
+        "present": (str(host.present), reference["complete_cpus"]),
     }
-    for core in said["cores"]:
+    for core in reference["cores"]:
         for cpu in CpuSet.parse(core["cpus"]):
             ours = host.cpu(cpu)
             facts[f"siblings of {cpu}"] = (str(ours.siblings), core["cpus"])
             facts[f"core of {cpu}"] = (ours.core, core["core_id"])
-    for package in said["packages"]:
+    for package in reference["packages"]:
         for cpu in CpuSet.parse(package["cpus"]):
             facts[f"package of {cpu}"] = (host.cpu(cpu).package, package["package_id"])
-    facts |= _compare_caches(host, said) | _compare_kinds(host, said["cpukinds"])
+    facts |= _compare_caches(host, reference) | _compare_kinds(host, reference["cpukinds"])
     if truth["features"]["node_dirs"]:
-        facts |= _compare_nodes(host, said)
-    if said["pci"]:
-        facts |= _compare_devices(host, said)
+        facts |= _compare_nodes(host, reference)
+    if reference["pci"]:
+        facts |= _compare_devices(host, reference)
     return facts
 
 
-def _compare_devices(host: Host, said: dict[str, Any]) -> Facts:
+def _compare_devices(host: Host, reference: dict[str, Any]) -> Facts:
     """PCI devices by class and ids; interfaces and disks by name.
 
     Not the node: hwloc takes the locality of the bus above, which one tree has edited by hand.
     """
     devices = {str(device.address): device for device in host.pci or ()}
     facts: Facts = {}
-    for entry in said["pci"]:
+    for entry in reference["pci"]:
         device = devices[entry["busid"]]
         facts[f"device {entry['busid']}"] = (
             ((device.class_ or "")[2:6], device.vendor, device.device),
@@ -118,13 +118,13 @@ def _compare_devices(host: Host, said: dict[str, Any]) -> Facts:
     # hwloc's types 0 and 2 are block and network devices.
     for name, kind in (("block", "0"), ("net", "2")):
         ours = {each for device in devices.values() for each in getattr(device, name)}
-        theirs = {each["name"] for each in said["osdev"] if each["osdev_type"] == kind}
-        if said["osdev"]:
+        theirs = {each["name"] for each in reference["osdev"] if each["osdev_type"] == kind}
+        if reference["osdev"]:
             facts[name] = (ours, theirs)
     return facts
 
 
-def _compare_caches(host: Host, said: dict[str, Any]) -> Facts:
+def _compare_caches(host: Host, reference: dict[str, Any]) -> Facts:
     facts: Facts = {}
     for level, kind, key in (
         (1, "Data", "L1Cache"),
@@ -133,21 +133,24 @@ def _compare_caches(host: Host, said: dict[str, Any]) -> Facts:
         (3, "Unified", "L3Cache"),
     ):
         caches = [each for each in host.caches or () if (each.level, each.type) == (level, kind)]
-        facts[f"{key} sharing"] = (_sharing(caches), sorted(each["cpus"] for each in said[key]))
+        facts[f"{key} sharing"] = (
+            _sharing(caches),
+            sorted(each["cpus"] for each in reference[key]),
+        )
         sizes = {str(each.cpus): (each.size_kib or 0) << 10 for each in caches}
-        for each in said[key]:
+        for each in reference[key]:
             facts[f"{key} size of {each['cpus']}"] = (sizes.get(each["cpus"]), each["size"])
     return facts
 
 
-def _compare_kinds(host: Host, said: list[dict[str, Any]]) -> Facts:
+def _compare_kinds(host: Host, reference: list[dict[str, Any]]) -> Facts:
     """Kinds, which hwloc ranks by frequency and does not name, and base frequencies."""
     facts: Facts = {}
-    if len(said) == 2:
-        for kind, entry in zip(("efficiency", "performance"), said, strict=True):
+    if len(reference) == 2:
+        for kind, entry in zip(("efficiency", "performance"), reference, strict=True):
             for cpu in CpuSet.parse(entry["cpus"]):
                 facts[f"kind of {cpu}"] = (host.cpu(cpu).kind, kind)
-    for entry in said:
+    for entry in reference:
         told = entry["info"].get("FrequencyBaseMHz")
         for cpu in CpuSet.parse(entry["cpus"]) if told is not None else ():
             base = host.cpu(cpu).base_khz
@@ -155,11 +158,11 @@ def _compare_kinds(host: Host, said: list[dict[str, Any]]) -> Facts:
     return facts
 
 
-def _compare_nodes(host: Host, said: dict[str, Any]) -> Facts:
+def _compare_nodes(host: Host, reference: dict[str, Any]) -> Facts:
     facts: Facts = {
-        "nodes": (str(CpuSet(node.id for node in host.nodes or ())), said["nodes"]),
+        "nodes": (str(CpuSet(node.id for node in host.nodes or ())), reference["nodes"]),
     }
-    for entry in said["numa"]:
+    for entry in reference["numa"]:
         node = host.node(entry["node"])
         # A node with memory only has, to hwloc, the CPUs that reach it best.
         if node.cpus:
@@ -183,18 +186,20 @@ def _compare_nodes(host: Host, said: dict[str, Any]) -> Facts:
             if pool is not None:
                 fact = f"pages of {pool.size_kib} KiB of node {node.id}"
                 facts[fact] = (pool.total, pages["count"])
-    for matrix in said["distances"]:
+    for matrix in reference["distances"]:
         if matrix["name"] == "NUMALatency":
             ours = [list(host.node(number).distances or ()) for number in matrix["indexes"]]
             facts["distances"] = (ours, matrix["matrix"])
     return facts
 
 
-def compare_lscpu(host: Host, said: dict[str, Any], truth: dict[str, Any]) -> Facts:
-    """What lscpu prints of the tree: its own numbers, so who is together is compared."""
+def compare_lscpu(host: Host, reference: dict[str, Any], truth: dict[str, Any]) -> Facts:
+    """Yield the facts that lscpu prints of the tree: its own numbers, so who is together is
+    compared.
+    """
     del truth
     facts: Facts = {}
-    rows = [row for row in said["cpus"] if row["online"] == "Y"]
+    rows = [row for row in reference["cpus"] if row["online"] == "Y"]
     for row in rows:
         cpu = host.cpu(row["cpu"])
         facts[f"online of {cpu.id}"] = (cpu.online, True)
@@ -215,44 +220,44 @@ def compare_lscpu(host: Host, said: dict[str, Any], truth: dict[str, Any]) -> Fa
     return facts
 
 
-def compare_cpuinfo(host: Host, said: dict[str, Any], truth: dict[str, Any]) -> Facts:
-    """What the project that captured the tree wrote down of the machine."""
+def compare_cpuinfo(host: Host, reference: dict[str, Any], truth: dict[str, Any]) -> Facts:
+    """Yield the facts that the project that captured the tree wrote down of the machine."""
     del truth
     packages: dict[str, list[int]] = {}
     for cpu in host.cpus or ():
         if cpu.online:
             packages.setdefault(str(cpu.package), []).append(cpu.id)
     return {
-        "cpus": (str(host.online), said["cpus"]),
+        "cpus": (str(host.online), reference["cpus"]),
         "packages": (
             {name: str(CpuSet(cpus)) for name, cpus in packages.items()},
-            said["packages"],
+            reference["packages"],
         ),
         "cores": (
             sorted({str(cpu.siblings) for cpu in host.cpus or () if cpu.online}),
-            sorted(said["cores"]),
+            sorted(reference["cores"]),
         ),
         "L3": (
             _sharing([each for each in host.caches or () if each.level == 3]),
-            sorted(said["L3"]),
+            sorted(reference["L3"]),
         ),
-        "nodes": ({str(node.id): str(node.cpus) for node in host.nodes or ()}, said["nodes"]),
-        "model": (host.processor.model_name if host.processor else None, said["model"]),
+        "nodes": ({str(node.id): str(node.cpus) for node in host.nodes or ()}, reference["nodes"]),
+        "model": (host.processor.model_name if host.processor else None, reference["model"]),
     }
 
 
-def compare_libvirt(host: Host, said: dict[str, Any], truth: dict[str, Any]) -> Facts:
-    """What libvirt's capabilities say of the tree, resctrl included."""
+def compare_libvirt(host: Host, reference: dict[str, Any], truth: dict[str, Any]) -> Facts:
+    """Yield the facts of libvirt's capabilities for the tree, resctrl included."""
     del truth
     facts: Facts = {}
-    for cell in said["cells"]:
+    for cell in reference["cells"]:
         for row in cell["cpus"]:
             cpu = host.cpu(row["id"])
             facts[f"place of {cpu.id}"] = (
                 (cpu.node, cpu.package, cpu.core, str(cpu.siblings)),
                 (cell["id"], row["socket"], row["core"], row["siblings"]),
             )
-    for bank in said["cache_banks"]:
+    for bank in reference["cache_banks"]:
         factor = {"KiB": 1, "MiB": 1024}[bank["unit"]]
         ours = [
             (each.size_kib, str(each.cpus))
@@ -282,7 +287,7 @@ def _sharing(caches: list[Any]) -> list[str]:
 
 
 def _partition(groups: dict[int, Any]) -> list[list[int]]:
-    """Who is together, whatever the groups are called."""
+    """Return who is together, whatever the groups are called."""
     members: dict[Any, list[int]] = {}
     for cpu, group in groups.items():
         members.setdefault(group, []).append(cpu)

@@ -1,4 +1,4 @@
-"""What may differ between libvirt's arguments and ours: a short list, each with its reason.
+"""The differences allowed between libvirt's arguments and ours: a short list, each with its reason.
 
 ``DEFAULTS`` are no differences: one side says what QEMU does in any case. ``ALLOWED`` are, and do
 not reach the guest or are libvirt's own way of running QEMU.
@@ -76,9 +76,9 @@ def remaining(found: Iterable[tuple[str, Any, Any]], used: set[str]) -> list[tup
 
 
 def _is_default(place: str, ours: Any, theirs: Any) -> bool:
-    said = [value for value in (ours, theirs) if value is not None]
-    return len(said) == 1 and any(
-        re.fullmatch(pattern, place) and said[0] == value for pattern, value, _ in DEFAULTS
+    values = [value for value in (ours, theirs) if value is not None]
+    return len(values) == 1 and any(
+        re.fullmatch(pattern, place) and values[0] == value for pattern, value, _ in DEFAULTS
     )
 
 

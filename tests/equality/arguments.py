@@ -66,32 +66,32 @@ def machine_of(argv: Sequence[str]) -> Machine:
         _resolved(_on_its_bus(_on_a_bus(device, options["device"]), buses), backends, used)
         for device in options.get("device", ())
     ]
-    said: Machine = dict(singles)
+    machine: Machine = dict(singles)
     for name, entries in options.items():
         if name not in {*BACKENDS, "device", "numa", "smbios", "fw_cfg", "global"}:
             merged = {key: value for entry in entries for key, value in entry.items()}
-            said[name] = _resolved(merged, backends, used)
-    said["numa"] = {
+            machine[name] = _resolved(merged, backends, used)
+    machine["numa"] = {
         _numa(entry): _value(entry["val"])
         if entry["type"] == "dist"
         else _resolved(_cpus(entry), backends, used)
         for entry in options.get("numa", ())
     }
-    said["cpu"] = {**said.get("cpu", {}), **_of_the_cpu(options)}
+    machine["cpu"] = {**machine.get("cpu", {}), **_of_the_cpu(options)}
     for name in ("smbios", "fw_cfg"):
-        said[name] = _ordered(options.get(name, ()))
-    said["global"] = _ordered(
+        machine[name] = _ordered(options.get(name, ()))
+    machine["global"] = _ordered(
         each for each in options.get("global", ()) if not _CPU.match(str(each))
     )
-    said["device"] = {_place(device, devices[:at]): device for at, device in enumerate(devices)}
-    said["m"] = {key: _bytes(value, unit="m") if key != "slots" else value
-                 for key, value in said.get("m", {}).items()}  # fmt: skip
-    said["unused"] = _by_kind(
+    machine["device"] = {_place(device, devices[:at]): device for at, device in enumerate(devices)}
+    machine["m"] = {key: _bytes(value, unit="m") if key != "slots" else value
+                 for key, value in machine.get("m", {}).items()}  # fmt: skip
+    machine["unused"] = _by_kind(
         (kind, _resolved(entry, backends, used))
         for name, (kind, entry) in backends.items()
         if name not in used and "node-name" not in entry
     )
-    return said
+    return machine
 
 
 def differences(ours: Any, theirs: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -104,8 +104,8 @@ def differences(ours: Any, theirs: Any, at: str = "") -> Iterator[tuple[str, Any
             inner = f"{at}/{key}" if at else str(key)
             yield from differences(ours.get(key), theirs.get(key), inner)
     elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            yield from differences(one, other, f"{at}[{index}]")
+        for index, (own, other) in enumerate(zip(ours, theirs, strict=True)):
+            yield from differences(own, other, f"{at}[{index}]")
     elif ours != theirs:
         yield at, ours, theirs
 
@@ -128,7 +128,7 @@ _FLAGS: Final = {
 def _parsed(option: str, text: str) -> dict[str, Any]:
     if text.startswith("{"):
         return {key: _value(value) for key, value in _flat(json.loads(text))}
-    said: dict[str, Any] = {}
+    tables: dict[str, Any] = {}
     words = [word.replace("\0", ",") for word in text.replace(",,", "\0").split(",")]
     for at, word in enumerate(words):
         key, equals, value = word.partition("=")
@@ -136,15 +136,15 @@ def _parsed(option: str, text: str) -> dict[str, Any]:
             key, value = IMPLIED[option], word
         elif not equals:
             key, value = word, "on"
-        if key == "cpus" and option == "numa" and key in said:
-            value = f"{said[key]},{value}"
-        said[key] = value if option in {"numa", "global"} else _value(value)
-    return said
+        if key == "cpus" and option == "numa" and key in tables:
+            value = f"{tables[key]},{value}"
+        tables[key] = value if option in {"numa", "global"} else _value(value)
+    return tables
 
 
-def _flat(said: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(document: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Nested objects as QEMU's own dotted keys; lists stay."""
-    for key, value in said.items():
+    for key, value in document.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{key}.")
         else:
@@ -173,16 +173,16 @@ def _bytes(value: Any, *, unit: str) -> Any:
 
 
 def _numa(entry: Mapping[str, Any]) -> str:
-    """What tells one ``-numa`` from others."""
+    """Return what tells one ``-numa`` from others."""
     keys = ("type", "nodeid", "src", "dst", "node-id", "socket-id", "core-id", "thread-id", "level")
     return " ".join(str(entry[key]) for key in keys if key in entry)
 
 
 def _cpus(entry: dict[str, Any]) -> dict[str, Any]:
-    said = {key: _value(value) for key, value in entry.items()}
+    values = {key: _value(value) for key, value in entry.items()}
     if "cpus" in entry:
-        said["cpus"] = entry["cpus"]
-    return said
+        values["cpus"] = entry["cpus"]
+    return values
 
 
 def _renamed(singles: Machine, options: dict[str, list[dict[str, Any]]]) -> Machine:
@@ -243,15 +243,15 @@ def _on_a_bus(device: Mapping[str, Any], devices: Sequence[Mapping[str, Any]]) -
 
 
 def _on_its_bus(device: Mapping[str, Any], buses: Mapping[str, str]) -> dict[str, Any]:
-    said = dict(device)
-    if "addr" in said:
-        said["addr"] = _slot(said)
-    bus = said.get("bus")
+    placed = dict(device)
+    if "addr" in placed:
+        placed["addr"] = _slot(placed)
+    bus = placed.get("bus")
     if isinstance(bus, str):
         owner, _, number = bus.rpartition(".")
         if owner in buses:
-            said["bus"] = f"{buses[owner]}.{number}"
-    return said
+            placed["bus"] = f"{buses[owner]}.{number}"
+    return placed
 
 
 def _resolved(entry: Any, backends: Mapping[str, tuple[str, Any]], used: set[str]) -> Any:
@@ -274,7 +274,7 @@ def _resolved(entry: Any, backends: Mapping[str, tuple[str, Any]], used: set[str
 
 
 def _place(device: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    """What tells a device from others: its bus and address, or its number among its kind."""
+    """Return what tells a device from others: its bus and address, or its number among its kind."""
     driver = device["driver"]
     where = [str(device[key]) for key in ("bus", "addr", "port", "nr", "scsi-id", "lun", "unit",
              "node") if key in device and not isinstance(device[key], dict)]  # fmt: skip
@@ -285,11 +285,11 @@ def _place(device: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> st
 
 
 def _by_kind(entries: Iterator[tuple[str, dict[str, Any]]]) -> dict[str, list[Any]]:
-    """What no device refers to, by what it is."""
-    said: dict[str, list[Any]] = {}
+    """Return the things that no device refers to, by what they are."""
+    kinds: dict[str, list[Any]] = {}
     for kind, entry in entries:
-        said.setdefault(str(entry.get("qom-type", kind)), []).append(entry)
-    return {kind: _ordered(each) for kind, each in said.items()}
+        kinds.setdefault(str(entry.get("qom-type", kind)), []).append(entry)
+    return {kind: _ordered(each) for kind, each in kinds.items()}
 
 
 def _ordered(entries: Any) -> list[Any]:

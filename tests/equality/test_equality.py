@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host import Host
+from kvmhooks.libvirt.xml import domain_xml
 from kvmhooks.placement import Plan, plan
-from kvmhooks.render import domain_xml, qemu_argv
+from kvmhooks.qemu.argv import qemu_argv
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.consistency import inconsistencies
-from kvmhooks.spec.devices import Tpm
 from kvmhooks.spec.model import MachineType
 from kvmhooks.spec.security import Security
 from kvmhooks.spec.structure import Unsuitable, structure
@@ -81,7 +81,7 @@ def fit(spec: VmSpec) -> VmSpec:
         host_usb=(),
         clock=attrs.evolve(spec.clock, tsc_frequency=None),
         security=Security(),
-        tpm=Tpm(),
+        tpm=None,
     )
 
 

@@ -50,11 +50,11 @@ def main(folder: Path) -> None:
         xml = json.loads(line)
         started = time.perf_counter()
         try:
-            said: dict[str, object] = {"argv": connection.domainXMLToNative("qemu-argv", xml, 0)}
+            answer: dict[str, object] = {"argv": connection.domainXMLToNative("qemu-argv", xml, 0)}
         except libvirt.libvirtError as error:
-            said = {"error": str(error)}
-        said["seconds"] = time.perf_counter() - started
-        print(json.dumps(said), flush=True)
+            answer = {"error": str(error)}
+        answer["seconds"] = time.perf_counter() - started
+        print(json.dumps(answer), flush=True)
 
 
 def _pretend_nodes(folder: Path) -> None:
@@ -65,11 +65,11 @@ def _pretend_nodes(folder: Path) -> None:
         made = folder / f"node{node}"
         made.mkdir(parents=True)
         distances = " ".join("10" if other == node else "20" for other in range(NODES))
-        said = {**real, "distance": f"{distances}\n"}
+        files = {**real, "distance": f"{distances}\n"}
         if node:
-            said |= {"cpulist": "\n", "cpumap": "0\n"}
-            said["meminfo"] = real["meminfo"].replace("Node 0", f"Node {node}")
-        for name, text in said.items():
+            files |= {"cpulist": "\n", "cpumap": "0\n"}
+            files["meminfo"] = real["meminfo"].replace("Node 0", f"Node {node}")
+        for name, text in files.items():
             (made / name).write_text(text)
     for name in ("online", "possible", "has_memory", "has_normal_memory"):
         (folder / name).write_text(f"0-{NODES - 1}\n")

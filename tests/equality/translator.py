@@ -48,12 +48,12 @@ class Translator:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         assert line, self._log.read_text(errors="replace")
-        said = json.loads(line)
-        if "error" in said:
-            raise Refused(said["error"])
-        words = shlex.split(said["argv"])
+        answer = json.loads(line)
+        if "error" in answer:
+            raise Refused(answer["error"])
+        words = shlex.split(answer["argv"])
         program = next(at for at, word in enumerate(words) if word.startswith("/"))
-        return words[program + 1 :], said["seconds"]
+        return words[program + 1 :], answer["seconds"]
 
     def __enter__(self) -> Self:
         return self

@@ -55,6 +55,7 @@ TABLES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
         {"enabled": True, "free_page_reporting": True, "deflate_on_oom": True},
     ),
     "iommu": ({"model": "virtio"},),
+    "shared_memory": ({}, {"name": "frames", "size": "128MiB"}),
     "tuning": (
         {"shares": 2048, "vcpus": {"scheduler": "fifo", "priority": 2}},
         {"total": {"period": 100_000, "quota": 50_000}, "memory": {"hard": "1TiB"}},
@@ -94,8 +95,8 @@ def wide_documents(draw: st.DrawFn) -> dict[str, Any]:
     """The content of a ``vm.toml`` that may say anything; not all of it need go together."""
     document: dict[str, Any] = copy.deepcopy(draw(vm_documents(accel=("auto", "tcg"))))
     for name in draw(st.sets(st.sampled_from(sorted(TABLES)), max_size=5)):
-        said = draw(st.sampled_from(TABLES[name]))
-        document[name] = {**document.get(name, {}), **copy.deepcopy(said)}
+        table = draw(st.sampled_from(TABLES[name]))
+        document[name] = {**document.get(name, {}), **copy.deepcopy(table)}
     for name in draw(st.sets(st.sampled_from(sorted(ARRAYS)), max_size=3)):
         chosen = draw(st.lists(st.sampled_from(ARRAYS[name]), unique_by=str, max_size=4))
         document[name] = [*document.get(name, []), *copy.deepcopy(chosen)]

@@ -1,4 +1,4 @@
-"""Which VM is planned for which host, and how the files of the result are named."""
+"""The VM that is planned for each host, and the names of the result's files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fakehost import write_host
 
 HERE: Final = Path(__file__).parent
 FOLDER: Final = Path("/vms")
-"""Where the relative paths of the golden VMs start: the same everywhere."""
+"""The folder of the relative paths of the golden VMs: the same everywhere."""
 
 HOSTS: Final[dict[str, dict[str, Any]]] = {
     "laptop": {"cores": 4},
@@ -130,6 +130,7 @@ CASES: Final = (
     ("odd", "server"),
     ("whole", "divided"),
     ("small_cores", "hybrid"),
+    ("mirror", "laptop"),
 )
 """VM, and the host with what runs it there."""
 
@@ -138,7 +139,7 @@ TARGETS: Final[dict[str, Target]] = {
     "new": Target(qemu=(10, 1), libvirt=(11, 10), io_uring=True, vhost_net=True),
     "qemu": Target(libvirt=None),
 }
-"""What runs the VM: the oldest, a new one, kvm-launch alone."""
+"""The target of the VM: the oldest, a new one, kvm-launch alone."""
 
 
 @cache

@@ -23,7 +23,7 @@ class Recorder:
         prop = getattr(made, name)
         if isinstance(prop, property) and prop.fget is not None:
             return prop.fget(self)
-        return prop.__get__(self)
+        return prop.__get__(self) if hasattr(prop, "__get__") else prop
 
 
 def watch(value: Any, read: set[str]) -> Any:

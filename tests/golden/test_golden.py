@@ -10,15 +10,24 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import attrs
 import pytest
 
+from kvmhooks.libvirt.xml import domain_xml
+from kvmhooks.machine.guest_cpu import GuestCpu
+from kvmhooks.machine.hardware import Hardware
+from kvmhooks.machine.topology import Topology
 from kvmhooks.placement import Plan
-from kvmhooks.render import domain_xml, qemu_argv
-from kvmhooks.render.printed import printed
-from kvmhooks.render.shell import command_line
+from kvmhooks.qemu.argv import qemu_argv
+from kvmhooks.show.printed import printed
+from kvmhooks.show.shell import command_line
 from kvmhooks.spec import VmSpec
+from kvmhooks.spec.device import device_class, hints_of
+from kvmhooks.spec.present import DEVICES
 from kvmhooks.spec.structure import is_key
 from tests.golden.cases import CASES, HERE, HOSTS, TARGETS, golden_plan, golden_vm
 
 VMS = sorted(path.stem for path in (HERE / "vms").iterdir())
+TYPES = {kind.__name__: kind for kind in (GuestCpu, Hardware, Topology, VmSpec)}
+"""The types of a plan's fields, which its module imports for the type checker alone."""
+
 EXPECTED = HERE / "expected"
 FORMS: dict[str, Callable[[Plan], str]] = {
     "xml": domain_xml,
@@ -69,13 +78,13 @@ def test_every_choice_of_a_spec_is_exercised() -> None:
         (type(table).__name__, field.name, getattr(table, field.name))
         for table in _golden_tables()
         for field in _keys(type(table))
-        if get_origin(get_type_hints(type(table))[field.name]) is Literal
+        if get_origin(hints_of(type(table))[field.name]) is Literal
     }
     assert seen == {
         (made.__name__, key.name, choice)
         for made in _classes(VmSpec)
         for key in _keys(made)
-        for hint in [get_type_hints(made)[key.name]]
+        for hint in [hints_of(made)[key.name]]
         if get_origin(hint) is Literal
         for choice in get_args(hint)
     }
@@ -112,7 +121,7 @@ def same_places(plan: Plan) -> tuple[list[str], list[str]]:
 
 
 def _forms(vm: str, host: str) -> list[str]:
-    """What a case is rendered as: no libvirt, no domain."""
+    """Return the forms that a case is rendered in: no libvirt, no domain."""
     has_libvirt = golden_plan(vm, host).hardware.target.libvirt is not None
     return [form for form in FORMS if form != "xml" or has_libvirt]
 
@@ -131,6 +140,8 @@ def _tables(table: Any) -> Iterator[Any]:
     yield table
     for key in _keys(type(table)):
         value = getattr(table, key.name)
+        if value is None and type(table) is VmSpec and key.name in DEVICES:
+            value = device_class(key.name)()  # the table that is not there has its defaults
         for item in value if isinstance(value, tuple) else (value,):
             if attrs.has(type(item)):
                 yield from _tables(item)
@@ -139,7 +150,7 @@ def _tables(table: Any) -> Iterator[Any]:
 def _classes(made: Any) -> Iterator[Any]:
     """A class and all that its fields are made of, however deep."""
     yield made
-    hints = get_type_hints(made)
+    hints = hints_of(made) if made is VmSpec else get_type_hints(made, localns=TYPES)
     for key in _keys(made):
         for inner in _made_of(hints[key.name]):
             yield from _classes(inner)

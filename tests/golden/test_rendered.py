@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import pytest
 
+from kvmhooks.libvirt import xml
 from kvmhooks.placement import Plan
-from kvmhooks.render import argv, domain
+from kvmhooks.qemu import argv
 from tests.golden.cases import CASES, golden_plan
 from tests.golden.recorder import watch
 from tests.golden.test_golden import _classes, _keys
@@ -21,9 +22,9 @@ from tests.golden.test_golden import _classes, _keys
 Fields = Mapping[str, str]
 
 FOR_PEOPLE: Final[Fields] = {
-    "Hardware": "left_out target",
+    "Hardware": "left_out required target",
     "Plan": "gap optimal score warnings why",
-    "Target": "domain io_uring libvirt qemu told vhost_net",
+    "Target": "domain io_uring known libvirt qemu runs_it told vhost_net",
 }
 """Reasons, and what was planned for."""
 
@@ -38,11 +39,12 @@ THE_HOSTS: Final[Fields] = {
     "Shutdown": "timeout",
     "VmSpec": "cloud_init helper image run shutdown",
     "Helper": "command socket user",
+    "SharedMemory": "user",
     "Tpm": "state",
     "CloudInit": "meta_data network seed user_data",
     "Image": "base base_format format path size",
 }
-"""What the claim, the hook or kvm-launch does with the host; no part of the guest."""
+"""Keys that the claim, the hook or kvm-launch sees to on the host; no part of the guest."""
 
 DECIDED: Final[Fields] = {
     "Clock": "kvmclock offset tsc_frequency",
@@ -92,8 +94,9 @@ NOT_IN_ARGV: Final[Fields] = {
     "VcpuPin": "cpus vcpu",
     "VmSpec": "isolation tuning",
 }
-"""What QEMU has no argument for: pins and limits are its starter's, the VLAN of a virtual function
-is set on its physical one, and the emulator is the first word, which no concern writes."""
+"""Keys that QEMU has no argument for: pins and limits are its starter's, the VLAN of a virtual
+function is set on its physical one, and the emulator is the first word, which no concern writes.
+"""
 
 NOT_IN_XML: Final[Fields] = {
     "CpuInterface": "l3",
@@ -112,6 +115,7 @@ SHARED: Final[Fields] = {
     "Boot": "firmware secure_boot",
     "Cell": "id memory_kib",
     "Hardware": "backing clock interface layout security vhost",
+    "Guest": "agent",
     "Input": "bus type",
     "IothreadPin": "id",
     "Layout": "places",
@@ -119,12 +123,14 @@ SHARED: Final[Fields] = {
     "Net": "queues type",
     "Mdev": "uuid",
     "Pci": "managed sriov",
-    "Place": "announces_others bus function slot",
+    "GuestPciAddress": "announces_others bus function slot",
     "Plan": "cells hardware iothreads spec vcpus",
     "Usb": "controller",
-    "VmSpec": "balloon boot cpu host_usb input machine mdev memory name net pci usb",
+    "VmSpec": "balloon boot channel cpu guest host_usb input machine mdev memory name net pci usb",
 }
-"""What several concerns read: where devices are, what others depend on; all else has one module."""
+"""Keys that several concerns read: where devices are, what others depend on; all else has one
+module.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +141,7 @@ def in_argv() -> Mapping[str, set[str]]:
 @pytest.fixture(scope="module")
 def in_xml() -> Mapping[str, set[str]]:
     cases = [case for case in CASES if golden_plan(*case).hardware.target.libvirt is not None]
-    return _readers((*domain.PARTS, *domain.DEVICES, *domain.AFTER), cases)
+    return _readers((*xml.PARTS, *xml.DEVICES, *xml.AFTER), cases)
 
 
 def test_every_field_is_in_both_renderings(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from kvmhooks.render import domain_xml
+from kvmhooks.libvirt.xml import domain_xml
 from tests.golden.cases import CASES, golden_plan
 
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")

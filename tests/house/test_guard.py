@@ -1,4 +1,4 @@
-"""What a test leaves on the machine is seen."""
+"""The things that a test leaves on the machine are seen."""
 
 from __future__ import annotations
 

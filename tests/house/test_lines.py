@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("kvmhooks/host", "kvmhooks/devices", "kvmhooks/live", "kvmhooks/isolate", "launcher")
+ROOMS = (
+    *("kvmhooks/host", "kvmhooks/devices", "kvmhooks/isolate", "kvmhooks/kvm"),
+    *("kvmhooks/libvirt", "kvmhooks/qemu", "kvmhooks/survey", "launcher"),
+)
 
 FORBIDDEN = {
     "splitlines": "ends lines at ten more characters: split at a newline",
@@ -16,20 +19,26 @@ FORBIDDEN = {
     "read_text": "makes a newline of a carriage return: read bytes, and decode them",
 }
 ALLOWED = {
-    ("kvmhooks/isolate/bundle.py", "read_text"): "our own source",
-    ("kvmhooks/isolate/bundle.py", "splitlines"): "what Python says of our own source, and that",
-    ("kvmhooks/isolate/children.py", "splitlines"): "the last words of a program",
-    ("kvmhooks/isolate/installation.py", "read_text"): "one word, as a whole, and our own file",
-    ("kvmhooks/live/functions.py", "read_text"): "one number",
-    ("kvmhooks/live/probe.py", "read_text"): "the last words of QEMU",
-    ("kvmhooks/live/probe.py", "splitlines"): "the same",
-    ("kvmhooks/live/verdict.py", "read_text"): "one word, as a whole",
-    ("launcher/kvm_launch/crew.py", "splitlines"): "the last words of a helper",
-    ("launcher/kvm_launch/images.py", "splitlines"): "the last words of qemu-img",
-    ("launcher/kvm_launch/preflight.py", "read_text"): "one number",
-    ("launcher/kvm_launch/taps.py", "read_text"): "one word, as a whole, and two numbers",
+    ("kvmhooks/isolate/hook/bundle.py", "read_text"): "our own source",
+    (
+        "kvmhooks/isolate/hook/bundle.py",
+        "splitlines",
+    ): "what Python says of our own source, and that",
+    ("kvmhooks/isolate/system/processes.py", "splitlines"): "the last words of a program",
+    (
+        "kvmhooks/isolate/hook/installation.py",
+        "read_text",
+    ): "one word, as a whole, and our own file",
+    ("kvmhooks/devices/vf_netlink.py", "read_text"): "one number",
+    ("kvmhooks/kvm/probe.py", "read_text"): "the last words of QEMU",
+    ("kvmhooks/kvm/probe.py", "splitlines"): "the same",
+    ("kvmhooks/kvm/verdict.py", "read_text"): "one word, as a whole",
+    ("launcher/kvm_launch/spawn/helper_processes.py", "splitlines"): "the last words of a helper",
+    ("launcher/kvm_launch/prepare/images.py", "splitlines"): "the last words of qemu-img",
+    ("launcher/kvm_launch/prepare/checks.py", "read_text"): "one number",
+    ("launcher/kvm_launch/spawn/taps.py", "read_text"): "one word, as a whole, and two numbers",
 }
-"""Where it is not the kernel's lines that are read, and whose they are."""
+"""The modules that read other lines than the kernel's, and whose those are."""
 
 FILES = sorted(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))
 
@@ -48,7 +57,7 @@ def called(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_only_a_newline_ends_a_line(file: Path) -> None:
-    """What another user may name (a group, a socket, a mount) would begin a line of its own."""
+    """A name from another user (a group, a socket, a mount) would begin a line of its own."""
     name = str(file.relative_to(ROOT))
     wrong = {method for method in called(file) if (name, method) not in ALLOWED}
     assert not wrong, "; ".join(f".{method}() {FORBIDDEN[method]}" for method in sorted(wrong))
@@ -59,7 +68,7 @@ def test_only_space_and_tab_are_between_words(room: str) -> None:
     """``str.split`` without a separator parts words at what a name may hold: ``split_words``."""
     bare = [
         f"{file.relative_to(ROOT)}:{node.lineno}"
-        for file in sorted((ROOT / room).glob("*.py"))
+        for file in sorted((ROOT / room).rglob("*.py"))
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)

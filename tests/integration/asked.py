@@ -50,14 +50,14 @@ class Asked:
         self.ask("qmp_capabilities")
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """What QEMU returns."""
+        """Return QEMU's answer."""
         self._stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
         self._stream.flush()
         while True:
-            said = json.loads(self._stream.readline())
-            if "event" not in said:
-                assert "return" in said, (command, arguments, said)
-                return said["return"]
+            answer = json.loads(self._stream.readline())
+            if "event" not in answer:
+                assert "return" in answer, (command, arguments, answer)
+                return answer["return"]
 
     def close(self) -> None:
         """Let the connection go."""

@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 
 STALL = b"detected stall"
-"""What Linux reports when a CPU of it makes no progress (kernel/rcu/tree_stall.h). Under QEMU 7.2's
-emulation of several CPUs it was seen once in a boot, 2 s after its start, and went on for ever."""
+"""The report of a Linux whose CPU makes no progress (kernel/rcu/tree_stall.h). Under QEMU 7.2's
+emulation of several CPUs it was seen once in a boot, 2 s after its start, and went on for ever.
+"""
 
 
 class Launcher:
@@ -115,22 +116,22 @@ class Launcher:
         return path
 
     def left_behind(self) -> list[str]:
-        """What is in the run directories beside the remembered verdict on KVM."""
+        """Return what is in the run directories beside the remembered verdict on KVM."""
         if not self.run_dir.exists():
             return []
         return [path.name for path in self.run_dir.iterdir() if path.name != ".kvm-probe.json"]
 
 
 def read_until(stream: IO[str], wanted: str, seconds: float = 60) -> str:
-    """What a process prints, up to the line with ``wanted``; fail when that does not come."""
-    said = ""
+    """Return what a process prints, up to the line with ``wanted``; fail when it does not come."""
+    output = ""
     until = time.monotonic() + seconds
-    while wanted not in said:
+    while wanted not in output:
         ready, _, _ = select.select([stream], [], [], max(0, until - time.monotonic()))
         chunk = os.read(stream.fileno(), 1 << 16).decode(errors="replace") if ready else ""
-        assert chunk, f"{wanted!r} did not come: {said}"
-        said += chunk
-    return said
+        assert chunk, f"{wanted!r} did not come: {output}"
+        output += chunk
+    return output
 
 
 def processes_of(name: str) -> list[int]:

@@ -79,7 +79,7 @@ class Daemon:
 
     @property
     def uri(self) -> str:
-        """Where clients find it."""
+        """The address where clients find it."""
         return f"qemu:///system?socket={self.base / 'run' / 'libvirt-sock'}"
 
     @property

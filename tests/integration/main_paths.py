@@ -16,16 +16,16 @@ from pathlib import Path
 
 
 def run(main: Callable[[Sequence[str]], int], words: Sequence[str]) -> tuple[int, str, str]:
-    """What a command returns, and what it writes."""
-    said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    """Return a command's exit code, and what it writes."""
+    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     told = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(told):
         try:
             code = main(words)
         except SystemExit as error:
             code = int(str(error.code))
-        said.flush()
-    return code, said.buffer.getvalue().decode(), told.getvalue()
+        output.flush()
+    return code, output.buffer.getvalue().decode(), told.getvalue()
 
 
 def modules() -> list[str]:
@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
     kvmhooks = importlib.import_module("kvmhooks.cli.main").main
     kvm_launch = importlib.import_module("kvm_launch.command").main
     host = str(folder / "host")
-    said = {
+    report = {
         "host": run(kvmhooks, ["host", "--root", host]),
         "host --json": run(kvmhooks, ["host", "--root", host, "--json"]),
         "schema": run(kvmhooks, ["schema"]),
@@ -53,14 +53,16 @@ def main(folder: Path) -> None:
     }
     for vm in sorted(map(str, folder.glob("*.toml"))):
         for verb in ("plan", "xml", "argv", "claim"):
-            said[f"{verb} {vm}"] = run(kvmhooks, [verb, vm, "--host", host])
-        said[f"launch {vm}"] = run(kvm_launch, [vm, "--print", "argv", "--host", host])
+            report[f"{verb} {vm}"] = run(kvmhooks, [verb, vm, "--host", host])
+        report[f"launch {vm}"] = run(kvm_launch, [vm, "--print", "argv", "--host", host])
     for domain in sorted(map(str, folder.glob("*.xml"))):
-        said[f"import {domain}"] = run(kvmhooks, ["import", domain])
-        said[f"tune {domain}"] = run(kvmhooks, ["tune", domain, "--host", host])
-        said[f"diff {domain}"] = run(kvmhooks, ["tune", domain, "--host", host, "--diff"])
-    image = importlib.import_module("kvm_launch.seed").image({"user-data": b"x", "meta-data": b"y"})
-    print(json.dumps({"modules": imported, "said": said, "seed": len(image)}))
+        report[f"import {domain}"] = run(kvmhooks, ["import", domain])
+        report[f"tune {domain}"] = run(kvmhooks, ["tune", domain, "--host", host])
+        report[f"diff {domain}"] = run(kvmhooks, ["tune", domain, "--host", host, "--diff"])
+    image = importlib.import_module("kvm_launch.prepare.cloud_init").image(
+        {"user-data": b"x", "meta-data": b"y"}
+    )
+    print(json.dumps({"modules": imported, "said": report, "seed": len(image)}))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ _POWER_OFF: Final = """
 (hw/acpi/core.c, ``acpi_pm1_cnt_write()``)."""
 
 ESCAPES: Final = b"seen\x1b[31mred\x1b]0;title\x07\xc2\x9b5n\xe2\x80\xaebidi\r\ndone\n"
-"""What a hostile guest prints: a colour, a title, a question in 8 bits, an override."""
+"""Output of a hostile guest: a colour, a title, a question in 8 bits, an override."""
 
 _RESET_ONCE: Final = "b0 50 e6 70 e4 71 84 c0 75 0f b0 50 e6 70 b0 01 e6 71 b0 fe e6 64 f4 eb fd"
 """Unless CMOS byte 0x50, which a reset leaves, is set: set it, and reset through the keyboard

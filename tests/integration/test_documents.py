@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvm_launch.main import VERBS as LAUNCH_VERBS
+from kvm_launch.commands.main import VERBS as LAUNCH_VERBS
 from kvmhooks.cli.main import VERBS
 from tests.integration.components import Launcher, eventually
 from tests.integration.test_launch_verbs import shown, verb
@@ -32,7 +32,7 @@ def ran(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def completed(*words: str) -> set[str]:
-    """What bash offers for the last word."""
+    """Return bash's offers for the last word."""
     script = DOCS / "completion" / words[0]
     done = ran("bash", "-c", COMPLETE, "-", script, Path(sys.executable).parent, *words)
     assert done.returncode == 0, done.stderr
@@ -56,7 +56,7 @@ def test_a_page_is_good_roff(page: Path) -> None:
         "kvm-launch.1": [f".SS kvm-launch {name}\n" for name in LAUNCH_VERBS],
         "vm.toml.5": [".SH [cpu]\n", ".SH [[disk]]\n", ".SH [tuning.io]\n", "\\fBvcpus = "],
     }
-    assert [one for one in known[page.name] if one not in text] == []
+    assert [name for name in known[page.name] if name not in text] == []
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import jsonschema
 import pytest
 
 from kvmhooks.host import Host, read
+from kvmhooks.libvirt.xml import domain_xml
 from kvmhooks.placement import Target, plan
-from kvmhooks.render import domain_xml, qemu_argv
+from kvmhooks.qemu.argv import qemu_argv
 from kvmhooks.spec import load_vm
 from kvmhooks.spec.profiles import PROFILES
 from kvmhooks.spec.schema import schema

@@ -65,12 +65,12 @@ def test_it_is_ready_when_its_agent_answers(launcher: Launcher, guest: Path) -> 
     spec.write_text(spec.read_text().replace("64MiB", "256MiB"))
     process = launcher.start("--detach", spec)
     assert process.stdout is not None
-    said = read_until(process.stdout, "its agent is not")
+    output = read_until(process.stdout, "its agent is not")
     assert shown(launcher) == {"asked": "running"}
     assert process.poll() is None
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert re.search(r"^state: running: the guest's agent answers$", said + out, re.MULTILINE)
+    assert re.search(r"^state: running: the guest's agent answers$", output + out, re.MULTILINE)
     assert shown(launcher) == {"asked": "running"}
     assert verb(launcher, "stop", "--now", "asked").returncode == 0
     assert launcher.left_behind() == []

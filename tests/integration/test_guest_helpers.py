@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kvm_launch.programs import found
+from kvm_launch.prepare.helper_programs import found
 from tests.integration.components import ROOT, Launcher
 
 WANTED = {"virtiofsd", "swtpm", "passt"}
@@ -58,10 +58,10 @@ def served(tmp_path: Path) -> Iterator[int]:
     (tmp_path / "www" / "word").write_text("from the host's loopback")
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *said: object) -> None:
-            super().__init__(*said, directory=str(tmp_path / "www"))  # type: ignore[arg-type]
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(tmp_path / "www"))  # type: ignore[arg-type]
 
-        def log_message(self, *said: object) -> None:
+        def log_message(self, *arguments: object) -> None:
             """Nothing is to be read of it."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

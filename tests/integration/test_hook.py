@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmhooks.isolate import installation
+from kvmhooks.isolate.hook import installation
 from tests.integration.components import QEMU, eventually
 from tests.integration.conftest import Daemon
 from tests.isolate_model.kernel import Kernel
@@ -62,7 +62,7 @@ class Host:
         self.before: dict[str, str] = {}
 
     def virsh(self, *words: str, fails: bool = False) -> str:
-        """What virsh says."""
+        """Return what virsh says."""
         done = subprocess.run(
             ["virsh", "-q", "-c", self.uri, *words],
             capture_output=True, text=True, check=False, timeout=60,
@@ -84,7 +84,7 @@ class Host:
         return int((self.base / f"run/qemu/{name}.pid").read_text())
 
     def is_running(self, name: str) -> bool:
-        """Whether libvirt knows that it runs."""
+        """Return whether libvirt knows that it runs."""
         return name in self.virsh("list", "--name").split()
 
     @property
@@ -93,17 +93,17 @@ class Host:
         path = self.tree / "run/kvmhooks/state.json"
         if not path.exists():
             return []
-        return [one["claim"]["name"] for one in json.loads(path.read_text())["held"].values()]
+        return [held["claim"]["name"] for held in json.loads(path.read_text())["held"].values()]
 
     def look(self) -> dict[str, str]:
         """Every file, but for the processes that are not the tree's own."""
         seen = Path(f"{self.tree}.seen")
         others = set(seen.read_text().split()) if seen.exists() else set()
         files = snapshot(self.tree)
-        return {one: text for one, text in files.items() if one.split("/")[1] not in others}
+        return {name: text for name, text in files.items() if name.split("/")[1] not in others}
 
     def is_restored(self) -> bool:
-        """Whether nothing is held and every file is as it was."""
+        """Return whether nothing is held and every file is as it was."""
         return not self.held and self.look() == self.before
 
 
@@ -155,8 +155,8 @@ def test_an_overlap_is_refused_and_libvirt_shows_why(host: Host) -> None:
     host.define("owner", cpu=1, other=0)
     host.define("rival", cpu=1, other=0)
     host.virsh("start", "owner")
-    said = host.virsh("start", "rival", fails=True)
-    assert "CPUs 1 are owner's alone" in said
+    output = host.virsh("start", "rival", fails=True)
+    assert "CPUs 1 are owner's alone" in output
     assert host.held == ["owner"]
     host.virsh("destroy", "owner")
     eventually(host.is_restored)
@@ -209,7 +209,7 @@ def test_a_guest_that_is_shut_down_gives_its_cpu_back(host: Host, guest: Path) -
 
 
 def booting(guest: Path, words: str = "") -> str:
-    """What boots Linux in a VM, with more words for its kernel."""
+    """Return the XML that boots Linux in a VM, with more words for its kernel."""
     return (
         f"<kernel>{guest}/vmlinuz</kernel><initrd>{guest}/initramfs.img</initrd>"
         f"<cmdline>quiet no_timer_check {words}</cmdline>"

@@ -108,12 +108,12 @@ def test_linux_sees_queues_caches_and_distances(launcher: Launcher, guest: Path)
     launcher.program = (*alone, *launcher.program)
     ran = launcher.run("--json", spec)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    said = json.loads(ran.stdout)
-    assert said["differences"] == []
-    assert [cpu["l3"] for cpu in said["guest"]["cpus"]] == ["0-3"] * 4 + ["4-7"] * 4
-    assert [node["distances"] for node in said["guest"]["nodes"]] == [[10, 11], [11, 10]]
-    assert [disk["queues"] for disk in said["guest"]["disks"]] == [3]
-    assert said["guest"]["nets"] == [{"mac": "52:54:00:00:00:07", "mtu": 1400, "queues": 4}]
+    report = json.loads(ran.stdout)
+    assert report["differences"] == []
+    assert [cpu["l3"] for cpu in report["guest"]["cpus"]] == ["0-3"] * 4 + ["4-7"] * 4
+    assert [node["distances"] for node in report["guest"]["nodes"]] == [[10, 11], [11, 10]]
+    assert [disk["queues"] for disk in report["guest"]["disks"]] == [3]
+    assert report["guest"]["nets"] == [{"mac": "52:54:00:00:00:07", "mtu": 1400, "queues": 4}]
 
 
 def test_json_is_one_document_and_the_console_goes_elsewhere(
@@ -123,12 +123,12 @@ def test_json_is_one_document_and_the_console_goes_elsewhere(
     assert guest.exists()
     ran = launcher.run("--json", QUICKSTART)
     assert ran.returncode == 0, ran.stderr
-    said = json.loads(ran.stdout)
-    roles = [thread["role"] for thread in said["threads"]]
+    report = json.loads(ran.stdout)
+    roles = [thread["role"] for thread in report["threads"]]
     assert roles == ["vCPU 0", "vCPU 1", "vCPU 2", "vCPU 3", "iothread 1", "emulator"]
-    assert all(thread["planned"] == thread["affinity"] for thread in said["threads"])
-    assert [node["cpus"] for node in said["guest"]["nodes"]] == ["0-1", "2-3"]
-    assert said["differences"] == []
+    assert all(thread["planned"] == thread["affinity"] for thread in report["threads"])
+    assert [node["cpus"] for node in report["guest"]["nodes"]] == ["0-1", "2-3"]
+    assert report["differences"] == []
     assert '{"kvmhooks-guest":1,' in ran.stderr
 
 
@@ -172,17 +172,17 @@ def test_sigterm_presses_the_power_button(launcher: Launcher, guest: Path) -> No
     vm.write_text(vm.read_text().replace("64MiB", "256MiB"))
     with launcher.start(vm) as process:
         assert process.stdout is not None
-        said = read_until(process.stdout, "holding until")
+        output = read_until(process.stdout, "holding until")
         process.send_signal(signal.SIGTERM)
         status, out, err = end(process)
-    assert status == 0, said + out + err
+    assert status == 0, output + out + err
     assert "end: the guest powered off" in out
     assert launcher.left_behind() == []
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5])
 def test_ctrl_c_at_any_moment_leaves_nothing(launcher: Launcher, delay: float) -> None:
-    """Whenever SIGINT comes, kvm-launch ends without a traceback, and its QEMU with it."""
+    """SIGINT at any moment ends kvm-launch without a traceback, and its QEMU with it."""
     vm = launcher.vm("brief")
     process = launcher.start(vm)
     time.sleep(delay)
@@ -255,7 +255,7 @@ def test_a_running_vm_is_not_started_twice(launcher: Launcher) -> None:
 
 
 def test_a_guest_that_does_not_report_is_not_as_planned(launcher: Launcher) -> None:
-    """Where the spec says that the guest reports, silence is a failure."""
+    """Silence is a failure if the spec says that the guest reports."""
     vm = launcher.vm("silent", text="[guest]\nreport = true")
     ran = launcher.run("--timeout", "0.5", vm)
     assert ran.returncode == 3
@@ -302,7 +302,7 @@ def test_printing_and_dry_run_start_nothing(launcher: Launcher, guest: Path) -> 
 def test_wrong_words_are_one_message(
     launcher: Launcher, arguments: list[str], status: int, message: str
 ) -> None:
-    """What cannot be done is said in words, with the exit code of its kind."""
+    """An impossible request is answered in words, with the exit code of its kind."""
     ran = launcher.run(*arguments, launcher.vm("wrong"))
     assert ran.returncode == status
     assert message in ran.stderr

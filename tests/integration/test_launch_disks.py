@@ -93,11 +93,11 @@ def test_a_disk_may_stay_qemus(launcher: Launcher) -> None:
     text = f'[[disk]]\npath = "{disk}"\ncache = "writeback"\npassed = false'
     process = launcher.start(launcher.vm("tiny", text, top="machine.accel = 'tcg'"))
     assert process.stdout is not None
-    said = read_until(process.stdout, "state: running")
+    output = read_until(process.stdout, "state: running")
     (qemu,) = processes_of("tiny")
     words = Path(f"/proc/{qemu}/cmdline").read_text()
     assert (f'"filename":"{disk}"' in words, "/dev/fdset/" in words) == (True, False)
-    assert "QEMU opens it itself" not in said
+    assert "QEMU opens it itself" not in output
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
 

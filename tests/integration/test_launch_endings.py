@@ -30,9 +30,9 @@ def vm(launcher: Launcher, does: str, text: str = "", more: str = "") -> Path:
     return launcher.vm("tiny", text, top=top)
 
 
-def states(said: dict[str, Any]) -> list[str]:
+def states(report: dict[str, Any]) -> list[str]:
     """The states that a VM went through."""
-    return [step["state"] for step in said["states"]]
+    return [step["state"] for step in report["states"]]
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,10 @@ def states(said: dict[str, Any]) -> list[str]:
 def test_a_guest_ends_its_vm(
     launcher: Launcher, does: str, more: str, code: int, ending: str, path: list[str]
 ) -> None:
-    """What the guest does decides the exit code; each state is told as it is reached."""
+    """The guest's ending decides the exit code; each state is told as it is reached."""
     ran = launcher.run("--json", "--timeout", "20", vm(launcher, does, more=more))
-    said = json.loads(ran.stdout)
-    assert (ran.returncode, said["ending"], states(said)) == (code, ending, path), ran.stderr
+    report = json.loads(ran.stdout)
+    assert (ran.returncode, report["ending"], states(report)) == (code, ending, path), ran.stderr
     assert [line.split(": ")[1] for line in ran.stderr.splitlines() if line.startswith("state: ")][
         :4
     ] == START
@@ -94,9 +94,9 @@ def test_a_qemu_that_does_not_even_quit_is_killed(launcher: Launcher) -> None:
     os.kill(qemu, signal.SIGSTOP)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=40)
-    said = json.loads(out)
-    assert (process.returncode, states(said)) == (3, START + END), err
-    assert said["ending"] == (
+    report = json.loads(out)
+    assert (process.returncode, states(report)) == (3, START + END), err
+    assert report["ending"] == (
         "QEMU ended: SIGTERM, and the guest did not power off when it was asked to"
     )
     assert (processes_of("tiny"), launcher.left_behind()) == ([], [])
@@ -107,14 +107,14 @@ def test_a_vm_is_started_again_as_its_policy_says(launcher: Launcher) -> None:
     text = "[run]\nrestart = 'always'"
     process = launcher.start("--json", vm(launcher, "powers off", text))
     assert process.stderr is not None
-    said = ""
-    while said.count("restart: in ") < 2:
-        said += read_until(process.stderr, "\n")
+    output = ""
+    while output.count("restart: in ") < 2:
+        output += read_until(process.stderr, "\n")
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=10)
-    assert said.count("state: running\n") == 2
-    assert "restart: in 1 s" in said
-    assert "restart: in 2 s" in said
+    assert output.count("state: running\n") == 2
+    assert "restart: in 1 s" in output
+    assert "restart: in 2 s" in output
     outcome = json.loads(out)
     assert (process.returncode, states(outcome)) == (0, START + END), err
     assert launcher.left_behind() == []
@@ -165,9 +165,9 @@ def test_a_service_manager_is_told(launcher: Launcher, monkeypatch: pytest.Monke
         manager.settimeout(30)
         monkeypatch.setenv("NOTIFY_SOCKET", str(path))
         process = launcher.start(vm(launcher, "sits"))
-        said = [manager.recv(4096).decode()]
-        while "READY=1" not in said[-1]:
-            said.append(manager.recv(4096).decode())
+        messages = [manager.recv(4096).decode()]
+        while "READY=1" not in messages[-1]:
+            messages.append(manager.recv(4096).decode())
         (qemu,) = processes_of("tiny")
         assert b"NOTIFY_SOCKET" not in Path(f"/proc/{qemu}/environ").read_bytes()
         process.send_signal(signal.SIGTERM)
@@ -175,8 +175,11 @@ def test_a_service_manager_is_told(launcher: Launcher, monkeypatch: pytest.Monke
         manager.settimeout(0.1)
         with contextlib.suppress(TimeoutError):
             while True:
-                said.append(manager.recv(4096).decode())
-    assert [one.splitlines()[0] for one in said[:2]] == ["STATUS=planned", "STATUS=starting"]
-    assert said[3] == "READY=1\nSTATUS=running"
-    assert said[4] == "STATUS=shutting down: asked to power off\nEXTEND_TIMEOUT_USEC=61000000"
-    assert said[-1].startswith("STATUS=ended: QEMU ended: SIGTERM")
+                messages.append(manager.recv(4096).decode())
+    assert [message.splitlines()[0] for message in messages[:2]] == [
+        "STATUS=planned",
+        "STATUS=starting",
+    ]
+    assert messages[3] == "READY=1\nSTATUS=running"
+    assert messages[4] == "STATUS=shutting down: asked to power off\nEXTEND_TIMEOUT_USEC=61000000"
+    assert messages[-1].startswith("STATUS=ended: QEMU ended: SIGTERM")

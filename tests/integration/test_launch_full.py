@@ -45,22 +45,23 @@ def vm(launcher: Launcher, does: str) -> Path:
 
 
 def test_a_start_that_finds_no_room_is_refused(launcher: Launcher) -> None:
-    """Whatever it is that cannot be made: one error that names it, and nothing is left; with room
-    enough it runs."""
+    """One error names that which cannot be made, whatever it is, and nothing is left; with room
+    enough it runs.
+    """
     spec, program = vm(launcher, "powers off"), launcher.program
     refused = set()
     for inodes in range(1, INODES):
         launcher.program = program
         on_tmpfs(launcher, f"size=64k,nr_inodes={inodes}")
         ran = launcher.run("--quiet", spec)
-        *said, left = ran.stderr.splitlines()
+        *messages, left = ran.stderr.splitlines()
         if ran.returncode == 0:
-            assert (said, left) == ([], "left: ")
+            assert (messages, left) == ([], "left: ")
             break
-        assert (ran.returncode, len(said), left) == (1, 1, "left: "), ran.stderr
-        assert said[0].startswith(str(launcher.run_dir))
-        assert said[0].endswith(": No space left on device")
-        refused.add(Path(said[0].partition(":")[0]).name)
+        assert (ran.returncode, len(messages), left) == (1, 1, "left: "), ran.stderr
+        assert messages[0].startswith(str(launcher.run_dir))
+        assert messages[0].endswith(": No space left on device")
+        refused.add(Path(messages[0].partition(":")[0]).name)
     assert {".crowded.lock", "status.json", "qmp.sock", "supervisor.sock"} <= refused
     assert ran.returncode == 0
     assert processes_of("crowded") == []
@@ -82,7 +83,7 @@ def test_a_vm_that_runs_outlives_a_full_run_directory(launcher: Launcher) -> Non
     os.kill(int(children.read_text()), signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert "state: shutting down: asked to power off" in err
-    warning = "warning: what `kvm-launch status` says is not up to date: "
+    warning = "warning: the answer of `kvm-launch status` is not up to date: "
     assert err.count(warning) == 1, err
     assert json.loads(out)["ending"].startswith("QEMU ended: SIGTERM")
     assert "left: filler\n" in err

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from kvm_launch.programs import found
+from kvm_launch.prepare.helper_programs import found
+from kvm_launch.spawn import privileges
 from kvmhooks import units
 from tests.integration.components import Launcher, eventually, processes_of, read_until
 
 MARK = "KVMHOOKS_TEST"
-GATE = "at its gate"
+WAITING = "at its start pipe"
 WANTED = {"virtiofsd", "swtpm", "passt"}
 
 pytestmark = pytest.mark.skipif(
@@ -52,11 +53,11 @@ time.sleep(600)
 
 
 STARTED: list[subprocess.Popen[str]] = []
-"""What is killed when a test has ended, however it did."""
+"""Processes that are killed when a test has ended, however it did."""
 
 
 def online() -> bool:
-    """Whether there is a default route: passt gives the guest this host's addresses."""
+    """Return whether there is a default route: passt gives the guest this host's addresses."""
     rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
     return any(row[1] == "00000000" for row in rows)
 
@@ -66,7 +67,7 @@ ONLINE = pytest.mark.skipif(not online(), reason="passt needs a host with a defa
 
 @pytest.fixture(autouse=True)
 def _marked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Whatever is started for a test has its folder in its environment."""
+    """Mark all that is started for a test: its folder is in the environment."""
     monkeypatch.setenv(MARK, str(tmp_path))
     (tmp_path / "hears.py").write_text(HEARS)
     yield
@@ -93,8 +94,8 @@ def processes(base: Path) -> list[tuple[int, str]]:
         except OSError:
             continue
         is_launch = any(word.endswith(b"kvm-launch") for word in words)
-        is_waiting = any(word.endswith(b"/child.py") for word in words)
-        name = GATE if is_waiting else Path(os.fsdecode(words[0])).name
+        is_waiting = privileges.TEXT.encode() in words
+        name = WAITING if is_waiting else Path(os.fsdecode(words[0])).name
         if is_ours and not is_launch and name != "qemu-system-x86_64":
             there.append((int(entry.name), name))
     return sorted(there)
@@ -111,18 +112,18 @@ def running(launcher: Launcher, text: str, top: str = "") -> subprocess.Popen[st
     except AssertionError as error:
         raise AssertionError(ended(process)) from error
     # QEMU waits for none that has its socket from us: it may come to it later.
-    eventually(lambda: GATE not in helpers(launcher.base))
+    eventually(lambda: WAITING not in helpers(launcher.base))
     return process
 
 
 def status_of(pid: int) -> dict[str, str]:
-    """What the kernel says of a process."""
+    """Return the kernel's status of a process."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def open_files(pid: int) -> int:
-    """How many files a process has open, once that has been the same for half a second."""
+    """Return how many files a process has open, once that has been the same for half a second."""
     counts = [-1]
     while len(counts) < 6 or len(set(counts[-5:])) > 1:
         counts.append(len(list(Path(f"/proc/{pid}/fd").iterdir())))
@@ -149,8 +150,8 @@ def test_helpers_live_as_long_as_their_vm(launcher: Launcher) -> None:
         assert os.getsid(pid) != os.getsid(0)
         assert status_of(pid)["Cpus_allowed_list"] == status_of(qemu)["Cpus_allowed_list"]
     process.send_signal(signal.SIGTERM)
-    code, said = ended(process)
-    assert (code, "did not power off" in said) == (3, True), said
+    code, output = ended(process)
+    assert (code, "did not power off" in output) == (3, True), output
     assert (helpers(launcher.base), launcher.left_behind()) == ({}, [])
     state = launcher.base / "tpm"
     assert state.stat().st_mode & 0o777 == 0o700
@@ -163,10 +164,10 @@ def test_a_helper_that_dies_ends_its_vm(launcher: Launcher, name: str) -> None:
     """The guest has lost a device: QEMU is told to quit, exit code 3, and the helper is named."""
     process = running(launcher, ALL)
     os.kill(helpers(launcher.base)[name], signal.SIGKILL)
-    code, said = ended(process)
+    code, output = ended(process)
     at = {"virtiofsd": "filesystem[0]", "swtpm": "tpm.model", "passt": "net[0]"}[name]
-    assert code == 3, said
-    assert f"end: QEMU ended: {at}: {name} ended while the VM ran (signal 9)" in said
+    assert code == 3, output
+    assert f"end: QEMU ended: {at}: {name} ended while the VM ran (signal 9)" in output
     assert (helpers(launcher.base), launcher.left_behind()) == ({}, [])
 
 
@@ -198,26 +199,28 @@ def test_qemu_waits_for_a_back_end_to_listen(launcher: Launcher) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(own))
     process.send_signal(signal.SIGTERM)
-    code, said = ended(process)
-    assert (code, helpers(launcher.base)) == (3, {}), said
+    code, output = ended(process)
+    assert (code, helpers(launcher.base)) == (3, {}), output
     assert not Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         ('"/bin/sh", "-c", "echo no cable; exit 4"', "sh ended before QEMU was started (status 4)"),
         ('"/etc/passwd"', "helper[0].command: found '/etc/passwd', expected a program"),
     ],
 )
 def test_a_helper_that_does_not_start_ends_the_start(
-    launcher: Launcher, command: str, said: str
+    launcher: Launcher, command: str, message: str
 ) -> None:
     """Its own words tell why, and QEMU never ran."""
     spec = launcher.vm("helped", f'[[helper]]\ncommand = [{command}]\nsocket = "own.sock"')
     ran = launcher.run(spec)
-    assert said in ran.stderr
-    assert (ran.returncode, "no cable" in ran.stderr) == ((3, True) if "sh" in said else (1, False))
+    assert message in ran.stderr
+    assert (ran.returncode, "no cable" in ran.stderr) == (
+        (3, True) if "sh" in message else (1, False)
+    )
     assert "state: paused" not in ran.stdout
     assert launcher.left_behind() == []
 
@@ -235,7 +238,7 @@ def test_a_vm_that_is_started_again_has_new_helpers_and_nothing_piles_up(
         victim = processes_of("helped")[0] if name == "qemu" else helpers(launcher.base)[name]
         os.kill(victim, signal.SIGKILL)
         read_until(process.stdout, "state: running")
-        eventually(lambda: GATE not in helpers(launcher.base))
+        eventually(lambda: WAITING not in helpers(launcher.base))
         fresh = set(helpers(launcher.base).values())
         assert len(fresh) == len(WANTED)
         assert not fresh & seen
@@ -263,8 +266,8 @@ def test_a_state_that_others_may_read_is_refused(launcher: Launcher) -> None:
     (launcher.base / "tpm").mkdir(mode=0o755)
     ran = launcher.run(launcher.vm("helped", '[tpm]\nmodel = "crb"\nstate = "tpm"'))
     assert ran.returncode == 1
-    said = f"'{launcher.base}/tpm' of user {os.geteuid()}, mode 755, expected one of user"
-    assert f"helped.toml: tpm.state: found {said}" in ran.stderr
+    message = f"'{launcher.base}/tpm' of user {os.geteuid()}, mode 755, expected one of user"
+    assert f"helped.toml: tpm.state: found {message}" in ran.stderr
 
 
 @ONLINE
@@ -288,9 +291,9 @@ def test_an_ordinary_user_has_helpers_too(launcher: Launcher, number: signal.Sig
     process = launcher.start(spec)
     STARTED.append(process)
     assert process.stdout is not None
-    said = read_until(process.stdout, "state: running")
-    eventually(lambda: GATE not in helpers(home))
-    assert "warning: filesystem[0]: every file belongs to one user of the guest" in said
+    output = read_until(process.stdout, "state: running")
+    eventually(lambda: WAITING not in helpers(home))
+    assert "warning: filesystem[0]: every file belongs to one user of the guest" in output
     uids = {status_of(pid)["Uid"].split()[0] for pid, _ in processes(home)}
     assert uids == {str(nobody.pw_uid)}
     assert {name for _, name in processes(home)} == WANTED
@@ -330,8 +333,8 @@ def test_a_folder_that_another_user_can_change_is_served_by_him(launcher: Launch
     pid = helpers(launcher.base)["virtiofsd"]
     assert status_of(pid)["Uid"].split() == [str(nobody.pw_uid)] * 4
     process.send_signal(signal.SIGTERM)
-    code, said = ended(process)
-    assert (code, "did not power off" in said) == (3, True), said
+    code, output = ended(process)
+    assert (code, "did not power off" in output) == (3, True), output
 
 
 SWITCH = """
@@ -363,9 +366,9 @@ def test_a_vhost_user_switch_is_there_before_qemu_and_its_end_is_told(launcher: 
     process = running(launcher, text)
     ((pid, name),) = processes(launcher.base)
     os.kill(pid, signal.SIGTERM)
-    code, said = ended(process)
-    assert (code, f"QEMU ended: helper[0]: {name} ended while the VM ran" in said) == (3, True), (
-        said
+    code, output = ended(process)
+    assert (code, f"QEMU ended: helper[0]: {name} ended while the VM ran" in output) == (3, True), (
+        output
     )
     assert launcher.left_behind() == []
 
@@ -398,8 +401,8 @@ def test_the_units_capabilities_are_enough(launcher: Launcher, user: str) -> Non
     assert [bounds >> number & 1 for number in (7, 17, 22, 25)] == [1, 0, 0, 0]
     """CAP_SETUID, and not CAP_SYS_RAWIO, CAP_SYS_BOOT, CAP_SYS_TIME (linux/capability.h)."""
     process.send_signal(signal.SIGTERM)
-    code, said = ended(process)
-    assert (code, "did not power off" in said) == (3, True), said
+    code, output = ended(process)
+    assert (code, "did not power off" in output) == (3, True), output
 
 
 OVMF = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")

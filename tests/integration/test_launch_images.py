@@ -20,11 +20,11 @@ pytestmark = pytest.mark.skipif(not IMG.exists(), reason="no qemu-img here: apt 
 
 
 def info(path: Path) -> dict[str, Any]:
-    """What qemu-img says of an image."""
+    """Return what qemu-img says of an image."""
     command = [str(IMG), "info", "--output=json", str(path)]
     done = subprocess.run(command, check=True, capture_output=True)
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
 
 
 @pytest.fixture
@@ -102,12 +102,12 @@ REFUSED = {
 
 def test_what_cannot_be_made_is_refused(launcher: Launcher, base: Path) -> None:
     """With its place, exit code 1, and nothing was made."""
-    for text, said in REFUSED.items():
+    for text, message in REFUSED.items():
         spec = vm(launcher, text)
         before = {path.name: path.stat().st_mtime_ns for path in base.parent.iterdir()}
         ran = launcher.run(spec)
         assert ran.returncode == 1, text
-        assert ran.stderr.startswith(f"made.toml: {said}"), ran.stderr
+        assert ran.stderr.startswith(f"made.toml: {message}"), ran.stderr
         before.setdefault("run", 0)
         after = {path.name: path.stat().st_mtime_ns for path in base.parent.iterdir()}
         assert {**after, "run": 0} == {**before, "run": 0}

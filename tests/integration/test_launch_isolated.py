@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kvmhooks.isolate.claim import Claim
-from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.keeper import Keeper
-from kvmhooks.isolate.state import Process
-from kvmhooks.isolate.store import Store
+from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.isolate.record.store import Store
+from kvmhooks.isolate.registry.registry import Registry
+from kvmhooks.isolate.system.process_stat import Process
+from kvmhooks.isolate.system.system import System
 from kvmhooks.values import CpuSet
 from tests.integration.components import Launcher, eventually, processes_of
 from tests.isolate_model.tree import add_process, snapshot
@@ -31,7 +31,7 @@ INTERRUPT = "proc/irq/1/smp_affinity_list"
 
 
 def mask(root: Path) -> str:
-    """Where an ordinary interrupt may go."""
+    """Return the CPUs that an ordinary interrupt may go to."""
     return (root / INTERRUPT).read_text().strip()
 
 
@@ -45,7 +45,7 @@ def start(launcher: Launcher, root: Path, *, name: str = "own") -> subprocess.Po
 
 
 def runs(name: str) -> bool:
-    """Whether the guest has begun: its vCPU has used 20 ms (/proc/PID/schedstat)."""
+    """Return whether the guest has begun: its vCPU has used 20 ms (/proc/PID/schedstat)."""
     for process in processes_of(name):
         for task in Path(f"/proc/{process}/task").iterdir():
             if (task / "comm").read_text().startswith("CPU 0/"):
@@ -69,7 +69,7 @@ def test_the_host_is_isolated_while_the_vm_runs_and_restored_after(
     before = snapshot(root)
     process = start(launcher, root)
     (qemu,) = processes_of("own")
-    (held,) = Keeper(Door(str(root)), Store(str(root))).look().held.values()
+    (held,) = Registry(System(str(root)), Store(str(root))).look().held.values()
     cpu = held.claim.exclusive
     assert (len(cpu), held.claim.driver, held.holder.pid) == (1, "kvm-launch", qemu)
     assert cpu.isdisjoint(CpuSet.parse(mask(root)))
@@ -99,13 +99,13 @@ def test_a_supervisor_that_is_killed_takes_qemu_along_and_reconcile_restores(
     command = [sys.executable, "-m", "kvmhooks.cli.main", "reconcile", "--root", str(root)]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
     assert snapshot(root) == before
-    process = start(launcher, root)  # what the dead one left in the run directory is no matter
+    process = start(launcher, root)  # the dead one's files in the run directory are no matter
     assert interrupt_twice(process)[0] == 3
     assert (snapshot(root), launcher.left_behind()) == (before, [])
 
 
 def test_the_next_start_restores_as_well(launcher: Launcher, root: Path) -> None:
-    """Whoever comes after a kill gets the CPU, and leaves the host as the first one found it."""
+    """The next VM after a kill gets the CPU, and leaves the host as the first one found it."""
     before = snapshot(root)
     process = start(launcher, root)
     (qemu,) = processes_of("own")
@@ -137,9 +137,9 @@ def test_what_cannot_be_given_back_is_exit_code_4(launcher: Launcher, root: Path
     status, out, err = interrupt_twice(process)
     assert status == 4
     assert "host: NOT restored: irq/1: EISDIR\nhost: run `kvmhooks reconcile`\n" in err
-    said = json.loads(out)
-    assert said["isolation"]["not_restored"] == ["irq/1: EISDIR"]
-    assert said["exit_code"] == 4
+    document = json.loads(out)
+    assert document["isolation"]["not_restored"] == ["irq/1: EISDIR"]
+    assert document["exit_code"] == 4
 
 
 def test_a_refusal_changes_nothing(launcher: Launcher, root: Path) -> None:
@@ -148,13 +148,13 @@ def test_a_refusal_changes_nothing(launcher: Launcher, root: Path) -> None:
     rest = CpuSet(range(1, os.cpu_count() or 2))
     other = Claim(driver="qemu", uuid="0" * 8 + "-0000-0000-0000-" + "0" * 12, name="other",
                   exclusive=rest)  # fmt: skip
-    keeper = Keeper(Door(str(root)), Store(str(root)))
-    keeper.prepare(other, Process.find(Door("/"), os.getpid()))
+    registry = Registry(System(str(root)), Store(str(root)))
+    registry.prepare(other, Process.find(System("/"), os.getpid()))
     before = snapshot(root)
     ran = launcher.run(launcher.vm("own", EXCLUSIVE, cpu=CPU))
     assert (ran.returncode, snapshot(root)) == (1, before)
     assert ran.stderr.startswith("cpu.vcpus: found 1 ")
-    assert list(keeper.look().held) == [other.key]
+    assert list(registry.look().held) == [other.key]
     assert processes_of("own") == []
 
 

@@ -39,13 +39,11 @@ def test_fifty_vms_start_and_stop_at_once(launcher: Launcher) -> None:
     started = time.monotonic()
     assert shown(launcher) == dict.fromkeys(names, "running")
     listed = json.loads(verb(launcher, "ps", "--json").stdout)
-    assert len({one["qemu"] for one in listed} | {one["supervisor"] for one in listed}) == (
-        2 * COUNT
-    )
+    assert len({vm["qemu"] for vm in listed} | {vm["supervisor"] for vm in listed}) == (2 * COUNT)
     with ThreadPoolExecutor(COUNT) as pool:
         stopped = list(pool.map(lambda name: verb(launcher, "stop", "--now", name), names))
     print(f"{started - begun:.0f} s to start, {time.monotonic() - started:.0f} s to stop")
-    assert [one.returncode for one in stopped] == [0] * COUNT
+    assert [done.returncode for done in stopped] == [0] * COUNT
     assert [pid for name in names for pid in processes_of(name)] == []
     assert launcher.left_behind() == []
 
@@ -104,12 +102,12 @@ def test_several_vms_are_run_by_one_command(launcher: Launcher) -> None:
     third = launcher.vm("third", top="machine.accel = 'tcg'")
     process = launcher.start(folder, third)
     assert process.stdout is not None
-    said = ""
+    output = ""
     wanted = ("[brief] end: ", "[long] state: running", "[third] state: running")
-    while not all(one in said for one in wanted):
+    while not all(text in output for text in wanted):
         line = process.stdout.readline()
         assert line.startswith(("[brief] ", "[long] ", "[third] "))
-        said += line
+        output += line
     assert shown(launcher) == {"long": "running", "third": "running"}
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
@@ -152,9 +150,9 @@ def test_dedicated_cpus_are_not_given_twice(launcher: Launcher) -> None:
     assert launcher.run("--detach", specs[0]).returncode == 0
     second = launcher.run("--detach", specs[1])
     listed = json.loads(verb(launcher, "ps", "--json").stdout)
-    taken = [one["dedicated"] for one in listed]
+    taken = [vm["dedicated"] for vm in listed]
     assert len(set(taken)) == len(taken) == (1 if second.returncode else 2)
     assert second.returncode == 0 or second.stderr.startswith("cpu.vcpus: ")
-    for one in listed:
-        verb(launcher, "stop", "--now", one["name"])
+    for vm in listed:
+        verb(launcher, "stop", "--now", vm["name"])
     assert launcher.left_behind() == []

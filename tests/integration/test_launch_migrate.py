@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmhooks.live.rundir import RunDir
+from kvmhooks.qemu.run_dir import RunDir
 from tests.integration.components import Launcher, eventually, processes_of, read_until
 from tests.integration.roms import write_rom
 from tests.integration.test_launch_verbs import shown, verb
@@ -97,21 +97,23 @@ CHANGED = [
 ]
 
 
-@pytest.mark.parametrize(("old_text", "new_text", "said"), CHANGED, ids=["vcpus", "memory", "more"])
+@pytest.mark.parametrize(
+    ("old_text", "new_text", "message"), CHANGED, ids=["vcpus", "memory", "more"]
+)
 def test_a_guest_does_not_come_where_it_would_see_a_change(
     launcher: Launcher,
     vm: tuple[Path, subprocess.Popen[str]],
     old_text: str,
     new_text: str,
-    said: str,
+    message: str,
 ) -> None:
-    """What differs is named, and the guest runs on where it is."""
+    """The difference is named, and the guest runs on where it is."""
     spec, old = vm
     spec.write_text(spec.read_text().replace(old_text, new_text))
     new = migrate(launcher, spec)
     out, err = new.communicate(timeout=60)
     assert new.returncode == 1, out
-    assert said in err
+    assert message in err
     assert (old.poll(), shown(launcher)) == (None, {"vm": "running"})
 
 
@@ -135,8 +137,8 @@ def test_a_guest_does_not_come_where_its_disk_is_another(
     out, err = new.communicate(timeout=60)
     word = "drive" if (how, passed) == ("another path", "false") else "image file"
     stranger = "found another file than the one that QEMU has open there"
-    said = stranger if (how, passed) == ("another file", "false") else f"its guest has '{word} "
-    assert said in err, (new.returncode, out)
+    message = stranger if (how, passed) == ("another file", "false") else f"its guest has '{word} "
+    assert message in err, (new.returncode, out)
     assert (old.poll(), shown(launcher)) == (None, {"vm": "running"})
     assert verb(launcher, "stop", "--now", "vm").returncode == 0
     old.communicate(timeout=60)
@@ -151,10 +153,10 @@ def test_a_guest_runs_on_when_the_new_place_fails(
     (there,) = processes_of("vm")
     new = migrate(launcher, spec)
     assert new.stdout is not None
-    said = read_until(new.stdout, "state: starting")
+    output = read_until(new.stdout, "state: starting")
     os.kill(there, signal.SIGSTOP)  # its supervisor answers, and the guest cannot go yet
     try:
-        if "state: paused" not in said:
+        if "state: paused" not in output:
             read_until(new.stdout, "state: paused")
         (qemu,) = set(processes_of("vm")) - {there}
         if whom == "Ctrl-C":
@@ -207,7 +209,7 @@ def tiny(launcher: Launcher, does: str, text: str = "", cpu: str = "vcpus = 2") 
 
 
 def there(launcher: Launcher) -> int:
-    """How many vCPUs QEMU has."""
+    """Return how many vCPUs QEMU has."""
     return len(json.loads(verb(launcher, "qmp", "vm", "query-cpus-fast").stdout))
 
 
@@ -235,8 +237,8 @@ def test_an_emulated_guest_loses_no_vcpu_and_so_not_itself(launcher: Launcher) -
     eventually(lambda: shown(launcher) == {"vm": "running"})
     eventually(lambda: there(launcher) == 2)
     ran = verb(launcher, "set", "vm", "vcpus=1")
-    said = "vm: vcpus: found 1, expected at least 2, as there are: a QEMU that emulates the CPU "
-    assert (ran.returncode, ran.stderr[: len(said)]) == (1, said)
+    message = "vm: vcpus: found 1, expected at least 2, as there are: a QEMU that emulates the CPU "
+    assert (ran.returncode, ran.stderr[: len(message)]) == (1, message)
     new = migrate(launcher, spec)
     _, err = new.communicate(timeout=60)
     assert (new.returncode, err[:24]) == (3, "vm: found vCPUs 0,2, exp")
@@ -246,7 +248,7 @@ def test_an_emulated_guest_loses_no_vcpu_and_so_not_itself(launcher: Launcher) -
 
 
 def test_an_emulated_guest_forgets_nothing(launcher: Launcher) -> None:
-    """What it writes while its memory is on its way is in the new QEMU as well."""
+    """The writes of a guest whose memory is on its way are in the new QEMU as well."""
     spec = tiny(launcher, "remembers", cpu="vcpus = 1")
     old = launcher.start(spec)
     assert old.stdout is not None
@@ -279,15 +281,15 @@ def test_an_emulated_guest_goes_while_it_boots(
     read_until(old.stdout, "state: running")
     time.sleep(seconds)
     new = migrate(launcher, spec)
-    said = old.communicate(timeout=60)[0]
+    output = old.communicate(timeout=60)[0]
     assert new.stdout is not None
-    if "holding until" not in said:
-        said += read_until(new.stdout, "holding until")
+    if "holding until" not in output:
+        output += read_until(new.stdout, "holding until")
     assert verb(launcher, "stop", "vm").returncode == 0
-    said += new.communicate(timeout=60)[0]
+    output += new.communicate(timeout=60)[0]
     assert new.returncode in {0, 3}
     for word in ("panic", "BUG:", "Oops"):
-        assert word not in said
+        assert word not in output
 
 
 def test_what_was_changed_by_hand_is_refused(launcher: Launcher) -> None:
@@ -338,8 +340,8 @@ def test_one_migrates_at_a_time(launcher: Launcher, vm: tuple[Path, subprocess.P
     with RunDir(launcher.run_dir, "vm~"):
         new = migrate(launcher, vm[0])
         _, err = new.communicate(timeout=60)
-        said = "vm: found a migration of it under way, expected none\n"
-        assert (new.returncode, err) == (1, said)
+        message = "vm: found a migration of it under way, expected none\n"
+        assert (new.returncode, err) == (1, message)
     assert shown(launcher) == {"vm": "running"}
 
 

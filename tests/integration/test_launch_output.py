@@ -1,4 +1,4 @@
-"""Whoever reads kvm-launch's output, or does not: the VM, its signals and its end do not wait."""
+"""The readers of kvm-launch's output: the VM, its signals and its end wait for none of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from typing import IO, Any
 
 import pytest
 
-from kvm_launch.outlive import GUEST_BYTES
-from kvm_launch.record import NAME as RECORD
+from kvm_launch.talk.tty import GUEST_BYTES
+from kvm_launch.tell.status import NAME as RECORD
 from tests.integration.components import ROOT, Launcher, eventually, processes_of, read_until
 from tests.integration.roms import write_rom
 from tests.integration.test_launch_verbs import shown, verb
@@ -28,7 +28,7 @@ SOON = 15
 """Seconds within which a VM is gone that was asked to end, and its supervisor too."""
 
 MANY_MIB = 60
-"""What a process that follows VMs may grow by while they flood it."""
+"""The memory that a process that follows VMs may grow by while they flood it."""
 
 
 def vm(launcher: Launcher, does: str, name: str = "talker") -> Path:
@@ -56,7 +56,7 @@ def started(
 
 
 def runs(launcher: Launcher, *names: str) -> bool:
-    """Whether these VMs run."""
+    """Return whether these VMs run."""
     with suppress(OSError):
         return all('"running"' in (launcher.run_dir / each / RECORD).read_text() for each in names)
     return False
@@ -103,7 +103,7 @@ def test_a_reader_that_does_not_read_keeps_nobody_waiting(
 
 
 def test_a_reader_that_is_back_is_told_what_it_missed(launcher: Launcher) -> None:
-    """How many bytes, and then all that comes after, to the end."""
+    """A reader is told how many bytes, and then all that comes after, to the end."""
     reader, writer = os.pipe()
     with started(launcher, vm(launcher, "floods"), out=writer) as process:
         os.close(writer)
@@ -112,11 +112,11 @@ def test_a_reader_that_is_back_is_told_what_it_missed(launcher: Launcher) -> Non
         process.send_signal(signal.SIGTERM)
         eventually(lambda: not launcher.left_behind(), SOON)
         with os.fdopen(reader, encoding="ascii") as file:
-            said = file.read()
+            output = file.read()
         _, err = process.communicate(timeout=SOON)
     assert (process.returncode, err) == (3, "")
-    assert "bytes of output are missing: nobody took them\n" in said
-    assert "\nend: QEMU ended: SIGTERM, and the guest did not power off" in said
+    assert "bytes of output are missing: nobody took them\n" in output
+    assert "\nend: QEMU ended: SIGTERM, and the guest did not power off" in output
 
 
 def test_a_slow_reader_of_a_short_output_gets_all_of_it(launcher: Launcher) -> None:
@@ -131,11 +131,11 @@ def test_a_slow_reader_of_a_short_output_gets_all_of_it(launcher: Launcher) -> N
         eventually(lambda: not launcher.left_behind(), seconds=60)
         time.sleep(0.5)
         with os.fdopen(reader, encoding="utf-8") as file:
-            said = file.read()[4090:].splitlines()
+            output = file.read()[4090:].splitlines()
         _, err = process.communicate(timeout=SOON)
     assert (process.returncode, err) == (0, "")
-    assert len(said) == len(whole)
-    assert [line.split(" ")[0] for line in said] == [line.split(" ")[0] for line in whole]
+    assert len(output) == len(whole)
+    assert [line.split(" ")[0] for line in output] == [line.split(" ")[0] for line in whole]
 
 
 def test_a_reader_that_is_gone_ends_no_vm(launcher: Launcher) -> None:
@@ -149,9 +149,9 @@ def test_a_reader_that_is_gone_ends_no_vm(launcher: Launcher) -> None:
     assert (process.poll(), shown(launcher)) == (None, {"talker": "running"})
     process.send_signal(signal.SIGTERM)
     assert process.wait(SOON) == 3
-    said = process.stderr.read()
-    assert said.startswith("kvm-launch: standard output: "), said
-    assert said.endswith(" bytes are not written: Broken pipe\n")
+    output = process.stderr.read()
+    assert output.startswith("kvm-launch: standard output: "), output
+    assert output.endswith(" bytes are not written: Broken pipe\n")
     assert (processes_of("talker"), launcher.left_behind()) == ([], [])
 
 
@@ -180,9 +180,9 @@ def test_a_terminal_whose_output_is_stopped_keeps_nobody_waiting(launcher: Launc
     """Ctrl-S, and then the end of the VM: the host is restored, the process ends."""
     ours, theirs = pty.openpty()
     with started(launcher, vm(launcher, "floods"), out=theirs, err=theirs) as process:
-        said = b""
-        while b"running" not in said:
-            said += os.read(ours, 1 << 12)
+        output = b""
+        while b"running" not in output:
+            output += os.read(ours, 1 << 12)
         termios.tcflow(theirs, termios.TCOOFF)
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
@@ -193,14 +193,14 @@ def test_a_terminal_whose_output_is_stopped_keeps_nobody_waiting(launcher: Launc
 
 
 def terminal_output(launcher: Launcher, *arguments: object) -> bytes:
-    """What a whole run of kvm-launch says to a terminal."""
+    """Return all that a whole run of kvm-launch says to a terminal."""
     ours, theirs = pty.openpty()
-    said = bytearray()
+    output = bytearray()
 
     def read() -> None:
         with suppress(OSError):  # EIO: all have closed it
             while chunk := os.read(ours, 1 << 12):
-                said.extend(chunk)
+                output.extend(chunk)
 
     reading = threading.Thread(target=read)
     with started(launcher, *arguments, out=theirs, err=theirs) as process:
@@ -209,26 +209,26 @@ def terminal_output(launcher: Launcher, *arguments: object) -> bytes:
         assert process.wait(60) == 0
     reading.join()
     os.close(ours)
-    return bytes(said)
+    return bytes(output)
 
 
 def test_a_terminal_obeys_nothing_that_a_guest_prints(launcher: Launcher) -> None:
     """Its words are there, its escapes, 8-bit controls and overrides are not; ours are."""
-    said = terminal_output(launcher, vm(launcher, "escapes"))
-    assert b"seenred\\u001b]0;title\\u0007\\u202ebidi\r\ndone\r\n" in said
-    assert b"\x1b]" not in said
-    assert b"\xc2\x9b" not in said
-    assert b"\x1b[32m" in said  # the state «running» in its colour
+    output = terminal_output(launcher, vm(launcher, "escapes"))
+    assert b"seenred\\u001b]0;title\\u0007\\u202ebidi\r\ndone\r\n" in output
+    assert b"\x1b]" not in output
+    assert b"\xc2\x9b" not in output
+    assert b"\x1b[32m" in output  # the state «running» in its colour
 
 
 def test_a_log_has_the_guests_bytes(launcher: Launcher) -> None:
-    """What goes to a pipe or a file is the console as it was."""
+    """A pipe or a file gets the console as it was."""
     ran = launcher.run(vm(launcher, "escapes"))
     assert "seen\x1b[31mred\x1b]0;title\x07\x9b5n\u202ebidi\ndone\n" in ran.stdout
 
 
 def rss_mib(process: subprocess.Popen[str]) -> int:
-    """What a process has in memory."""
+    """Return how much memory a process has."""
     return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096 >> 20
 
 
@@ -254,9 +254,9 @@ def test_one_vms_flood_does_not_hide_the_others(launcher: Launcher) -> None:
     specs = [vm(launcher, does, name) for does, name in (("floods", "loud"), ("sits", "calm"))]
     process = launcher.start(*specs)
     assert process.stdout is not None
-    said = read_until(process.stdout, "[calm] state: running")
-    while "[loud] xxxx" not in said:
-        said += read_until(process.stdout, "\n")
+    output = read_until(process.stdout, "[calm] state: running")
+    while "[loud] xxxx" not in output:
+        output += read_until(process.stdout, "\n")
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=SOON)
     assert "[calm] end: QEMU ended: SIGTERM, and the guest did not power off" in out

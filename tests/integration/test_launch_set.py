@@ -44,10 +44,10 @@ def qmp(launcher: Launcher, command: str) -> Any:
 
 
 def pins(launcher: Launcher) -> dict[int, CpuSet]:
-    """Where each vCPU may run, by the kernel's word."""
+    """Return where each vCPU may run, by the kernel's word."""
     return {
-        one["cpu-index"]: CpuSet(os.sched_getaffinity(one["thread-id"]))
-        for one in qmp(launcher, "query-cpus-fast")
+        cpu["cpu-index"]: CpuSet(os.sched_getaffinity(cpu["thread-id"]))
+        for cpu in qmp(launcher, "query-cpus-fast")
     }
 
 
@@ -60,8 +60,8 @@ def changed(launcher: Launcher, *words: str) -> str:
 def test_threads_are_pinned_anew(vm: Launcher) -> None:
     """vCPU, iothread and emulator go where they are told, and the record says so."""
     last = CPUS[-1]
-    said = changed(vm, f"vcpu.1={last}", f"iothread.1={last}", f"emulator={CPUS[0]}")
-    assert f"vCPU 1: CPUs {CpuSet(CPUS)} -> {last}\n" in said
+    answer = changed(vm, f"vcpu.1={last}", f"iothread.1={last}", f"emulator={CPUS[0]}")
+    assert f"vCPU 1: CPUs {CpuSet(CPUS)} -> {last}\n" in answer
     assert pins(vm) == {0: CpuSet(CPUS), 1: CpuSet({last})}
     (qemu,) = processes_of("vm")
     assert os.sched_getaffinity(qemu) == {CPUS[0]}
@@ -78,8 +78,8 @@ def test_vcpus_come_and_find_their_places(vm: Launcher) -> None:
 
 def test_the_balloon_is_asked(vm: Launcher) -> None:
     """A firmware has no driver for it, and so much is said."""
-    said = changed(vm, "balloon=32MiB")
-    assert said == "balloon: asked for 32MiB, the guest has 64MiB so far\n"
+    answer = changed(vm, "balloon=32MiB")
+    assert answer == "balloon: asked for 32MiB, the guest has 64MiB so far\n"
 
 
 def test_a_vm_in_its_best_place_stays(vm: Launcher) -> None:
@@ -108,9 +108,9 @@ REFUSED = [
 def test_what_is_wrong_changes_nothing(vm: Launcher) -> None:
     """Each mistake is one message with its exit code, and the pins beside it are not changed."""
     before = pins(vm)
-    for word, code, said in REFUSED:
+    for word, code, message in REFUSED:
         ran: subprocess.CompletedProcess[str] = verb(vm, "set", "vm", word, f"iothread.1={CPUS[0]}")
-        assert (ran.returncode, ran.stderr[: len(said)]) == (code, said), word
+        assert (ran.returncode, ran.stderr[: len(message)]) == (code, message), word
         assert ran.stdout == ""
     assert pins(vm) == before
     (iothread,) = qmp(vm, "query-iothreads")

@@ -43,7 +43,7 @@ path = "disk.qcow2"
 
 @pytest.fixture(autouse=True)
 def temporary(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files are made."""
+    """Return the directory for temporary files."""
     path = launcher.base / "tmp"
     path.mkdir()
     monkeypatch.setenv("TMPDIR", str(path))

@@ -20,7 +20,7 @@ from tests.isolate_model.tree import snapshot
 LIVES = 200
 LANES = 4
 ENDS = ("by itself", "SIGTERM", "SIGTERM early", "kill QEMU", "kill kvm-launch", "kill both")
-"""How a life ends; kvm-launch is asked, or killed, at a random moment."""
+"""Ends of a life; kvm-launch is asked, or killed, at a random moment."""
 
 pytestmark = [
     pytest.mark.slow,

@@ -41,10 +41,10 @@ def vm(launcher: Launcher) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     out, err = process.stdout, process.stderr
     assert out is not None
     assert err is not None
-    said: list[str] = []
+    messages: list[str] = []
     readers = [
         threading.Thread(target=out.read),
-        threading.Thread(target=lambda: said.append(err.read())),
+        threading.Thread(target=lambda: messages.append(err.read())),
     ]
     for reader in readers:
         reader.start()
@@ -54,7 +54,7 @@ def vm(launcher: Launcher) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     process.wait(60)
     for reader in readers:
         reader.join()
-    assert said == [""]
+    assert messages == [""]
     assert launcher.left_behind() == []
 
 
@@ -155,9 +155,9 @@ def _fuzz(
     assert '"running": true' in ran.stdout or ran.stderr == lost
     with connected(directory / "console.sock") as peer:
         peer.sendall(b"still here")
-        said = b""
-        while b"still here" not in said:
-            said += peer.recv(1 << 16)
+        output = b""
+        while b"still here" not in output:
+            output += peer.recv(1 << 16)
     assert min(counts.values()) > 10
 
 
@@ -189,8 +189,8 @@ def test_a_monitor_that_another_client_holds(
             others.append(other)
             other.connect(str(directory / "control.sock"))
     ran = verb(launcher, "qmp", "noisy", "query-status")
-    said = "noisy: another client has held its monitor for 5 s\n"
-    assert (ran.returncode, ran.stdout, ran.stderr) == (3, "", said)
+    message = "noisy: another client has held its monitor for 5 s\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (3, "", message)
     for other in others:
         other.close()
     assert verb(launcher, "qmp", "noisy", "query-status").returncode == 0
@@ -203,12 +203,12 @@ def test_a_request_without_its_words(vm: tuple[Path, subprocess.Popen[str]]) -> 
     for words, found in ({}, "None"), ({"words": 1}, "1"), ({"words": [1]}, "[1]"):
         with connected(directory / "supervisor.sock") as peer:
             peer.sendall(json.dumps({"verb": "set", **words}).encode() + b"\n")
-            said = json.loads(peer.recv(1 << 16))
-        assert said == {"error": f"words: found {found}, {expected}", "code": 2}
+            answer = json.loads(peer.recv(1 << 16))
+        assert answer == {"error": f"words: found {found}, {expected}", "code": 2}
 
 
 def test_a_console_has_room_for_so_many(vm: tuple[Path, subprocess.Popen[str]]) -> None:
-    """Who comes then is told so; those who are there go on."""
+    """One who comes then is told so; those who are there go on."""
     directory, _ = vm
     there = [connected(directory / "console.sock") for _ in range(16)]
     with connected(directory / "console.sock") as peer:
@@ -237,7 +237,7 @@ def test_a_stranger_reaches_no_socket(vm: tuple[Path, subprocess.Popen[str]]) ->
 def test_a_supervisor_that_hangs_keeps_nobody_for_ever(
     launcher: Launcher, vm: tuple[Path, subprocess.Popen[str]]
 ) -> None:
-    """Whoever asks it ends with a message, and when it goes on it does not do what was asked."""
+    """All who ask it end with a message, and when it goes on it does not do what was asked."""
     _, process = vm
     spec = launcher.base / "noisy.toml"
     process.send_signal(signal.SIGSTOP)

@@ -44,10 +44,10 @@ class Network:
 
     def links(self) -> dict[str, dict[str, Any]]:
         """The interfaces, by name, with their details."""
-        said = subprocess.run(
+        output = subprocess.run(
             [*self.within, "ip", "-j", "-d", "link"], check=True, capture_output=True, text=True
         ).stdout
-        return {link["ifname"]: link for link in json.loads(said)}
+        return {link["ifname"]: link for link in json.loads(output)}
 
 
 @pytest.fixture
@@ -125,8 +125,8 @@ def test_the_guest_uses_both_queues(inside: Launcher, guest: Path) -> None:
     )
     ran = inside.run("--json", spec)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    said = json.loads(ran.stdout)
-    assert said["guest"]["nets"] == [{"mac": "52:54:00:00:00:01", "mtu": 1500, "queues": 2}]
+    report = json.loads(ran.stdout)
+    assert report["guest"]["nets"] == [{"mac": "52:54:00:00:00:01", "mtu": 1500, "queues": 2}]
 
 
 def test_no_tap_outlives_a_kvm_launch_that_was_killed(inside: Launcher, network: Network) -> None:
@@ -176,7 +176,7 @@ def test_what_a_killed_kvm_launch_left_is_removed_by_the_next(
 
 LINKS = """
 import sys
-from kvm_launch import links
+from kvm_launch.spawn import links
 links.add("made", "bridge", mac="52:54:00:00:00:09")
 links.set_mtu("made", 1300)
 links.bring_up("made")
@@ -192,7 +192,7 @@ links.remove("never")
 
 
 def test_interfaces_are_made_and_removed_over_netlink(network: Network) -> None:
-    """As ip(8) does it; one that is not there is removed already."""
+    """They are as ip(8) makes them; one that is not there is removed already."""
     ran = subprocess.run(
         [*network.within, sys.executable, "-c", LINKS],
         env={**os.environ, "PYTHONPATH": str(ROOT / "launcher")},

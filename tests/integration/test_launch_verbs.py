@@ -38,7 +38,7 @@ def shown(launcher: Launcher) -> dict[str, str]:
     """Name and state of each VM, by ps."""
     ran = verb(launcher, "ps", "--json")
     assert ran.returncode == 0, ran.stderr
-    return {one["name"]: one["state"] for one in json.loads(ran.stdout)}
+    return {vm["name"]: vm["state"] for vm in json.loads(ran.stdout)}
 
 
 @pytest.fixture
@@ -95,10 +95,10 @@ def test_mistakes_and_the_dead_harm_nobody(
 ) -> None:
     """Each mistake is one message with its exit code. A VM whose supervisor was killed is not
     listed, nor is its record believed: the number of its process may be somebody else's by then."""
-    for words, code, said in MISTAKES:
+    for words, code, message in MISTAKES:
         ran = verb(launcher, *words)
         assert (ran.returncode, ran.stdout) == (code, "")
-        assert ran.stderr.startswith(said)
+        assert ran.stderr.startswith(message)
     assert shown(launcher) == {"one": "running", "two": "running"}
     two["one"].send_signal(signal.SIGKILL)
     two["one"].communicate()
@@ -201,11 +201,11 @@ def test_a_qemu_of_root_writes_what_it_was_given(launcher: Launcher) -> None:
 
 
 def _until(read: Callable[[], bytes], wanted: bytes) -> bytes:
-    said = b""
+    output = b""
     until = time.monotonic() + 60
-    while wanted not in said and time.monotonic() < until:
-        said += read()
-    return said
+    while wanted not in output and time.monotonic() < until:
+        output += read()
+    return output
 
 
 def test_a_detached_vm_outlives_its_terminal(launcher: Launcher) -> None:
@@ -219,8 +219,8 @@ def test_a_detached_vm_outlives_its_terminal(launcher: Launcher) -> None:
     supervisor = int(Path(f"/proc/{qemu}/stat").read_text().split()[3])
     assert os.getsid(supervisor) == supervisor
     again = launcher.run("--detach", spec)
-    said = "name: found 'away', expected one that does not run already\n"
-    assert (again.returncode, again.stderr) == (1, said)
+    message = "name: found 'away', expected one that does not run already\n"
+    assert (again.returncode, again.stderr) == (1, message)
     assert verb(launcher, "stop", "--now", "away").returncode == 0
     assert (processes_of("away"), launcher.left_behind()) == ([], [])
     assert launcher.run("--detach", "--json", spec).returncode == 2

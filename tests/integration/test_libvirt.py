@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from kvmhooks.domain.tune import tune
 from kvmhooks.host import read
-from kvmhooks.live.domain_capabilities import told_by
+from kvmhooks.libvirt.capabilities import told_by
+from kvmhooks.libvirt.tuning.tune import tune
 from kvmhooks.values import CpuSet
 from tests.fakehost import LARGE_SERVER, write_host
 from tests.integration.components import QEMU, ROOT, Launcher, processes_of
@@ -20,7 +20,7 @@ QUICKSTART = ROOT / "examples" / "quickstart.toml"
 
 
 def virsh(uri: str, *words: str) -> str:
-    """What virsh says."""
+    """Return what virsh says."""
     command = ["virsh", "--quiet", "--connect", uri, *words]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
@@ -132,10 +132,10 @@ def _attributes(domain: etree._Element, path: str) -> list[list[str]]:
     """Each element's name and attributes; libvirt orders them anew, and parts sets of vCPUs."""
     found: list[list[str]] = []
     for each in domain.iterfind(path):
-        said = {str(key): str(value) for key, value in each.attrib.items()}
-        numbers = next((name for name in ("vcpus", "iothreads") if name in said), None)
-        each_of = CpuSet.parse(said.pop(numbers)) if numbers else (None,)
-        rest = [str(item) for item in sorted(said.items())]
+        attributes = {str(key): str(value) for key, value in each.attrib.items()}
+        numbers = next((name for name in ("vcpus", "iothreads") if name in attributes), None)
+        each_of = CpuSet.parse(attributes.pop(numbers)) if numbers else (None,)
+        rest = [str(item) for item in sorted(attributes.items())]
         found += [[str(each.tag), str(number), *rest] for number in each_of]
     return sorted(found)
 

@@ -76,8 +76,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def said(python: Path | str, folder: Path) -> Any:
-    """What the main paths say with an interpreter's libraries."""
+def report_of(python: Path | str, folder: Path) -> Any:
+    """Return what the main paths say with an interpreter's libraries."""
     done = subprocess.run(
         [python, HERE / "main_paths.py", folder],
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'launcher'}"},
@@ -90,8 +90,8 @@ def said(python: Path | str, folder: Path) -> Any:
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="they are of the time of Python 3.11")
 def test_the_lowest_versions_do_what_the_newest_do(python: Path, folder: Path) -> None:
     """Every module is imported, and each command says the same with both, mistakes included."""
-    newest = said(sys.executable, folder)
-    assert said(python, folder) == newest
+    newest = report_of(sys.executable, folder)
+    assert report_of(python, folder) == newest
     codes = {words: code for words, (code, _, _) in newest["said"].items()}
     wrong = {words for words, code in codes.items() if code != 0}
     assert wrong == {words for words in codes if words.endswith("/wrong.toml")}

@@ -50,7 +50,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(built: Path) -> None:
 
 
 def test_the_sdist_holds_tests_and_examples(built: Path) -> None:
-    """Whoever has the sdist can test it and run the example."""
+    """The sdist is enough to test it and to run the example."""
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -83,8 +83,8 @@ def test_the_wheel_works_in_an_empty_environment(built: Path, tmp_path: Path) ->
     assert run(binaries / "kvmhooks", "--version").startswith("kvmhooks 0.")
     vm = tmp_path / "vm.toml"
     vm.write_text('name = "small"\n[cpu]\nvcpus = 1\n[memory]\nsize = "64MiB"\n')
-    said = run(binaries / "kvm-launch", "--accel", "tcg", "--print", "argv", vm)
-    assert said.startswith("qemu-system-x86_64 \\\n    -name guest=small,debug-threads=on")
+    output = run(binaries / "kvm-launch", "--accel", "tcg", "--print", "argv", vm)
+    assert output.startswith("qemu-system-x86_64 \\\n    -name guest=small,debug-threads=on")
     program = (
         "import kvmhooks; from importlib.resources import files; "
         "print(kvmhooks.plan(kvmhooks.load_vm('vm.toml'), kvmhooks.read_host()).name, "

@@ -1,4 +1,4 @@
-"""What QEMU itself says of a VM, before its first instruction, is what was planned.
+"""QEMU's own word on a VM, before its first instruction, is what was planned.
 
 Nothing here reads our arguments: what is expected is computed from the plan, and what is found
 comes over QMP from every QEMU that is installed.
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kvmhooks.placement import Plan
-from kvmhooks.render import qemu_argv
+from kvmhooks.qemu.argv import qemu_argv
 from tests.integration.asked import Asked, Emulator, emulators, stopped
 from tests.integration.components import QEMU
 from tests.integration.matrix import planned, vms
@@ -33,7 +33,7 @@ def test_qemu_says_what_was_planned(emulator: Emulator, tmp_path: Path) -> None:
     for name, text in vms(48):
         plan = planned(text, tmp_path, emulator.program)
         with stopped(emulator, qemu_argv(plan)[1:], tmp_path) as asked:
-            assert said(asked, plan) == expected(plan), (name, text)
+            assert answer_of(asked, plan) == expected(plan), (name, text)
         count += 1
     print(f"{emulator.name}: {count} VMs are to QEMU what was planned")
 
@@ -99,7 +99,7 @@ def expected(plan: Plan) -> dict[str, Any]:
     }
 
 
-def said(asked: Asked, plan: Plan) -> dict[str, Any]:
+def answer_of(asked: Asked, plan: Plan) -> dict[str, Any]:
     """The machine, as QEMU tells it."""
     peripheral = "/machine/peripheral"
     levels = ("socket-id", "die-id", "core-id", "thread-id", "node-id")

@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmhooks.isolate.claim import Claim
-from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.groups import Groups
-from kvmhooks.isolate.knob import View
+from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.isolate.engine.knob import View
 from kvmhooks.isolate.knobs import threads as knobs
-from kvmhooks.isolate.pins import stale
-from kvmhooks.isolate.state import RUNNING, Held, Process, Record
-from kvmhooks.isolate.threads import EMULATOR, VCPU, threads_of
+from kvmhooks.isolate.record.state import RUNNING, Held, Record
+from kvmhooks.isolate.system.process_stat import Process
+from kvmhooks.isolate.system.system import System
+from kvmhooks.isolate.vm.affinity import stale
+from kvmhooks.isolate.vm.cgroups import Groups
+from kvmhooks.isolate.vm.qemu_threads import EMULATOR, VCPU, threads_of
 from kvmhooks.values import CpuSet
 from tests.integration.components import QEMU, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kvmhooks.isolate.knob import Knob
+    from kvmhooks.isolate.engine.knob import Knob
 
-DOOR = Door("/")
+SYSTEM = System("/")
 NOWHERE = Groups(base="", is_unified=True)
 """Without libvirt's groups the names tell."""
 
@@ -52,12 +53,12 @@ def qemu() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def vcpus(pid: int) -> list[int]:
-    return [one.tid for one in threads_of(DOOR, NOWHERE, pid) if one.role == VCPU]
+    return [thread.tid for thread in threads_of(SYSTEM, NOWHERE, pid) if thread.role == VCPU]
 
 
 def held(pid: int, exclusive: str) -> Held:
     """A claim of this QEMU that asks for a class."""
-    process = Process.find(DOOR, pid)
+    process = Process.find(SYSTEM, pid)
     assert process is not None
     claim = Claim(
         driver="kvm-launch", uuid="00000000-1111-2222-3333-444444444444", name="a",
@@ -66,10 +67,10 @@ def held(pid: int, exclusive: str) -> Held:
     return Held(claim, holder=process, state=RUNNING)
 
 
-def classes(one: Held | None, pid: int, records: dict[str, Record] | None = None) -> list[Knob]:
+def classes(held: Held | None, pid: int, records: dict[str, Record] | None = None) -> list[Knob]:
     online = CpuSet(os.sched_getaffinity(0))
-    view = View(online=online, possible=online, held=[one] if one else [], kernel=(6, 1))
-    found = list(knobs.knobs(DOOR, view, NOWHERE, records or {}))
+    view = View(online=online, possible=online, held=[held] if held else [], kernel=(6, 1))
+    found = list(knobs.knobs(SYSTEM, view, NOWHERE, records or {}))
     assert all(f"/{pid}/" in knob.key for knob in found)
     return found
 
@@ -78,23 +79,23 @@ def test_a_real_vcpu_runs_first_unless_it_shares_its_cpu(qemu: subprocess.Popen[
     """The kernel's own word for it, before, while and after; the main thread is never touched."""
     low, high = sorted(os.sched_getaffinity(0))[:2]
     tids = vcpus(qemu.pid)
-    everyone = threads_of(DOOR, NOWHERE, qemu.pid)
-    assert {one.role for one in everyone} == {VCPU, EMULATOR}
-    for one in everyone:
-        DOOR.set_affinity(one.tid, CpuSet({high if one.tid == tids[0] else low}))
+    everyone = threads_of(SYSTEM, NOWHERE, qemu.pid)
+    assert {thread.role for thread in everyone} == {VCPU, EMULATOR}
+    for thread in everyone:
+        SYSTEM.set_affinity(thread.tid, CpuSet({high if thread.tid == tids[0] else low}))
     claim = held(qemu.pid, f"{low},{high}")
     first, second = classes(claim, qemu.pid)
     assert (first.refusal, "shares CPUs" in second.refusal) == ("", True)
-    first.write(DOOR, "fifo:1")
+    first.write(SYSTEM, "fifo:1")
     assert os.sched_getscheduler(tids[0]) == os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
-    assert first.read(DOOR) == "fifo:1"
+    assert first.read(SYSTEM) == "fifo:1"
     assert os.sched_getscheduler(tids[1]) == os.sched_getscheduler(qemu.pid) == os.SCHED_OTHER
     claim.pins = {"0": str(high), "1": str(low)}
-    assert stale(DOOR, claim) == ""
-    DOOR.set_affinity(tids[0], CpuSet({low}))
-    assert stale(DOOR, claim) == f"vCPU 0 is on {low} and was on {high}"
-    record = Record("other:0", ours="fifo:1", identity=first.identity(DOOR))
+    assert stale(SYSTEM, claim) == ""
+    SYSTEM.set_affinity(tids[0], CpuSet({low}))
+    assert stale(SYSTEM, claim) == f"vCPU 0 is on {low} and was on {high}"
+    record = Record("other:0", ours="fifo:1", identity=first.identity(SYSTEM))
     (left,) = classes(None, qemu.pid, {first.key: record})
-    left.write(DOOR, left.target(record.original, View(
+    left.write(SYSTEM, left.target(record.original, View(
         online=CpuSet(), possible=CpuSet(), held=[], kernel=(6, 1))))  # fmt: skip
     assert os.sched_getscheduler(tids[0]) == os.SCHED_OTHER

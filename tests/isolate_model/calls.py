@@ -10,7 +10,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvmhooks.isolate import hook
+from kvmhooks.isolate.hook import entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ ESCAPED = 99
 
 
 class Outcome(NamedTuple):
-    """How a call ended."""
+    """The end of a call."""
 
     words: list[str]
     code: int
     printed: str
-    said: str
+    stderr: str
     seconds: float
 
 
@@ -95,10 +95,10 @@ def _call(root: Path, words: list[str], three: list[int]) -> Outcome:
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     begun = time.monotonic()
     try:
-        code = hook.command(["--root", str(root), *words])
+        code = entry.command(["--root", str(root), *words])
     except BaseException:  # noqa: BLE001 -- that none comes out is what is tested
         traceback.print_exc()
         code = ESCAPED
     took = time.monotonic() - begun
-    printed, said = (os.pread(number, 4_096, 0).decode(errors="replace") for number in (1, 2))
-    return Outcome(words, code, printed, said, took)
+    printed, stderr = (os.pread(number, 4_096, 0).decode(errors="replace") for number in (1, 2))
+    return Outcome(words, code, printed, stderr, took)

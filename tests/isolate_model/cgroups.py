@@ -26,7 +26,7 @@ class Group:
         self.exclusive = CpuSet()
         self.partition = "member"
         self.has_controller = False
-        """Whether ``+cpuset`` stands in its ``cgroup.subtree_control``."""
+        """``+cpuset`` stands in its ``cgroup.subtree_control``."""
         self.tasks: set[int] = set()
 
     @property
@@ -42,7 +42,7 @@ class Group:
 
     @property
     def is_populated(self) -> bool:
-        """Whether a task is in it or below it."""
+        """A task is in it or below it."""
         return any(group.tasks for group in self.walk())
 
 
@@ -54,8 +54,10 @@ class Cgroups:
         self.is_unified = is_unified
         self.has_partitions = has_partitions
         self.refuses_partitions = False
-        """Whether each partition becomes invalid, as when somebody else has made one."""
+        """Each partition becomes invalid, as when somebody else has made one."""
         self.root = Group("", None)
+        self.leader_of: Callable[[int], int] = int
+        """The process of a thread."""
 
     def find(self, path: str) -> Group:
         """The group of this path; ENOENT without it."""
@@ -84,6 +86,17 @@ class Cgroups:
         assert group.parent is not None
         del group.parent.children[group.name]
 
+    def has_set(self, group: Group) -> bool:
+        """Tell whether the CPU set of its tasks is another than the root's."""
+        if not self.is_unified:
+            return group.parent is not None
+        above = group.parent
+        while above is not None:
+            if above.has_controller:
+                return True
+            above = above.parent
+        return False
+
     def isolated(self) -> CpuSet:
         """The CPUs of all valid isolated partitions."""
         found = CpuSet()
@@ -93,7 +106,7 @@ class Cgroups:
         return found
 
     def effective(self, group: Group) -> CpuSet:
-        """What the tasks of a group may use."""
+        """Return the CPUs that the tasks of a group may use."""
         if not self.is_unified:
             return self._own(group)
         if group.parent is None:
@@ -106,6 +119,8 @@ class Cgroups:
     def files(self, group: Group) -> list[str]:
         """The names of the files that a group has now."""
         names = ["cgroup.procs"]
+        if self.is_unified and group.parent is not None:
+            names.append("cgroup.events")
         if not self.is_unified:
             return [*names, "cpuset.cpus", "cpuset.effective_cpus"]
         names += ["cgroup.controllers", "cgroup.subtree_control"]
@@ -122,7 +137,8 @@ class Cgroups:
         if name not in self.files(group):
             raise FileNotFoundError(errno.ENOENT, "no such file", f"{group.path}/{name}")
         texts: dict[str, Callable[[], str]] = {
-            "cgroup.procs": lambda: "",
+            "cgroup.procs": lambda: self._processes(group),
+            "cgroup.events": lambda: f"populated {int(group.is_populated)}\nfrozen 0",
             "cgroup.controllers": lambda: "cpuset cpu memory",
             "cgroup.subtree_control": lambda: "cpuset cpu" if group.has_controller else "cpu",
             "cpuset.cpus": lambda: str(group.cpus if group.parent else self.online),
@@ -132,6 +148,14 @@ class Cgroups:
             "cpuset.cpus.exclusive": lambda: str(group.exclusive),
         }
         return texts[name]()
+
+    def _processes(self, group: Group) -> str:
+        """libvirt's innermost groups are threaded: the one above them has their processes."""
+        if self.is_unified and group.parent is not None and group.parent.name == "libvirt":
+            return ""
+        inside = group.walk() if group.name == "libvirt" else (group,)
+        tasks = {self.leader_of(tid) for member in inside for tid in member.tasks}
+        return "\n".join(map(str, sorted(tasks)))
 
     def write(self, group: Group, name: str, text: str) -> None:
         """Write a group's file, or raise what the kernel would."""
@@ -178,8 +202,8 @@ class Cgroups:
     def _write_exclusive(self, group: Group, text: str) -> None:
         cpus = CpuSet.parse(text)
         assert group.parent is not None
-        siblings = [one for one in group.parent.children.values() if one is not group]
-        if any(not one.exclusive.isdisjoint(cpus) for one in siblings):
+        siblings = [child for child in group.parent.children.values() if child is not group]
+        if any(not sibling.exclusive.isdisjoint(cpus) for sibling in siblings):
             raise OSError(errno.EINVAL, "a sibling has it", group.path)
         group.exclusive = cpus
 

@@ -1,4 +1,4 @@
-"""The model of one host's kernel, and of systemd, behind the same door as the real one.
+"""The model of one host's kernel, and of systemd, with the same methods as the real one.
 
 Reading never changes anything. Every write, to the host and to the record alike, first goes through
 ``step``, where a test may let the hook die or the write fail.
@@ -7,16 +7,17 @@ Reading never changes anything. Every write, to the host and to the record alike
 from __future__ import annotations
 
 import errno
+import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kvmhooks.errors import IsolationError
-from kvmhooks.isolate.bus import BusError, Systemd
-from kvmhooks.isolate.children import StuckError
-from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.knobs.caches import SCHEMATA, merged
-from kvmhooks.isolate.scheduling import COOKIE, DEFAULTS, NEW
-from kvmhooks.isolate.store import RECORD, Store
+from kvmhooks.isolate.knobs.resctrl import SCHEMATA, merged
+from kvmhooks.isolate.record.store import RECORD, Store
+from kvmhooks.isolate.system.dbus import BusError, Systemd
+from kvmhooks.isolate.system.processes import StuckError
+from kvmhooks.isolate.system.scheduling import COOKIE, DEFAULTS, NEW
+from kvmhooks.isolate.system.system import System
 from kvmhooks.values import CpuSet
 from tests.isolate_model.cgroups import Cgroups, Group
 from tests.isolate_model.pci import BUS, HangingError, Pci
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 CGROUP = "sys/fs/cgroup"
+WORKQUEUES = "sys/devices/virtual/workqueue/cpumask"
+"""The mask of unbound workqueues; that asked for and that of isolated CPUs have longer names."""
+POLICIES = "sys/devices/system/cpu/cpufreq"
 
 
 def drop_in(unit: str) -> str:
-    """Where systemd puts a runtime ``AllowedCPUs``; a VM's scope is transient."""
-    where = "transient" if unit.startswith("machine-") else "system.control"
+    """Return the path of a runtime ``AllowedCPUs``; a VM's, and systemd-run's, is transient."""
+    is_transient = unit.startswith(("machine-", "run-"))
+    where = "transient" if is_transient else "system.control"
     return f"run/systemd/{where}/{unit}.d/50-AllowedCPUs.conf"
 
 
@@ -50,10 +55,14 @@ class Irq:
         self.effective = CpuSet({max(mask) - serial % 2})
         self.is_managed = managed
         self.is_pending = pending
-        """Whether a change waits for the next interrupt (IO-APIC)."""
+        """A change waits for the next interrupt (IO-APIC)."""
         self.serial = serial
         self.action: str | None = None
         """The driver's name for it; None for one like any other."""
+        self.thread = 0
+        """The kernel thread that handles it, where there is one."""
+        self.is_moved = True
+        """It was moved since it last came: its thread follows then."""
 
 
 class Task:
@@ -68,8 +77,10 @@ class Task:
         self.leader = 0
         self.mask = CpuSet()
         self.scheduling = dict(DEFAULTS)
-        self.wish: CpuSet | None = None
-        """What its owner asked for; kernels before 6.2 forget it when the cpuset changes."""
+        self.user_cpus: CpuSet | None = None
+        """The mask that it was given; kernels before 6.2 forget it when the cpuset changes."""
+        self.preferred: CpuSet | None = None
+        """A kernel thread's node or interrupt; before 7.0 forgotten when a partition changes."""
 
 
 class Pool:
@@ -82,18 +93,18 @@ class Pool:
         self.compacted = compacted
 
     def resize(self, count: int) -> None:
-        """What a write to ``nr_hugepages`` does: cut silently, and never below what is in use."""
+        """Resize as a write to ``nr_hugepages``: cut silently, and never below what is in use."""
         self.total = max(min(count, self.limit), self.used)
 
 
-class Kernel(Door):
+class Kernel(System):
     """A host in memory. ``flavour`` is ``partitions``, ``systemd``, ``plain`` or ``legacy``."""
 
     def __init__(self, flavour: str, cpus: int, irqs: int, release: str = "") -> None:
         super().__init__("/model")
         self.flavour = flavour
         self.release = release or ("6.12.0-model" if flavour == "partitions" else "6.1.0-model")
-        self.online = CpuSet(range(cpus))
+        self.online = self.possible = CpuSet(range(cpus))
         has_partitions = flavour == "partitions"
         self.groups = Cgroups(
             self.online, is_unified=flavour != "legacy", has_partitions=has_partitions
@@ -106,6 +117,7 @@ class Kernel(Door):
             for number in range(irqs)
         }
         self.tasks: dict[int, Task] = {}
+        self.groups.leader_of = lambda tid: self.tasks[tid].leader
         self.files: dict[str, str] = {
             "proc/sys/kernel/random/boot_id": "boot-1",
             "proc/sys/kernel/numa_balancing": "1",
@@ -116,6 +128,8 @@ class Kernel(Door):
             f"sys/devices/virtual/workqueue/{name}cpumask": self.online
             for name in ("", "writeback/", "nvme-wq/")
         }
+        self.asked = self.online
+        """The mask that was asked for of unbound workqueues."""
         self.masks["sys/class/net/eth0/queues/rx-0/rps_cpus"] = CpuSet()
         self.masks["sys/class/net/eth0/queues/tx-0/xps_cpus"] = self.online
         self.pools: dict[str, Pool] = {}
@@ -124,14 +138,22 @@ class Kernel(Door):
         """Modules that `modprobe` finds."""
         self.links: dict[str, str] = {}
         self.clock = 0
+        self.pace = 0.0
+        """Seconds that each look at the host takes, and each write."""
+        self.looked = 0
         self.record: str | None = None
+        self.waiter = ""
         self.released: set[str] = set()
+        self.affinities: dict[str, CpuSet] = {}
+        """The units with ``CPUAffinity=``."""
         self.step: Callable[[str], None] = nothing
         self.libvirtd = 0
         self.takes = 0
         """Seconds that each step of a device takes."""
+        self.removed: set[str] = set()
+        """Units whose files an administrator has removed."""
         self.has_cookies = True
-        """Whether the kernel has core scheduling."""
+        """The kernel has core scheduling."""
         self._populate()
 
     def _populate(self) -> None:
@@ -145,8 +167,11 @@ class Kernel(Door):
         self.spawn("kthreadd", flags=KERNEL_THREAD, pid=2, parent=0)
         self.spawn("rcu_sched", flags=KERNEL_THREAD, parent=2)
         kswapd = self.spawn("kswapd0", flags=KERNEL_THREAD, parent=2)
-        self.pin(kswapd, CpuSet({0}))  # of a small node, which no VM has
+        self.tasks[kswapd].mask = self.tasks[kswapd].preferred = CpuSet({0})  # of a small node
         self.spawn("migration/0", flags=BOUND_THREAD, parent=2)
+        if 1 in self.irqs:
+            self.irqs[1].thread = self.spawn("irq/1-aerdrv", flags=KERNEL_THREAD, parent=2)
+            self.interrupt(1)
         self.libvirtd = self.spawn("libvirtd", group=home)
         self.spawn("cron", group=home)
         if self.flavour == "legacy":
@@ -154,15 +179,26 @@ class Kernel(Door):
         if self.flavour == "plain":  # an init that makes no groups leaves everything in the root
             self.spawn("udevd")
 
-    # --- the door -------------------------------------------------------------------------------
+    # --- the system -----------------------------------------------------------------------------
 
-    def read(self, path: str) -> str:  # noqa: C901, PLR0911 -- a table of places
+    def read(self, path: str) -> str:
+        self.looked += 1
+        if path.startswith(f"{POLICIES}/") and not self._policy(path) & self.online:
+            raise OSError(errno.EBUSY, "an inactive policy", path)
+        return self._text(path)
+
+    def _text(self, path: str) -> str:  # noqa: C901, PLR0911, PLR0912 -- a table of places
         if path in self.files:
             return self.files[path].strip()
         if path.startswith(f"{BUS}/"):
             return self.pci.read(path)
         if path in self.masks:
-            return self.masks[path].format_mask(len(self.online))
+            return self.masks[path].format_mask(len(self.possible))
+        if path.startswith(WORKQUEUES) and self.groups.has_partitions:
+            known = {"requested": self.asked, "isolated": self.groups.isolated()}
+            asked = known.get(path.removeprefix(f"{WORKQUEUES}_"))
+            if asked is not None:
+                return asked.format_mask(len(self.possible))
         parts = path.split("/")
         if path.startswith("proc/irq/"):
             return self._read_irq(parts[2], parts[-1])
@@ -173,8 +209,10 @@ class Kernel(Door):
             return self.groups.read(self.groups.find(inner), name)
         if parts[0] == "proc" and parts[1].isdigit():
             return self._read_task(int(parts[-2]), parts[-1])
-        if path in {f"sys/devices/system/cpu/{name}" for name in ("online", "possible")}:
+        if path == "sys/devices/system/cpu/online":
             return str(self.online)
+        if path == "sys/devices/system/cpu/possible":
+            return str(self.possible)
         if path.endswith("_hugepages") and path.rpartition("/")[0] in self.pools:
             pool = self.pools[path.rpartition("/")[0]]
             return str(pool.total if path.endswith("nr_hugepages") else pool.total - pool.used)
@@ -242,13 +280,15 @@ class Kernel(Door):
             if "workqueue" in path and not mask:
                 raise OSError(errno.EINVAL, "an empty mask", path)
             self.masks[path] = mask
+            if path == WORKQUEUES:
+                self.asked = mask  # and the isolated CPUs are let in again
         elif path.startswith("proc/irq/"):
             self._write_irq(path.split("/")[2], text)
         elif path.startswith(f"{self.base}/"):
             inner, _, name = path.removeprefix(f"{self.base}/").rpartition("/")
             with self._tasks_follow():
                 self.groups.write(self.groups.find(inner), name, text)
-            if text in {"+cpuset", "-cpuset"} and not self.keeps_wishes:
+            if text in {"+cpuset", "-cpuset"}:
                 self._reset_masks(self.groups.find(inner))
         elif path.endswith("nr_hugepages"):
             self.pools[path.rpartition("/")[0]].resize(int(text))
@@ -259,7 +299,7 @@ class Kernel(Door):
             self.files[path] = self._kept(path, text)
 
     def _kept(self, path: str, text: str) -> str:
-        """What a file holds after a write, where that is not the text itself."""
+        """Return the text of a file after a write, where that is not the text itself."""
         if path == SCHEMATA:
             ways = f"{int(text.partition('=')[2], 16):b}"
             if "0" in ways.strip("0") or "1" not in ways:
@@ -267,35 +307,40 @@ class Kernel(Door):
             return merged(self.files[path], text)
         if path.endswith("enabled"):
             words = ("always", "madvise", "never")
-            return " ".join(f"[{one}]" if one == text else one for one in words)
+            return " ".join(f"[{word}]" if word == text else word for word in words)
         return text
 
     def names(self, path: str) -> list[str]:
+        self.looked += 1
         if path == "proc":
-            return sorted(str(tid) for tid, one in self.tasks.items() if one.leader == tid)
+            return sorted(str(tid) for tid, task in self.tasks.items() if task.leader == tid)
         if path.startswith("proc/") and path.endswith("/task"):
             pid = int(path.split("/")[1])
-            return sorted(str(tid) for tid, one in self.tasks.items() if one.leader == pid)
+            return sorted(str(tid) for tid, task in self.tasks.items() if task.leader == pid)
         if path.startswith(f"{BUS}/"):
             return self.pci.names(path)
         found = set()
-        for one in (*self.files, *self.masks, *self.links):
-            if one.startswith(f"{path}/"):
-                found.add(one.removeprefix(f"{path}/").split("/")[0])
+        for known in (*self.files, *self.masks, *self.links):
+            if known.startswith(f"{path}/"):
+                found.add(known.removeprefix(f"{path}/").split("/")[0])
         return sorted(found)
 
     def inodes(self, path: str) -> dict[str, int]:
+        self.looked += 1
         if path == f"{BUS}/devices":
             return self.pci.inodes()
+        if path == "run/kvmhooks":  # it is another file whenever it is written
+            return {} if self.record is None else {"state.json": zlib.crc32(self.record.encode())}
         assert path in {"proc/irq", "sys/kernel/irq"}
         return {str(number): irq.serial for number, irq in self.irqs.items()}
 
     def directories(self, path: str) -> list[str]:
+        self.looked += 1
         if path == self.base or path.startswith(f"{self.base}/"):
             inner = path.removeprefix(self.base).strip("/")
             return sorted(self.groups.find(inner).children)
-        prefixes = [one for one in (*self.files, *self.masks) if one.startswith(f"{path}/")]
-        below = (one.removeprefix(f"{path}/").split("/") for one in prefixes)
+        prefixes = [known for known in (*self.files, *self.masks) if known.startswith(f"{path}/")]
+        below = (prefix.removeprefix(f"{path}/").split("/") for prefix in prefixes)
         return sorted({parts[0] for parts in below if len(parts) > 1})
 
     def has(self, path: str) -> bool:
@@ -323,10 +368,15 @@ class Kernel(Door):
         return path.endswith(".sock") and path in self.files
 
     def affinity(self, tid: int) -> CpuSet:
+        self.looked += 1
+        return self._task(tid).mask & self.online
+
+    def mask(self, tid: int) -> CpuSet:
+        self.looked += 1
         return self._task(tid).mask
 
     def set_affinity(self, tid: int, cpus: CpuSet) -> None:
-        self._task(tid)
+        self.affinity(tid)
         self.step(f"affinity of {tid}")
         self.pin(tid, cpus)
 
@@ -358,7 +408,7 @@ class Kernel(Door):
         return self.libvirtd
 
     def now(self) -> float:
-        return float(self.clock)
+        return self.clock + self.pace * self.looked
 
     def sleep(self, seconds: float) -> None:
         del seconds
@@ -384,10 +434,14 @@ class Kernel(Door):
         task.leader = leader or pid
         forked = self.tasks.get(leader or parent)
         effective = self.groups.effective(where)
-        task.mask = (
-            self.online if forked is None or flags else (forked.mask & effective) or effective
+        task.user_cpus = (
+            None if forked is None or (flags and not self.keeps_user_cpus) else forked.user_cpus
         )
-        task.wish = None if forked is None or flags else forked.wish
+        whole = self._housekeeping if flags else effective
+        task.mask = _cut(
+            whole if forked is None or flags else forked.mask & effective, task.user_cpus
+        )
+        task.mask = task.mask or effective
         if forked is not None:
             task.scheduling[COOKIE] = forked.scheduling[COOKIE]
         self.tasks[pid] = task
@@ -396,7 +450,7 @@ class Kernel(Door):
 
     def end(self, pid: int) -> None:
         """End a process with all its threads."""
-        for tid in [tid for tid, one in self.tasks.items() if pid in {tid, one.leader}]:
+        for tid in [tid for tid, task in self.tasks.items() if pid in {tid, task.leader}]:
             self.tasks.pop(tid).group.tasks.discard(tid)
 
     def pin(self, tid: int, cpus: CpuSet) -> None:
@@ -404,10 +458,53 @@ class Kernel(Door):
         task = self._task(tid)
         if task.flags & 0x0400_0000:
             raise OSError(errno.EINVAL, "this thread cannot be moved", str(tid))
-        allowed = cpus & self.groups.effective(task.group)
-        if not allowed:
+        allowed = cpus & self._allowed(task.group)
+        if not allowed & self.online:
             raise OSError(errno.EINVAL, "no CPU of its cpuset", str(tid))
-        task.mask, task.wish = allowed, cpus
+        task.mask, task.user_cpus = allowed, cpus
+
+    def interrupt(self, number: int) -> None:
+        """An interrupt comes: its thread follows it, cut to what that was given."""
+        irq = self.irqs[number]
+        if irq.thread and irq.is_moved:
+            task = self.tasks[irq.thread]
+            task.mask = _cut(irq.effective, task.user_cpus if self.keeps_user_cpus else None)
+            task.preferred = irq.effective
+            irq.is_moved = False
+
+    def isolate(self, path: str, cpus: CpuSet) -> None:
+        """Somebody makes an isolated partition of a group at the top; without CPUs, ends it."""
+        group = self.groups.make(path)
+        with self._tasks_follow():
+            group.exclusive, group.partition = cpus, "isolated" if cpus else "member"
+            if not cpus:
+                self.groups.remove(path)
+
+    def take_offline(self, cpu: int) -> None:
+        """A CPU goes: masks in the root keep it, those of groups follow, interrupts leave it."""
+        self._set_online(self.online - CpuSet({cpu}))
+
+    def bring_online(self, cpu: int) -> None:
+        """It comes back."""
+        self._set_online(self.online | CpuSet({cpu}))
+
+    def _set_online(self, online: CpuSet) -> None:
+        """Change the CPUs that are online as cpuset_hotplug_workfn(), which does not touch the
+        tasks whose CPU set is the root's, and irq_migrate_all_off_this_cpu() do, the latter with
+        the mask left as it is.
+        """
+        with self._tasks_follow(is_hotplug=True):
+            self.online = self.groups.online = online
+            if not self.groups.is_unified:  # v1 forgets the CPU for good
+                for group in self.groups.root.walk():
+                    group.cpus &= online
+        for irq in self.irqs.values():
+            if not irq.effective & online:
+                irq.effective = CpuSet({((irq.mask & online) or online).first()})
+
+    def _policy(self, path: str) -> CpuSet:
+        """Return the CPUs that share a clock, by its directory: policyN is CPU N's alone."""
+        return CpuSet({int(path.removeprefix(f"{POLICIES}/policy").partition("/")[0])})
 
     def add_irq(self) -> int:
         """A driver requests an interrupt: it gets the default mask."""
@@ -417,12 +514,15 @@ class Kernel(Door):
         return number
 
     def set_unit(self, unit: str, cpus: CpuSet, section: str = "Slice") -> None:
-        """What systemd does for ``AllowedCPUs=`` of a unit."""
-        group = next((one for one in self.groups.root.walk() if one.name == unit), None)
-        if group is None or group.parent is None:
-            raise BusError(f"systemd: Unit {unit} not loaded.")
+        """Set ``AllowedCPUs=`` of a unit as systemd does."""
+        group = next((group for group in self.groups.root.walk() if group.name == unit), None)
+        is_kept = drop_in(unit) in self.files  # of a unit that has ended
+        if unit in self.removed or ((group is None or group.parent is None) and not is_kept):
+            raise BusError(f"systemd: org.freedesktop.systemd1.NoSuchUnit: Unit {unit} not found.")
         text = f"# By systemd.\n[{section}]\nAllowedCPUs=\nAllowedCPUs={cpus}\n"
         self.files[drop_in(unit)] = text
+        if group is None or group.parent is None:
+            return
         if not cpus:  # the live set stays as it is (systemd#43846)
             self._drop_controllers()
             return
@@ -431,12 +531,31 @@ class Kernel(Door):
         while parent is not None:
             above.insert(0, parent)
             parent = parent.parent
-        for one in above:
-            if not one.has_controller:
+        for upper in above:
+            if not upper.has_controller:
                 self.put(
-                    f"{self.base}/{one.path}/cgroup.subtree_control".replace("//", "/"), "+cpuset"
+                    f"{self.base}/{upper.path}/cgroup.subtree_control".replace("//", "/"), "+cpuset"
                 )
         self.put(f"{self.base}/{group.path}/cpuset.cpus", str(cpus))
+
+    def start_unit(self, path: str) -> int:
+        """A unit starts, with what systemd has kept of it, and its one process."""
+        group = self.groups.make(path)
+        kept = self.files.get(drop_in(group.name))
+        if kept is not None:
+            self.set_unit(group.name, _cpus_of(kept))
+        pid = self.spawn(group.name, group=path)
+        self.tasks[pid].mask = self.groups.effective(group)  # cpuset_attach()
+        return pid
+
+    def stop_unit(self, path: str) -> None:
+        """A unit ends, and with it what systemd has of a transient one."""
+        group = self.groups.find(path)
+        for tid in list(group.tasks):
+            self.end(tid)
+        self.groups.remove(path)
+        if "/transient/" in drop_in(group.name):
+            self.files.pop(drop_in(group.name), None)
 
     def reload_systemd(self) -> None:
         """It applies what its drop-ins say; without one it leaves the set as it is."""
@@ -448,25 +567,66 @@ class Kernel(Door):
 
     def _drop_controllers(self) -> None:
         """A controller that no unit needs any more is dropped, as seen in the lab."""
-        said = [text for path, text in self.files.items() if path.endswith("/50-AllowedCPUs.conf")]
+        texts = [text for path, text in self.files.items() if path.endswith("/50-AllowedCPUs.conf")]
         groups = list(self.groups.root.walk())
-        if any(map(_cpus_of, said)) or any(one.path.startswith("machine.slice/") for one in groups):
+        if any(map(_cpus_of, texts)) or any(
+            group.path.startswith("machine.slice/") for group in groups
+        ):
             return
         for group in reversed(groups):
             if group.has_controller:
                 path = f"{self.base}/{group.path}/cgroup.subtree_control".replace("//", "/")
                 self.put(path, "-cpuset")
 
+    def _allowed(self, group: Group) -> CpuSet:
+        """Return what sched_setaffinity(2) allows a group's tasks.
+
+        Offline CPUs are among it only outside of any group with a set, and not before 6.2
+        (3fb906e7fabb).
+        """
+        if self.groups.has_set(group) or not self.keeps_user_cpus:
+            return self.groups.effective(group)
+        return self.possible - self.groups.isolated()
+
+    def _inherited(self, group: Group) -> CpuSet:
+        """Return what a group's tasks may use when that changes.
+
+        cpuset_attach() gives those whose set is the root's all possible CPUs.
+        """
+        if self.groups.has_set(group):
+            return self.groups.effective(group)
+        return self.possible - self.groups.isolated()
+
+    def _follow(self, task: Task) -> None:
+        """Give a task what its group may use, and from 6.2 on what its owner asked of that."""
+        inherited = self._inherited(task.group)
+        user_cpus = task.user_cpus if self.keeps_user_cpus else None
+        task.mask = (inherited & user_cpus if user_cpus else inherited) or inherited
+
     @property
-    def keeps_wishes(self) -> bool:
-        """Whether a task's own mask outlives a change of its cpuset (from 6.2)."""
-        return tuple(map(int, self.release.split(".")[:2])) >= (6, 2)
+    def _release(self) -> tuple[int, ...]:
+        return tuple(map(int, self.release.split(".")[:2]))
+
+    @property
+    def _housekeeping(self) -> CpuSet:
+        """The CPUs that a kernel thread is born on: before 7.0 also those that are isolated."""
+        return self.online - (self.groups.isolated() if self._release >= (7, 0) else CpuSet())
+
+    @property
+    def keeps_user_cpus(self) -> bool:
+        """A task's own mask outlives a change of its cpuset (from 6.2)."""
+        return self._release >= (6, 2)
+
+    @property
+    def spreads_threads(self) -> bool:
+        """A partition spreads the kernel's threads; none gets its place back before 7.0."""
+        return self.groups.has_partitions and self._release < (7, 0)
 
     def _reset_masks(self, above: Group) -> None:
         """The controller comes or goes: tasks get their group's mask (systemd#23748)."""
         for group in above.walk():
             for tid in group.tasks if group is not above else ():
-                self.tasks[tid].mask = self.groups.effective(group)
+                self._follow(self.tasks[tid])
 
     def _task(self, tid: int) -> Task:
         if tid not in self.tasks:
@@ -482,12 +642,12 @@ class Kernel(Door):
             return f"{tid} ({task.name}) {' '.join(fields)} {task.start} 0"
         if name == "cgroup":
             hierarchies = ("0:",) if self.groups.is_unified else ("5:devices", "4:cpuset")
-            return "\n".join(f"{one}:/{task.group.path}" for one in hierarchies)
+            return "\n".join(f"{hierarchy}:/{task.group.path}" for hierarchy in hierarchies)
         raise FileNotFoundError(errno.ENOENT, "no such file", name)
 
     def _read_irq(self, number: str, name: str) -> str:
         if number == "default_smp_affinity":
-            return self.default.format_mask(len(self.online))
+            return self.default.format_mask(len(self.possible))
         irq = self.irqs.get(int(number))
         texts = (
             {}
@@ -517,31 +677,45 @@ class Kernel(Door):
             raise OSError(errno.EIO, "a managed interrupt", number)
         if not mask & self.online:
             raise OSError(errno.EINVAL, "no online CPU", number)
-        irq.mask = mask
+        irq.mask, irq.is_moved = mask, True
         if not irq.is_pending and not irq.effective <= mask:
             irq.effective = CpuSet({mask.first()})
+        if self._release >= (6, 9) and not irq.is_pending:
+            self.interrupt(int(number))  # its thread is woken at once
 
     @contextmanager
-    def _tasks_follow(self) -> Iterator[None]:
+    def _tasks_follow(self, *, is_hotplug: bool = False) -> Iterator[None]:
         """After a change of the groups the kernel sets the masks of the tasks concerned."""
         before = {id(group): self.groups.effective(group) for group in self.groups.root.walk()}
         isolated = self.groups.isolated()
         yield
+        if self.groups.isolated() != isolated:
+            self.masks[WORKQUEUES] = self.asked - self.groups.isolated() or self.asked
         for task in self.tasks.values():
             effective = self.groups.effective(task.group)
             is_movable_thread = task.flags and not task.flags & 0x0400_0000
             if task.group.parent is None and is_movable_thread:
                 if self.groups.isolated() != isolated:
-                    task.mask = self.online - self.groups.isolated()
-            elif task.flags:
+                    task.mask = self._placed(task)
+            elif task.flags or (is_hotplug and not self.groups.has_set(task.group)):
                 continue
             elif effective != before.get(id(task.group)):
-                wish = task.wish if self.keeps_wishes else None
-                task.mask = (effective & wish if wish else effective) or effective
+                self._follow(task)
+
+    def _placed(self, task: Task) -> CpuSet:
+        """Return the CPUs that a task of the root group gets when a partition comes or goes."""
+        free = self.possible - self.groups.isolated()
+        preferred = task.preferred if self._release >= (7, 0) else None
+        return _cut(_cut(free, preferred), task.user_cpus if self.keeps_user_cpus else None)
+
+
+def _cut(cpus: CpuSet, user_cpus: CpuSet | None) -> CpuSet:
+    """Return the rest of a mask for a task that was given another one; all where there is none."""
+    return (cpus & user_cpus or cpus) if user_cpus else cpus
 
 
 def _cpus_of(drop_in: str) -> CpuSet:
-    """What a drop-in says in the end."""
+    """Return the CPUs that a drop-in sets in the end."""
     return CpuSet.parse(drop_in.strip().rpartition("=")[2])
 
 
@@ -559,13 +733,17 @@ class ModelSystemd(Systemd):
         except OSError as error:
             raise BusError(f"systemd: {error}") from error
 
+    def affinities(self, seconds: float) -> tuple[dict[str, CpuSet], bool]:
+        del seconds
+        return self._kernel.affinities, True
+
     def reload(self) -> None:
         self._kernel.step("systemd: reload")
         self._kernel.reload_systemd()
 
 
 class Record(Store):
-    """What is on record, in the model's memory."""
+    """The record, in the model's memory."""
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__("/model")
@@ -583,6 +761,12 @@ class Record(Store):
             self._kernel.step("record")
             self._kernel.record = None
 
+    def waiter(self) -> str:
+        return self._kernel.waiter
+
+    def note_waiter(self, text: str) -> None:
+        self._kernel.waiter = text
+
     def note_release(self, key: str) -> None:
         if self._kernel.record is not None:
             self._kernel.step("released")
@@ -597,6 +781,6 @@ class Record(Store):
             self._kernel.released.remove(key)
 
     @contextmanager
-    def lock(self, door: Door, timeout: float, name: str = RECORD) -> Iterator[None]:
-        del door, timeout, name
+    def lock(self, system: System, timeout: float, name: str = RECORD) -> Iterator[None]:
+        del system, timeout, name
         yield

@@ -11,9 +11,10 @@ import errno
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from kvm_launch.hold import Hold
-from kvmhooks.isolate.bus import BusError
-from kvmhooks.isolate.keeper import Keeper
+from kvm_launch.host.claimed_plan import plan_and_claim
+from kvm_launch.host.lease import Lease
+from kvmhooks.isolate.registry.registry import Registry
+from kvmhooks.isolate.system.dbus import BusError
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel, ModelSystemd, Record, drop_in
 
@@ -52,7 +53,7 @@ class LaunchKernel(Kernel):
         if group is None:
             super().put(path, text)
         elif name == "cgroup.procs":
-            for tid in [tid for tid, one in self.tasks.items() if one.leader == int(text)]:
+            for tid in [tid for tid, task in self.tasks.items() if task.leader == int(text)]:
                 self._move(tid, group)
         elif name in {"cgroup.threads", "tasks"}:
             self._move(int(text), group, is_thread=True)
@@ -86,7 +87,7 @@ class LaunchKernel(Kernel):
         with suppress(FileNotFoundError):
             group = self.groups.find(inner)
             if group.children:
-                return  # ENOTEMPTY, which the door does not mind
+                return  # ENOTEMPTY, which the system does not mind
             if group.tasks:
                 raise OSError(errno.EBUSY, "a task is in it", path)
             with self._tasks_follow():
@@ -101,7 +102,7 @@ class LaunchKernel(Kernel):
         self.clock += 1
 
     def forget_scope(self, path: str) -> None:
-        """What systemd does when the last process of a scope has ended."""
+        """Forget a scope as systemd does when its last process has ended."""
         self.files.pop(drop_in(path.rpartition("/")[2]), None)
         with suppress(FileNotFoundError), self._tasks_follow():
             self.groups.remove(path)
@@ -125,8 +126,8 @@ class LaunchKernel(Kernel):
         task.group = group
         group.tasks.add(tid)
         effective = self.groups.effective(group)
-        wish = task.wish if self.keeps_wishes else None
-        task.mask = (effective & wish if wish else effective) or effective
+        user_cpus = task.user_cpus if self.keeps_user_cpus else None
+        task.mask = (effective & user_cpus if user_cpus else effective) or effective
 
     def _check_control(self, group: Group, name: str) -> None:
         """Tasks beside children that have controllers: only in the domain of threads."""
@@ -169,38 +170,38 @@ class LaunchedVm:
         self.cpus = CpuSet()
         self.scope = ""
 
-    def run(self, world: World, spec: VmSpec, host: Host) -> Hold:
-        """Start it, as ``kvm_launch.supervise`` does; leave the context to stop it."""
+    def run(self, world: World, spec: VmSpec, host: Host) -> Lease:
+        """Start it, as ``kvm_launch.life.supervise`` does; leave the context to stop it."""
         kernel = world.kernel
         assert isinstance(kernel, LaunchKernel)
-        hold = Hold(Keeper(kernel, Record(kernel)), kernel.supervisor)
+        lease = Lease(Registry(kernel, Record(kernel)), kernel.supervisor)
         try:
-            decided = hold.plan(spec, host)
+            decided = plan_and_claim(lease, spec, host)
             self.pid = kernel.spawn("child", parent=kernel.supervisor,
                                     group=kernel.tasks[kernel.supervisor].group.path)  # fmt: skip
             self.helper = kernel.spawn("child", parent=kernel.supervisor,
                                        group=kernel.tasks[self.pid].group.path)  # fmt: skip
-            hold.adopt(self.pid)
-            hold.join([self.helper])
+            lease.adopt(self.pid)
+            lease.join([self.helper])
             kernel.pin(self.helper, decided.emulator)
-            self._become_qemu(kernel, decided, hold)
+            self._become_qemu(kernel, decided, lease)
         except BaseException:
             self.end(kernel)
-            hold.__exit__(None, None, None)
+            lease.__exit__(None, None, None)
             raise
         self.cpus = decided.exclusive
         world.vms[self.name] = self  # type: ignore[assignment]
-        return hold
+        return lease
 
-    def _become_qemu(self, kernel: LaunchKernel, decided: Plan, hold: Hold) -> None:
+    def _become_qemu(self, kernel: LaunchKernel, decided: Plan, lease: Lease) -> None:
         self.scope = kernel.tasks[self.pid].group.path.removesuffix("/libvirt")
         roles = {}
         for pin in decided.vcpus:
             roles[f"vCPU {pin.vcpu}"] = self._thread(kernel, f"CPU {pin.vcpu}/KVM")
         self._thread(kernel, "worker")
-        hold.isolate(self.pid, roles)
+        lease.isolate(self.pid, roles)
         cpus = {roles[f"vCPU {pin.vcpu}"]: pin.cpus for pin in decided.vcpus}
-        for tid in [tid for tid, one in kernel.tasks.items() if one.leader == self.pid]:
+        for tid in [tid for tid, task in kernel.tasks.items() if task.leader == self.pid]:
             planned = cpus.get(tid, decided.emulator)
             kernel.pin(tid, planned)
             assert kernel.affinity(tid) == planned, f"{kernel.tasks[tid].name} is not on {planned}"
@@ -219,9 +220,9 @@ class LaunchedVm:
         if self.scope.endswith(".scope"):
             kernel.forget_scope(self.scope)
 
-    def stop(self, world: World, hold: Hold) -> None:
+    def stop(self, world: World, lease: Lease) -> None:
         """Stop it in order."""
         assert isinstance(world.kernel, LaunchKernel)
         del world.vms[self.name]
         self.end(world.kernel)
-        hold.__exit__(None, None, None)
+        lease.__exit__(None, None, None)

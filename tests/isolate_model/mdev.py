@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from kvmhooks.isolate.mediated import DEVICES, PARENTS
+from kvmhooks.isolate.resources.mdev import DEVICES, PARENTS
 from tests.isolate_model.kernel import Kernel
 
 

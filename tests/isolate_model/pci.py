@@ -31,11 +31,11 @@ class Function:
     refuses: set[str] = field(default_factory=set)
     """The drivers whose probe fails."""
     total: int | None = None
-    """How many virtual functions it may have, if it may have any."""
+    """The number of virtual functions that it may have, if it may have any."""
     probes: bool = True
     """``sriov_drivers_autoprobe``."""
     makes: int | None = None
-    """How many virtual functions its driver makes at the most."""
+    """The number of virtual functions that its driver makes at the most."""
     vfs: list[str] = field(default_factory=list)
     physical: Function | None = None
     card: str = ""
@@ -47,7 +47,7 @@ class Function:
             "mac": "00:00:00:00:00:00", "vlan": "0", "trust": "no", "spoofchk": "yes", "rate": "0",
         }
     )  # fmt: skip
-    """What the card lets this virtual function do."""
+    """The settings that the card has for this virtual function."""
     nets: dict[str, str] = field(default_factory=dict)
     """The flags of its network interfaces, by name."""
 
@@ -73,7 +73,7 @@ class Pci:
 
     def state(self) -> dict[str, tuple[str, str]]:
         """The driver and the override of each."""
-        return {at: (one.driver, one.override) for at, one in self.functions.items()}
+        return {at: (function.driver, function.override) for at, function in self.functions.items()}
 
     # --- what is read ---------------------------------------------------------------------------
 
@@ -83,23 +83,25 @@ class Pci:
         if what == "drivers_probe" or (rest[-1:] and rest[-1] in WRITE_ONLY):
             raise OSError(errno.EIO, "a file that is written only", path)
         if what == "devices" and rest and rest[0] in self.functions:
-            one = self.functions[rest[0]]
-            texts = {"class": one.class_, "driver_override": one.override or "(null)"}
-            if one.total is not None:
-                texts |= {"sriov_totalvfs": str(one.total), "sriov_numvfs": str(len(one.vfs)),
-                          "sriov_drivers_autoprobe": str(int(one.probes))}  # fmt: skip
-            if rest[1:2] == ["net"] and rest[3:] == ["flags"] and rest[2] in one.nets:
-                return one.nets[rest[2]]
+            function = self.functions[rest[0]]
+            texts = {"class": function.class_, "driver_override": function.override or "(null)"}
+            if function.total is not None:
+                texts |= {
+                    "sriov_totalvfs": str(function.total), "sriov_numvfs": str(len(function.vfs)),
+                    "sriov_drivers_autoprobe": str(int(function.probes)),
+                }  # fmt: skip
+            if rest[1:2] == ["net"] and rest[3:] == ["flags"] and rest[2] in function.nets:
+                return function.nets[rest[2]]
             if rest[1:] and rest[1] in texts:
                 return texts[rest[1]]
-            if not rest[1:] or (rest[1:] == ["iommu_group"] and one.group is not None):
+            if not rest[1:] or (rest[1:] == ["iommu_group"] and function.group is not None):
                 raise IsADirectoryError(errno.EISDIR, "a directory", path)
         if what == "drivers" and rest and rest[0] in self.drivers:
             raise IsADirectoryError(errno.EISDIR, "a directory", path)
         raise FileNotFoundError(errno.ENOENT, "no such file", path)
 
     def has(self, path: str) -> bool:
-        """Whether there is something of this name."""
+        """Return whether there is something of this name."""
         try:
             self.read(path)
         except FileNotFoundError:
@@ -109,56 +111,56 @@ class Pci:
         return True
 
     def link(self, path: str) -> str:
-        """What a link says; empty where there is none."""
+        """Return the target of a link; empty where there is none."""
         _, address, name = path.removeprefix(f"{BUS}/").split("/")
-        one = self.functions.get(address)
-        if one is None:
+        function = self.functions.get(address)
+        if function is None:
             return ""
-        if name == "driver" and one.driver:
-            return f"../../../bus/pci/drivers/{one.driver}"
-        if name == "iommu_group" and one.group is not None:
-            return f"../../../kernel/iommu_groups/{one.group}"
-        if name == "physfn" and one.card:
-            return f"../{one.card}"
-        if name.startswith("virtfn"):
-            return f"../{one.vfs[int(name.removeprefix('virtfn'))]}"
+        if name == "driver" and function.driver:
+            return f"../../../bus/pci/drivers/{function.driver}"
+        if name == "iommu_group" and function.group is not None:
+            return f"../../../kernel/iommu_groups/{function.group}"
+        if name == "physfn" and function.card:
+            return f"../{function.card}"
+        if name in self.names(f"{BUS}/devices/{address}"):
+            return f"../{function.vfs[int(name.removeprefix('virtfn'))]}"
         return ""
 
     def names(self, path: str) -> list[str]:
-        """What a directory holds."""
+        """Return the names in a directory."""
         parts = path.removeprefix(f"{BUS}/devices/").split("/")
-        one = self.functions.get(parts[0])
-        if one is not None and parts[1:] == ["msi_irqs"]:
-            return sorted(map(str, one.irqs))
-        if one is not None and parts[1:] == ["net"]:
-            return sorted(one.nets)
-        if one is None or parts[1:] not in ([], ["iommu_group", "devices"]):
+        function = self.functions.get(parts[0])
+        if function is not None and parts[1:] == ["msi_irqs"]:
+            return sorted(map(str, function.irqs))
+        if function is not None and parts[1:] == ["net"]:
+            return sorted(function.nets)
+        if function is None or parts[1:] not in ([], ["iommu_group", "devices"]):
             return []
         if not parts[1:]:
-            return [f"virtfn{at}" for at in range(len(one.vfs))]
-        return sorted(at for at, each in self.functions.items() if each.group == one.group)
+            return [f"virtfn{at}" for at in range(len(function.vfs))]
+        return sorted(at for at, each in self.functions.items() if each.group == function.group)
 
     def inodes(self) -> dict[str, int]:
         """The number of each device's link, never given out twice."""
-        return {at: one.serial for at, one in self.functions.items()}
+        return {at: function.serial for at, function in self.functions.items()}
 
     def told(self, pf: str) -> str:
-        """What `kvmhooks functions` prints of a card."""
-        vfs = [self.functions[one].settings for one in self.functions[pf].vfs]
+        """Return the output of `kvmhooks vfs` for a card."""
+        vfs = [self.functions[vf].settings for vf in self.functions[pf].vfs]
         return "\n".join(
             " ".join([str(at), *(f"{name}={text}" for name, text in settings.items())])
             for at, settings in enumerate(vfs)
         )
 
     def set_function(self, pf: str, number: int, words: list[str]) -> None:
-        """What it does with NAME=VALUE."""
+        """Set a virtual function as `kvmhooks vfs` does with NAME=VALUE."""
         vf = self.functions[self.functions[pf].vfs[number]]
         vf.settings |= dict(word.split("=", 1) for word in words)
 
     # --- what is written ------------------------------------------------------------------------
 
     def write(self, path: str, text: str) -> None:
-        """What the kernel does; raises ``OSError``, or ``HangingError`` where it never returns."""
+        """Write as the kernel; raises ``OSError``, or ``HangingError`` where it never returns."""
         what, *rest = path.removeprefix(f"{BUS}/").split("/")
         if what == "devices" and rest[1] == "sriov_numvfs":
             self._resize(rest[0], int(text))
@@ -182,54 +184,54 @@ class Pci:
 
     def _resize(self, address: str, count: int) -> None:
         """``sriov_numvfs_store()``; a driver of the host takes what is new, if it may."""
-        one = self._function(address)
-        if count > (one.total or 0):
+        card = self._function(address)
+        if count > (card.total or 0):
             raise OSError(errno.ERANGE, "too many", address)
-        if count == len(one.vfs):
+        if count == len(card.vfs):
             return
-        if count and one.vfs:
+        if count and card.vfs:
             raise OSError(errno.EBUSY, "disable before enabling", address)
-        if not one.driver:
+        if not card.driver:
             raise OSError(errno.ENOENT, "no driver bound to device", address)
-        if "sriov" in one.hangs:
+        if "sriov" in card.hangs:
             raise HangingError
-        for old in one.vfs:
+        for old in card.vfs:
             del self.functions[old]
-        count = count if one.makes is None else min(count, one.makes)
-        one.vfs = [f"{address[:-4]}{16 + at >> 3:02x}.{at % 8}" for at in range(count)]
-        for at, name in enumerate(one.vfs):
+        count = count if card.makes is None else min(count, card.makes)
+        card.vfs = [f"{address[:-4]}{16 + at >> 3:02x}.{at % 8}" for at in range(count)]
+        for at, name in enumerate(card.vfs):
             function = Function(
-                100 + 32 * self.serial + at, matches=("iavf",), physical=one, card=address
+                100 + 32 * self.serial + at, matches=("iavf",), physical=card, card=address
             )
             self._probe(self.plug(name, function))
 
-    def _may_probe(self, one: Function) -> bool:
+    def _may_probe(self, function: Function) -> bool:
         """``pci_device_can_probe()``."""
-        return one.physical is None or one.physical.probes or bool(one.override)
+        return function.physical is None or function.physical.probes or bool(function.override)
 
-    def _unbind(self, one: Function, driver: str) -> None:
-        if one.driver != driver:
+    def _unbind(self, function: Function, driver: str) -> None:
+        if function.driver != driver:
             raise OSError(errno.ENODEV, "not its driver", driver)
-        if driver in one.hangs:
+        if driver in function.hangs:
             raise HangingError
-        one.driver = ""
+        function.driver = ""
 
-    def _bind(self, one: Function, driver: str) -> None:
-        if one.driver:
+    def _bind(self, function: Function, driver: str) -> None:
+        if function.driver:
             raise OSError(errno.EBUSY, "it has a driver", driver)
-        named = [one.override] if one.override else one.matches
-        if driver not in named or not self._may_probe(one):
+        named = [function.override] if function.override else function.matches
+        if driver not in named or not self._may_probe(function):
             raise OSError(errno.ENODEV, "no match", driver)
-        if driver in one.refuses:
+        if driver in function.refuses:
             raise OSError(errno.EIO, "the probe failed", driver)
-        one.driver = driver
+        function.driver = driver
 
-    def _probe(self, one: Function) -> None:
-        for driver in [one.override] if one.override else one.matches:
+    def _probe(self, function: Function) -> None:
+        for driver in [function.override] if function.override else function.matches:
             if (
-                not one.driver
-                and self._may_probe(one)
+                not function.driver
+                and self._may_probe(function)
                 and driver in self.drivers
-                and driver not in one.refuses
+                and driver not in function.refuses
             ):
-                one.driver = driver
+                function.driver = driver

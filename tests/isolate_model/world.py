@@ -10,17 +10,17 @@ import uuid
 from typing import TYPE_CHECKING
 
 from kvmhooks.errors import KvmhooksError
-from kvmhooks.isolate import gate, hook
-from kvmhooks.isolate.keeper import Keeper
-from kvmhooks.isolate.scheduling import COOKIE, NEW
-from kvmhooks.isolate.state import State
+from kvmhooks.isolate.hook import entry, fastpath
+from kvmhooks.isolate.record.state import State
+from kvmhooks.isolate.registry.registry import Registry
+from kvmhooks.isolate.system.scheduling import COOKIE, NEW
 from kvmhooks.values import CpuSet
-from tests.isolate_model.kernel import Irq, Kernel, Record, drop_in, nothing
+from tests.isolate_model.kernel import WORKQUEUES, Irq, Kernel, Record, drop_in, nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from kvmhooks.isolate.report import Report
+    from kvmhooks.isolate.record.report import Report
 
 METADATA = '<metadata><kvmhooks:vm xmlns:kvmhooks="urn:kvmhooks:1">{}</kvmhooks:vm></metadata>'
 PAGES = "sys/devices/system/node/node0/hugepages/hugepages-2048kB"
@@ -32,6 +32,17 @@ BINDS = f'{ISOLATION}<kvmhooks:devices managed="yes"/>'
 
 class Killed(BaseException):
     """The hook was killed."""
+
+
+def killed_after(count: int) -> Callable[[str], None]:
+    """A step of a kernel at which whoever writes dies, once it was taken so often."""
+    left = iter(range(count))
+
+    def step(_what: str) -> None:
+        if next(left, None) is None:
+            raise Killed
+
+    return step
 
 
 class Vm:
@@ -60,7 +71,7 @@ class Vm:
 
     @property
     def xml(self) -> bytes:
-        """What libvirt hands to the hook."""
+        """The domain that libvirt hands to the hook."""
         pins = "".join(f"<vcpupin vcpu='{at}' cpuset='{cpu}'/>" for at, cpu in enumerate(self.cpus))
         metadata = METADATA.format(self.policy) if self.policy else ""
         tune = f"<cputune>{pins}<emulatorpin cpuset='{self.emulator}'/></cputune>"
@@ -116,15 +127,15 @@ class World:
         self.serial = 0
         self.vms: dict[str, Vm] = {}
         self.gives_cookies = False
-        """Whether qemu.conf has ``sched_core = "emulator"``."""
+        """qemu.conf has ``sched_core = "emulator"``."""
 
     def call(self, vm: Vm, operation: str, sub_operation: str) -> Report | None:
         """Run the hook. Raises what it refuses with."""
         name = f"{operation} {sub_operation}"
-        is_anybodys = name in gate.ANYBODYS and self.kernel.record is not None
-        if name not in gate.OURS or not (vm.policy or is_anybodys):
+        is_anybodys = name in fastpath.ANYBODYS and self.kernel.record is not None
+        if name not in fastpath.OURS or not (vm.policy or is_anybodys):
             return None
-        return hook.carry_out(self.keeper, operation, vm.xml)
+        return entry.carry_out(self.registry, operation, vm.xml)
 
     def start(self, vm: Vm) -> None:
         """Start a VM; when a hook fails or dies, libvirt gives up and calls `release`."""
@@ -164,17 +175,17 @@ class World:
 
     def reconcile(self) -> Report:
         """``kvmhooks reconcile``."""
-        return self.keeper.reconcile()
+        return self.registry.reconcile()
 
     @property
-    def keeper(self) -> Keeper:
-        """What a hook makes anew for each call; its helper is the model's."""
-        return Keeper(self.kernel, Record(self.kernel), helper=["kvmhooks"])
+    def registry(self) -> Registry:
+        """The registry that a hook makes anew for each call; its helper is the model's."""
+        return Registry(self.kernel, Record(self.kernel), helper=["kvmhooks"])
 
     @property
     def state(self) -> State:
-        """What is on record."""
-        return Keeper(self.kernel, Record(self.kernel)).look()
+        """The state on record."""
+        return Registry(self.kernel, Record(self.kernel)).look()
 
     def _launch(self, vm: Vm) -> None:
         """QEMU starts, and libvirt makes its groups, CPU sets and pins; EINVAL would be ours."""
@@ -222,7 +233,7 @@ class World:
             kernel.groups.remove(vm.scope)
 
     def _call_dying(self, vm: Vm) -> None:
-        """What libvirt calls after a failed start; a hook that fails here changes nothing."""
+        """Make libvirt's calls after a failed start; a hook that fails here changes nothing."""
         step, self.kernel.step = self.kernel.step, nothing
         try:
             self.call(vm, "stopped", "end")
@@ -234,7 +245,7 @@ class World:
 
 
 def effective_state(kernel: Kernel) -> dict[str, str]:
-    """What everything and everyone may use: equal before and after, or something was left."""
+    """Return what all and everyone may use: equal before and after, or something was left."""
     found = {"irq/default": str(kernel.default)}
     for number, irq in kernel.irqs.items():
         found[f"irq/{number}"] = str(irq.mask)
@@ -250,22 +261,22 @@ def effective_state(kernel: Kernel) -> dict[str, str]:
         found[f"pci/{address}"] = f"{driver}, override {override!r}"
         function = kernel.pci.functions[address]
         found[f"sriov/{address}"] = f"probes {function.probes}, {function.settings}"
-    kept = {one: text for one, text in kernel.files.items() if not one.startswith("run/libvirt")}
+    kept = {path: text for path, text in kernel.files.items() if not path.startswith("run/libvirt")}
     return found | kept
 
 
 def requested_state(kernel: Kernel) -> dict[str, str]:
-    """What stands in the groups' files; the possible mask is as good as none."""
+    """Return the contents of the groups' files; the possible mask is as good as none."""
     found = {}
     for group in kernel.groups.root.walk():
-        cpus = "" if group.cpus == kernel.online else str(group.cpus)
+        cpus = "" if group.cpus == kernel.possible else str(group.cpus)
         if not group.path.startswith("machine.slice/"):
             found[group.path] = f"{cpus} {group.exclusive} {group.partition}"
     return found
 
 
 def intruders(kernel: Kernel, world: World) -> Iterator[str]:
-    """Whatever may run on a live VM's own CPUs, but what the kernel insists on."""
+    """Yield all that may run on a live VM's own CPUs, but what the kernel insists on."""
     for vm in world.vms.values():
         if vm.policy:
             for what, cpus in _users(kernel, vm):
@@ -275,13 +286,19 @@ def intruders(kernel: Kernel, world: World) -> Iterator[str]:
 
 def _users(kernel: Kernel, vm: Vm) -> Iterator[tuple[str, CpuSet]]:
     """Everything but the VM itself, and where it may run."""
+    isolated = kernel.groups.isolated()
     for tid, task in sorted(kernel.tasks.items()):
-        if vm.pid not in {tid, task.leader} and not task.flags & 0x0400_0000:
-            yield f"{task.name} {tid}", task.mask
+        is_placed = task.flags & 0x0400_0000 or (kernel.keeps_user_cpus and task.name == "kthreadd")
+        if vm.pid not in {tid, task.leader} and not is_placed:
+            # none leaves the scheduling domain that it is in, whatever its mask
+            # (``select_task_rq_fair()`` and ``find_lowest_rq()``, kernel/sched)
+            yield f"{task.name} {tid}", task.mask - isolated if task.flags else task.mask
     for number, irq in kernel.irqs.items():
         if not _is_insisted(irq) and number % 13 != 12:
             yield f"interrupt {number}", irq.effective
-    yield from kernel.masks.items()
+    for path, mask in kernel.masks.items():  # a workqueue's own is cut to that of all
+        whole = kernel.masks[WORKQUEUES] if path.startswith(WORKQUEUES[:-7]) else mask
+        yield path, mask & whole or whole
 
 
 def _is_insisted(irq: Irq) -> bool:

@@ -21,7 +21,7 @@ def _disks(draw: st.DrawFn) -> dict[str, Any]:
     bus = draw(st.sampled_from(["virtio-blk", "virtio-scsi", "sata"]))
     cache = draw(st.sampled_from(["none", "writeback", "writethrough", "unsafe"]))
     discard = draw(_flags)
-    said: dict[str, Any] = {
+    keys: dict[str, Any] = {
         "path": draw(_paths),
         "bus": bus,
         "cache": cache,
@@ -32,13 +32,13 @@ def _disks(draw: st.DrawFn) -> dict[str, Any]:
         "detect_zeroes": draw(st.sampled_from(["off", "on", *(["unmap"] if discard else [])])),
     }
     if bus != "sata":
-        said |= draw(_table(iothread=st.integers(1, 3), queues=st.integers(1, 4)))
-        said |= draw(_table(serial=st.sampled_from(["A1", "b-2"])))
-    if bus == "virtio-scsi" and cache == "none" and said["format"] == "raw":
-        said["shared"] = draw(_flags)
+        keys |= draw(_table(iothread=st.integers(1, 3), queues=st.integers(1, 4)))
+        keys |= draw(_table(serial=st.sampled_from(["A1", "b-2"])))
+    if bus == "virtio-scsi" and cache == "none" and keys["format"] == "raw":
+        keys["shared"] = draw(_flags)
     if bus == "virtio-blk":
-        said |= draw(_table(logical_block=st.just("4KiB")))
-    return said
+        keys |= draw(_table(logical_block=st.just("4KiB")))
+    return keys
 
 
 _nets = st.one_of(

@@ -1,4 +1,4 @@
-"""What the laws are tried on: values, descriptions of VMs, and small hosts."""
+"""The values that the laws are tried on: descriptions of VMs, small hosts, and more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from kvmhooks.host import Host, read
-from kvmhooks.isolate.claim import Claim
+from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.values import MAX_CPU, ByteSize, CpuSet, PciAddress
 from tests.fakehost import FakeHost
 
@@ -71,18 +71,18 @@ def _table(
 
 @st.composite
 def _cpu_tables(draw: st.DrawFn, placement: str | None) -> dict[str, Any]:
-    said = {
+    keys = {
         level: draw(st.integers(1, 3))
         for level in draw(st.sets(st.sampled_from(["sockets", "dies", "cores", "threads"])))
     }
-    least = math.prod(said.values())
-    is_complete = {"sockets", "cores", "threads"} <= said.keys()
+    least = math.prod(keys.values())
+    is_complete = {"sockets", "cores", "threads"} <= keys.keys()
     vcpus = least if is_complete else least * draw(st.integers(1, 4))
     others = _table(
         model=st.sampled_from(["host", "max", "Nehalem", "EPYC"]),
         features=st.lists(st.sampled_from(["+invtsc", "-pmu", "+x2apic"]), max_size=3, unique=True),
     )
-    table = {"vcpus": vcpus, **said, **draw(others)}
+    table = {"vcpus": vcpus, **keys, **draw(others)}
     if placement is not None:
         table["placement"] = placement
     return table
@@ -230,7 +230,7 @@ hosts = st.integers(0, len(_DESCRIBED) - 1).map(_host)
 
 @st.composite
 def claims_on(draw: st.DrawFn, host: Host) -> tuple[Claim, ...]:
-    """What other VMs hold of a host: any of its CPUs."""
+    """Draw what other VMs hold of a host: any of its CPUs."""
     online = sorted(host.online)
     return tuple(
         Claim(

@@ -1,4 +1,4 @@
-"""Which CPUs agree about whom they share a core with, and what a message says of their sets."""
+"""Agreement of CPUs about whom they share a core with, and what a message says of their sets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmhooks.errors import SHOWN
-from kvmhooks.host.cpus import Topology
-from kvmhooks.host.flaws import Flaws
-from kvmhooks.host.lists import CpuLists
-from kvmhooks.host.machine import Evidence, assemble
+from kvmhooks.host.cpu.cpus import CpuFiles
+from kvmhooks.host.cpu.topology import Evidence, assemble
+from kvmhooks.host.files.flaws import Flaws
+from kvmhooks.host.files.lists import CpuLists
 from kvmhooks.host.model import Cpu, Host, Node
 from kvmhooks.host.nesting import nest
 from kvmhooks.values import MAX_CPU, CpuSet
@@ -26,7 +26,7 @@ def made(
     """The CPUs made of what each says of its siblings, and what is wrong with that."""
     flaws = Flaws()
     topologies = [
-        Topology(number, {}, siblings, (), None, None, None, None, None)
+        CpuFiles(number, {}, siblings, (), None, None, None, None, None)
         for number, siblings in told.items()
     ]
     lists = CpuLists(online=online, **dict.fromkeys(set(CpuLists._fields) - {"online"}))
@@ -40,13 +40,13 @@ def test_siblings_are_those_on_which_each_agrees_with_each(
 ) -> None:
     """An online CPU has the siblings it says when all of them that say something say the same."""
     cpus, _ = made(told, online)
-    said = {cpu: siblings for cpu, siblings in told.items() if siblings}
+    answers = {cpu: siblings for cpu, siblings in told.items() if siblings}
     for cpu in told:
-        own = said.get(cpu)
+        own = answers.get(cpu)
         agreed = (
             own is not None
             and cpu in online & own
-            and all(said.get(other, own) & online == own & online for other in own & online)
+            and all(answers.get(other, own) & online == own & online for other in own & online)
         )
         assert cpus[cpu].siblings == (own & online if own is not None and agreed else None)
 
@@ -94,14 +94,14 @@ def test_a_place_is_inside_the_smallest_that_holds_it(sets: list[CpuSet]) -> Non
     top = nest(host, ["node"])
     expected: list[tuple[CpuSet, list[CpuSet]]] = [(host.online, [])]
     for cpus in sorted(sets, key=lambda cpus: (-len(cpus), cpus.first())):
-        holder = next(one for one in expected[::-1] if cpus <= one[0])
+        holder = next(place for place in expected[::-1] if cpus <= place[0])
         if all(cpus.isdisjoint(each) for each in holder[1]):
             holder[1].append(cpus)
             expected.append((cpus, []))
     found = [top]
     for place in found:
         found += place.inside
-    assert sorted((str(one.cpus), len(one.inside)) for one in found) == sorted(
+    assert sorted((str(place.cpus), len(place.inside)) for place in found) == sorted(
         (str(cpus), len(inside)) for cpus, inside in expected
     )
 
@@ -109,7 +109,7 @@ def test_a_place_is_inside_the_smallest_that_holds_it(sets: list[CpuSet]) -> Non
 @given(st.sets(st.integers(0, MAX_CPU) | st.integers(0, 300)).map(CpuSet))
 def test_a_message_has_the_beginning_of_a_set(cpus: CpuSet) -> None:
     """It is the whole where that is short, and else its first whole ranges and an ellipsis."""
-    whole, said = str(cpus), cpus.brief()
-    assert len(said) <= SHOWN + len(",…")
-    assert said == whole or (len(whole) > SHOWN and whole.startswith(said.removesuffix("…")))
-    assert (said == whole) == (len(whole) <= SHOWN)
+    whole, brief = str(cpus), cpus.brief()
+    assert len(brief) <= SHOWN + len(",…")
+    assert brief == whole or (len(whole) > SHOWN and whole.startswith(brief.removesuffix("…")))
+    assert (brief == whole) == (len(whole) <= SHOWN)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmhooks.devices import Use, Uses, judge
-from kvmhooks.host.devices import PciDevice, Sriov
+from kvmhooks.host.bus.devices import PciDevice, Sriov
 from kvmhooks.host.model import Host
 from kvmhooks.host.resources import Iommu
 from kvmhooks.values import PciAddress
@@ -58,19 +58,19 @@ def machines(draw: st.DrawFn) -> tuple[Host, Uses]:
 def test_nothing_the_host_uses_is_free(machine: tuple[Host, Uses]) -> None:
     """Every device is judged once but bridges; a free one takes nothing along that is in use."""
     host, uses = machine
-    judged = {one.device.address: one for one in judge(host, uses)}
+    judged = {judgement.device.address: judgement for judgement in judge(host, uses)}
     devices = {device.address: device for device in host.pci or ()}
     bridges = {
         address for address, device in devices.items() if str(device.class_).startswith("0x06")
     }
     assert judged.keys() == devices.keys() - bridges
-    for address, one in judged.items():
-        assert set(one.goes_with) == set(one.device.iommu_group_members) - bridges
-        assert all(address in judged[other].goes_with for other in one.goes_with)
-        if one.verdict != "free":
+    for address, judgement in judged.items():
+        assert set(judgement.goes_with) == set(judgement.device.iommu_group_members) - bridges
+        assert all(address in judged[other].goes_with for other in judgement.goes_with)
+        if judgement.verdict != "free":
             continue
-        assert one.device.iommu_group is not None
-        for member in (address, *one.goes_with):
+        assert judgement.device.iommu_group is not None
+        for member in (address, *judgement.goes_with):
             device = devices[member]
             assert not uses.disks.keys() & set(device.block)
             assert not uses.networks.keys() & set(device.net)
@@ -82,10 +82,10 @@ def test_nothing_the_host_uses_is_free(machine: tuple[Host, Uses]) -> None:
 @settings(max_examples=100)
 @given(machines())
 def test_an_objection_is_shared_by_its_group(machine: tuple[Host, Uses]) -> None:
-    """Whatever speaks against one member is told at each other one, and named with it."""
-    judged = {one.device.address: one for one in judge(*machine)}
-    for address, one in judged.items():
-        own = [each for each in one.objections if each.reason not in {"group", *GROUP_WIDE}]
-        for other in one.goes_with:
+    """An objection against one member is told at each other one, and named with it."""
+    judged = {judgement.device.address: judgement for judgement in judge(*machine)}
+    for address, judgement in judged.items():
+        own = [each for each in judgement.objections if each.reason not in {"group", *GROUP_WIDE}]
+        for other in judgement.goes_with:
             told = [each for each in judged[other].objections if each.what.startswith(str(address))]
             assert [each.evidence for each in told] == [each.evidence for each in own]

@@ -14,7 +14,7 @@ from lxml import etree
 from kvmhooks.host import Host, read
 from kvmhooks.host.drawing import Mark, draw
 from kvmhooks.host.picture import picture
-from kvmhooks.host.system import Processor
+from kvmhooks.host.system.system import Processor
 from kvmhooks.wording import printable
 from tests.fakedevices import FakePci
 from tests.fakehost import write_host
@@ -37,7 +37,7 @@ def test_a_drawing_is_well_formed(model: str, card: str, vm: str) -> None:
     named = attrs.evolve(
         there,
         processor=Processor(model_name=model),
-        pci=tuple(attrs.evolve(one, net=(card,)) for one in there.pci or ()),
+        pci=tuple(attrs.evolve(device, net=(card,)) for device in there.pci or ()),
     )
     drawn = draw(named, {0: Mark(vm, "#ffffff")}).encode()
     texts = str(etree.fromstring(drawn).xpath("string()"))

@@ -67,12 +67,16 @@ def fault(flavour: str, phase: str, faults: Faults) -> list[str]:
     with contextlib.suppress(KvmhooksError, OSError):
         call("release", "end")
     world.reconcile()
-    wrong = [f"{one.claim.name} is {one.state}" for one in world.state.held.values()]
+    wrong = [f"{held.claim.name} is {held.state}" for held in world.state.held.values()]
     wrong.remove("other is running")
     wrong += [f"{key} is noted" for key in kernel.released]
     world.stop(world.vms["other"])
     now, then = effective_state(kernel), requested_state(kernel)
     chosen = {key for key in before if key.endswith("/effective")}  # the kernel may choose anew
+    irq = kernel.irqs[1]
+    chosen.add(f"task/{irq.thread}")
+    if kernel.affinity(irq.thread) != irq.effective:
+        wrong.append(f"the thread of irq/1: {kernel.affinity(irq.thread)}, not {irq.effective}")
     wrong += [
         f"{key}: {now.get(key)}" for key in before.keys() - chosen if now.get(key) != before[key]
     ]
@@ -108,5 +112,5 @@ def test_reconcile_takes_up_what_a_full_disk_has_left(flavour: str, phase: str) 
     """All writes fail from one on, the record's too; but a release can be noted, as on a tmpfs."""
     count, found = every_fault(flavour, phase, is_lasting=True)
     is_release = phase.startswith("release")
-    assert [one for one in found if not (is_release and one.startswith("write 1:"))] == []
+    assert [line for line in found if not (is_release and line.startswith("write 1:"))] == []
     assert count > 0

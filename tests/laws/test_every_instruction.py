@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import traceback
 from typing import TYPE_CHECKING
 
@@ -59,19 +60,20 @@ class Deaths:
             self._die(writer)
         os.close(writer)
         with os.fdopen(reader, "rb") as file:
-            said = file.read().decode()
+            output = file.read().decode()
         os.waitpid(child, 0)
-        if said != "fine":
-            self.failed.append(f"died before write {self.seen} ({what}):\n{said}")
+        if output != "fine":
+            self.failed.append(f"died before write {self.seen} ({what}):\n{output}")
 
     def _die(self, writer: int) -> None:
+        sys.settrace(None)  # what coverage would see in this world is lost with it
         self.kernel.step = nothing
-        said = "fine"
+        message = "fine"
         try:
             self.aftermath()
         except BaseException:  # noqa: BLE001 -- whatever it is, the parent reports it
-            said = traceback.format_exc(limit=-3)
-        os.write(writer, said.encode()[-60_000:])
+            message = traceback.format_exc(limit=-3)
+        os.write(writer, message.encode()[-60_000:])
         os._exit(0)
 
 
@@ -185,7 +187,7 @@ def test_the_hook_may_die_while_drivers_change(ending: str, override: str) -> No
     kernel.step = deaths = Deaths(kernel, aftermath, every=1)
     with contextlib.suppress(IsolationError):
         world.start(guest)
-        assert {one.driver for one in kernel.pci.functions.values()} == {"vfio-pci"}
+        assert {function.driver for function in kernel.pci.functions.values()} == {"vfio-pci"}
         world.stop(guest)
     deaths("the end")
     assert deaths.count > 10
@@ -206,8 +208,8 @@ def test_the_hook_may_die_while_virtual_functions_are_made(
     kernel.pci.plug("0000:05:00.0", card)
     world = World(kernel)
     before = effective_state(kernel)
-    said = 'pools="0000:05:00.0=2" functions="0000:05:00.0/1 vlan=5 trust=yes" managed='
-    policy = BINDS.replace("managed=", said)
+    attributes = 'pools="0000:05:00.0=2" functions="0000:05:00.0/1 vlan=5 trust=yes" managed='
+    policy = BINDS.replace("managed=", attributes)
     cpus = CpuSet({13, 14, 15}), CpuSet({0, 2})
     guest = GivenVm("guest", *cpus, ["0000:05:02.0", "0000:05:02.1"], policy)
 
@@ -225,7 +227,7 @@ def test_the_hook_may_die_while_virtual_functions_are_made(
     kernel.step = deaths = Deaths(kernel, aftermath, every=1)
     with contextlib.suppress(IsolationError):
         world.start(guest)
-        assert [kernel.pci.functions[one].driver for one in card.vfs] == ["vfio-pci"] * 2
+        assert [kernel.pci.functions[address].driver for address in card.vfs] == ["vfio-pci"] * 2
         assert card.probes is probes
         world.stop(guest)
     deaths("the end")
@@ -240,8 +242,10 @@ def test_the_hook_may_die_at_any_write(flavour: str, others: int) -> None:
     assert die_everywhere(flavour, others, irqs=12) > 100
 
 
-def test_the_hook_may_die_at_any_of_two_thousand_writes() -> None:
-    """The same with more interrupts, on all kinds of host together."""
-    counts = [die_everywhere(flavour, others, irqs=40) for flavour in FLAVOURS for others in (0, 2)]
-    print(f"the hook died at {sum(counts)} writes: {counts}")
-    assert sum(counts) >= 2_000
+@pytest.mark.parametrize("others", [0, 2])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_hook_may_die_at_any_of_two_thousand_writes(flavour: str, others: int) -> None:
+    """The same with more interrupts: each kind of host has an eighth of them."""
+    count = die_everywhere(flavour, others, irqs=40)
+    print(f"the hook died at {count} writes")
+    assert count >= 250

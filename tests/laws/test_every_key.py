@@ -9,7 +9,7 @@ import datetime as dt
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin
 
 import attrs
 import jsonschema
@@ -17,6 +17,7 @@ import pytest
 
 from kvmhooks.errors import Problem
 from kvmhooks.spec.consistency import inconsistencies
+from kvmhooks.spec.device import hints_of
 from kvmhooks.spec.forms import TEXT_FORMS
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.spec.profiles import PROFILES, with_profile
@@ -33,7 +34,7 @@ Place = tuple[str, ...]
 
 def keys(made: Any = VmSpec, at: Place = ()) -> Iterator[tuple[Place, Any]]:
     """Every key with its type, those of tables inside of tables too."""
-    hints = get_type_hints(made)
+    hints = hints_of(made)
     for field in attrs.fields(made):
         if not is_key(field):
             continue
@@ -47,17 +48,20 @@ def keys(made: Any = VmSpec, at: Place = ()) -> Iterator[tuple[Place, Any]]:
 
 def _present(hint: Any) -> Any:
     """A type without None."""
-    there = [one for one in get_args(hint) if one is not type(None)]
+    there = [kind for kind in get_args(hint) if kind is not type(None)]
     return there[0] if type(None) in get_args(hint) and len(there) == 1 else hint
 
 
 KEYS = dict(keys())
 
 
-def with_value(place: Place, value: Any, **said: Any) -> tuple[dict[str, Any], str]:
+def with_value(place: Place, value: Any, **keys: Any) -> tuple[dict[str, Any], str]:
     """A document that says so at a place, and the place's path."""
-    document = {key: dict(one) if isinstance(one, dict) else one for key, one in LEAST.items()}
-    document |= said
+    document = {
+        key: dict(content) if isinstance(content, dict) else content
+        for key, content in LEAST.items()
+    }
+    document |= keys
     table = document
     path = []
     for name in place[:-1]:
@@ -71,7 +75,7 @@ def with_value(place: Place, value: Any, **said: Any) -> tuple[dict[str, Any], s
 
 
 def problems(document: dict[str, Any], *, also_between: bool = True) -> list[Problem]:
-    """What is wrong with a document: single values, or else what there is between them."""
+    """Return what is wrong with a document: single values, or else what there is between them."""
     made, _ = with_profile(document)
     try:
         spec = structure(made, FOLDER)
@@ -81,7 +85,7 @@ def problems(document: dict[str, Any], *, also_between: bool = True) -> list[Pro
 
 
 def schema_of(place: Place) -> Any:
-    """What the JSON Schema says of a key."""
+    """Return what the JSON Schema says of a key."""
     node = SCHEMA
     for name in place:
         node = node["properties"][name.removesuffix("[]")]
@@ -129,17 +133,19 @@ VALUES: dict[str, Any] = {
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 def test_a_value_that_is_none_is_told_with_its_place(value: Any) -> None:
-    """Wherever it stands: what does not suit a key is refused there, and nowhere is a traceback."""
+    """A value that does not suit a key is refused there, wherever it is, and never with a
+    traceback.
+    """
     refused = 0
     beyond = ("deep arrays", "deep tables", "a number that cannot be written")
     is_for_both = not any(value is VALUES[name] for name in beyond)  # jsonschema takes none
     for place in KEYS:
         document, at = with_value(place, value)
         found = problems(document)
-        said = [problem for problem in found if problem.at.startswith(at)]
+        told = [problem for problem in found if problem.at.startswith(at)]
         if is_for_both and not jsonschema.Draft202012Validator(schema_of(place)).is_valid(value):
-            assert said, (at, list(map(str, found)))
-        refused += bool(said)
+            assert told, (at, list(map(str, found)))
+        refused += bool(told)
         for problem in found:
             assert str(problem).isprintable(), problem
             assert len(str(problem)) < 1_200, problem
@@ -160,8 +166,8 @@ def test_a_profile_changes_nothing_of_that(profile: str) -> None:
             plain, at = with_value(place, value)
             document, _ = with_value(place, value, profile=profile)
             alone = problems(plain, also_between=False)
-            found = {str(one) for one in problems(document)}
-            assert {str(one) for one in alone if one.at.startswith(at)} <= found, at
+            found = {str(problem) for problem in problems(document)}
+            assert {str(problem) for problem in alone if problem.at.startswith(at)} <= found, at
             tried += 1
     print(f"{tried} values under the profile {profile}")
 
@@ -180,7 +186,7 @@ def texts() -> Iterator[tuple[Place, Any]]:
             if get_origin(item) is Union or type(item).__name__ == "UnionType"
             else (item,)
         )
-        if {str, Path, *TEXT_FORMS} & {one for one in some if one.__hash__ is not None}:
+        if {str, Path, *TEXT_FORMS} & {kind for kind in some if kind.__hash__ is not None}:
             yield place, hint
 
 
@@ -190,7 +196,7 @@ def test_no_text_has_what_xml_and_a_line_cannot(place: Place, hint: Any) -> None
     for letter in UNFIT:
         text = f"/a{letter}b"
         document, at = with_value(place, [text] if get_origin(hint) is tuple else text)
-        found = [one for one in problems(document) if one.at.startswith(at)]
+        found = [problem for problem in problems(document) if problem.at.startswith(at)]
         assert len(found) == 1
         assert str(found[0]).isprintable()
 

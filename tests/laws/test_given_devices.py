@@ -20,7 +20,7 @@ CARD = "0000:09:00.0"
 
 @dataclass(frozen=True)
 class Story:
-    """What a host has, what each VM asks for, and who starts or stops when."""
+    """A host's devices, what each VM asks for, and who starts or stops when."""
 
     functions: tuple[Function, ...]
     vms: tuple[tuple[frozenset[int], int], ...]
@@ -55,13 +55,13 @@ def stories(draw: st.DrawFn) -> Story:
 
 def check_running(kernel: Kernel, world: World) -> None:
     """Every device of a VM waits for it, and nothing of the host is beside it in its group."""
-    held = [one.claim for one in world.state.held.values()]
-    bound = [address for claim in held for address in claim.bound]
+    held = [entry.claim for entry in world.state.held.values()]
+    bound = [address for claim in held for address in claim.asks_of("functions")]
     assert len(bound) == len(set(bound))
     for claim in held:
-        groups = {kernel.pci.functions[address].group for address in claim.bound}
+        groups = {kernel.pci.functions[address].group for address in claim.asks_of("functions")}
         for address, function in kernel.pci.functions.items():
-            if address in claim.bound:
+            if address in claim.asks_of("functions"):
                 assert function.driver == "vfio-pci"
             elif function.group in groups and not function.class_.startswith("0x06"):
                 assert function.driver in {"", "vfio-pci", "pci-stub"}
@@ -83,7 +83,7 @@ def test_whoever_comes_and_goes_the_host_has_its_devices_back(story: Story) -> N
     for at, (asked, count) in enumerate(story.vms):
         pools = f'pools="{CARD}={count}" functions="{CARD}/{count - 1} vlan={at + 1}" '
         policy = BINDS.replace("managed=", f"{pools if count else ''}managed=")
-        devices = [addresses[one] for one in sorted(asked)]
+        devices = [addresses[name] for name in sorted(asked)]
         devices += [f"{CARD[:-4]}02.{count - 1}"] if count else []
         vms.append(GivenVm(f"vm{at}", CpuSet({at + 2}), CpuSet({0}), devices, policy))
     for step in story.steps:
@@ -91,10 +91,10 @@ def test_whoever_comes_and_goes_the_host_has_its_devices_back(story: Story) -> N
         if vm.name in world.vms:
             world.stop(vm)
         else:
-            here = kernel.pci.state()
+            here = effective_state(kernel)
             with contextlib.suppress(IsolationError):
                 world.start(vm)
-            assert vm.name in world.vms or kernel.pci.state() == here
+            assert vm.name in world.vms or effective_state(kernel) == here
         check_running(kernel, world)
     for left in list(world.vms.values()):
         world.stop(left)

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvmhooks.host import Cache, Cpu, HugePages, Node, read, to_json
+from kvmhooks.host.files.tree import Tree
 from kvmhooks.host.read import read_tree
-from kvmhooks.host.tree import Tree
 from kvmhooks.values import CpuSet
 from tests.fakedevices import FakeIrq, FakePci, nic_with_functions
 from tests.fakehost import FakeHost, write_host
@@ -207,13 +207,13 @@ DAMAGES: st.SearchStrategy[Damage] = st.one_of(
     ),
     st.just(lambda _: None),
 )
-"""What stands in the place of a file: other bytes, a directory, a FIFO, a link, nothing."""
+"""Things in the place of a file: other bytes, a directory, a FIFO, a link, nothing."""
 
 
 @settings(SLOW_FILES, max_examples=200)
 @given(data=st.data(), damage=DAMAGES)
 def test_damage_to_any_file_raises_nothing(rich: Path, data: st.DataObject, damage: Damage) -> None:
-    """Whatever stands in the place of any file: the host is read, and its JSON can be written."""
+    """A host is read whatever stands in the place of any file, and its JSON can be written."""
     files = sorted(path for path in rich.rglob("*") if path.is_file() and not path.is_symlink())
     file = data.draw(st.sampled_from(files))
     before = file.read_bytes()

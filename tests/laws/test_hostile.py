@@ -23,15 +23,15 @@ from typing import Any
 import pytest
 from lxml import etree
 
-from kvmhooks.domain.difference import unified
-from kvmhooks.domain.importing import read_domain
-from kvmhooks.domain.replan import misfit, replan
-from kvmhooks.domain.toml import to_toml
-from kvmhooks.domain.tune import tune
 from kvmhooks.errors import KvmhooksError, ValueFormatError
 from kvmhooks.host import Host, read
+from kvmhooks.libvirt.edit.difference import unified
+from kvmhooks.libvirt.edit.toml import to_toml
+from kvmhooks.libvirt.importing.importing import read_domain
+from kvmhooks.libvirt.tuning.replan import misfit, replan
+from kvmhooks.libvirt.tuning.tune import tune
 from kvmhooks.placement import plan
-from kvmhooks.render.printed import printed
+from kvmhooks.show.printed import printed
 from kvmhooks.spec import parse_vm
 from kvmhooks.spec.profiles import PROFILES
 from tests.fakehost import LARGE_SERVER, write_host
@@ -118,19 +118,19 @@ def _toml(document: dict[str, Any]) -> str:
 def _inline(value: Any) -> str:
     match value:
         case bool() | float():
-            said = str(value).lower()
+            text = str(value).lower()
         case int():
-            said = f"{value:#x}" if value >= 0 else str(value)
+            text = f"{value:#x}" if value >= 0 else str(value)
         case str():
-            said = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case dict():
             pairs = (f"{json.dumps(key)} = {_inline(inner)}" for key, inner in value.items())
-            said = f"{{{', '.join(pairs)}}}"
+            text = f"{{{', '.join(pairs)}}}"
         case list():
-            said = f"[{', '.join(map(_inline, value))}]"
+            text = f"[{', '.join(map(_inline, value))}]"
         case _:
-            said = value.isoformat()
-    return said
+            text = value.isoformat()
+    return text
 
 
 def _spoilt(rng: random.Random, text: str) -> str:

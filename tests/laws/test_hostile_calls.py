@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvmhooks.isolate import hook
+from kvmhooks.isolate.hook import entry
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
 from tests.isolate_model.tree import plant
@@ -76,7 +76,7 @@ class Log:
         os.rename(name, root / "dev/log")  # noqa: PTH104 -- a name of its own may be too long
 
     def lines(self) -> Iterator[str]:
-        """What was said since the last time."""
+        """Yield the lines since the last time."""
         while True:
             try:
                 yield self._peer.recv(1 << 16).decode()
@@ -136,9 +136,9 @@ ODD: tuple[Any, ...] = (
 
 def altered(data: bytes, chance: random.Random) -> bytes:
     """A record with up to three values that are none, or are somewhere else."""
-    said = json.loads(data)
+    document = json.loads(data)
     for _ in range(chance.randint(1, 3)):
-        at = said
+        at = document
         while True:
             keys = list(at) if isinstance(at, dict) else list(range(len(at)))
             if not keys:
@@ -147,11 +147,11 @@ def altered(data: bytes, chance: random.Random) -> bytes:
             if not isinstance(at[key], dict | list) or chance.random() < 0.2:
                 words = str(at[key]).split(" ")
                 words[chance.randrange(len(words))] = str(chance.choice(ODD))
-                at[key] = chance.choice((chance.choice(ODD), " ".join(words), said["held"]))
+                at[key] = chance.choice((chance.choice(ODD), " ".join(words), document["held"]))
                 break
             at = at[key]
     try:
-        return json.dumps(said, separators=(",", ":")).encode()
+        return json.dumps(document, separators=(",", ":")).encode()
     except ValueError:  # it holds itself
         return data
 
@@ -168,18 +168,18 @@ class Fuzz:
         """Make one call; a stranger's ends well, and what may not fail does not."""
         printed = io.StringIO()
         begun = time.process_time()
-        code = hook.main([name, operation, sub, "-"], io.BytesIO(xml), printed, str(self.root))
+        code = entry.main([name, operation, sub, "-"], io.BytesIO(xml), printed, str(self.root))
         took = time.process_time() - begun
         self.codes[f"{operation} {code}"] += 1
-        said = [one for one in self._log.lines() if _is_defect(one)]
+        lines = [line for line in self._log.lines() if _is_defect(line)]
         may_fail = operation in {"prepare", "start", "started"} and not is_strangers
         if (
             code not in ({0, 1} if may_fail else {0})
             or printed.getvalue()
-            or said
+            or lines
             or took > LONGEST
         ):
-            self.wrong.append(f"{operation}: {code}, {took:.1f} s: {said or xml[:2_000]!r}")
+            self.wrong.append(f"{operation}: {code}, {took:.1f} s: {lines or xml[:2_000]!r}")
 
     def put(self, text: bytes) -> None:
         """Have another record, of our own mode."""
@@ -189,7 +189,7 @@ class Fuzz:
 
     def reconcile(self) -> None:
         """It may fail, with a code of its own."""
-        code = hook.reconcile(str(self.root), ())
+        code = entry.reconcile(str(self.root), ())
         self.codes[f"reconcile {code}"] += 1
         if code not in {0, 4}:
             self.wrong.append(f"reconcile: {code}")

@@ -22,12 +22,12 @@ from kvmhooks.devices.judgement import judge
 from kvmhooks.devices.reading import read_uses
 from kvmhooks.errors import HostError
 from kvmhooks.host import read, to_json
-from kvmhooks.host.archive import Folder, read_archive
 from kvmhooks.host.capture import CaptureRecorder
-from kvmhooks.host.packed import PackedTree
+from kvmhooks.host.files.archive import Folder, read_archive
+from kvmhooks.host.files.packed import PackedTree
+from kvmhooks.host.files.redact import Redactor
 from kvmhooks.host.picture import picture
 from kvmhooks.host.read import read_tree
-from kvmhooks.host.redact import Redactor
 from tests.fakehost import write_host
 from tests.laws.test_host import RICH
 
@@ -124,9 +124,9 @@ def check_archives(folder: Path, count: int) -> Counter[str]:
             assert all(line.isprintable() for line in host.warnings)
             assert "root:x:0" not in str(host)
         except HostError as error:
-            said = str(error).removeprefix(f"{file}: ")
-            assert said.isprintable(), said
-            ends["no host" if "no host" in said else "refused"] += 1
+            message = str(error).removeprefix(f"{file}: ")
+            assert message.isprintable(), message
+            ends["no host" if "no host" in message else "refused"] += 1
         assert time.monotonic() - begun < 5, f"{len(data)} bytes took {time.monotonic() - begun} s"
     assert [path.name for path in folder.iterdir()] == ["sent.tar"]
     return ends
@@ -217,7 +217,7 @@ DAMAGES: dict[str, Callable[[Any, str, random.Random], None]] = {
     "more": _more,
     "moved": _moved,
 }
-"""What is done to one name in a folder."""
+"""Things that are done to one name in a folder."""
 
 
 def _tell(request: pytest.FixtureRequest, what: str, ends: Counter[str]) -> None:
@@ -238,12 +238,12 @@ def rich_top(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 def test_any_archive_is_a_host_or_refused(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Whatever is sent as a tar file: one host or one message, in time, and nothing is written."""
+    """Any tar file is one host or one message, in time, and nothing is written."""
     _tell(request, "archives", check_archives(tmp_path, 1200))
 
 
 def test_any_tree_is_read(rich_top: Folder, request: pytest.FixtureRequest) -> None:
-    """Whatever stands in a captured tree: unknown where it is of no use, and no traceback."""
+    """Any captured tree is read: a useless file is unknown, and there is no traceback."""
     _tell(request, "damages to trees", check_trees(rich_top, 120))
 
 

@@ -10,11 +10,11 @@ import attrs
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kvmhooks.domain.importing import read_domain
-from kvmhooks.domain.source import parse
-from kvmhooks.domain.toml import to_toml
+from kvmhooks.libvirt.edit.text import parse
+from kvmhooks.libvirt.edit.toml import to_toml
+from kvmhooks.libvirt.importing.importing import read_domain
+from kvmhooks.libvirt.xml import domain_xml
 from kvmhooks.placement import Plan, plan
-from kvmhooks.render import domain_xml
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.model import CpuFeature, CpuModel, Guest, MacAddress, Shutdown, Uuid
 from kvmhooks.spec.structure import structure

@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, the host ends as it was found.
+"""The host ends as it was found, whatever happens in whatever order.
 
 Hypothesis starts and stops up to four VMs on a model of a host, kills hooks at any of their writes,
 makes writes fail, lets QEMU die unseen, restarts libvirtd, and changes masks as an administrator.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from kvmhooks.errors import KvmhooksError
 from kvmhooks.values import CpuSet
-from tests.isolate_model.kernel import Kernel, nothing
+from tests.isolate_model.kernel import KERNEL_THREAD, Kernel, nothing
 from tests.isolate_model.world import (
     ISOLATION,
     Killed,
@@ -35,6 +35,10 @@ from tests.isolate_model.world import (
     requested_state,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RCU_SCHED = 3
 NAMES = ("a", "b", "c", "d")
 RICH = (
     ISOLATION + '<kvmhooks:memory numa_balancing="0" thp="never"/>'
@@ -48,18 +52,21 @@ class Isolation(RuleBasedStateMachine):
     """The rules; ``flavour``, ``cpus`` and ``irqs`` are those of the host."""
 
     flavour = "systemd"
+    release = ""
     cpus = 16
     irqs = 24
 
     @initialize()
     def boot(self) -> None:
-        self.kernel = Kernel(self.flavour, self.cpus, self.irqs)
+        self.kernel = Kernel(self.flavour, self.cpus, self.irqs, self.release)
         self.home = self.kernel.tasks[self.kernel.libvirtd].group.path
         third = self.cpus // 3
         for mask in ({1}, {third, third + 1}, {self.cpus - 1}, {2, self.cpus - 2}):
             self.kernel.pin(self.kernel.spawn("canary", group=self.home), CpuSet(mask))
         self.world = World(self.kernel)
         self.expected = effective_state(self.kernel)
+        del self.expected[f"task/{self.kernel.irqs[1].thread}"]  # where its interrupt is
+        self.stranger = CpuSet()
         self.asked = requested_state(self.kernel)
 
     def _vm(self, name: str, *, has_policy: bool) -> Vm:
@@ -80,7 +87,9 @@ class Isolation(RuleBasedStateMachine):
         """One write of the hooks fails; the VM may start or not."""
         if name in self.world.vms:
             return
-        kept = {key: one for key, one in self.expected.items() if not key.endswith("/effective")}
+        kept = {
+            key: value for key, value in self.expected.items() if not key.endswith("/effective")
+        }
         self.expected = kept  # a mask that is right at the second attempt may be taken elsewhere
         with self._failing(at, number), contextlib.suppress(KvmhooksError, OSError):
             self.world.start(self._vm(name, has_policy=True))
@@ -115,8 +124,19 @@ class Isolation(RuleBasedStateMachine):
             return
         mask = CpuSet({first, first + 1})
         self.kernel.put(f"proc/irq/{number}/smp_affinity_list", str(mask))
+        self.kernel.interrupt(number)
         self.expected[f"irq/{number}"] = str(mask)
         self.expected.pop(f"irq/{number}/effective", None)  # the kernel chooses anew
+
+    @precondition(lambda self: not self.stranger)
+    @rule(data=st.data())
+    def administrator_pins_a_kernel_thread(self, data: Any) -> None:
+        """It keeps the mask, but for the CPUs that a VM owns while it does; of one with CPUs of a
+        partition nobody can see those."""
+        most = 3 if self.flavour == "partitions" else self.cpus * 3 // 4
+        cpus = data.draw(st.sampled_from([{1, 2}, range(1, most - 1), range(1, most)]))
+        self.kernel.pin(RCU_SCHED, CpuSet(cpus))
+        self.expected[f"task/{RCU_SCHED}"] = str(CpuSet(cpus))
 
     @rule(value=st.sampled_from(["0", "1", "2"]))
     def administrator_sets_numa_balancing(self, value: str) -> None:
@@ -133,6 +153,27 @@ class Isolation(RuleBasedStateMachine):
             self.expected[f"irq/{self.kernel.add_irq()}"] = str(self.kernel.online)
 
     @rule()
+    def an_interrupt_comes(self) -> None:
+        """Its thread follows it."""
+        self.kernel.interrupt(1)
+
+    @rule()
+    def a_kernel_thread_is_born(self) -> None:
+        """It is like all others in the end, and no owner of a CPU matters."""
+        tid = self.kernel.spawn("psimon", flags=KERNEL_THREAD, parent=2)
+        self.expected[f"task/{tid}"] = str(self.kernel.online)
+
+    @precondition(lambda self: self.flavour == "partitions")
+    @rule()
+    def a_strangers_partition_comes_or_goes(self) -> None:
+        """The CPUs that it takes meanwhile are nobody's original."""
+        self.stranger = CpuSet({2, 3}) - self.stranger
+        self.kernel.isolate("stranger.slice", self.stranger)
+        for tid, task in self.kernel.tasks.items():
+            if task.preferred:  # what the kernel forgets while no VM lives is not ours to know
+                self.expected.pop(f"task/{tid}", None)
+
+    @rule()
     def reconcile(self) -> None:
         """Everything is finished, and while a VM lives nothing else may use its CPUs."""
         self.world.reconcile()
@@ -141,7 +182,7 @@ class Isolation(RuleBasedStateMachine):
     @invariant()
     def originals_are_on_record(self) -> None:
         """Nothing differs from what is expected unless its knob is on record."""
-        if not self.world.state.records and not self.world.vms:
+        if not (self.world.state.records or self.world.vms or self.stranger):
             now = effective_state(self.kernel)
             assert {key: now.get(key) for key in self.expected} == self.expected
 
@@ -152,7 +193,16 @@ class Isolation(RuleBasedStateMachine):
         for vm in list(self.world.vms.values()):
             self.world.stop(vm)
         self.world.reconcile()
+        if self.stranger:
+            self.a_strangers_partition_comes_or_goes()
         now = effective_state(self.kernel)
+        irq = self.kernel.irqs[1]
+        assert irq.is_moved or self.kernel.affinity(irq.thread) in {
+            irq.effective,
+            self.kernel.online,
+        }
+        if self.kernel.spreads_threads:  # a narrower mask would keep it from its interrupt for ever
+            assert self.kernel.tasks[irq.thread].user_cpus in {None, self.kernel.possible}
         assert {key: now.get(key) for key in self.expected} == self.expected
         made = {key for key in now if key not in self.expected}
         assert all(key.startswith(("task/", "irq/")) for key in made)
@@ -186,10 +236,14 @@ class Isolation(RuleBasedStateMachine):
             self.kernel.step = nothing
 
 
-@pytest.mark.parametrize("flavour", ["partitions", "systemd", "plain", "legacy"])
-def test_the_host_ends_as_it_was_found(flavour: str) -> None:
-    """Start, stop, crash, kill, restart, change and failure in any order, on four kinds of host."""
-    machine = type(f"On{flavour.title()}", (Isolation,), {"flavour": flavour})
+@pytest.mark.parametrize(
+    ("flavour", "release"),
+    [("partitions", ""), ("partitions", "7.2.0"), ("systemd", ""), ("plain", ""), ("legacy", "")],
+)
+def test_the_host_ends_as_it_was_found(flavour: str, release: str) -> None:
+    """Start, stop, crash, kill, restart, change and failure in any order, on five kinds of host."""
+    facts = {"flavour": flavour, "release": release}
+    machine = type(f"On{flavour.title()}", (Isolation,), facts)
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -199,6 +253,100 @@ def test_the_host_ends_as_it_was_found(flavour: str) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def _stranger_first(machine: Isolation) -> None:
+    machine.start_with_failure(at=0, name="a", number=errno.EIO)
+    machine.a_strangers_partition_comes_or_goes()
+    machine.administrator_sets_an_interrupt(first=2, number=1)
+
+
+def _interrupt_later(machine: Isolation) -> None:
+    machine.start(at=0, name="a", has_policy=True)
+    machine.world.stop(machine.world.vms["a"])
+    machine.administrator_sets_an_interrupt(first=3, number=1)
+    machine.a_strangers_partition_comes_or_goes()
+
+
+def _two_cpus_later(machine: Isolation) -> None:
+    _interrupt_later(machine)
+    irq = machine.kernel.irqs[1]
+    irq.mask = irq.effective = CpuSet({5, 6})
+    irq.is_moved = True
+    machine.expected["irq/1"] = "5-6"
+    machine.an_interrupt_comes()
+
+
+def _loosened(machine: Isolation) -> None:
+    machine.start(at=0, name="a", has_policy=True)
+    machine.world.registry.loosen(machine.world.vms["a"].key)
+    machine.reconcile()
+
+
+def _loosened_and_interrupted(machine: Isolation) -> None:
+    _loosened(machine)
+    machine.an_interrupt_comes()
+    machine.reconcile()
+    machine.world.stop(machine.world.vms["a"])
+    machine.an_interrupt_comes()
+
+
+def _loosened_and_tightened(machine: Isolation) -> None:
+    _loosened(machine)
+    machine.start(at=0, name="b", has_policy=True)
+    machine.world.registry.tighten(machine.world.vms["a"].key)
+    machine.reconcile()
+
+
+@pytest.mark.parametrize(
+    ("flavour", "release", "cpus"),
+    [
+        ("partitions", "", "1-2"),
+        ("partitions", "", "0-7"),
+        ("systemd", "", "0-11"),
+        ("systemd", "6.5.0", "0-11"),
+        ("plain", "", "0-11"),
+        ("legacy", "", "0-11"),
+    ],
+)
+@pytest.mark.parametrize("is_seen", [True, False], ids=["seen", "unseen"])
+def test_a_kernel_thread_keeps_what_an_administrator_gave_it(
+    flavour: str, release: str, cpus: str, *, is_seen: bool
+) -> None:
+    """Between two starts, whether a look was between them or not."""
+    kernel = Kernel(flavour, 16, 4, release)
+    world = World(kernel)
+    world.start(Vm("b", CpuSet.parse("8-11"), CpuSet({0, 1})))
+    kernel.pin(RCU_SCHED, CpuSet.parse(cpus))
+    if is_seen:
+        world.reconcile()
+    world.start(Vm("a", CpuSet.parse("12-15"), CpuSet({0, 1})))
+    assert list(intruders(kernel, world)) == []
+    for vm in list(world.vms.values()):
+        world.stop(vm)
+    assert (str(kernel.tasks[RCU_SCHED].mask), kernel.record) == (cpus, None)
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        _stranger_first,
+        _interrupt_later,
+        _two_cpus_later,
+        _loosened,
+        _loosened_and_interrupted,
+        _loosened_and_tightened,
+    ],
+)
+@pytest.mark.parametrize("release", ["", "6.8.0", "7.2.0"])
+def test_the_thread_of_an_interrupt_ends_as_it_was_found(
+    story: Callable[[Isolation], None], release: str
+) -> None:
+    """It follows its interrupt whenever that is moved later, whoever's partition has spread it."""
+    machine = type("OnPartitions", (Isolation,), {"flavour": "partitions", "release": release})()
+    machine.boot()
+    story(machine)
+    machine.teardown()
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from kvm_launch.hold import Hold
+from kvm_launch.host.claimed_plan import plan_and_claim
+from kvm_launch.host.lease import Lease
 from kvmhooks.errors import IsolationError, PlanError
 from kvmhooks.host import Host, read
-from kvmhooks.isolate.keeper import Keeper
+from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.values import CpuSet
 from tests.fakedevices import FakePci
@@ -101,15 +102,15 @@ def test_kvm_launch_may_die_at_any_write(flavour: str) -> None:
         world.stop(other)
         before.pop(f"task/{kernel.supervisor}")
         assert effective_state(kernel) == before
-        left = {path: said for path, said in requested_state(kernel).items() if path in asked}
+        left = {path: value for path, value in requested_state(kernel).items() if path in asked}
         assert left == asked
         assert kernel.record is None
 
     kernel.step = deaths = Deaths(kernel, aftermath, 1)
-    hold = guest.run(world, spec(devices=f'[[pci]]\naddress = "{DEVICE}"\n'), host())
+    lease = guest.run(world, spec(devices=f'[[pci]]\naddress = "{DEVICE}"\n'), host())
     assert kernel.pci.functions[DEVICE].driver == "vfio-pci"
     deaths("the guest runs")
-    guest.stop(world, hold)
+    guest.stop(world, lease)
     deaths("the end")
     assert not deaths.failed, deaths.failed[0]
     assert deaths.count > 50
@@ -119,19 +120,19 @@ def test_kvm_launch_may_die_at_any_write(flavour: str) -> None:
 def test_a_claim_that_is_refused_changes_nothing(flavour: str) -> None:
     """CPUs that another VM takes between plan and claim; a VM that runs already."""
     world, kernel = world_of(flavour)
-    keeper = Keeper(kernel, Record(kernel))
+    registry = Registry(kernel, Record(kernel))
     guest = LaunchedVm("guest")
-    hold = guest.run(world, spec(), host())
+    lease = guest.run(world, spec(), host())
     before, record = effective_state(kernel), kernel.record
 
     def no_write(what: str) -> None:
         assert what == "record", what
 
     kernel.step = no_write
-    twin = Hold(keeper, kernel.libvirtd)
-    with twin, pytest.raises(IsolationError, match=f"runs already: process {guest.pid}"):
-        twin.plan(spec(), host())
-    assert (twin.claim, effective_state(kernel), kernel.record) == (None, before, record)
+    second = Lease(registry, kernel.libvirtd)
+    with second, pytest.raises(IsolationError, match=f"runs already: process {guest.pid}"):
+        plan_and_claim(second, spec(), host())
+    assert (second.claim, effective_state(kernel), kernel.record) == (None, before, record)
     kernel.step = nothing
-    guest.stop(world, hold)
+    guest.stop(world, lease)
     assert kernel.record is None

@@ -1,4 +1,4 @@
-"""What is kept between two calls of the hook is JSON for everybody else."""
+"""The records between two calls of the hook are JSON for everybody else."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmhooks.isolate import notation
-from kvmhooks.isolate.state import Record
+from kvmhooks.isolate.record import json as notation
+from kvmhooks.isolate.record.state import Record
 
 TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from('"\\%-= \udc80'))
 VALUES = st.recursive(
@@ -49,11 +49,11 @@ def test_what_is_no_json_is_refused(text: str) -> None:
 
 @given(st.tuples(TEXTS, TEXTS, st.none() | TEXTS, st.none() | TEXTS, TEXTS, TEXTS))
 def test_a_line_of_a_record_says_all(fields: tuple[Any, ...]) -> None:
-    """Whatever stands in the fields: blanks, the marks of a line, nothing."""
+    """The fields may be anything: blanks, the marks of a line, nothing."""
     key, original, ours, intent, identity, note = fields
     record = Record(original, ours=ours, intent=intent, identity=identity, note=note)
-    said, read = Record.from_line(record.to_line(key))
-    assert said == key
+    key_read, read = Record.from_line(record.to_line(key))
+    assert key_read == key
     assert [getattr(read, name) for name in Record.__slots__] == [
         getattr(record, name) for name in Record.__slots__
     ]

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from kvmhooks.errors import PlanError, Problem
 from kvmhooks.host import Host
-from kvmhooks.isolate.claim import Claim
-from kvmhooks.isolate.domain import read_claim
+from kvmhooks.inventory.usage import from_json
+from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.isolate.claims.domain_xml import read_claim
+from kvmhooks.libvirt.xml import domain_xml
 from kvmhooks.placement import Plan, claim, plan
-from kvmhooks.placement.holding import from_json, of_plan
-from kvmhooks.render import domain_xml, qemu_argv
+from kvmhooks.placement.planned_usage import of_plan
+from kvmhooks.qemu.argv import qemu_argv
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.model import VmName
 from kvmhooks.spec.structure import structure
@@ -121,11 +123,11 @@ def test_every_vcpu_is_in_one_cell_on_its_node(made: Made) -> None:
 def test_the_topology_is_what_was_said(made: Made) -> None:
     """Its product is the number of vCPUs, and each level that the person gave is as given."""
     decided, _, _ = made
-    shape, said = decided.topology, decided.spec.cpu
+    shape, cpu = decided.topology, decided.spec.cpu
     product = shape.sockets * shape.dies * shape.clusters * shape.cores * shape.threads
-    assert product == said.vcpus
+    assert product == cpu.vcpus
     for level in ("sockets", "dies", "cores", "threads"):
-        assert getattr(said, level) in {None, getattr(shape, level)}
+        assert getattr(cpu, level) in {None, getattr(shape, level)}
 
 
 @given(plans(PLACED))
@@ -143,7 +145,7 @@ def test_memory_is_on_nodes_that_have_it(made: Made) -> None:
 
 @given(plans(PLACED | ANY))
 def test_planning_and_releasing_leaves_all_as_it_was(made: Made) -> None:
-    """What a plan holds is read back from its JSON, and without it the plan is the same again."""
+    """A plan's holding is read back from its JSON, and without it the plan is the same again."""
     decided, host, claims = made
     held = of_plan(decided)
     assert from_json(held.to_json()) == held

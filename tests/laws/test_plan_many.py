@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host import Host
-from kvmhooks.isolate.claim import Claim
+from kvmhooks.inventory.usage import Holding
+from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.placement import Cell, plan, plan_all, replan, score_of
-from kvmhooks.placement.holding import Holding, of_plan
+from kvmhooks.placement.planned_usage import of_plan
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.model import VmName
 from kvmhooks.values import CpuSet, union

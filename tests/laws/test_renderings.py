@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from kvmhooks.errors import PlanError
+from kvmhooks.libvirt.xml import domain_xml
 from kvmhooks.placement import Plan, Target, plan
-from kvmhooks.render import domain_xml, qemu_argv
+from kvmhooks.qemu.argv import qemu_argv
 from kvmhooks.spec.consistency import inconsistencies
 from kvmhooks.spec.structure import structure
 from tests.golden.test_golden import same_places
@@ -47,7 +48,7 @@ def schema() -> etree.RelaxNG:
 @given(rich_plans())
 @settings(max_examples=60)
 def test_libvirts_schema_allows_the_xml(schema: etree.RelaxNG, made: Plan) -> None:
-    """Whatever the oldest target has, its schema allows."""
+    """The schema allows whatever the oldest target has."""
     schema.assertValid(etree.fromstring(domain_xml(made)))
 
 
@@ -66,16 +67,16 @@ def test_both_plug_in_the_same_devices(target: Target, data: st.DataObject) -> N
 @settings(max_examples=60)
 def test_every_id_is_given_once(made: Plan) -> None:
     """Each object, node, backend and device has an id of its own, and what is named is there."""
-    said: dict[str, list[dict[str, Any]]] = {}
+    owners: dict[str, list[dict[str, Any]]] = {}
     for option, value in pairwise(qemu_argv(made)):
         if option in {"-object", "-device", "-blockdev"} and value.startswith("{"):
-            said.setdefault(option[1:], []).append(json.loads(value))
+            owners.setdefault(option[1:], []).append(json.loads(value))
     for option, key in (("object", "id"), ("device", "id"), ("blockdev", "node-name")):
-        ids = [each[key] for each in said.get(option, []) if key in each]
+        ids = [each[key] for each in owners.get(option, []) if key in each]
         assert len(set(ids)) == len(ids), option
-    objects = {each["id"] for each in said.get("object", [])}
-    nodes = {each["node-name"] for each in said.get("blockdev", [])}
-    for device in said.get("device", []):
+    objects = {each["id"] for each in owners.get("object", [])}
+    nodes = {each["node-name"] for each in owners.get("blockdev", [])}
+    for device in owners.get("device", []):
         assert device.get("drive") is None or device["drive"] in nodes
         for key in ("iothread", "memdev", "rng"):
             assert device.get(key) is None or device[key] in objects

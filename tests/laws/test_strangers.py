@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from kvmhooks.isolate import hook
+from kvmhooks.isolate.hook import entry
 from kvmhooks.values import CpuSet
 from tests.isolate_model.calls import Calls, Outcome
 from tests.isolate_model.kernel import Kernel
@@ -127,8 +127,8 @@ def owner(name: str) -> Callable[[Path], None]:
     return put
 
 
-def text(said: str) -> Callable[[Path], object]:
-    return lambda path: path.write_text(said)
+def text(content: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(content)
 
 
 def nothing(root: Path) -> None:
@@ -220,7 +220,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "run").mkdir()
     for operation in ("prepare", "start"):
         arguments = ["ours", operation, "begin", "-"]
-        assert hook.main(arguments, io.BytesIO(OURS.xml), io.StringIO(), str(root)) == 0
+        assert entry.main(arguments, io.BytesIO(OURS.xml), io.StringIO(), str(root)) == 0
     return root
 
 
@@ -231,7 +231,7 @@ class Case(NamedTuple):
     root: Path
     xmls: Iterable[bytes] = (PLAIN,)
     enter: Callable[[], object] | None = None
-    """What happens to the process that calls the hook."""
+    """The change to the process that calls the hook."""
     operations: Sequence[list[str]] = OPERATIONS
 
 
@@ -262,13 +262,13 @@ def breaches(cases: Sequence[Case]) -> list[str]:
             count += len(calls)
         for what, running in under_way:
             wrong = filter(_is_breach, running.outcomes())
-            found += [f"{what}: {one}" for one in wrong]
+            found += [f"{what}: {outcome}" for outcome in wrong]
     print(f"{count} calls of strangers in {len(cases)} cases")
     return found
 
 
-def _is_breach(one: Outcome) -> bool:
-    return bool(one.code or one.printed or one.said or one.seconds > LONGEST)
+def _is_breach(outcome: Outcome) -> bool:
+    return bool(outcome.code or outcome.printed or outcome.stderr or outcome.seconds > LONGEST)
 
 
 def test_strangers_start_whatever_is_broken_of_ours(host: Path, tmp_path: Path) -> None:
@@ -277,9 +277,9 @@ def test_strangers_start_whatever_is_broken_of_ours(host: Path, tmp_path: Path) 
         Case(what, tree(host, tmp_path, broken), (PLAIN, COMMENT))
         for what, broken in BROKEN.items()
     ]
-    cases += [Case(what, tree(host, tmp_path, one, is_odd=True)) for what, one in ODD.items()]
+    cases += [Case(what, tree(host, tmp_path, odd, is_odd=True)) for what, odd in ODD.items()]
     limits = (cannot_write, cannot_open)
-    cases += [Case(one.__name__, tree(host, tmp_path), enter=one) for one in limits]
+    cases += [Case(limit.__name__, tree(host, tmp_path), enter=limit) for limit in limits]
     assert breaches(cases) == []
 
 

@@ -21,29 +21,35 @@ SMALL = st.integers(0, 200)
 
 @pytest.mark.parametrize("operation", [operator.and_, operator.or_, operator.xor, operator.sub])
 @given(members, members)
-def test_set_algebra(operation: Callable[[Any, Any], Any], one: Any, other: Any) -> None:
+def test_set_algebra(operation: Callable[[Any, Any], Any], some: Any, other: Any) -> None:
     """Each operation gives what Python's own sets give, also with a plain set on either side."""
-    expected = CpuSet(operation(one, other))
-    assert operation(CpuSet(one), CpuSet(other)) == expected
-    assert operation(CpuSet(one), other) == expected
-    assert operation(one, CpuSet(other)) == expected
+    expected = CpuSet(operation(some, other))
+    assert operation(CpuSet(some), CpuSet(other)) == expected
+    assert operation(CpuSet(some), other) == expected
+    assert operation(some, CpuSet(other)) == expected
 
 
 @pytest.mark.parametrize("relation", [operator.le, operator.lt, operator.ge, operator.gt])
 @given(members, members)
-def test_subset_relation(relation: Callable[[Any, Any], bool], one: Any, other: Any) -> None:
+def test_subset_relation(relation: Callable[[Any, Any], bool], some: Any, other: Any) -> None:
     """Subsets and supersets are those of Python's own sets."""
-    assert relation(CpuSet(one), CpuSet(other)) == relation(one, other)
-    assert relation(CpuSet(one), CpuSet(one | other)) == relation(one, one | other)
+    assert relation(CpuSet(some), CpuSet(other)) == relation(some, other)
+    assert relation(CpuSet(some), CpuSet(some | other)) == relation(some, some | other)
 
 
 @given(cpu_sets, cpu_sets, cpu_sets)
-def test_subset_relation_is_a_partial_order(one: CpuSet, other: CpuSet, third: CpuSet) -> None:
+def test_subset_relation_is_a_partial_order(first: CpuSet, other: CpuSet, third: CpuSet) -> None:
     """It is reflexive, antisymmetric and transitive."""
-    assert one <= one  # noqa: PLR0124 -- the law
-    assert not (one <= other <= one) or one == other
-    assert (one & other & third) <= (one & other) <= one <= (one | other) <= (one | other | third)
-    assert not (one <= other <= third) or one <= third
+    assert first <= first  # noqa: PLR0124 -- the law
+    assert not (first <= other <= first) or first == other
+    assert (
+        (first & other & third)
+        <= (first & other)
+        <= first
+        <= (first | other)
+        <= (first | other | third)
+    )
+    assert not (first <= other <= third) or first <= third
 
 
 @given(members)
@@ -59,11 +65,11 @@ def test_a_set_is_what_it_was_made_of(cpus: frozenset[int]) -> None:
 
 
 @given(members, members)
-def test_equality_and_hash_are_consistent(one: frozenset[int], other: frozenset[int]) -> None:
+def test_equality_and_hash_are_consistent(numbers: frozenset[int], other: frozenset[int]) -> None:
     """Sets are equal exactly when their members are, and equal ones have the same hash."""
-    assert (CpuSet(one) == CpuSet(other)) == (one == other)
-    assert hash(CpuSet(sorted(one))) == hash(CpuSet(sorted(one, reverse=True)))
-    assert CpuSet(one) != one
+    assert (CpuSet(numbers) == CpuSet(other)) == (numbers == other)
+    assert hash(CpuSet(sorted(numbers))) == hash(CpuSet(sorted(numbers, reverse=True)))
+    assert CpuSet(numbers) != numbers
 
 
 @given(cpu_sets)
@@ -99,9 +105,11 @@ def test_ranges_are_maximal_and_ascend(cpus: CpuSet) -> None:
 
 
 @given(SMALL, SMALL, st.integers(1, 40), st.integers(1, 40))
-def test_strides_take_the_first_of_each_group(first: int, length: int, one: int, two: int) -> None:
+def test_strides_take_the_first_of_each_group(
+    first: int, length: int, this: int, that: int
+) -> None:
     """``A-B:used/group`` is the first ``used`` of every ``group`` numbers from A to B."""
-    used, group = sorted((one, two))
+    used, group = sorted((this, that))
     expected = {cpu for cpu in range(first, first + length + 1) if (cpu - first) % group < used}
     assert CpuSet.parse(f"{first}-{first + length}:{used}/{group}") == CpuSet(expected)
 
@@ -146,15 +154,15 @@ def test_sizes_print_in_the_largest_whole_unit(size: ByteSize) -> None:
 
 
 @given(pci_addresses, pci_addresses)
-def test_pci_addresses_parse_and_order(one: PciAddress, other: PciAddress) -> None:
+def test_pci_addresses_parse_and_order(address: PciAddress, other: PciAddress) -> None:
     """An address is read back from what it prints, and orders by domain, bus, slot, function."""
-    assert PciAddress.parse(str(one)) == one
-    assert PciAddress.parse(str(one).upper()) == one
-    assert pickle.loads(pickle.dumps(one)) == one  # noqa: S301 -- our own
-    keys = [(each.domain, each.bus, each.slot, each.function) for each in (one, other)]
-    assert (one < other, one <= other, one == other) == (
+    assert PciAddress.parse(str(address)) == address
+    assert PciAddress.parse(str(address).upper()) == address
+    assert pickle.loads(pickle.dumps(address)) == address  # noqa: S301 -- our own
+    keys = [(each.domain, each.bus, each.slot, each.function) for each in (address, other)]
+    assert (address < other, address <= other, address == other) == (
         keys[0] < keys[1],
         keys[0] <= keys[1],
         keys[0] == keys[1],
     )
-    assert one != other or hash(one) == hash(other)
+    assert address != other or hash(address) == hash(other)

@@ -15,8 +15,8 @@ from math import ceil
 
 from attrs import frozen
 
-from kvmhooks.placement.objective import ORDER
-from tests.placement_proof.ground import Cpus, Ground, Place
+from kvmhooks.placement.search.objective import ORDER
+from tests.placement_proof.capacity import Capacity, Cpus, Place
 
 Score = tuple[int, ...]
 GIB_PAGE, MIB_PAGE, ORDINARY = 1 << 20, 2048, 4
@@ -34,7 +34,7 @@ class CellAsked:
     guest_cores: int
     """Of dedicated vCPUs."""
     floating: int
-    """How many of its vCPUs float."""
+    """The number of its vCPUs that float."""
     units: int
     """The room that its memory needs, in pages, or in MiB where they are ordinary."""
     exact: int
@@ -58,34 +58,34 @@ class Layout:
     """The vCPUs of each cell that the planner made; None where a person made them."""
 
 
-def best(ground: Ground) -> Score | None:
+def best(capacity: Capacity) -> Score | None:
     """The least score of all placements that are allowed; None where there is none."""
-    if not can_run(ground):
+    if not can_run(capacity):
         return None
-    spots = cache(lambda place, threads, count: _spots(ground, place, threads, count))
+    spots = cache(lambda place, threads, count: _spots(capacity, place, threads, count))
     found: Score | None = None
-    for layout in layouts(ground):
-        for places in _assignments(ground, layout):
-            for score in _scores(ground, layout, places, spots):
+    for layout in layouts(capacity):
+        for places in _assignments(capacity, layout):
+            for score in _scores(capacity, layout, places, spots):
                 if found is None or score < found:
                     found = score
     return found
 
 
-def can_run(ground: Ground) -> bool:
+def can_run(capacity: Capacity) -> bool:
     """Rules 8 and 9, as far as they are the same for all placements."""
-    helpers = ground.pool if ground.spec.cpu.placement == "shared" else ground.housekeeping
-    return bool(helpers) and not ground.is_promised_locality
+    helpers = capacity.pool if capacity.spec.cpu.placement == "shared" else capacity.housekeeping
+    return bool(helpers) and not capacity.is_promised_locality
 
 
-def layouts(ground: Ground) -> Iterator[Layout]:
+def layouts(capacity: Capacity) -> Iterator[Layout]:
     """Every way to cut the VM into cells, with every page size and number of guest threads."""
-    for threads, page in product(_thread_counts(ground), _pages(ground)):
-        yield from _cuts(ground, threads, page)
+    for threads, page in product(_thread_counts(capacity), _pages(capacity)):
+        yield from _cuts(capacity, threads, page)
 
 
-def _thread_counts(ground: Ground) -> Iterator[int]:
-    cpu = ground.spec.cpu
+def _thread_counts(capacity: Capacity) -> Iterator[int]:
+    cpu = capacity.spec.cpu
     others = (cpu.sockets or 1) * (cpu.dies or 1) * (cpu.cores or 1)
     if cpu.threads is not None:
         yield cpu.threads
@@ -95,20 +95,20 @@ def _thread_counts(ground: Ground) -> Iterator[int]:
         yield 1
     else:
         yield from (
-            count for count in range(1, ground.widest + 1) if cpu.vcpus % (others * count) == 0
+            count for count in range(1, capacity.widest + 1) if cpu.vcpus % (others * count) == 0
         )
 
 
-def _pages(ground: Ground) -> tuple[int, ...]:
-    asked = ground.spec.memory.hugepages
+def _pages(capacity: Capacity) -> tuple[int, ...]:
+    asked = capacity.spec.memory.hugepages
     if asked is False:
         return (ORDINARY,)
     return (GIB_PAGE, MIB_PAGE, ORDINARY) if asked == "auto" else (asked.in_kib,)
 
 
-def dedicated_vcpus(ground: Ground) -> frozenset[int]:
+def dedicated_vcpus(capacity: Capacity) -> frozenset[int]:
     """The vCPUs that get a CPU each."""
-    cpu = ground.spec.cpu
+    cpu = capacity.spec.cpu
     every = frozenset(range(cpu.vcpus))
     return {
         "dedicated": every,
@@ -117,26 +117,26 @@ def dedicated_vcpus(ground: Ground) -> frozenset[int]:
     }[cpu.placement]
 
 
-def _cuts(ground: Ground, threads: int, page: int) -> Iterator[Layout]:
+def _cuts(capacity: Capacity, threads: int, page: int) -> Iterator[Layout]:
     """Rule 4: the ways to cut the VM into cells, no guest core cut in two."""
-    spec = ground.spec
+    spec = capacity.spec
     unit = (1024 if page == ORDINARY else page) * 1024
-    own = dedicated_vcpus(ground)
+    own = dedicated_vcpus(capacity)
     cores = [set(range(at, at + threads)) for at in range(0, spec.cpu.vcpus, threads)]
 
     def cell(vcpus: set[int], room: int, exact: int, node: int | None = None) -> CellAsked:
         return CellAsked(len(vcpus & own) // threads, len(vcpus - own), room, exact, node)
 
-    groups = [own, *(set(one.vcpus) for one in spec.memory.cell)]
+    groups = [own, *(set(asked.vcpus) for asked in spec.memory.cell)]
     if any(0 < len(group & core) < threads for group in groups for core in cores):
         return
     if spec.memory.cell:
-        if all(one.size % unit == 0 for one in spec.memory.cell):
-            told = ((one, one.size // unit) for one in spec.memory.cell)
-            made = tuple(cell(set(one.vcpus), units, units, one.node) for one, units in told)
+        if all(asked.size % unit == 0 for asked in spec.memory.cell):
+            told = ((asked, asked.size // unit) for asked in spec.memory.cell)
+            made = tuple(cell(set(asked.vcpus), units, units, asked.node) for asked, units in told)
             yield Layout(threads, page, made, None)
     elif spec.memory.size % unit == 0:
-        for sizes in _sizes(ground, len(cores)):
+        for sizes in _sizes(capacity, len(cores)):
             units = spec.memory.size // unit
             is_made = spec.memory.cells is None and spec.cpu.placement != "mixed"
             if spec.memory.cells is not None and units % len(sizes):
@@ -154,14 +154,14 @@ def _cuts(ground: Ground, threads: int, page: int) -> Iterator[Layout]:
             yield Layout(threads, page, cells, sizes_made)
 
 
-def _sizes(ground: Ground, cores: int) -> Iterator[tuple[int, ...]]:
-    """How many guest cores each cell may have, where they are not told one by one."""
-    count = ground.spec.memory.cells
+def _sizes(capacity: Capacity, cores: int) -> Iterator[tuple[int, ...]]:
+    """Yield how many guest cores each cell may have, where they are not told one by one."""
+    count = capacity.spec.memory.cells
     if count is not None:
         if cores % count == 0:
             yield (cores // count,) * count
         return
-    most = 1 if ground.spec.cpu.placement == "mixed" else sum(map(bool, ground.cpus.values()))
+    most = 1 if capacity.spec.cpu.placement == "mixed" else sum(map(bool, capacity.cpus.values()))
     for cells in range(1, most + 1):
         yield from _partitions(cores, cells)
 
@@ -177,24 +177,26 @@ def _partitions(total: int, parts: int, most: int | None = None) -> Iterator[tup
             yield (first, *rest)
 
 
-def _assignments(ground: Ground, layout: Layout) -> Iterator[tuple[Place, ...]]:
+def _assignments(capacity: Capacity, layout: Layout) -> Iterator[tuple[Place, ...]]:
     """A node for each cell, in every way that rules 4, 5, 6 and 8 allow."""
-    allowed = ground.spec.memory.nodes
-    every = [place for place in ground.cpus if allowed is None or place is None or place in allowed]
+    allowed = capacity.spec.memory.nodes
+    every = [
+        place for place in capacity.cpus if allowed is None or place is None or place in allowed
+    ]
     choices = [
         [
             place
             for place in every
-            if (not cell.has_vcpus or ground.cpus[place]) and cell.node in {None, place}
+            if (not cell.has_vcpus or capacity.cpus[place]) and cell.node in {None, place}
         ]
         for cell in layout.cells
     ]
-    required = ground.device_nodes("required")
+    required = capacity.device_nodes("required")
     for places in product(*choices):
         if layout.sizes is not None and len(set(places)) < len(places):
             continue
         if set(required) <= set(places) and all(
-            _has_room(ground, layout, place, places) for place in set(places)
+            _has_room(capacity, layout, place, places) for place in set(places)
         ):
             yield places
 
@@ -207,14 +209,14 @@ def _units(layout: Layout, place: Place, places: tuple[Place, ...]) -> int:
     return sum(cell.units for cell, its in zip(layout.cells, places, strict=True) if its == place)
 
 
-def _has_room(ground: Ground, layout: Layout, place: Place, places: tuple[Place, ...]) -> bool:
+def _has_room(capacity: Capacity, layout: Layout, place: Place, places: tuple[Place, ...]) -> bool:
     units = _units(layout, place, places)
     if layout.page_kib == ORDINARY:
-        room = ground.ordinary_mib(place)
+        room = capacity.ordinary_mib(place)
         return room is None or units <= room
-    have = ground.free_pages.get((place, layout.page_kib), 0)
-    if ground.spec.memory.allocate:
-        have += ground.allocatable(place, layout.page_kib)
+    have = capacity.free_pages.get((place, layout.page_kib), 0)
+    if capacity.spec.memory.allocate:
+        have += capacity.allocatable(place, layout.page_kib)
     return units <= have
 
 
@@ -222,14 +224,14 @@ Spots = dict[tuple[int, int], Score]
 
 
 def _scores(
-    ground: Ground,
+    capacity: Capacity,
     layout: Layout,
     places: tuple[Place, ...],
     spots: Callable[[Place, int, int], Spots],
 ) -> Iterator[Score]:
     """The scores of all that can be done with the cells on these nodes."""
-    spec = ground.spec
-    cores: dict[Place, int] = dict.fromkeys(ground.cpus, 0)
+    spec = capacity.spec
+    cores: dict[Place, int] = dict.fromkeys(capacity.cpus, 0)
     floating = dict(cores)
     for cell, place in zip(layout.cells, places, strict=True):
         cores[place] += cell.guest_cores
@@ -238,22 +240,22 @@ def _scores(
     for place, vcpus in floating.items():
         if not vcpus:
             continue
-        left = pool_left(ground, layout.threads, place, cores[place])
-        theirs = ground.load(place)
+        left = pool_left(capacity, layout.threads, place, cores[place])
+        theirs = capacity.load(place)
         if left < 1 or (spec.cpu.ratio is not None and vcpus + theirs > spec.cpu.ratio * left):
             return
         crowding = max(crowding, -(-vcpus // left))
         load += ceil((vcpus + theirs) * 1000 / left)
     used = set(places)
-    free = {place: ground.free_pages.get((place, layout.page_kib), 0) for place in used}
+    free = {place: capacity.free_pages.get((place, layout.page_kib), 0) for place in used}
     whole_vm = {
         "crowding": crowding,
         "cohabiting": len(places) - len(used),
         "nodes": len(used),
         "distance": sum(
-            ground.distance(one, other) for one in used for other in used if one != other
+            capacity.distance(place, other) for place in used for other in used if place != other
         ),
-        "remote_devices": sum(node not in used for node in ground.device_nodes("preferred")),
+        "remote_devices": sum(node not in used for node in capacity.device_nodes("preferred")),
         "small_pages": SMALL[layout.page_kib] if spec.memory.hugepages == "auto" else 0,
         "allocated": 0
         if layout.page_kib == ORDINARY
@@ -272,21 +274,21 @@ def _scores(
         yield tuple(numbers[name] for name in ORDER)
 
 
-def pool_left(ground: Ground, threads: int, place: Place, guest_cores: int) -> int:
+def pool_left(capacity: Capacity, threads: int, place: Place, guest_cores: int) -> int:
     """The ``p`` of rule 7."""
-    each = threads if ground.spec.cpu.smt == "share" else ground.widest
-    return len(ground.pool & ground.cpus[place]) - each * guest_cores
+    each = threads if capacity.spec.cpu.smt == "share" else capacity.widest
+    return len(capacity.pool & capacity.cpus[place]) - each * guest_cores
 
 
-def _spots(ground: Ground, place: Place, threads: int, count: int) -> Spots:
+def _spots(capacity: Capacity, place: Place, threads: int, count: int) -> Spots:
     """The least parts of a node's score with so many guest cores on it, by (unisolated, beside).
 
     Every set of CPUs is tried.
     """
-    cores = sorted({ground.core[cpu] for cpu in ground.cpus[place]}, key=min)
+    cores = sorted({capacity.core[cpu] for cpu in capacity.cpus[place]}, key=min)
     found: Spots = {}
-    for chosen in _chosen(ground, cores, threads, count):
-        flags, parts = _judged(ground, place, chosen)
+    for chosen in _chosen(capacity, cores, threads, count):
+        flags, parts = _judged(capacity, place, chosen)
         if flags not in found or parts < found[flags]:
             found[flags] = parts
     return found
@@ -297,7 +299,7 @@ Choice = tuple[Cpus, int, Cpus]
 
 
 def _chosen(
-    ground: Ground, cores: list[Cpus], threads: int, count: int
+    capacity: Capacity, cores: list[Cpus], threads: int, count: int
 ) -> Iterator[tuple[Choice, ...]]:
     """Every way to put so many guest cores on these cores."""
     if count == 0:
@@ -307,39 +309,39 @@ def _chosen(
         return
     core, *others = cores
     for number in range(count + 1):
-        for cpus in _ways(ground, core, threads, number):
-            for rest in _chosen(ground, others, threads, count - number):
+        for cpus in _ways(capacity, core, threads, number):
+            for rest in _chosen(capacity, others, threads, count - number):
                 yield ((core, number, cpus), *rest) if number else rest
 
 
-def _ways(ground: Ground, core: Cpus, threads: int, number: int) -> Iterator[Cpus]:
+def _ways(capacity: Capacity, core: Cpus, threads: int, number: int) -> Iterator[Cpus]:
     """The sets of CPUs of a core that so many guest cores could have."""
-    smt = ground.spec.cpu.smt
-    if number and smt != "share" and (number > 1 or core not in ground.whole):
+    smt = capacity.spec.cpu.smt
+    if number and smt != "share" and (number > 1 or core not in capacity.whole):
         return
     if number and smt == "require" and len(core) != threads:
         return
-    yield from map(frozenset, combinations(sorted(core & ground.eligible), number * threads))
+    yield from map(frozenset, combinations(sorted(core & capacity.eligible), number * threads))
 
 
 def _judged(
-    ground: Ground, place: Place, chosen: tuple[Choice, ...]
+    capacity: Capacity, place: Place, chosen: tuple[Choice, ...]
 ) -> tuple[tuple[int, int], Score]:
     cpus = frozenset(cpu for _, _, own in chosen for cpu in own)
     used = {core for core, _, _ in chosen}
-    is_late = ground.spec.cpu.realtime and bool(ground.isolated)
+    is_late = capacity.spec.cpu.realtime and bool(capacity.isolated)
     flags = (
-        int(is_late and not cpus <= ground.isolated),
-        int(any(core & ground.housekeeping for core in used)),
+        int(is_late and not cpus <= capacity.isolated),
+        int(any(core & capacity.housekeeping for core in used)),
     )
-    left = [core for core in ground.whole if core <= ground.cpus[place] and core not in used]
+    left = [core for core in capacity.whole if core <= capacity.cpus[place] and core not in used]
     blocks: dict[object, int] = {}
     for core in left:
-        blocks[ground.l3[min(core)]] = blocks.get(ground.l3[min(core)], 0) + 1
+        blocks[capacity.l3[min(core)]] = blocks.get(capacity.l3[min(core)], 0) + 1
     numbers = {
-        "slow": sum(ground.is_slow(cpu) for cpu in cpus) if ground.spec.cpu.kind is None else 0,
-        "company": sum(number for core, number, _ in chosen if number > 1 or core - ground.free),
-        "l3": len({ground.l3[cpu] for cpu in cpus}),
+        "slow": sum(capacity.is_slow(cpu) for cpu in cpus) if capacity.spec.cpu.kind is None else 0,
+        "company": sum(number for core, number, _ in chosen if number > 1 or core - capacity.free),
+        "l3": len({capacity.l3[cpu] for cpu in cpus}),
         "cores": len(used),
         "node_blocks": -(len(left) ** 2),
         "l3_blocks": -sum(number**2 for number in blocks.values()),

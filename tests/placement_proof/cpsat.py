@@ -1,8 +1,9 @@
 """The least score of a dedicated VM on hosts that are too large to try everything: OR-Tools CP-SAT.
 
-The model is written from the words of ``kvmhooks.placement.objective``: how many guest cores each
-core takes, which node each cell is on, or how many guest cores each node takes where the planner
-makes the cells. The numbers of the score are minimised one after the other, each kept for the rest.
+The model is written from the words of ``kvmhooks.placement.search.objective``: how many guest cores
+each core takes, which node each cell is on, or how many guest cores each node takes where the
+planner makes the cells. The numbers of the score are minimised one after the other, each kept for
+the rest.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 
 from ortools.sat.python import cp_model
 
-from kvmhooks.placement.objective import ORDER
+from kvmhooks.placement.search.objective import ORDER
 from tests.placement_proof.brute import ORDINARY, SMALL, Layout, Score, can_run, layouts
-from tests.placement_proof.ground import Cpus, Ground, Place
+from tests.placement_proof.capacity import Capacity, Cpus, Place
 
 SECONDS = 60.0
 """For one number of the score; it is an error when that does not do."""
@@ -25,23 +26,23 @@ class NotProven(Exception):
     """CP-SAT did not finish in the time."""
 
 
-def best(ground: Ground) -> Score | None:
+def best(capacity: Capacity) -> Score | None:
     """The least score of all placements that are allowed; None where there is none."""
-    assert ground.spec.cpu.placement == "dedicated"
-    if not can_run(ground):
+    assert capacity.spec.cpu.placement == "dedicated"
+    if not can_run(capacity):
         return None
     found: Score | None = None
-    for layout in _distinct(ground):
-        score = Model(ground, layout).least(found)
+    for layout in _distinct(capacity):
+        score = Model(capacity, layout).least(found)
         if score is not None and (found is None or score < found):
             found = score
     return found
 
 
-def _distinct(ground: Ground) -> Iterator[Layout]:
+def _distinct(capacity: Capacity) -> Iterator[Layout]:
     """The ways to cut the VM; of those where the planner makes the cells one for all of them."""
     seen = set()
-    for layout in layouts(ground):
+    for layout in layouts(capacity):
         key = (layout.threads, layout.page_kib)
         if layout.sizes is None or key not in seen:
             seen.add(key)
@@ -51,16 +52,16 @@ def _distinct(ground: Ground) -> Iterator[Layout]:
 class Model:
     """One number of guest threads, one page size, one way to cut the VM."""
 
-    def __init__(self, ground: Ground, layout: Layout) -> None:
-        self.ground, self.layout = ground, layout
+    def __init__(self, capacity: Capacity, layout: Layout) -> None:
+        self.capacity, self.layout = capacity, layout
         self.model = cp_model.CpModel()
-        self.places: list[Place] = list(ground.cpus)
-        allowed = ground.spec.memory.nodes
+        self.places: list[Place] = list(capacity.cpus)
+        allowed = capacity.spec.memory.nodes
         self.may_use = {
             place: allowed is None or place is None or place in allowed for place in self.places
         }
         self.cores = {
-            place: sorted({ground.core[cpu] for cpu in ground.cpus[place]}, key=min)
+            place: sorted({capacity.core[cpu] for cpu in capacity.cpus[place]}, key=min)
             for place in self.places
         }
         self.on_core = {
@@ -80,7 +81,7 @@ class Model:
         else:
             self._made_cells()
         self._memory()
-        for node in ground.device_nodes("required"):
+        for node in capacity.device_nodes("required"):
             self.model.add(self.used[node] == 1)
         self.numbers = self._numbers()
 
@@ -109,14 +110,14 @@ class Model:
         return tuple(known)
 
     def _most(self, core: Cpus) -> int:
-        """How many guest cores a core can take."""
-        ground, threads = self.ground, self.layout.threads
-        smt = ground.spec.cpu.smt
+        """Return how many guest cores a core can take."""
+        capacity, threads = self.capacity, self.layout.threads
+        smt = capacity.spec.cpu.smt
         if smt != "share" and (
-            core not in ground.whole or (smt == "require" and len(core) != threads)
+            core not in capacity.whole or (smt == "require" and len(core) != threads)
         ):
             return 0
-        room = len(core & ground.eligible) // threads
+        room = len(core & capacity.eligible) // threads
         return room if smt == "share" else min(1, room)
 
     def _is(self, number: Any, least: int) -> Any:
@@ -126,10 +127,10 @@ class Model:
         self.model.add(number <= least - 1).only_enforce_if(~flag)
         return flag
 
-    def _both(self, one: Any, other: Any) -> Any:
+    def _both(self, first: Any, other: Any) -> Any:
         flag = self.model.new_bool_var("")
-        self.model.add_bool_and([one, other]).only_enforce_if(flag)
-        self.model.add_bool_or([~one, ~other]).only_enforce_if(~flag)
+        self.model.add_bool_and([first, other]).only_enforce_if(flag)
+        self.model.add_bool_or([~first, ~other]).only_enforce_if(~flag)
         return flag
 
     def _square(self, number: Any, most: int) -> Any:
@@ -147,7 +148,7 @@ class Model:
             for place in self.places:
                 on[at, place] = self.model.new_bool_var(f"cell{at}on{place}")
                 fits = self.may_use[place] and cell.node in {None, place}
-                if not fits or (cell.has_vcpus and not self.ground.cpus[place]):
+                if not fits or (cell.has_vcpus and not self.capacity.cpus[place]):
                     self.model.add(on[at, place] == 0)
             self.model.add_exactly_one(on[at, place] for place in self.places)
         for place in self.places:
@@ -165,7 +166,7 @@ class Model:
         What it has is its share rounded down, and one unit more in the first cells, the largest
         first, until none is left.
         """
-        spec = self.ground.spec
+        spec = self.capacity.spec
         unit = 1024 if self.layout.page_kib == ORDINARY else self.layout.page_kib
         units = spec.memory.size // 1024 // unit
         total = spec.cpu.vcpus // self.layout.threads
@@ -188,21 +189,21 @@ class Model:
             self.units[place] = floor + more[place]
             self.model.add(self.units[place] >= 1).only_enforce_if(self.used[place])
         self.model.add(sum(self.units.values()) == units)
-        for one, other in permutations(self.places, 2):
-            is_larger = self._is(counts[one] - counts[other], 1)
-            self.model.add(more[one] >= more[other]).only_enforce_if(is_larger)
+        for node, other in permutations(self.places, 2):
+            is_larger = self._is(counts[node] - counts[other], 1)
+            self.model.add(more[node] >= more[other]).only_enforce_if(is_larger)
 
     def _memory(self) -> None:
-        ground, page = self.ground, self.layout.page_kib
+        capacity, page = self.capacity, self.layout.page_kib
         for place in self.places:
             if page == ORDINARY:
-                room = ground.ordinary_mib(place)
+                room = capacity.ordinary_mib(place)
                 if room is not None:
                     self.model.add(self.needs[place] <= room)
                 continue
-            have = ground.free_pages.get((place, page), 0)
-            if ground.spec.memory.allocate:
-                have += ground.allocatable(place, page)
+            have = capacity.free_pages.get((place, page), 0)
+            if capacity.spec.memory.allocate:
+                have += capacity.allocatable(place, page)
             self.model.add(self.needs[place] <= have)
 
     def _allocated(self) -> Any:
@@ -210,36 +211,36 @@ class Model:
         total: Any = 0
         if page == ORDINARY:
             return 0
-        most = self.ground.spec.memory.size // 1024 // page
+        most = self.capacity.spec.memory.size // 1024 // page
         for place in self.places:
             short = self.model.new_int_var(0, most, "")
-            free = self.ground.free_pages.get((place, page), 0)
+            free = self.capacity.free_pages.get((place, page), 0)
             self.model.add_max_equality(short, [self.units[place] - free, 0])
             total += short
         return total
 
     def _numbers(self) -> dict[str, Any]:
-        ground, spec, threads = self.ground, self.ground.spec, self.layout.threads
+        capacity, spec, threads = self.capacity, self.capacity.spec, self.layout.threads
         used, takes = self.used, self.takes
         late: list[Any] = []
         beside: list[Any] = []
         company: Any = 0
         slow: Any = 0
-        is_late = spec.cpu.realtime and bool(ground.isolated)
+        is_late = spec.cpu.realtime and bool(capacity.isolated)
         for core, count in self.on_core.items():
-            quiet = len(core & ground.eligible & ground.isolated) // threads
+            quiet = len(core & capacity.eligible & capacity.isolated) // threads
             if is_late and quiet < self._most(core):
                 late.append(self._is(count, quiet + 1))
-            if core & ground.housekeeping:
+            if core & capacity.housekeeping:
                 beside.append(takes[core])
             alone = self.model.new_bool_var("")
-            if core <= ground.free and self._most(core) > 1:
+            if core <= capacity.free and self._most(core) > 1:
                 many = self._is(count, 2)
                 self.model.add(takes[core] == alone + many)
             else:
-                self.model.add(alone == (takes[core] if core <= ground.free else 0))
+                self.model.add(alone == (takes[core] if core <= capacity.free else 0))
             company += count - alone
-            if spec.cpu.kind is None and ground.is_slow(min(core)):
+            if spec.cpu.kind is None and capacity.is_slow(min(core)):
                 slow += count * threads
         return {
             "unisolated": self._any(late),
@@ -250,12 +251,12 @@ class Model:
             else len(self.layout.cells) - sum(used.values()),
             "nodes": sum(used.values()),
             "distance": sum(
-                (ground.distance(one, other) + ground.distance(other, one))
-                * self._both(used[one], used[other])
-                for at, one in enumerate(self.places)
+                (capacity.distance(place, other) + capacity.distance(other, place))
+                * self._both(used[place], used[other])
+                for at, place in enumerate(self.places)
                 for other in self.places[at + 1 :]
             ),
-            "remote_devices": sum(1 - used[node] for node in ground.device_nodes("preferred")),
+            "remote_devices": sum(1 - used[node] for node in capacity.device_nodes("preferred")),
             "small_pages": SMALL[self.layout.page_kib] if spec.memory.hugepages == "auto" else 0,
             "allocated": self._allocated(),
             "unevenness": 0
@@ -287,7 +288,7 @@ class Model:
         groups: dict[Any, list[Cpus]] = {}
         for cores in self.cores.values():
             for core in cores:
-                groups.setdefault(self.ground.l3[min(core)], []).append(core)
+                groups.setdefault(self.capacity.l3[min(core)], []).append(core)
         return list(groups.values())
 
     def _l3s(self) -> Iterator[Any]:
@@ -295,4 +296,4 @@ class Model:
             yield self._any([self.takes[core] for core in cores])
 
     def _left(self, cores: list[Cpus]) -> list[Any]:
-        return [1 - self.takes[core] for core in cores if core in self.ground.whole]
+        return [1 - self.takes[core] for core in cores if core in self.capacity.whole]

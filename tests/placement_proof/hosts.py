@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from attrs import evolve, frozen
 from hypothesis import strategies as st
 
-from kvmhooks.host.devices import PciDevice
+from kvmhooks.host.bus.devices import PciDevice
 from kvmhooks.host.model import Cache, Cpu, Host, HugePages, Kind, Memory, Node
-from kvmhooks.host.system import Kernel, Kvm
+from kvmhooks.host.system.system import Kernel, Kvm
 from kvmhooks.values import CpuSet, PciAddress
 
 MIB = 1024
@@ -261,10 +261,10 @@ def _distances(draw: st.DrawFn, count: int) -> tuple[tuple[int, ...], ...]:
     """Between nodes: all alike, or any, but the same there and back."""
     alike = draw(st.booleans())
     found = [[10] * count for _ in range(count)]
-    for one in range(count):
-        for other in range(one):
-            said = 20 if alike else draw(st.sampled_from([11, 16, 21, 32]))
-            found[one][other] = found[other][one] = said
+    for row in range(count):
+        for other in range(row):
+            distance = 20 if alike else draw(st.sampled_from([11, 16, 21, 32]))
+            found[row][other] = found[other][row] = distance
     return tuple(map(tuple, found))
 
 
@@ -312,7 +312,9 @@ def renumbered(host: Host, cpus: Mapping[int, int], nodes: Mapping[int, int]) ->
                 by_id[number],
                 id=nodes[number],
                 cpus=moved(by_id[number].cpus),
-                distances=tuple((by_id[number].distances or ())[old.index(one)] for one in order),
+                distances=tuple(
+                    (by_id[number].distances or ())[old.index(former)] for former in order
+                ),
             )
             for number in order
         ),

@@ -9,9 +9,10 @@ from typing import Any
 from hypothesis import strategies as st
 
 from kvmhooks.host.model import Host
-from kvmhooks.isolate.claim import Claim
-from kvmhooks.isolate.pages import ANY_NODE
-from kvmhooks.placement.holding import Holding
+from kvmhooks.inventory.usage import Holding
+from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.isolate.claims.hugepage_demand import ANY_NODE
+from kvmhooks.isolate.kinds.hugepage_pools import HugePageDemand
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.structure import structure
 from kvmhooks.values import CpuSet
@@ -125,7 +126,7 @@ def _cells(
 
 @st.composite
 def holdings(draw: st.DrawFn, host: Host) -> tuple[Claim | Holding, ...]:
-    """What other VMs hold of a host: a CPU is nobody's or one VM's."""
+    """Draw what other VMs hold of a host: a CPU is nobody's or one VM's."""
     left = sorted(host.online)
     made: list[Claim | Holding] = []
     for number in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
@@ -146,7 +147,7 @@ def _claim(draw: st.DrawFn, host: Host, number: int, own: CpuSet) -> Claim:
         uuid=_uuid(number),
         name=f"other{number}",
         exclusive=own,
-        hugepages=draw(_promised(host)),
+        demands=[HugePageDemand(*pages) for pages in draw(_promised(host))],
     )
 
 
@@ -173,10 +174,10 @@ def _holding(draw: st.DrawFn, host: Host, number: int, own: CpuSet) -> Holding:
 @st.composite
 def _promised(draw: st.DrawFn, host: Host) -> tuple[tuple[int, int, int], ...]:
     nodes = [ANY_NODE, *(node.id for node in host.nodes or ())]
-    one = st.tuples(
+    promise = st.tuples(
         st.sampled_from(nodes), st.sampled_from([2048, 2048, 1 << 20]), st.integers(1, 40)
     )
-    return tuple(draw(st.lists(one, max_size=1)))
+    return tuple(draw(st.lists(promise, max_size=1)))
 
 
 def _uuid(number: int) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import pytest
 
 from kvmhooks.errors import PlanError
-from kvmhooks.placement.ground import choose_housekeeping
+from kvmhooks.placement.search.capacity import choose_housekeeping
 from kvmhooks.values import CpuSet
 from tests.corpora.test_hosts import TRUTHS, captured
 from tests.placement_proof.brute import best
-from tests.placement_proof.ground import ground_of
+from tests.placement_proof.capacity import capacity_of
 from tests.placement_proof.shapes import SHAPES, document
 from tests.placement_proof.specs import vm
 from tests.placement_proof.test_exact import Situation, planned
@@ -22,27 +22,27 @@ from tests.placement_proof.validator import violations
 pytestmark = pytest.mark.skipif(not TRUTHS, reason="no captured hosts")
 
 MOST_CPUS, MOST_NODES = 16, 2
-"""What everything can be tried on."""
+"""The size up to which everything can be tried."""
 NAMES = [path.name.removesuffix(".truth.json") for path in TRUTHS]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_captured_host_takes_a_vm_or_says_why_not(name: str, shape: str) -> None:
-    """What the validator allows; a refusal says what was found and what was expected."""
+    """The plan is one that the validator allows; a refusal says what was found and expected."""
     host = captured(name)
     spec = vm(document(shape, host))
     situation = Situation(spec, host, (), choose_housekeeping(host, CpuSet()))
-    ground = ground_of(spec, host, (), situation.housekeeping)
+    capacity = capacity_of(spec, host, (), situation.housekeeping)
     is_small = len(host.online) <= MOST_CPUS and len(host.nodes or ()) <= MOST_NODES
     decided = planned(situation)
     if isinstance(decided, PlanError):
         assert shape != "small-shared"
         assert decided.problem.at
         assert any(letter.isdigit() for letter in str(decided)), f"no numbers: {decided}"
-        assert not is_small or best(ground) is None, f"refused ({decided}), and it is possible"
+        assert not is_small or best(capacity) is None, f"refused ({decided}), and it is possible"
         return
     assert shape != "too-large"
-    assert violations(ground, decided) == []
+    assert violations(capacity, decided) == []
     if is_small:
-        assert tuple(decided.score.values()) == best(ground)
+        assert tuple(decided.score.values()) == best(capacity)

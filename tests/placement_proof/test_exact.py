@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
-from kvmhooks.isolate.claim import Claim
+from kvmhooks.inventory.usage import Holding
+from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.placement import Plan, plan
-from kvmhooks.placement.ground import choose_housekeeping
-from kvmhooks.placement.holding import Holding
+from kvmhooks.placement.search.capacity import choose_housekeeping
 from kvmhooks.spec import VmSpec
 from kvmhooks.values import CpuSet
 from tests.placement_proof import brute, cpsat
 from tests.placement_proof.brute import Score
-from tests.placement_proof.ground import Ground, ground_of
+from tests.placement_proof.capacity import Capacity, capacity_of
 from tests.placement_proof.hosts import medium_hosts, small_hosts
 from tests.placement_proof.specs import documents, holdings, vm
 from tests.placement_proof.validator import violations
@@ -51,9 +51,9 @@ def medium_situations(draw: st.DrawFn) -> Situation:
 
 @st.composite
 def _situations(draw: st.DrawFn, host: Host, spec: VmSpec) -> Situation:
-    """What others hold; the host's own CPUs are given, or chosen as by default."""
+    """Draw what others hold; the host's own CPUs are given, or chosen as by default."""
     others = draw(holdings(host))
-    held = ground_of(spec, host, others, ()).held
+    held = capacity_of(spec, host, others, ()).held
     left = sorted(host.online - held)
     if not left or draw(st.booleans()):
         housekeeping = choose_housekeeping(host, CpuSet(held))
@@ -63,15 +63,15 @@ def _situations(draw: st.DrawFn, host: Host, spec: VmSpec) -> Situation:
     return Situation(spec, host, others, housekeeping)
 
 
-def check(situation: Situation, best: Callable[[Ground], Score | None]) -> None:
+def check(situation: Situation, best: Callable[[Capacity], Score | None]) -> None:
     """The plan is allowed and the best there is, or there is none."""
-    ground = ground_of(situation.spec, situation.host, situation.others, situation.housekeeping)
-    least = best(ground)
+    capacity = capacity_of(situation.spec, situation.host, situation.others, situation.housekeeping)
+    least = best(capacity)
     decided = planned(situation)
     if isinstance(decided, PlanError):
         assert least is None, f"refused ({decided}), and {least} is possible"
         return
-    assert violations(ground, decided) == []
+    assert violations(capacity, decided) == []
     assert least is not None, f"planned {tuple(decided.score.values())}, and nothing is allowed"
     assert tuple(decided.score.values()) == least
     assert (decided.optimal, dict(decided.gap)) == (True, {})
@@ -124,5 +124,5 @@ def test_no_placement_is_better_on_medium_hosts_in_hundreds(situation: Situation
 def test_both_references_agree(situation: Situation) -> None:
     """CP-SAT finds what trying everything finds."""
     assume(situation.spec.cpu.placement == "dedicated")
-    ground = ground_of(situation.spec, situation.host, situation.others, situation.housekeeping)
-    assert cpsat.best(ground) == brute.best(ground)
+    capacity = capacity_of(situation.spec, situation.host, situation.others, situation.housekeeping)
+    assert cpsat.best(capacity) == brute.best(capacity)

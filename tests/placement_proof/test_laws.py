@@ -10,14 +10,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kvmhooks.errors import PlanError
-from kvmhooks.isolate.claim import Claim
-from kvmhooks.isolate.pages import ANY_NODE
+from kvmhooks.inventory.usage import Holding, of_claim
+from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.isolate.claims.hugepage_demand import ANY_NODE
 from kvmhooks.placement import Plan
-from kvmhooks.placement.holding import Holding, of_claim, of_plan
+from kvmhooks.placement.planned_usage import of_plan
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.model import Number, VmName
 from kvmhooks.values import CpuSet
-from tests.placement_proof.ground import ground_of
+from tests.placement_proof.capacity import capacity_of
 from tests.placement_proof.hosts import renumbered
 from tests.placement_proof.specs import documents, vm
 from tests.placement_proof.test_exact import QUIET, Situation, planned, situations
@@ -34,15 +35,15 @@ def score_of(decided: Plan | PlanError) -> tuple[int, ...] | None:
 def test_names_do_not_matter(situation: Situation, chance: Random) -> None:
     """The same machine with other numbers for its CPUs and nodes gives an equal score."""
     host, spec = situation.host, situation.spec
-    others = [_holding(one) for one in situation.others]
+    others = [_holding(other) for other in situation.others]
     # Pages that were promised on any node are taken from the lowest: there the numbers do matter.
-    assume(all(node != ANY_NODE for one in others for node, _, _ in one.hugepages))
+    assume(all(node != ANY_NODE for other in others for node, _, _ in other.hugepages))
     cpus = _shuffled(host.present, chance)
     nodes = _shuffled([node.id for node in host.nodes or ()], chance)
     other = Situation(
         _renamed(spec, nodes),
         renumbered(host, cpus, nodes),
-        tuple(_moved(one, cpus, nodes) for one in others),
+        tuple(_moved(other, cpus, nodes) for other in others),
         CpuSet(cpus[cpu] for cpu in situation.housekeeping),
     )
     assert score_of(planned(situation)) == score_of(planned(other))
@@ -56,7 +57,8 @@ def test_more_free_cpus_are_never_worse(situation: Situation) -> None:
     assume(before is not None)
     none = CpuSet()
     freed = tuple(
-        evolve(_holding(one), exclusive=none, dedicated=none, idle=none) for one in situation.others
+        evolve(_holding(other), exclusive=none, dedicated=none, idle=none)
+        for other in situation.others
     )
     after = score_of(planned(evolve(situation, others=freed)))
     assert before is not None
@@ -90,13 +92,13 @@ def test_capacity_is_never_exceeded(situation: Situation, data: st.DataObject) -
         here = evolve(situation, spec=spec, others=others)
         decided = planned(here)
         if isinstance(decided, Plan):
-            ground = ground_of(spec, here.host, others, here.housekeeping)
-            assert violations(ground, decided) == []
+            capacity = capacity_of(spec, here.host, others, here.housekeeping)
+            assert violations(capacity, decided) == []
             others = (*others, of_plan(decided))
 
 
-def _holding(one: Claim | Holding) -> Holding:
-    return one if isinstance(one, Holding) else of_claim(one)
+def _holding(claim: Claim | Holding) -> Holding:
+    return claim if isinstance(claim, Holding) else of_claim(claim)
 
 
 def named(spec: VmSpec, name: str) -> VmSpec:
@@ -120,16 +122,16 @@ def _renamed(spec: VmSpec, nodes: dict[int, int]) -> VmSpec:
     return evolve(spec, memory=evolve(memory, nodes=allowed, cell=cells))
 
 
-def _moved(one: Holding, cpus: dict[int, int], nodes: dict[int, int]) -> Holding:
+def _moved(holding: Holding, cpus: dict[int, int], nodes: dict[int, int]) -> Holding:
     def moved(these: CpuSet) -> CpuSet:
         return CpuSet(cpus[cpu] for cpu in these)
 
     return evolve(
-        one,
-        exclusive=moved(one.exclusive),
-        dedicated=moved(one.dedicated),
-        idle=moved(one.idle),
-        floating=tuple((moved(these), count) for these, count in one.floating),
-        memory=tuple((nodes.get(node, node), kib) for node, kib in one.memory),
-        hugepages=tuple((nodes.get(node, node), size, n) for node, size, n in one.hugepages),
+        holding,
+        exclusive=moved(holding.exclusive),
+        dedicated=moved(holding.dedicated),
+        idle=moved(holding.idle),
+        floating=tuple((moved(these), count) for these, count in holding.floating),
+        memory=tuple((nodes.get(node, node), kib) for node, kib in holding.memory),
+        hugepages=tuple((nodes.get(node, node), size, n) for node, size, n in holding.hugepages),
     )

@@ -6,15 +6,16 @@ from attrs import evolve
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kvmhooks.isolate.claim import Claim
+from kvmhooks.inventory.usage import Holding
+from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.placement import Plan, plan_all, replan
-from kvmhooks.placement.holding import Holding, of_plan
-from kvmhooks.placement.objective import ORDER
+from kvmhooks.placement.planned_usage import of_plan
+from kvmhooks.placement.search.objective import ORDER
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.model import MemoryCell
 from kvmhooks.values import ByteSize
 from tests.placement_proof import brute
-from tests.placement_proof.ground import ground_of
+from tests.placement_proof.capacity import capacity_of
 from tests.placement_proof.specs import documents, vm
 from tests.placement_proof.test_exact import QUIET, Situation, planned, situations
 from tests.placement_proof.test_laws import named
@@ -40,9 +41,9 @@ def test_what_is_best_stays(situation: Situation) -> None:
     )  # its own pages are mapped, which the reference cannot know
     now = replan(decided, host, (), housekeeping=kept) or decided
     as_it_is = as_placed(decided)
-    ground = ground_of(as_it_is, host, (), kept)
-    least = brute.best(ground)
-    found = score(ground, now)
+    capacity = capacity_of(as_it_is, host, (), kept)
+    least = brute.best(capacity)
+    found = score(capacity, now)
     assert least == tuple(found[name] for name in ORDER)
 
 
@@ -74,8 +75,8 @@ def test_together_fit_as_many_as_in_the_best_order(
     assert len(together.plans) + len(together.refused) == len(specs)
     held: tuple[Claim | Holding, ...] = others
     for decided in together.plans:
-        ground = ground_of(decided.spec, host, held, kept)
-        assert violations(ground, decided) == []
+        capacity = capacity_of(decided.spec, host, held, kept)
+        assert violations(capacity, decided) == []
         held = (*held, of_plan(decided))
     if together.is_proven:
         assert len(together.plans) == max(
@@ -94,7 +95,7 @@ def _orders(specs: tuple[VmSpec, ...]) -> list[tuple[VmSpec, ...]]:
 
 
 def _placed(situation: Situation, order: tuple[VmSpec, ...]) -> int:
-    """How many find a place when they come in this order."""
+    """Return how many find a place when they come in this order."""
     others, count = situation.others, 0
     for spec in order:
         decided = planned(evolve(situation, spec=spec, others=others))

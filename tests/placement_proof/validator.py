@@ -1,4 +1,4 @@
-"""Whether a plan is allowed, and its score: judged from its pins, without the planner's help."""
+"""The judge of a plan: allowed or not, and its score, from its pins, without the planner's help."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from math import ceil, prod
 
 from kvmhooks.placement.model import Plan
-from kvmhooks.placement.objective import ORDER
+from kvmhooks.placement.search.objective import ORDER
 from tests.placement_proof.brute import (
     GIB_PAGE,
     MIB_PAGE,
@@ -16,33 +16,33 @@ from tests.placement_proof.brute import (
     dedicated_vcpus,
     pool_left,
 )
-from tests.placement_proof.ground import Cpus, Ground, Place
+from tests.placement_proof.capacity import Capacity, Cpus, Place
 
 
-def violations(ground: Ground, plan: Plan) -> list[str]:
+def violations(capacity: Capacity, plan: Plan) -> list[str]:
     """Everything about the plan that is not allowed, or not as it says of itself."""
-    found = [*_shape(ground, plan)]
+    found = [*_shape(capacity, plan)]
     if found:
         return found  # the rest would stumble over it
     return [
-        *_pins(ground, plan),
-        *_guest_cores(ground, plan),
-        *_cells(ground, plan),
-        *_memory(ground, plan),
-        *_floating(ground, plan),
-        *_helpers(ground, plan),
-        *_devices(ground, plan),
-        *_score(ground, plan),
+        *_pins(capacity, plan),
+        *_guest_cores(capacity, plan),
+        *_cells(capacity, plan),
+        *_memory(capacity, plan),
+        *_floating(capacity, plan),
+        *_helpers(capacity, plan),
+        *_devices(capacity, plan),
+        *_score(capacity, plan),
     ]
 
 
-def _shape(ground: Ground, plan: Plan) -> Iterator[str]:
-    spec = ground.spec
+def _shape(capacity: Capacity, plan: Plan) -> Iterator[str]:
+    spec = capacity.spec
     every = list(range(spec.cpu.vcpus))
     if [pin.vcpu for pin in plan.vcpus] != every:
         yield "the vCPUs are not those of the spec, in order"
-    if set(plan.dedicated) != dedicated_vcpus(ground):
-        yield f"dedicated: {plan.dedicated}, expected {sorted(dedicated_vcpus(ground))}"
+    if set(plan.dedicated) != dedicated_vcpus(capacity):
+        yield f"dedicated: {plan.dedicated}, expected {sorted(dedicated_vcpus(capacity))}"
     if sorted(vcpu for cell in plan.cells for vcpu in cell.vcpus) != every:
         yield "not every vCPU is in one cell"
     if [cell.id for cell in plan.cells] != list(range(len(plan.cells))):
@@ -54,7 +54,7 @@ def _shape(ground: Ground, plan: Plan) -> Iterator[str]:
     for level in ("sockets", "dies", "cores", "threads"):
         if getattr(spec.cpu, level) not in {None, getattr(shape, level)}:
             yield f"topology: {level} is not as asked"
-    if any(cell.node not in ground.cpus for cell in plan.cells):
+    if any(cell.node not in capacity.cpus for cell in plan.cells):
         yield "a cell is on a node that is not there"
     if not plan.why:
         yield "nothing is explained"
@@ -65,7 +65,7 @@ def own_cpus(plan: Plan) -> Cpus:
     return frozenset(cpu for pin in plan.vcpus if pin.vcpu in plan.dedicated for cpu in pin.cpus)
 
 
-def _pins(ground: Ground, plan: Plan) -> Iterator[str]:
+def _pins(capacity: Capacity, plan: Plan) -> Iterator[str]:
     """Rule 1, and what nobody may be given."""
     pins = [pin.cpus for pin in plan.vcpus if pin.vcpu in plan.dedicated]
     if any(len(cpus) != 1 for cpus in pins):
@@ -73,20 +73,20 @@ def _pins(ground: Ground, plan: Plan) -> Iterator[str]:
     own = own_cpus(plan)
     if len(own) != sum(map(len, pins)):
         yield "a CPU is given twice"
-    if not own <= ground.eligible:
-        yield f"CPUs {sorted(own - ground.eligible)} are not eligible"
+    if not own <= capacity.eligible:
+        yield f"CPUs {sorted(own - capacity.eligible)} are not eligible"
     for cell in plan.cells:
-        near = ground.cpus[cell.node]
+        near = capacity.cpus[cell.node]
         if any(not frozenset(plan.vcpus[vcpu].cpus) <= near for vcpu in cell.vcpus):
             yield f"a vCPU of cell {cell.id} is not on node {cell.node}"
-    expected = own if ground.spec.isolation.exclusive else frozenset()
+    expected = own if capacity.spec.isolation.exclusive else frozenset()
     if frozenset(plan.exclusive) != expected:
         yield f"exclusive: {plan.exclusive}, expected {sorted(expected)}"
-    if frozenset(plan.housekeeping) != ground.housekeeping:
-        yield f"housekeeping: {plan.housekeeping}, expected {sorted(ground.housekeeping)}"
+    if frozenset(plan.housekeeping) != capacity.housekeeping:
+        yield f"housekeeping: {plan.housekeeping}, expected {sorted(capacity.housekeeping)}"
 
 
-def _on_cores(ground: Ground, plan: Plan) -> list[tuple[set[Cpus], Cpus]]:
+def _on_cores(capacity: Capacity, plan: Plan) -> list[tuple[set[Cpus], Cpus]]:
     """For each dedicated guest core, the cores that it is on, and its CPUs."""
     threads = plan.topology.threads
     found = []
@@ -94,21 +94,21 @@ def _on_cores(ground: Ground, plan: Plan) -> list[tuple[set[Cpus], Cpus]]:
         pins = plan.vcpus[first : first + threads]
         if pins[0].vcpu in plan.dedicated:
             cpus = frozenset(cpu for pin in pins for cpu in pin.cpus)
-            found.append(({ground.core[cpu] for cpu in cpus}, cpus))
+            found.append(({capacity.core[cpu] for cpu in cpus}, cpus))
     return found
 
 
-def _guest_cores(ground: Ground, plan: Plan) -> Iterator[str]:
+def _guest_cores(capacity: Capacity, plan: Plan) -> Iterator[str]:
     """Rules 2 and 3."""
-    smt, idle = ground.spec.cpu.smt, set[int]()
-    placed = _on_cores(ground, plan)
+    smt, idle = capacity.spec.cpu.smt, set[int]()
+    placed = _on_cores(capacity, plan)
     on_core = Counter(core for cores, _ in placed for core in cores)
     for cores, cpus in placed:
         if len(cores) != 1:
             yield f"a guest core is on {len(cores)} cores: CPUs {sorted(cpus)}"
             continue
         (core,) = cores
-        if smt != "share" and (on_core[core] > 1 or core not in ground.whole):
+        if smt != "share" and (on_core[core] > 1 or core not in capacity.whole):
             yield f"core {sorted(core)} is not whole, or not one guest core's alone"
         if smt == "require" and cpus != core:
             yield f"core {sorted(core)} is not used whole"
@@ -126,22 +126,22 @@ def _guest_cores(ground: Ground, plan: Plan) -> Iterator[str]:
             yield f"guest core {sorted(core_of_guest)} is in two cells"
 
 
-def _cells(ground: Ground, plan: Plan) -> Iterator[str]:
+def _cells(capacity: Capacity, plan: Plan) -> Iterator[str]:
     """Rules 4 and 5."""
-    memory = ground.spec.memory
+    memory = capacity.spec.memory
     for cell in plan.cells:
         allowed = memory.nodes is None or cell.node is None or cell.node in memory.nodes
         if not allowed:
             yield f"cell {cell.id} is on node {cell.node}, not on one of {memory.nodes}"
-        if cell.vcpus and not ground.cpus[cell.node]:
+        if cell.vcpus and not capacity.cpus[cell.node]:
             yield f"cell {cell.id} has vCPUs, and node {cell.node} has memory only"
     if memory.cell:
-        asked = [(set(one.vcpus), one.size // 1024) for one in memory.cell]
+        asked = [(set(cell.vcpus), cell.size // 1024) for cell in memory.cell]
         if asked != [(set(cell.vcpus), cell.memory_kib) for cell in plan.cells]:
             yield "the cells are not those that were asked for"
         elif any(
-            one.node is not None and one.node != cell.node
-            for one, cell in zip(memory.cell, plan.cells, strict=True)
+            wanted.node is not None and wanted.node != cell.node
+            for wanted, cell in zip(memory.cell, plan.cells, strict=True)
         ):
             yield "a cell is not on the node that was asked for"
     elif memory.cells is not None:
@@ -168,9 +168,9 @@ def _made_cells(plan: Plan) -> Iterator[str]:
         yield "the memory is not divided as the vCPUs are"
 
 
-def _memory(ground: Ground, plan: Plan) -> Iterator[str]:
+def _memory(capacity: Capacity, plan: Plan) -> Iterator[str]:
     """Rule 6."""
-    spec = ground.spec.memory
+    spec = capacity.spec.memory
     if sum(cell.memory_kib for cell in plan.cells) * 1024 != spec.size:
         yield "the cells have not the memory that was asked for"
     pages = {cell.page_kib for cell in plan.cells}
@@ -187,32 +187,32 @@ def _memory(ground: Ground, plan: Plan) -> Iterator[str]:
             yield f"node {place}: a cell is not made of whole pages"
         (page,) = {cell.page_kib for cell in here}
         if page == ORDINARY:
-            room = ground.ordinary_mib(place)
+            room = capacity.ordinary_mib(place)
             if room is not None and asked > room * 1024:
                 yield f"node {place}: {asked} KiB, has room for {room} MiB"
             continue
-        have = ground.free_pages.get((place, page), 0)
+        have = capacity.free_pages.get((place, page), 0)
         short = max(0, asked // page - have)
-        could = ground.allocatable(place, page) if spec.allocate else 0
+        could = capacity.allocatable(place, page) if spec.allocate else 0
         if short > could:
             yield f"node {place}: {asked // page} pages of {page} KiB, {have} free, {could} more"
-        said = sum(cell.allocate for cell in here)
-        if said != short:
-            yield f"node {place}: {said} pages to allocate, expected {short}"
+        allocated = sum(cell.allocate for cell in here)
+        if allocated != short:
+            yield f"node {place}: {allocated} pages to allocate, expected {short}"
 
 
-def _floating(ground: Ground, plan: Plan) -> Iterator[str]:
+def _floating(capacity: Capacity, plan: Plan) -> Iterator[str]:
     """Rule 7."""
     own = own_cpus(plan) | frozenset(plan.idle)
-    for place, (cores, vcpus) in _on_nodes(ground, plan).items():
+    for place, (cores, vcpus) in _on_nodes(capacity, plan).items():
         if not vcpus:
             continue
-        pool = (ground.pool & ground.cpus[place]) - own
-        left = pool_left(ground, plan.topology.threads, place, cores)
+        pool = (capacity.pool & capacity.cpus[place]) - own
+        left = pool_left(capacity, plan.topology.threads, place, cores)
         if left < 1:
             yield f"node {place}: nothing is left for {vcpus} shared vCPUs"
-        ratio = ground.spec.cpu.ratio
-        if ratio is not None and vcpus + ground.load(place) > ratio * left:
+        ratio = capacity.spec.cpu.ratio
+        if ratio is not None and vcpus + capacity.load(place) > ratio * left:
             yield f"node {place}: more than {ratio} vCPUs on each CPU"
         here = {vcpu for cell in plan.cells if cell.node == place for vcpu in cell.vcpus}
         for vcpu in sorted(here - set(plan.dedicated)):
@@ -221,17 +221,17 @@ def _floating(ground: Ground, plan: Plan) -> Iterator[str]:
                 yield f"vCPU {vcpu} floats over {found}, expected {sorted(pool)}"
 
 
-def _on_nodes(ground: Ground, plan: Plan) -> dict[Place, tuple[int, int]]:
+def _on_nodes(capacity: Capacity, plan: Plan) -> dict[Place, tuple[int, int]]:
     """For each node the dedicated guest cores and the shared vCPUs on it."""
     found = {}
-    for place in ground.cpus:
+    for place in capacity.cpus:
         here = {vcpu for cell in plan.cells if cell.node == place for vcpu in cell.vcpus}
         own = len(here & set(plan.dedicated))
         found[place] = own // plan.topology.threads, len(here) - own
     return found
 
 
-def _helpers(ground: Ground, plan: Plan) -> Iterator[str]:
+def _helpers(capacity: Capacity, plan: Plan) -> Iterator[str]:
     """Rule 9, and where QEMU's other threads may be."""
     own = own_cpus(plan) | frozenset(plan.idle)
     for name, cpus in (
@@ -241,9 +241,12 @@ def _helpers(ground: Ground, plan: Plan) -> Iterator[str]:
     ):
         if not cpus:
             yield f"{name}: no CPU"
-        if not frozenset(cpus) <= ground.online - ground.held - own:
+        if not frozenset(cpus) <= capacity.online - capacity.held - own:
             yield f"{name}: {cpus} are not all the host's, or are the VM's own vCPUs'"
-        if ground.spec.cpu.placement == "dedicated" and not frozenset(cpus) <= ground.housekeeping:
+        if (
+            capacity.spec.cpu.placement == "dedicated"
+            and not frozenset(cpus) <= capacity.housekeeping
+        ):
             yield f"{name}: {cpus} are not housekeeping CPUs"
     served = {number for number in plan.disk_iothreads if number is not None}
     if len(plan.disk_iothreads) != len(plan.spec.disk):
@@ -252,13 +255,13 @@ def _helpers(ground: Ground, plan: Plan) -> Iterator[str]:
         yield f"disks are served by iothreads {sorted(served)}, which are not all there"
 
 
-def _devices(ground: Ground, plan: Plan) -> Iterator[str]:
+def _devices(capacity: Capacity, plan: Plan) -> Iterator[str]:
     """Rule 8, and the buses."""
     nodes = {cell.node for cell in plan.cells}
-    known = {device.address: device.node for device in ground.host.pci or ()}
-    for missed in set(ground.device_nodes("required")) - nodes:
+    known = {device.address: device.node for device in capacity.host.pci or ()}
+    for missed in set(capacity.device_nodes("required")) - nodes:
         yield f"a device on node {missed} is required to be local"
-    if [place.address for place in plan.pci] != [one.address for one in plan.spec.pci]:
+    if [place.address for place in plan.pci] != [device.address for device in plan.spec.pci]:
         yield "not every device has a place"
         return
     for stands in plan.pci:
@@ -270,57 +273,57 @@ def _devices(ground: Ground, plan: Plan) -> Iterator[str]:
             yield f"{stands.address}: cell {stands.cell}, expected one of {local}"
 
 
-def score(ground: Ground, plan: Plan) -> dict[str, int]:
+def score(capacity: Capacity, plan: Plan) -> dict[str, int]:
     """The score as the objective's text says, from the plan's pins."""
-    spec, own, placed = ground.spec, own_cpus(plan), _on_cores(ground, plan)
+    spec, own, placed = capacity.spec, own_cpus(plan), _on_cores(capacity, plan)
     cores = {core for each, _ in placed for core in each}
     on_core = Counter(core for each, _ in placed for core in each)
     used = {cell.node for cell in plan.cells}
-    left = [core for core in ground.whole if core not in cores]
+    left = [core for core in capacity.whole if core not in cores]
     page = plan.cells[0].page_kib
     loads = [
-        (vcpus, ground.load(place), pool_left(ground, plan.topology.threads, place, count))
-        for place, (count, vcpus) in _on_nodes(ground, plan).items()
+        (vcpus, capacity.load(place), pool_left(capacity, plan.topology.threads, place, count))
+        for place, (count, vcpus) in _on_nodes(capacity, plan).items()
         if vcpus
     ]
-    said = bool(spec.memory.cell) or spec.memory.cells is not None
-    made = not said and spec.cpu.placement != "mixed"
+    has_cells = bool(spec.memory.cell) or spec.memory.cells is not None
+    made = not has_cells and spec.cpu.placement != "mixed"
     return {
         "unisolated": int(
-            spec.cpu.realtime and bool(ground.isolated) and not own <= ground.isolated
+            spec.cpu.realtime and bool(capacity.isolated) and not own <= capacity.isolated
         ),
-        "beside_host": int(any(core & ground.housekeeping for core in cores)),
+        "beside_host": int(any(core & capacity.housekeeping for core in cores)),
         "crowding": max((-(-vcpus // pool) for vcpus, _, pool in loads), default=0),
         "cohabiting": len(plan.cells) - len(used),
         "nodes": len(used),
         "distance": sum(
-            ground.distance(one, other) for one in used for other in used if one != other
+            capacity.distance(place, other) for place in used for other in used if place != other
         ),
-        "remote_devices": sum(node not in used for node in ground.device_nodes("preferred")),
+        "remote_devices": sum(node not in used for node in capacity.device_nodes("preferred")),
         "small_pages": SMALL[page] if spec.memory.hugepages == "auto" else 0,
         "allocated": sum(cell.allocate for cell in plan.cells),
         "unevenness": sum(len(cell.vcpus) ** 2 for cell in plan.cells) if made else 0,
-        "slow": sum(ground.is_slow(cpu) for cpu in own) if spec.cpu.kind is None else 0,
+        "slow": sum(capacity.is_slow(cpu) for cpu in own) if spec.cpu.kind is None else 0,
         "company": sum(
-            any(on_core[core] > 1 or core - ground.free for core in each) for each, _ in placed
+            any(on_core[core] > 1 or core - capacity.free for core in each) for each, _ in placed
         ),
-        "l3": len({ground.l3[cpu] for cpu in own}),
+        "l3": len({capacity.l3[cpu] for cpu in own}),
         "cores": len(cores),
         "load": sum(ceil((vcpus + theirs) * 1000 / pool) for vcpus, theirs, pool in loads),
         "node_blocks": -sum(
-            sum(core <= cpus for core in left) ** 2 for cpus in ground.cpus.values()
+            sum(core <= cpus for core in left) ** 2 for cpus in capacity.cpus.values()
         ),
         "l3_blocks": -sum(
-            count**2 for count in Counter(ground.l3[min(core)] for core in left).values()
+            count**2 for count in Counter(capacity.l3[min(core)] for core in left).values()
         ),
     }
 
 
-def _score(ground: Ground, plan: Plan) -> Iterator[str]:
-    expected = score(ground, plan)
-    said = dict(plan.score)
-    if list(said) != list(ORDER):
-        yield f"the score has {list(said)}, expected {list(ORDER)}"
+def _score(capacity: Capacity, plan: Plan) -> Iterator[str]:
+    expected = score(capacity, plan)
+    numbers = dict(plan.score)
+    if list(numbers) != list(ORDER):
+        yield f"the score has {list(numbers)}, expected {list(ORDER)}"
     for name in expected:
-        if said.get(name) != expected[name]:
-            yield f"score {name}: {said.get(name)}, expected {expected[name]}"
+        if numbers.get(name) != expected[name]:
+            yield f"score {name}: {numbers.get(name)}, expected {expected[name]}"

@@ -1,4 +1,4 @@
-"""What is said and found depends on how kvmhooks was installed."""
+"""Messages and places that depend on how kvmhooks was installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from kvmhooks import distribution
 from kvmhooks.cli import manual
 from kvmhooks.cli.main import main
-from kvmhooks.errors import UsageError
+from kvmhooks.errors import LaunchError, UsageError
+from kvmhooks.libvirt.definitions import dump
 
 ROOT = Path(__file__).parents[2]
 DEBIAN = Path("/usr/lib/python3/dist-packages/kvmhooks")
@@ -34,20 +35,27 @@ def test_a_missing_library_is_named_with_what_brings_it(
     """In the words of pipx, uv, pip or apt, whichever brought kvmhooks."""
     (tmp_path / marker).touch()
     library, debian = distribution.EXTRAS[extra]
-    said = distribution.missing(
+    message = distribution.missing(
         extra, package=package or tmp_path / "lib/site-packages/kvmhooks", prefix=str(tmp_path)
     )
     expected = command.format(library=library, asked=f"kvmhooks[{extra}]", debian=debian)
-    assert said == f"{debian if package else library} is not installed: `{expected}` brings it"
+    assert message == f"{debian if package else library} is not installed: `{expected}` brings it"
+
+
+def test_who_needs_libvirts_library_is_told_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not an option of kvm-launch: `kvmhooks tune DOMAIN` needs it as well."""
+    monkeypatch.setitem(sys.modules, "libvirt", None)
+    with pytest.raises(LaunchError, match=r"^libvirt: libvirt-python is not installed: `"):
+        dump("qemu:///system", "web")
 
 
 def test_the_extras_are_those_of_the_metadata() -> None:
     """Each extra but that of developers, with its one library."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
-    said = dict(parser["options.extras_require"])
-    del said["dev"]
-    assert {name: text.strip().partition(">=")[0] for name, text in said.items()} == {
+    extras = dict(parser["options.extras_require"])
+    del extras["dev"]
+    assert {name: text.strip().partition(">=")[0] for name, text in extras.items()} == {
         name: extra.library for name, extra in distribution.EXTRAS.items()
     }
 
@@ -92,13 +100,13 @@ def test_completions_are_printed_for_both_programs(
 ) -> None:
     """One script that a shell can take in as it is."""
     assert main(["completion", shell]) == 0
-    said = capsys.readouterr().out
-    assert "kvmhooks" in said
-    assert "kvm-launch" in said
+    output = capsys.readouterr().out
+    assert "kvmhooks" in output
+    assert "kvm-launch" in output
 
 
 def test_bash_takes_the_completions_in() -> None:
-    """As README and the help say it: both programs complete then."""
+    """README and the help say how: both programs complete then."""
     words = (
         f'eval "$({sys.executable} -m kvmhooks completion bash)"; complete -p kvmhooks kvm-launch'
     )

@@ -31,7 +31,7 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_an_exit_code_is_inherited(name: str) -> None:
-    """Where the drawing gives no code, it is that of the class above."""
+    """A class without a code in the drawing has that of the class above."""
     assert CLASSES[name].exit_code in {1, 2, 3, 4}
     assert issubclass(CLASSES[name], KvmhooksError)
 
@@ -54,7 +54,7 @@ def test_a_spec_error_tells_all_problems() -> None:
 
 
 def test_errors_keep_their_parts() -> None:
-    """What an error is made of can be asked for."""
+    """The parts of an error can be asked for."""
     value = ValueFormatError(12, "a text")
     assert (value.found, value.expected, isinstance(value, ValueError)) == (12, "a text", True)
     assert PlanError("cpu.vcpus", "9", "at most 8").problem == Problem(

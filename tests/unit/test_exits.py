@@ -1,4 +1,4 @@
-"""How a command ends."""
+"""The end of a command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Interrupts:
 
 
 def while_a_class_is_made() -> int:
-    """As when a module is loaded."""
+    """Raise as while a module is loaded."""
     made: Any = type("Made", (), {"attribute": Interrupts()})
     return len(made.__name__)
 
@@ -40,7 +40,7 @@ def refused() -> int:
 
 @pytest.mark.parametrize("command", [while_a_class_is_made, by_itself])
 def test_an_interrupted_command_says_so(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever it was at."""
+    """It says so whatever it was at."""
     assert exit_code_of(command, interrupted="nothing is left") == 1
     assert capsys.readouterr().err == "nothing is left\n"
 

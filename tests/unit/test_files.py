@@ -1,4 +1,4 @@
-"""What a person or an earlier run has left is read without waiting, and up to a bound."""
+"""Files that a person or an earlier run has left are read without waiting, and up to a bound."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from kvm_launch.record import NAME, Record, running
+from kvm_launch.tell.status import NAME, VmRecord, running
 from kvmhooks import files
 from kvmhooks.cli.documents import read_claims, read_document
 from kvmhooks.cli.main import main
 from kvmhooks.errors import InputError, SpecError
-from kvmhooks.live.verdict import MEMORY, recall
+from kvmhooks.kvm.verdict import MEMORY, recall
 from kvmhooks.spec import load_vm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,13 +49,13 @@ def test_what_is_no_file_is_told_at_once(folder: Path, kind: str) -> None:
     """A vm.toml, a domain's XML, claims: one message, and nothing that waits."""
     path = folder / "odd"
     ODD[kind](path)
-    said = f"found {kind}, expected a regular file"
-    with pytest.raises(files.IrregularError, match=said):
+    message = f"found {kind}, expected a regular file"
+    with pytest.raises(files.IrregularError, match=message):
         files.read(path, 9)
-    with pytest.raises(SpecError, match=f"^odd: {said}$"):
+    with pytest.raises(SpecError, match=f"^odd: {message}$"):
         load_vm(path)
     for reader in (read_document, read_claims):
-        with pytest.raises(InputError, match=f"^odd: {said}$"):
+        with pytest.raises(InputError, match=f"^odd: {message}$"):
             reader("odd")
 
 
@@ -126,15 +126,15 @@ def test_another_users_file_and_a_link(folder: Path) -> None:
     "text", ["", "[]", "{", "[" * 60_000, '{"name": "vm", "later": 1}', "\x00" * 9]
 )
 def test_a_record_that_is_none_is_passed_over(folder: Path, text: str) -> None:
-    """As one of another version is, or half of one; the VMs beside it are told."""
+    """One of another version is no record, nor is half of one; the VMs beside it are told."""
     for name in ("odd", "vm"):
         (folder / name).mkdir()
     (folder / "odd" / NAME).write_text(text.replace('"vm"', '"odd"'))
     mine = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-    said = {"name": "vm", "source": "x", "supervisor": os.getpid(), "supervisor_start": mine}
-    (folder / "vm" / NAME).write_text(json.dumps(said))
-    assert [one.name for one in running(folder)] == ["vm"]
-    assert [one for one in running(folder) if not isinstance(one, Record)] == []
+    document = {"name": "vm", "source": "x", "supervisor": os.getpid(), "supervisor_start": mine}
+    (folder / "vm" / NAME).write_text(json.dumps(document))
+    assert [record.name for record in running(folder)] == ["vm"]
+    assert [record for record in running(folder) if not isinstance(record, VmRecord)] == []
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -148,10 +148,10 @@ def test_a_run_directory_that_holds_something_else(folder: Path, kind: str) -> N
 
 
 def test_a_closed_standard_input_is_told() -> None:
-    """As one of which nothing comes."""
+    """Nothing comes from it."""
     done = subprocess.run(
         ["/bin/sh", "-c", 'exec "$@" tune - <&-', "sh", sys.executable, "-m", "kvmhooks.cli.main"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    said = "-: found nothing on the standard input, expected a document\n"
-    assert (done.returncode, done.stderr) == (1, said)
+    message = "-: found nothing on the standard input, expected a document\n"
+    assert (done.returncode, done.stderr) == (1, message)

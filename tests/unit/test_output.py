@@ -1,4 +1,4 @@
-"""What a command prints: without control characters, and no failure is lost."""
+"""The output of a command: without control characters, and no failure is lost."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def run(*words: str, closed: str = "") -> subprocess.CompletedProcess[bytes]:
 @given(st.text())
 def test_printable_text_has_no_control_characters(text: str) -> None:
     """But for lines and tabs; what can be seen stays; what is printable already stays as it is."""
-    said = printable(text)
-    kinds = {unicodedata.category(char) for char in said if char not in "\n\t"}
+    text_shown = printable(text)
+    kinds = {unicodedata.category(char) for char in text_shown if char not in "\n\t"}
     assert not kinds & {"Cc", "Cf", "Cs", "Zl", "Zp"}
-    assert printable(said) == said
-    assert said.count("\n") == text.count("\n")
+    assert printable(text_shown) == text_shown
+    assert text_shown.count("\n") == text.count("\n")
     if text.isprintable():
-        assert said == text
+        assert text_shown == text
 
 
 @given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
@@ -58,10 +58,10 @@ def say(text: str) -> int:
 
 
 def test_text_reaches_nobody_with_its_escapes(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever reads: a log is looked at in a terminal later."""
+    """A log is looked at in a terminal later, whoever reads it."""
     assert exit_code_of(lambda: say(EVIL), interrupted="") == 0
-    said = "\\u001b]0;title\\u0007\\u007f\\u009b31m\\u202e\\udcff[bold]\n"
-    assert capsys.readouterr() == (said, said)
+    message = "\\u001b]0;title\\u0007\\u007f\\u009b31m\\u202e\\udcff[bold]\n"
+    assert capsys.readouterr() == (message, message)
 
 
 def test_a_document_is_printed_as_it_is(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -78,7 +78,7 @@ def test_a_document_is_printed_as_it_is(capfdbinary: pytest.CaptureFixture[bytes
 
 
 def test_a_terminal_obeys_no_document() -> None:
-    """What `kvmhooks` prints of a domain's XML."""
+    """It does not obey a domain's XML that `kvmhooks` prints."""
     ours, theirs = pty.openpty()
     text = "from kvmhooks.output import document; document(b'<a>\\xc2\\x9b31m\\x1b</a>')"
     subprocess.run([sys.executable, "-c", text], cwd=ROOT, stdout=theirs, check=True, timeout=60)
@@ -89,7 +89,7 @@ def test_a_terminal_obeys_no_document() -> None:
 
 @pytest.mark.parametrize("words", [["schema"], ["profiles"], ["--help"], ["plan", "--help"]])
 @pytest.mark.parametrize(
-    ("closed", "said"),
+    ("closed", "output"),
     [
         (">/dev/full", b"standard output: No space left on device\n"),
         (">&-", b"standard output: Bad file descriptor\n"),
@@ -97,10 +97,10 @@ def test_a_terminal_obeys_no_document() -> None:
         (">/dev/full 2>&-", b""),
     ],
 )
-def test_what_cannot_be_printed_is_one_error(words: list[str], closed: str, said: bytes) -> None:
+def test_what_cannot_be_printed_is_one_error(words: list[str], closed: str, output: bytes) -> None:
     """Exit code 1; never a traceback, whatever is left to tell it by."""
     ran = run(*words, closed=closed)
-    assert (ran.returncode, ran.stderr) == (1, said)
+    assert (ran.returncode, ran.stderr) == (1, output)
 
 
 @pytest.mark.parametrize("closed", ["2>/dev/full", "2>&-"])
@@ -113,7 +113,7 @@ def test_an_error_that_nobody_hears_keeps_its_code(tmp_path: Path, closed: str) 
 
 
 def test_a_note_comes_at_once() -> None:
-    """What stands on standard error is not kept until the end."""
+    """A line on standard error is not kept until the end."""
     program = "from kvmhooks.exits import exit_code_of as run; import sys, os\n"
     program += "run(lambda: print('now', file=sys.stderr) or os._exit(0), interrupted='')"
     ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True)
@@ -121,7 +121,7 @@ def test_a_note_comes_at_once() -> None:
 
 
 def test_who_reads_no_further_ends_it_quietly() -> None:
-    """As with any program in a pipe."""
+    """It ends as any program in a pipe does."""
     words: Sequence[str] = [sys.executable, "-c", PROGRAM, "schema"]
     reader, writer = os.pipe()
     os.close(reader)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvmhooks import units
+from kvmhooks.cli import units as cli_units
 from kvmhooks.cli.main import main
 from kvmhooks.errors import LaunchError
 
@@ -99,7 +100,7 @@ def test_a_packages_units_serve_and_are_not_hidden(tmp_path: Path, programs: Pat
     """They are told; what an earlier installation left in `/etc`, which would hide them, goes."""
     folder = tmp_path / units.SYSTEM
     units.install(folder, programs)
-    theirs = [one for one in units.package(tmp_path, programs) if "/system/" in str(one)]
+    theirs = [path for path in units.package(tmp_path, programs) if "/system/" in str(path)]
     command = [sys.executable, "-m", "kvmhooks.cli.main", "install-units", "--root", tmp_path]
     words = [str(word) for word in (*command, "--programs", programs)]
     done = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
@@ -110,12 +111,12 @@ def test_a_packages_units_serve_and_are_not_hidden(tmp_path: Path, programs: Pat
 
 def test_another_kvm_launch_does_not_hide_a_packages_units(tmp_path: Path, programs: Path) -> None:
     """A VM would be another program's after the next reload: it is refused with both names."""
-    theirs = [one for one in units.package(tmp_path, Path("/usr/bin")) if "/system/" in str(one)]
+    theirs = [path for path in units.package(tmp_path, Path("/usr/bin")) if "/system/" in str(path)]
     folder = tmp_path / units.SYSTEM
     with pytest.raises(LaunchError) as refused:
         units.install(folder, programs, packaged=tmp_path / units.PACKAGED[False])
-    said = f"{theirs[0]}: found a package's unit, which starts /usr/bin/kvm-launch, expected "
-    assert str(refused.value).startswith(f"{said}{programs}/kvm-launch: ")
+    message = f"{theirs[0]}: found a package's unit, which starts /usr/bin/kvm-launch, expected "
+    assert str(refused.value).startswith(f"{message}{programs}/kvm-launch: ")
     assert not folder.exists()
 
 
@@ -130,9 +131,22 @@ def test_no_unit_is_written_or_removed_out_of_a_root(
     root.mkdir()
     (root / "etc").symlink_to(tmp_path / "elsewhere")
     assert main(["install-units", "--root", str(root), "--programs", str(programs), *more]) == 1
-    said = f"{root}/etc: found a link to {tmp_path}/elsewhere, which leads out of {root}\n"
-    assert capsys.readouterr() == ("", said)
+    message = f"{root}/etc: found a link to {tmp_path}/elsewhere, which leads out of {root}\n"
+    assert capsys.readouterr() == ("", message)
     assert sorted((tmp_path / "elsewhere").rglob("*")) == before
+
+
+@pytest.mark.parametrize("other", ["--remove", "--user"])
+def test_packaged_goes_with_no_other_place(
+    tmp_path: Path, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be passed over, or pass the other over: refused, and nothing is made or removed."""
+    (made, *_) = units.package(tmp_path, Path("/usr/bin"))
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["install-units", "--packaged", other, "--root", str(tmp_path)]) == 2
+    assert f"--packaged: found {other} beside it, expected" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert made in before
 
 
 def test_a_packager_needs_no_programs(tmp_path: Path) -> None:
@@ -152,3 +166,13 @@ def test_a_packager_needs_no_programs(tmp_path: Path) -> None:
         "usr/lib/systemd/system/kvmhooks-reconcile.service",
         "usr/lib/systemd/user/kvm-launch@.service",
     ]
+
+
+@pytest.mark.skipif(Path("/run/systemd/system").exists(), reason="systemd would be reloaded")
+@pytest.mark.parametrize("is_user", [False, True])
+def test_nobody_is_told_where_systemd_does_not_run(
+    capfd: pytest.CaptureFixture[str], *, is_user: bool
+) -> None:
+    """A container may have its programs, and no systemd."""
+    cli_units._reload(is_user=is_user)
+    assert capfd.readouterr() == ("", "")

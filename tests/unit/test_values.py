@@ -1,4 +1,4 @@
-"""What is refused as a CPU set, a size or a PCI address, and what is said about it."""
+"""Texts that are refused as a CPU set, a size or a PCI address, and what is said about them."""
 
 from __future__ import annotations
 
@@ -176,12 +176,12 @@ def test_4096_cpus_are_as_quick_as_4() -> None:
 
 
 def _seconds(sets: tuple[CpuSet, CpuSet]) -> float:
-    one, other = sets
+    first, other = sets
     start = time.perf_counter()
     for _ in range(1000):
-        assert (one | other) >= (one & other)
-        assert not (one - other) & (other - one)
-        assert len(one ^ other)
+        assert (first | other) >= (first & other)
+        assert not (first - other) & (other - first)
+        assert len(first ^ other)
     return time.perf_counter() - start
 
 

@@ -5,14 +5,14 @@ The daemon listens on ``/run/irqbalance/irqbalancePID.sock`` and takes one reque
 ``setup`` answers with its interval, the banned interrupts (``IRQ N``) and the hex mask of banned
 CPUs; ``settings cpus LIST`` bans CPUs (``NULL``: none of ours) and ``settings ban irqs N N``
 interrupts (``NONE``), which it takes up at its next scan. Where it does not run, there is nothing
-to tell. A ban is merged with what others have banned, and a restart forgets it: the next entry bans
-again.
+to tell. A ban is merged with what others have banned, and a restart forgets it: the next
+transaction bans again.
 """
 
 from __future__ import annotations
 
 from kvmhooks.errors import ValueFormatError
-from kvmhooks.isolate.knob import FIRST, Knob
+from kvmhooks.isolate.engine.knob import FIRST, Knob
 from kvmhooks.values import CpuSet
 
 TYPE_CHECKING = False
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Final
 
-    from kvmhooks.isolate.door import Door
-    from kvmhooks.isolate.knob import View
+    from kvmhooks.isolate.engine.knob import View
+    from kvmhooks.isolate.system.system import System
 
 _DIRECTORY: Final = "run/irqbalance"
 _TIMEOUT: Final = 2.0
@@ -32,28 +32,28 @@ _MAX_REQUEST: Final = 499
 _DEVICES: Final = "sys/bus/pci/devices"
 
 
-def knobs(door: Door, view: View) -> Iterator[Knob]:
-    """Two for a daemon that runs: its banned CPUs, and interrupts."""
-    for name in door.names(_DIRECTORY):
+def knobs(system: System, view: View) -> Iterator[Knob]:
+    """Yield two knobs for a daemon that runs: its banned CPUs, and interrupts."""
+    for name in system.names(_DIRECTORY):
         pid = name.removeprefix("irqbalance").removesuffix(".sock")
         is_its = pid.isascii() and pid.isdecimal() and name == f"irqbalance{pid}.sock"
-        if is_its and door.is_socket(f"{_DIRECTORY}/{name}"):
+        if is_its and system.is_socket(f"{_DIRECTORY}/{name}"):
             yield _Bans(f"{_DIRECTORY}/{name}")
-            yield _BannedIrqs(f"{_DIRECTORY}/{name}", passed_through(door, view))
+            yield _BannedIrqs(f"{_DIRECTORY}/{name}", passed_through(system, view))
 
 
-def passed_through(door: Door, view: View) -> CpuSet:
-    """The interrupts of devices that VMs were given (ABI/testing/sysfs-bus-pci, ``msi_irqs``).
+def passed_through(system: System, view: View) -> CpuSet:
+    """Return the interrupts of VMs' devices (ABI/testing/sysfs-bus-pci, ``msi_irqs``).
 
     They are where the VM's vCPUs are, and the daemon would move them away.
     """
     given = [
         device
-        for one in view.held
-        for device in one.claim.devices
-        if one.claim.setting("isolation.irqs") == "yes"
+        for vm in view.held
+        for device in vm.claim.devices
+        if vm.claim.setting("isolation.irqs") == "yes"
     ]
-    irqs = (irq for device in given for irq in door.names(f"{_DEVICES}/{device}/msi_irqs"))
+    irqs = (irq for device in given for irq in system.names(f"{_DEVICES}/{device}/msi_irqs"))
     return CpuSet(int(irq) for irq in irqs if irq.isdecimal())
 
 
@@ -68,19 +68,19 @@ class _Bans(Knob):
         super().__init__("irqbalance", FIRST)
         self.path = path
 
-    def identity(self, door: Door) -> str:  # noqa: ARG002 -- the base's
-        """The daemon's socket, which has its pid: a restarted one has forgotten our bans."""
+    def identity(self, system: System) -> str:  # noqa: ARG002 -- the base's
+        """Return the daemon's socket, which has its pid: a restarted one has forgotten our bans."""
         return self.path
 
-    def read(self, door: Door) -> str:
-        said = door.ask(self.path, "setup", _TIMEOUT)
-        words = said.partition("BANNED ")[2].split()
+    def read(self, system: System) -> str:
+        answer = system.ask(self.path, "setup", _TIMEOUT)
+        words = answer.partition("BANNED ")[2].split()
         if not words:
-            raise ValueFormatError(said[:80], "irqbalance's BANNED mask")
+            raise ValueFormatError(answer[:80], "irqbalance's BANNED mask")
         return str(CpuSet.parse_mask(words[0]))
 
-    def write(self, door: Door, value: str) -> None:
-        _tell(door, self.path, f"settings cpus {value or 'NULL'}")
+    def write(self, system: System, value: str) -> None:
+        _tell(system, self.path, f"settings cpus {value or 'NULL'}")
 
     def target(self, original: str, view: View) -> str:
         return str(CpuSet.parse(original) | view.taken("isolation.irqs"))
@@ -98,23 +98,23 @@ class _BannedIrqs(Knob):
         self.path = path
         self.irqs = irqs
 
-    def identity(self, door: Door) -> str:  # noqa: ARG002 -- the base's
-        """As for the CPUs."""
+    def identity(self, system: System) -> str:  # noqa: ARG002 -- the base's
+        """Return the socket, as for the CPUs."""
         return self.path
 
-    def read(self, door: Door) -> str:
-        words = door.ask(self.path, "setup", _TIMEOUT).split()
+    def read(self, system: System) -> str:
+        words = system.ask(self.path, "setup", _TIMEOUT).split()
         return str(CpuSet(int(words[at + 1]) for at, word in enumerate(words) if word == "IRQ"))
 
-    def write(self, door: Door, value: str) -> None:
+    def write(self, system: System, value: str) -> None:
         irqs = " ".join(map(str, CpuSet.parse(value))) or "NONE"
-        _tell(door, self.path, f"settings ban irqs {irqs}")
+        _tell(system, self.path, f"settings ban irqs {irqs}")
 
     def target(self, original: str, view: View) -> str:  # noqa: ARG002 -- the base's
         return str(CpuSet.parse(original) | self.irqs)
 
 
-def _tell(door: Door, path: str, request: str) -> None:
+def _tell(system: System, path: str, request: str) -> None:
     if len(request) > _MAX_REQUEST:
         raise ValueFormatError(request[:80], f"at most {_MAX_REQUEST} bytes for irqbalance")
-    door.ask(path, request, _TIMEOUT)
+    system.ask(path, request, _TIMEOUT)

@@ -9,8 +9,8 @@ write with EIO or EPERM, by version (``write_irq_affinity()``, kernel/irq/proc.c
 from __future__ import annotations
 
 from kvmhooks.errors import ValueFormatError
-from kvmhooks.isolate.knob import ORDINARY, CpuListKnob, Knob, parsed
-from kvmhooks.isolate.knobs import vectors
+from kvmhooks.isolate.engine.knob import ORDINARY, CpuListKnob, Knob, parsed
+from kvmhooks.isolate.knobs import vfio_irqs
 from kvmhooks.values import CpuSet
 
 TYPE_CHECKING = False
@@ -18,45 +18,45 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Final
 
-    from kvmhooks.isolate.door import Door
-    from kvmhooks.isolate.knob import View
-    from kvmhooks.isolate.state import Record
+    from kvmhooks.isolate.engine.knob import View
+    from kvmhooks.isolate.record.state import Record
+    from kvmhooks.isolate.system.system import System
 
 _DEFAULT: Final = "irq/default"
 _SETTING: Final = "isolation.irqs"
 
 
-def knobs(door: Door, view: View, records: Mapping[str, Record]) -> Iterator[Knob]:
-    """The default first, since the originals of new interrupts come from its record.
+def knobs(system: System, view: View, records: Mapping[str, Record]) -> Iterator[Knob]:
+    """Yield the default first, since the originals of new interrupts come from its record.
 
     An interrupt that no driver has requested is left alone: it comes nowhere, and its effective
     affinity would not be what it was. One that was made since has our default, and is not.
     """
     default = records.get(_DEFAULT)
     yield _Default()
-    descriptors = door.inodes("sys/kernel/irq") or dict.fromkeys(door.names("proc/irq"), 0)
+    descriptors = system.inodes("sys/kernel/irq") or dict.fromkeys(system.names("proc/irq"), 0)
     numbers = sorted([int(name) for name in descriptors if name.isdecimal()])
     fresh = [str(number) for number in numbers if f"irq/{number}" not in records]
-    handled = door.crowded("proc/irq", fresh)
-    goals, near = vectors.places(door, view, descriptors)
+    handled = system.crowded("proc/irq", fresh)
+    goals, near = vfio_irqs.places(system, view, descriptors)
     for number in numbers:
         name = str(number)
         record = records.get(f"irq/{name}")
-        irq = Irq(name, view.exclusive, str(descriptors[name]), record)
+        irq = IrqKnob(name, view.exclusive, str(descriptors[name]), record)
         irq.goal, irq.near = goals.get(name), near.get(name)
         is_known = record is not None or name in handled
-        if is_known or _is_requested(door, name) or irq.carries(door, default):
+        if is_known or _is_requested(system, name) or irq.carries(system, default):
             yield irq
 
 
-def _is_requested(door: Door, name: str) -> bool:
-    """Whether a driver handles it (ABI/testing/sysfs-kernel-irq, ``actions``).
+def _is_requested(system: System, name: str) -> bool:
+    """Return whether a driver handles it (ABI/testing/sysfs-kernel-irq, ``actions``).
 
     Most handlers have a directory each in ``/proc/irq/N`` (``register_handler_proc()``,
     kernel/irq/proc.c), so that this is asked of few.
     """
     try:
-        return door.read(f"sys/kernel/irq/{name}/actions") != ""
+        return system.read(f"sys/kernel/irq/{name}/actions") != ""
     except OSError:  # a kernel without CONFIG_SPARSE_IRQ does not tell
         return True
 
@@ -70,18 +70,18 @@ class _Default(CpuListKnob):
         path = "proc/irq/default_smp_affinity"
         super().__init__(_DEFAULT, path, setting=_SETTING, is_mask=True)
 
-    def note(self, door: Door) -> str:
-        """The last of the descriptors that were made before: see ``Irq.identity``."""
-        return str(max(door.inodes("sys/kernel/irq").values(), default=0))
+    def note(self, system: System) -> str:
+        """Return the last of the descriptors that were made before: see ``Irq.identity``."""
+        return str(max(system.inodes("sys/kernel/irq").values(), default=0))
 
 
-class Irq(CpuListKnob):
+class IrqKnob(CpuListKnob):
     """One interrupt."""
 
     __slots__ = ("descriptor", "exclusive", "goal", "near", "number", "record")
 
     goal: CpuSet | None
-    """Where it belongs as a vector of a VM's device; None for the host's own."""
+    """The CPUs for it as a vector of a VM's device; None for the host's own."""
     near: CpuSet | None
     """CPUs that it should rather have, of those that it may; None for all."""
 
@@ -108,8 +108,8 @@ class Irq(CpuListKnob):
         rather = CpuSet() if self.near is None else _cpus(wide) & self.near
         return str(rather or wide)
 
-    def identity(self, door: Door) -> str:  # noqa: ARG002 -- the base's
-        """The inode of ``/sys/kernel/irq/N``: chip, hwirq and mask live as long as it.
+    def identity(self, system: System) -> str:  # noqa: ARG002 -- the base's
+        """Return the inode of ``/sys/kernel/irq/N``: chip, hwirq and mask live as long as it.
 
         It is made with the interrupt's descriptor (``irq_sysfs_add()``, kernel/irq/irqdesc.c), and
         kernfs counts its inodes up, so that a number that is used again has another one
@@ -118,35 +118,38 @@ class Irq(CpuListKnob):
         return self.descriptor
 
     def first_original(self, current: str, records: dict[str, Record]) -> str:
-        """A new interrupt got the default's mask: what the default was is what it would be."""
+        """Return the default's original if a new interrupt got the default's mask, else its own."""
         default = records.get(_DEFAULT)
         if default is not None and self._is_newer(default) and default.made(current):
             return default.original
         return current
 
-    def carries(self, door: Door, default: Record | None) -> bool:
-        """Whether it has the mask that we gave the default."""
+    def carries(self, system: System, default: Record | None) -> bool:
+        """Return whether it has the mask that we gave the default."""
         try:
-            return default is not None and self._is_newer(default) and default.made(self.read(door))
+            return (
+                default is not None and self._is_newer(default) and default.made(self.read(system))
+            )
         except (OSError, ValueFormatError):
             return False
 
     def _is_newer(self, default: Record) -> bool:
-        """Whether it was made after the default was first changed: others may have such a mask."""
+        """Return whether it was made after the default first changed: others may have this mask."""
         return int(self.descriptor) > int(default.note or 0)
 
-    def note(self, door: Door) -> str:
-        """The CPU that takes it, which the kernel has chosen from the mask."""
+    def note(self, system: System) -> str:
+        """Return the CPU that takes it, which the kernel has chosen from the mask."""
         try:
-            return door.read(f"proc/irq/{self.number}/effective_affinity_list")
+            return system.read(f"proc/irq/{self.number}/effective_affinity_list")
         except OSError:
             return ""
 
     def steps(self, current: str, target: str) -> list[tuple[int, str]]:
-        """Back to the CPU that took it as soon as it may: where it is, the kernel leaves it.
+        """Return the writes, first back to the CPU that took it: the kernel leaves it where it is.
 
         A vector is not moved while its CPU is in the new mask (``assign_vector_locked()``,
-        arch/x86/kernel/apic/vector.c), so that the mask alone would not bring it home.
+        arch/x86/kernel/apic/vector.c), so that the mask alone would not bring it home. It goes
+        back as soon as it may.
         """
         if self.record is None:
             return [(self.order, target)]
@@ -154,15 +157,15 @@ class Irq(CpuListKnob):
         is_away = home and home.isdisjoint(_cpus(current)) and home < _cpus(target)
         return [*([(self.order, str(home))] if is_away else []), (self.order, target)]
 
-    def remark(self, door: Door, record: Record) -> str:
-        """IO-APIC changes wait for the next interrupt; until then the old CPU is the effective.
+    def remark(self, system: System, record: Record) -> str:
+        """Tell of a change pending until the next interrupt (IO-APIC): the old CPU is effective.
 
         It may be a VM's if its CPU was when it was first moved, or if it was moved again.
         """
         if self.record is None and _cpus(record.note).isdisjoint(self.exclusive):
             return ""
         try:
-            effective = _cpus(door.read(f"proc/irq/{self.number}/effective_affinity_list"))
+            effective = _cpus(system.read(f"proc/irq/{self.number}/effective_affinity_list"))
         except OSError:
             return ""
         if effective.isdisjoint(self.exclusive if self.goal is None else effective - self.goal):
@@ -171,7 +174,7 @@ class Irq(CpuListKnob):
 
 
 def _cpus(text: str) -> CpuSet:
-    """A list of CPUs; what is none holds none."""
+    """Parse a list of CPUs; a text that is none holds none."""
     try:
         return parsed(text)
     except ValueFormatError:

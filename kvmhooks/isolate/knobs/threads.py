@@ -9,10 +9,11 @@ in place: ``sched_rt_runtime_us`` leaves a part of each second to others
 from __future__ import annotations
 
 from kvmhooks.errors import IsolationError
-from kvmhooks.isolate import scheduling
-from kvmhooks.isolate.knob import TASKS, Knob
-from kvmhooks.isolate.state import RUNNING, START, fields_of
-from kvmhooks.isolate.threads import VCPU, VHOST, WORKER, Thread, threads_of
+from kvmhooks.isolate.engine.knob import TASKS, Knob
+from kvmhooks.isolate.record.state import RUNNING
+from kvmhooks.isolate.system import scheduling
+from kvmhooks.isolate.system.process_stat import START, fields_of
+from kvmhooks.isolate.vm.qemu_threads import VCPU, VHOST, WORKER, Thread, threads_of
 from kvmhooks.values import CpuSet, union
 
 TYPE_CHECKING = False
@@ -20,70 +21,74 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Final
 
-    from kvmhooks.isolate.door import Door
-    from kvmhooks.isolate.groups import Groups
-    from kvmhooks.isolate.knob import View
-    from kvmhooks.isolate.state import Held, Record
+    from kvmhooks.isolate.engine.knob import View
+    from kvmhooks.isolate.record.state import Held, Record
+    from kvmhooks.isolate.system.system import System
+    from kvmhooks.isolate.vm.cgroups import Groups
 
 PREFIX: Final = "thread/"
-"""What the keys begin with; QEMU's process comes next, then the thread."""
+"""The beginning of the keys; QEMU's process comes next, then the thread."""
 
 _RT_RUNTIME: Final = "proc/sys/kernel/sched_rt_runtime_us"
 _NO_COOKIES: Final = "no core scheduling: the kernel lacks CONFIG_SCHED_CORE, or the host SMT"
 
 
-def knobs(door: Door, view: View, groups: Groups, records: Mapping[str, Record]) -> Iterator[Knob]:
-    """The threads of each VM that runs, and those on record whose VM has no claim any more."""
+def knobs(
+    system: System, view: View, groups: Groups, records: Mapping[str, Record]
+) -> Iterator[Knob]:
+    """Yield the threads of each VM that runs, and those on record whose VM has no claim now."""
     owners: dict[int, Held | None] = {
         int(key.split("/")[1]): None for key in records if key.startswith(PREFIX)
     }
     owners |= running(view)
-    for pid, one in owners.items():
-        yield from _of_vm(door, groups, pid, one, records)
+    for pid, vm in owners.items():
+        yield from _of_vm(system, groups, pid, vm, records)
 
 
 def running(view: View) -> dict[int, Held]:
-    """The claims of VMs that run, by QEMU's process."""
-    return {one.holder.pid: one for one in view.held if one.state == RUNNING}
+    """Return the claims of VMs that run, by QEMU's process."""
+    return {vm.holder.pid: vm for vm in view.held if vm.state == RUNNING}
 
 
-def worker(door: Door, pid: int, tid: int, one: Held | None) -> Iterator[Knob]:
-    """Where a vhost worker of the QEMU ``pid`` should run, unless the policy leaves it alone."""
-    wish = "keep" if one is None or not one.claim.exclusive else one.claim.setting("threads.vhost")
-    if wish == "keep":
+def worker(system: System, pid: int, tid: int, vm: Held | None) -> Iterator[Knob]:
+    """Yield the knob of a vhost worker of the QEMU ``pid``, unless the policy leaves it alone."""
+    requested = (
+        "keep" if vm is None or not vm.claim.exclusive else vm.claim.setting("threads.vhost")
+    )
+    if requested == "keep":
         return
     try:
-        emulator = door.affinity(pid)
+        emulator = system.affinity(pid)
     except OSError:  # QEMU ended, and its workers do
         return
-    yield _Worker(pid, tid, None if wish == "emulator" else CpuSet.parse(wish), emulator)
+    yield _Worker(pid, tid, None if requested == "emulator" else CpuSet.parse(requested), emulator)
 
 
 def _of_vm(
-    door: Door, groups: Groups, pid: int, one: Held | None, records: Mapping[str, Record]
+    system: System, groups: Groups, pid: int, vm: Held | None, records: Mapping[str, Record]
 ) -> Iterator[Knob]:
-    every = threads_of(door, groups, pid)
+    every = threads_of(system, groups, pid)
     for thread in every:
         if thread.role == VHOST:
-            yield from worker(door, pid, thread.tid, one)
-    wishes = {} if one is None else dict(one.claim.settings)
+            yield from worker(system, pid, thread.tid, vm)
+    requested = {} if vm is None else dict(vm.claim.settings)
     vcpus = [thread for thread in every if thread.role == VCPU]
-    if wishes.get("threads.vcpus"):
-        yield from _classes(door, pid, vcpus, every, one)
-    if "threads.uclamp_min" in wishes or "threads.uclamp_max" in wishes:
+    if requested.get("threads.vcpus"):
+        yield from _classes(system, pid, vcpus, every, vm)
+    if "threads.uclamp_min" in requested or "threads.uclamp_max" in requested:
         for thread in vcpus:
             yield _Clamp(
-                pid, thread.tid, wishes.get("threads.uclamp_min", ""),
-                wishes.get("threads.uclamp_max", ""),
+                pid, thread.tid, requested.get("threads.uclamp_min", ""),
+                requested.get("threads.uclamp_max", ""),
             )  # fmt: skip
-    if "threads.sched_core" in wishes:
-        yield _Cookies(pid, every, wishes["threads.sched_core"])
-    if one is None:
+    if "threads.sched_core" in requested:
+        yield _Cookies(pid, every, requested["threads.sched_core"])
+    if vm is None:
         yield from _left(pid, every, records)
 
 
 def _left(pid: int, every: list[Thread], records: Mapping[str, Record]) -> Iterator[Knob]:
-    """What is to be given back to a QEMU that goes on without a claim."""
+    """Yield the knobs to give back to a QEMU that goes on without a claim."""
     for key in records:
         parts = key.split("/")
         if not key.startswith(PREFIX) or int(parts[1]) != pid:
@@ -99,55 +104,55 @@ def _left(pid: int, every: list[Thread], records: Mapping[str, Record]) -> Itera
 
 
 def _classes(
-    door: Door, pid: int, vcpus: list[Thread], every: list[Thread], one: Held | None
+    system: System, pid: int, vcpus: list[Thread], every: list[Thread], vm: Held | None
 ) -> Iterator[Knob]:
-    """The class of each vCPU; ``_Class`` with a reason where it would starve something."""
-    if one is None:
+    """Yield the class of each vCPU; ``_Class`` with a reason where it would starve something."""
+    if vm is None:
         return
     others = [thread for thread in every if thread.role not in {VCPU, VHOST, WORKER}]
-    elsewhere = union(_affinities(door, others))
-    general = _unguarded(door, one)
+    elsewhere = union(_affinities(system, others))
+    general = _unguarded(system, vm)
     for thread in vcpus:
         try:
-            cpus = door.affinity(thread.tid)
+            cpus = system.affinity(thread.tid)
         except OSError:
             continue
         why = general
-        if not cpus <= one.claim.exclusive:
-            own = one.claim.exclusive.brief()
+        if not cpus <= vm.claim.exclusive:
+            own = vm.claim.exclusive.brief()
             why = f"vCPU {thread.number} runs on {cpus.brief()}, its own CPUs are {own}"
         elif not cpus.isdisjoint(elsewhere):
             shared = (cpus & elsewhere).brief()
             why = f"vCPU {thread.number} shares CPUs {shared} with QEMU's other threads"
-        wish = one.claim.setting("threads.vcpus")
-        if why and _has(door, thread.tid, wish):
+        requested = vm.claim.setting("threads.vcpus")
+        if why and _has(system, thread.tid, requested):
             yield _Class(pid, thread.tid, "", "")  # it goes back, and the next time it is refused
         else:
-            yield _Class(pid, thread.tid, wish, why)
+            yield _Class(pid, thread.tid, requested, why)
 
 
-def _has(door: Door, tid: int, wish: str) -> bool:
+def _has(system: System, tid: int, requested: str) -> bool:
     try:
-        return door.scheduling(tid, scheduling.SCHEDULER) == wish
+        return system.scheduling(tid, scheduling.SCHEDULER) == requested
     except OSError:  # it ended
         return False
 
 
-def _affinities(door: Door, threads: Iterable[Thread]) -> Iterator[CpuSet]:
+def _affinities(system: System, threads: Iterable[Thread]) -> Iterator[CpuSet]:
     for thread in threads:
         try:
-            yield door.affinity(thread.tid)
+            yield system.affinity(thread.tid)
         except OSError:  # it ended
             continue
 
 
-def _unguarded(door: Door, one: Held) -> str:
-    """Why no thread may be scheduled before all others on this host; empty when it may."""
+def _unguarded(system: System, vm: Held) -> str:
+    """Return why no thread may be scheduled before all others on this host; empty when it may."""
     try:
-        runtime = door.read(_RT_RUNTIME)
+        runtime = system.read(_RT_RUNTIME)
     except OSError:  # a kernel that has another guard, or none to switch off
         return ""
-    if runtime != "-1" or one.claim.setting("kernel.rt_runtime") == "-1":
+    if runtime != "-1" or vm.claim.setting("kernel.rt_runtime") == "-1":
         return ""
     return (
         "sched_rt_runtime_us is -1: nothing would be left for the kernel's own threads; set it to "
@@ -165,38 +170,38 @@ class _Scheduling(Knob):
         self.tid = tid
         self.what = what
 
-    def read(self, door: Door) -> str:
-        return door.scheduling(self.tid, self.what)
+    def read(self, system: System) -> str:
+        return system.scheduling(self.tid, self.what)
 
-    def write(self, door: Door, value: str) -> None:
-        door.set_scheduling(self.tid, self.what, value)
+    def write(self, system: System, value: str) -> None:
+        system.set_scheduling(self.tid, self.what, value)
 
-    def identity(self, door: Door) -> str:
-        """When it started: a later thread may get the same number."""
-        return _start_of(door, self.tid)
+    def identity(self, system: System) -> str:
+        """Return when it started: a later thread may get the same number."""
+        return _start_of(system, self.tid)
 
 
 class _Class(_Scheduling):
     """A vCPU's scheduling class; its record holds what libvirt's ``<vcpusched>`` gave it."""
 
-    __slots__ = ("refusal", "wish")
+    __slots__ = ("refusal", "requested")
 
-    def __init__(self, pid: int, tid: int, wish: str, refusal: str) -> None:
+    def __init__(self, pid: int, tid: int, requested: str, refusal: str) -> None:
         super().__init__(pid, tid, scheduling.SCHEDULER)
-        self.wish = wish
+        self.requested = requested
         self.refusal = refusal
 
     def target(self, original: str, view: View) -> str:  # noqa: ARG002 -- the base's
-        return self.wish or original
+        return self.requested or original
 
-    def write(self, door: Door, value: str) -> None:
-        if self.refusal and value == self.wish:
+    def write(self, system: System, value: str) -> None:
+        if self.refusal and value == self.requested:
             raise IsolationError(self.refusal)
-        super().write(door, value)
+        super().write(system, value)
 
 
 class _Clamp(_Scheduling):
-    """How much of a CPU's capacity a vCPU counts for, at least and at most."""
+    """The share of a CPU's capacity that a vCPU counts for, at least and at most."""
 
     __slots__ = ("least", "most")
 
@@ -211,93 +216,103 @@ class _Clamp(_Scheduling):
 
 
 class _Cookies(Knob):
-    """Which of QEMU's threads share cores with each other and with nobody else.
+    """The threads of QEMU that share cores with each other and with nobody else.
 
     ``none``, ``vcpus`` (they have one cookie, the rest none), ``emulator`` (all have one), else
-    ``partly``: a vCPU was plugged in, and what starts it has no cookie, so that it has none.
+    ``partly``: a vCPU was plugged in, and its starter has no cookie, so that it has none.
     """
 
-    __slots__ = ("every", "pid", "refusal", "wish")
+    __slots__ = ("every", "pid", "refusal", "requested")
 
-    def __init__(self, pid: int, every: list[Thread], wish: str) -> None:
+    def __init__(self, pid: int, every: list[Thread], requested: str) -> None:
         super().__init__(f"{PREFIX}{pid}/sched_core", TASKS + 1)
         self.pid = pid
         self.every = every
-        self.wish = wish
+        self.requested = requested
         self.refusal = ""
 
-    def identity(self, door: Door) -> str:
-        return _start_of(door, self.pid)
+    def identity(self, system: System) -> str:
+        return _start_of(system, self.pid)
 
-    def read(self, door: Door) -> str:
+    def read(self, system: System) -> str:
         try:
             cookies = {
-                one.tid: door.scheduling(one.tid, scheduling.COOKIE)
-                for one in self.every
-                if door.has(f"proc/{one.tid}/stat")
+                thread.tid: system.scheduling(thread.tid, scheduling.COOKIE)
+                for thread in self.every
+                if system.has(f"proc/{thread.tid}/stat")
             }
         except OSError as error:
             if isinstance(error, ProcessLookupError):
                 raise
             self.refusal = _NO_COOKIES
             return "none"
-        vcpus = {cookies[one.tid] for one in self.every if one.role == VCPU and one.tid in cookies}
-        rest = {cookies[one.tid] for one in self.every if one.role != VCPU and one.tid in cookies}
+        vcpus = {
+            cookies[thread.tid]
+            for thread in self.every
+            if thread.role == VCPU and thread.tid in cookies
+        }
+        rest = {
+            cookies[thread.tid]
+            for thread in self.every
+            if thread.role != VCPU and thread.tid in cookies
+        }
         if vcpus | rest <= {"0"}:
             return "none"
         if len(vcpus) == 1 and "0" not in vcpus and rest <= {"0"}:
             return "vcpus"
         return "emulator" if len(vcpus | rest) == 1 else "partly"
 
-    def write(self, door: Door, value: str) -> None:
-        """All get a new one, since one that some have cannot be given on by somebody else."""
+    def write(self, system: System, value: str) -> None:
+        """Give all a new one, since one that some have cannot be given on by somebody else."""
         if self.refusal:
             raise IsolationError(self.refusal)
         if value != "none":
-            door.set_scheduling(self.pid, scheduling.COOKIE, scheduling.NEW)
-        for one in self.every:
-            if value == "none" or (value == "vcpus" and one.role != VCPU):
-                door.set_scheduling(one.tid, scheduling.COOKIE, "0")
+            system.set_scheduling(self.pid, scheduling.COOKIE, scheduling.NEW)
+        for thread in self.every:
+            if value == "none" or (value == "vcpus" and thread.role != VCPU):
+                system.set_scheduling(thread.tid, scheduling.COOKIE, "0")
 
     def target(self, original: str, view: View) -> str:  # noqa: ARG002 -- the base's
-        """What libvirt's ``sched_core`` (qemu.conf) has given them stays."""
-        return self.wish or "none" if original == "none" else original
+        """Return the policy's value; cookies by libvirt's ``sched_core`` (qemu.conf) stay."""
+        return self.requested or "none" if original == "none" else original
 
-    def is_forced(self, current: str, door: Door) -> bool:  # noqa: ARG002 -- the base's
+    def is_forced(self, current: str, system: System) -> bool:  # noqa: ARG002 -- the base's
         return current == "partly"
 
 
 class _Worker(Knob):
     """The CPUs of a vhost worker: the emulator's, or the policy's."""
 
-    __slots__ = ("emulator", "tid", "wish")
+    __slots__ = ("emulator", "requested", "tid")
 
     is_volatile = True
 
-    def __init__(self, pid: int, tid: int, wish: CpuSet | None, emulator: CpuSet | None) -> None:
+    def __init__(
+        self, pid: int, tid: int, requested: CpuSet | None, emulator: CpuSet | None
+    ) -> None:
         super().__init__(f"{PREFIX}{pid}/{tid}/cpus", TASKS + 1)
         self.tid = tid
-        self.wish = wish
+        self.requested = requested
         self.emulator = emulator
-        """Where QEMU's main thread may run; None once the worker is to be left alone."""
+        """The CPUs of QEMU's main thread; None once the worker is to be left alone."""
 
-    def identity(self, door: Door) -> str:
-        return _start_of(door, self.tid)
+    def identity(self, system: System) -> str:
+        return _start_of(system, self.tid)
 
-    def read(self, door: Door) -> str:
-        return str(door.affinity(self.tid))
+    def read(self, system: System) -> str:
+        return str(system.affinity(self.tid))
 
-    def write(self, door: Door, value: str) -> None:
-        door.set_affinity(self.tid, CpuSet.parse(value))
+    def write(self, system: System, value: str) -> None:
+        system.set_affinity(self.tid, CpuSet.parse(value))
 
     def target(self, original: str, view: View) -> str:  # noqa: ARG002 -- the base's
-        """One that is pinned within the emulator's CPUs stays where it is."""
+        """Return the place of a worker: one that is pinned within the emulator's CPUs stays."""
         if self.emulator is None:
             return original
-        if self.wish is not None:
-            return str(self.wish)
+        if self.requested is not None:
+            return str(self.requested)
         return original if CpuSet.parse(original) <= self.emulator else str(self.emulator)
 
 
-def _start_of(door: Door, tid: int) -> str:
-    return fields_of(door.read(f"proc/{tid}/stat"))[START]
+def _start_of(system: System, tid: int) -> str:
+    return fields_of(system.read(f"proc/{tid}/stat"))[START]

@@ -76,10 +76,10 @@ def files(tmp_path: Path) -> Path:
 def refused(capsys: pytest.CaptureFixture[str], run: Callable[[], int]) -> str:
     """The one line that a run of a verb is refused with."""
     assert run() == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1
-    return said.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    return output.err
 
 
 @pytest.mark.parametrize("verb", ["plan", "xml", "tune"])
@@ -94,12 +94,12 @@ def test_claims_that_are_none(
     refused(capsys, lambda: main(words))
 
 
-@pytest.mark.parametrize("said", CAPABILITIES.values(), ids=CAPABILITIES)
+@pytest.mark.parametrize("message", CAPABILITIES.values(), ids=CAPABILITIES)
 def test_capabilities_that_are_none(
-    files: Path, capsys: pytest.CaptureFixture[str], said: bytes
+    files: Path, capsys: pytest.CaptureFixture[str], message: bytes
 ) -> None:
     """One line with the file's name says what is wrong with them."""
-    (files / "caps.xml").write_bytes(said)
+    (files / "caps.xml").write_bytes(message)
     words = [
         *("xml", str(files / "vm.toml"), "--host", str(files / "host")),
         *("--capabilities", str(files / "caps.xml")),

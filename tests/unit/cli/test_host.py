@@ -25,13 +25,13 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_a_captured_host_is_shown(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As text by default."""
+    """Text is the default."""
     assert main(["host", "--root", str(root)]) == 0
     assert capsys.readouterr() == (picture(read(root)), "")
 
 
 def test_json_is_the_contract(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What ``to_json`` gives, and the programs, which a captured tree has not."""
+    """The JSON is that of ``to_json``, and the programs, which a captured tree has not."""
     assert main(["host", "--root", str(root), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         **json.loads(json.dumps(to_json(read(root)))),
@@ -75,13 +75,13 @@ def test_a_drawing_is_written_through_no_link(
     for name, found in (("link", "a link"), ("dangling", "a link"), ("fifo", "no regular file")):
         file = folder / f"{name}.svg"
         assert main(["host", "--root", str(root), "--svg", str(file)]) == 1
-        said = f"{file}: cannot be written: found {found}, expected a file or nothing\n"
-        assert capsys.readouterr() == ("", said)
+        message = f"{file}: cannot be written: found {found}, expected a file or nothing\n"
+        assert capsys.readouterr() == ("", message)
     (folder / "hard.svg").hardlink_to(victim)
     assert main(["host", "--root", str(root), "--svg", str(folder / "hard.svg")]) == 0
     assert (folder / "hard.svg").read_text().startswith("<svg ")
     assert victim.read_text() == "mine"
-    assert sorted(one.name for one in folder.iterdir()) == [
+    assert sorted(entry.name for entry in folder.iterdir()) == [
         "dangling.svg", "fifo.svg", "hard.svg", "link.svg",
     ]  # fmt: skip
     assert not (tmp_path / "made").exists()

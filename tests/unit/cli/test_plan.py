@@ -9,10 +9,11 @@ import pytest
 
 from kvmhooks.cli.main import main
 from kvmhooks.host import read
+from kvmhooks.inventory.usage import of_claim
 from kvmhooks.placement import claim, plan, plan_all, to_json
-from kvmhooks.placement.holding import of_claim
-from kvmhooks.render.picture import picture
-from kvmhooks.render.placed import placed_drawing, placed_text
+from kvmhooks.show.plan_map import placed_drawing, placed_text
+from kvmhooks.show.plan_text import picture
+from kvmhooks.show.printed import printed
 from kvmhooks.spec import VmSpec, load_vm
 from tests.fakehost import write_host
 
@@ -50,7 +51,7 @@ def specs(files: Path, *names: str) -> list[VmSpec]:
 
 
 def test_a_plan_is_a_table_and_the_host(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the renderers say, one after the other."""
+    """The renderers speak one after the other."""
     assert run(files, "small.toml") == 0
     host = read(files / "host")
     decided = plan(specs(files, "small")[0], host)
@@ -63,21 +64,21 @@ def test_several_vms_are_shown_together(files: Path, capsys: pytest.CaptureFixtu
     assert run(files, "small.toml", "large.toml") == 0
     host = read(files / "host")
     together = plan_all(specs(files, "small", "large"), host)
-    said = capsys.readouterr().out
-    assert said.endswith(placed_text(host, together.plans))
-    assert f"planned in this order: {', '.join(one.name for one in together.plans)}\n" in said
+    output = capsys.readouterr().out
+    assert output.endswith(placed_text(host, together.plans))
+    assert f"planned in this order: {', '.join(plan.name for plan in together.plans)}\n" in output
 
 
 def test_json_of_one_is_the_plan(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As ``to_json`` gives it; of several it is all that is known."""
+    """The JSON of one is that of ``to_json``; of several it is all that is known."""
     assert run(files, "--json", "small.toml") == 0
     alone = plan(specs(files, "small")[0], read(files / "host"))
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(to_json(alone)))
     assert run(files, "--json", "small.toml", "huge.toml") == 1
-    said = json.loads(capsys.readouterr().out)
-    assert [one["name"] for one in said["plans"]] == ["small"]
-    assert list(said["refused"]) == ["huge"]
-    assert said["is_proven"] is True
+    document = json.loads(capsys.readouterr().out)
+    assert [plan["name"] for plan in document["plans"]] == ["small"]
+    assert list(document["refused"]) == ["huge"]
+    assert document["is_proven"] is True
 
 
 def test_what_does_not_fit_is_refused_with_its_reason(
@@ -85,8 +86,8 @@ def test_what_does_not_fit_is_refused_with_its_reason(
 ) -> None:
     """The others are shown all the same; the code is that of a refusal."""
     assert run(files, "small.toml", "large.toml", "huge.toml") == 1
-    said, refused = capsys.readouterr()
-    assert "a is " in said
+    output, refused = capsys.readouterr()
+    assert "a is " in output
     assert refused.count("\n") == 1
     assert refused.startswith("huge: cpu.vcpus: found 6")
 
@@ -95,9 +96,10 @@ def test_claims_are_read_from_a_file(files: Path, capsys: pytest.CaptureFixture[
     """A claim as ``kvmhooks claim`` prints it, a holding, or a list of both."""
     host = read(files / "host")
     (large,) = specs(files, "large")
-    held = claim(plan(large, host))
-    for said in (held.to_json(), [of_claim(held).to_json()]):
-        (files / "claims.json").write_text(json.dumps(said))
+    decided = plan(large, host)
+    held, shown = claim(decided), json.loads(printed(decided, "claim"))
+    for document in (held.to_json(), shown, [of_claim(held).to_json()]):
+        (files / "claims.json").write_text(json.dumps(document))
         assert run(files, "small.toml", "--claims", "claims.json") == 0
         beside = plan(specs(files, "small")[0], host, [held])
         out = capsys.readouterr().out

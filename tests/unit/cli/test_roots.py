@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from kvm_launch import main as kvm_launch
+from kvm_launch.commands import main as kvm_launch
 from kvmhooks.cli.main import VERBS, main
-from kvmhooks.live.signals import SIGNALS
+from kvmhooks.signals import SIGNALS
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
 from tests.isolate_model.tree import plant
@@ -58,11 +58,11 @@ READERS = {
     "fifo": "cannot be read: Not a directory",
     "empty": "holds neither sys nor proc, so it is no host",
 }
-"""What verbs say that read a captured host, which may be a tar file."""
+"""The words of verbs that read a captured host, which may be a tar file."""
 KEEPERS = READERS | dict.fromkeys(("file", "tar"), READERS["fifo"])
-"""What verbs say that work on a host."""
-WRITERS = {place: said for place, said in KEEPERS.items() if place != "empty"}
-"""What verbs say that install something below a root."""
+"""The words of verbs that work on a host."""
+WRITERS = {place: message for place, message in KEEPERS.items() if place != "empty"}
+"""The words of verbs that install something below a root."""
 
 SAID = {
     "host": READERS,
@@ -86,9 +86,9 @@ SAID = {
     "install-units --remove": WRITERS,
 }
 WITHOUT_A_ROOT = {
-    *("completion", "functions", "import", "isolate", "man", "profiles", "schema"),
+    *("completion", "import", "isolate", "man", "profiles", "schema", "vfs"),
 }
-TABLE = [(verb, place, said[place]) for verb, said in SAID.items() for place in said]
+TABLE = [(verb, place, messages[place]) for verb, messages in SAID.items() for place in messages]
 
 
 def run(verb: str, root: Path) -> int:
@@ -123,9 +123,9 @@ def test_every_verb_is_in_the_table() -> None:
     assert {verb.split()[0] for verb in SAID} - {"kvm-launch"} == VERBS.keys() - WITHOUT_A_ROOT
 
 
-@pytest.mark.parametrize(("verb", "place", "said"), TABLE)
+@pytest.mark.parametrize(("verb", "place", "message"), TABLE)
 def test_a_root_that_is_none_is_one_message(
-    here: Path, capsys: pytest.CaptureFixture[str], verb: str, place: str, said: str
+    here: Path, capsys: pytest.CaptureFixture[str], verb: str, place: str, message: str
 ) -> None:
     """It names the root, the exit code is 1, nothing is printed as a result, nothing is made."""
     root = here / "root"
@@ -134,7 +134,7 @@ def test_a_root_that_is_none_is_one_message(
     assert run(verb, root) == 1
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.startswith(f"{root}: {said}")
+    assert told.err.startswith(f"{root}: {message}")
     assert told.err.count("\n") == 1
     assert sorted(here.rglob("*")) == before
 
@@ -144,7 +144,7 @@ def test_a_root_that_is_none_is_one_message(
 def test_a_root_that_may_not_be_read_is_one_message(
     here: Path, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
-    """As an ordinary user, for whom the directory is shut."""
+    """The directory is shut for an ordinary user."""
     root = here / "root"
     root.mkdir(mode=0o700)
     above = [here, *here.parents][:-2]
@@ -208,7 +208,7 @@ def test_a_host_of_which_something_is_gone_is_no_traceback(
 def test_a_host_that_tells_no_release_is_no_traceback(
     host: Path, capsys: pytest.CaptureFixture[str], verb: str, damage: str
 ) -> None:
-    """What stands there is no number."""
+    """The release is no number."""
     (host / "proc/sys/kernel/osrelease").write_text(damage)
     code = run(verb, host)
     told = capsys.readouterr()

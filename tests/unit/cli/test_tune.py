@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvmhooks.cli.main import main
-from kvmhooks.isolate.claim import Claim
+from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.values import CpuSet
 from tests.fakehost import write_host
 
@@ -31,8 +31,8 @@ def test_the_xml_goes_to_stdout_and_advice_to_stderr(
     """From a file and from the standard input alike; the result tuned again is itself."""
     file = DOMAINS / "windows.xml"
     assert main(["tune", str(file), "--host", host]) == 0
-    tuned, said = capfdbinary.readouterr()
-    assert b"advice: devices/disk[1]: sata is emulated: virtio is quicker\n" in said
+    tuned, advice = capfdbinary.readouterr()
+    assert b"advice: devices/disk[1]: sata is emulated: virtio is quicker\n" in advice
     assert tuned != file.read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(tuned)))
     assert main(["tune", "-", "--host", host]) == 0
@@ -62,8 +62,8 @@ def test_no_difference_shows_a_secret(
     file = str(DOMAINS / f"{domain}.xml")
     for words in (["--diff"], ["--check"], ["--diff", "--json"]):
         main(["tune", file, "--host", host, *words])
-        said = capsys.readouterr()
-        assert "hunter2" not in said.out + said.err
+        output = capsys.readouterr()
+        assert "hunter2" not in output.out + output.err
     main(["tune", file, "--host", host, "--diff"])
     assert f"+++ {file} (tuned)\n" in capsys.readouterr().out
 
@@ -72,16 +72,16 @@ def test_json_has_the_xml_and_the_changes(host: str, capsys: pytest.CaptureFixtu
     """Each change by its place, with what stood there, what stands there now, and why."""
     file = str(DOMAINS / "cells.xml")
     assert main(["tune", file, "--host", host, "--only", "memory", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["advice"] == []
-    assert said["changes"][0] == {
+    document = json.loads(capsys.readouterr().out)
+    assert document["advice"] == []
+    assert document["changes"][0] == {
         "concern": "memory",
         "at": "numatune/memory@placement",
         "before": "auto",
         "after": "static",
         "why": "numad knows nothing of the pins",
     }
-    assert "<memnode cellid='1' mode='strict' nodeset='1'/>" in said["xml"]
+    assert "<memnode cellid='1' mode='strict' nodeset='1'/>" in document["xml"]
 
 
 def test_claims_of_other_vms_are_kept_clear_of(
@@ -120,5 +120,5 @@ def test_what_cannot_be_tuned_is_one_message(
 ) -> None:
     """Wrong words, files, hosts and domains: each told in words, nothing on stdout."""
     assert main(["tune", *words]) == status
-    said = capsys.readouterr()
-    assert (said.out, message in said.err, "Traceback" in said.err) == ("", True, False)
+    output = capsys.readouterr()
+    assert (output.out, message in output.err, "Traceback" in output.err) == ("", True, False)

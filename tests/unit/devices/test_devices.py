@@ -1,4 +1,4 @@
-"""What speaks against giving a device away, with its evidence."""
+"""The objections to giving a device away, with their evidence."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from kvmhooks.cli.main import main
 from kvmhooks.devices import list_devices
-from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.uses import uses_of
+from kvmhooks.isolate.resources.host_uses import uses_of
+from kvmhooks.isolate.system.system import System
 from tests.fakedevices import FakePci, nic_with_functions
 from tests.fakehost import write_host
 
@@ -143,31 +143,31 @@ def test_an_objection_names_the_use_and_its_evidence(case: str, tmp_path: Path) 
     """Each way in which a host needs a device, and that nothing else is objected to."""
     files, expected = OBJECTIONS[case]
     judged = list_devices(write_host(tmp_path, pci=HOST, files=files))
-    said = [
-        f"{one.device.address} {objection.reason}: {objection}"
-        for one in judged
-        for objection in one.objections
+    objections = [
+        f"{judgement.device.address} {objection.reason}: {objection}"
+        for judgement in judged
+        for objection in judgement.objections
     ]
-    assert said == expected
+    assert objections == expected
 
 
 def own_objections(root: Path) -> set[tuple[str, str]]:
     """(address, reason) of what speaks against each device itself."""
     return {
-        (str(one.device.address), objection.reason)
-        for one in list_devices(root)
-        for objection in one.objections
-        if objection.reason != "group" and not one.is_given
+        (str(device.device.address), objection.reason)
+        for device in list_devices(root)
+        for objection in device.objections
+        if objection.reason != "group" and not device.is_given
     }
 
 
 def the_hooks_own(root: Path) -> set[tuple[str, str]]:
     """The same by the hook's last look."""
-    door = Door(str(root))
+    system = System(str(root))
     return {
-        (str(one.device.address), reason)
-        for one in list_devices(root)
-        for reason, _ in uses_of(door, str(one.device.address))
+        (str(device.device.address), reason)
+        for device in list_devices(root)
+        for reason, _ in uses_of(system, str(device.device.address))
     }
 
 
@@ -186,7 +186,7 @@ def test_a_screen_that_is_on_is_its_displays(tmp_path: Path) -> None:
         files={"sys/class/drm/card1-HDMI-A-1/enabled": "enabled", "sys/class/drm/card1/dev": "1"},
     )
     (root / "sys/class/drm/card1/device").symlink_to(f"../../../devices/pci0000:04/{VGA}")
-    judged = {str(one.device.address): one for one in list_devices(root)}
+    judged = {str(device.device.address): device for device in list_devices(root)}
     assert [str(each) for each in judged[VGA].objections] == [
         "card1 drives the screen at HDMI-A-1 [/sys/class/drm/card1-HDMI-A-1/enabled]"
     ]
@@ -196,11 +196,11 @@ def test_a_screen_that_is_on_is_its_displays(tmp_path: Path) -> None:
 def test_a_function_in_use_holds_its_card(tmp_path: Path) -> None:
     """A card whose virtual function is a VM's would take it away from it."""
     pci = [
-        FakePci(**{**one.__dict__, "driver": "vfio-pci"}) if one.address == VF else one
-        for one in HOST
+        FakePci(**{**device.__dict__, "driver": "vfio-pci"}) if device.address == VF else device
+        for device in HOST
     ]
     root = write_host(tmp_path, pci=pci)
-    judged = {str(one.device.address): one for one in list_devices(root)}
+    judged = {str(device.device.address): device for device in list_devices(root)}
     assert the_hooks_own(root) == own_objections(root) == {(NIC, "functions")}
     assert (judged[VF].verdict, judged[NIC].verdict) == ("given", "refused")
     assert [str(each) for each in judged[NIC].objections] == [
@@ -216,7 +216,7 @@ def test_what_a_person_should_know_is_noted(tmp_path: Path) -> None:
     )
     root = write_host(tmp_path, pci=pci, cmdline="pcie_acs_override=downstream")
     patched = "pcie_acs_override is on the kernel's command line: groups say more than the hardware"
-    assert [one.notes for one in list_devices(root)] == [
+    assert [device.notes for device in list_devices(root)] == [
         (
             "is reset with its whole bus, so together with 0000:05:01.0",
             "shares group 1 with other slots: no ACS between them",
@@ -240,7 +240,7 @@ def test_the_verb_lists_and_filters(tmp_path: Path, capsys: pytest.CaptureFixtur
         "0000:02:00.0  free    8086:1572  nvme  group 2  flr  nvme1n1\n"
     )
     assert main(["devices", "--root", root, "--free", "--json"]) == 0
-    free = [(one["address"], one["goes_with"]) for one in json.loads(capsys.readouterr().out)]
+    free = [(entry["address"], entry["goes_with"]) for entry in json.loads(capsys.readouterr().out)]
     assert free == [
         (SPARE, []), (NIC, []), (VF, []), ("0000:03:02.1", []),
         (VGA, ["0000:04:00.1"]), ("0000:04:00.1", [VGA]),

@@ -1,4 +1,4 @@
-"""How devices are reset, and what else is reset with them."""
+"""The reset of devices, and what else is reset with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from kvmhooks.cli.main import main
 from kvmhooks.devices.resets import Reset, reset_of, sentences_about
-from kvmhooks.host.devices import PciDevice
+from kvmhooks.host.bus.devices import PciDevice
 from kvmhooks.values import PciAddress
 from tests.fakedevices import FakePci
 from tests.fakehost import write_host
@@ -48,7 +48,7 @@ CASES: dict[str, tuple[dict[PciAddress, Methods], Reset]] = {
 def test_a_reset_is_by_function_by_bus_or_not_at_all(case: str) -> None:
     """The methods that the kernel names tell, those of what is on the same bus as well."""
     methods, expected = CASES[case]
-    devices = [device(*one) for one in methods.items()]
+    devices = [device(*method) for method in methods.items()]
     asked = devices[-1] if case == "one after the first" else devices[0]
     assert reset_of(asked, devices) == expected
 
@@ -61,13 +61,13 @@ def test_a_kernel_that_does_not_say_how_is_not_guessed_at() -> None:
 
 
 def test_the_side_effects_of_a_bus_reset_are_named() -> None:
-    """Whether the VM has what is reset with it makes the difference."""
+    """It makes a difference whether the VM has what is reset with it."""
     reset = Reset("bus", ("bus",), (SOUND, USB))
     assert [*sentences_about(reset, [SOUND, USB])] == [
         f"is reset with its whole bus, so together with {SOUND}, {USB}"
     ]
-    (said,) = sentences_about(reset, [SOUND])
-    assert said == (
+    (sentence,) = sentences_about(reset, [SOUND])
+    assert sentence == (
         f"is reset only with its whole bus, so together with {SOUND}, {USB}: a VM that has not all "
         "of them leaves it as it is for the next"
     )
@@ -97,7 +97,7 @@ def test_the_verb_tells_how_each_is_reset(
         "    note: cannot be reset: after a VM it may not work again before the host restarts\n"
     )
     assert main(["devices", "--root", root, "--json"]) == 0
-    assert [one["reset"] for one in json.loads(capsys.readouterr().out)] == [
+    assert [entry["reset"] for entry in json.loads(capsys.readouterr().out)] == [
         {"kind": "bus", "shared_with": ["0000:65:00.1"]},
         {"kind": "function", "shared_with": []},
         {"kind": "none", "shared_with": []},

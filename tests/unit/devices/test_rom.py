@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm_launch.preflight import check_roms
+from kvm_launch.prepare.checks import check_roms
 from kvmhooks.cli.main import main
 from kvmhooks.devices.rom import Image, images_of, mismatch, read_rom
 from kvmhooks.errors import HostError, SpecError
@@ -39,7 +39,7 @@ def image(
     data[0x4C] = 3
     if others:
         data[0x48:0x4A] = (0x20).to_bytes(2, "little")
-        listed = b"".join(one.to_bytes(2, "little") for one in (*others, 0))
+        listed = b"".join(number.to_bytes(2, "little") for number in (*others, 0))
         data[0x60 : 0x60 + len(listed)] = listed
     data[0x50:0x52] = blocks.to_bytes(2, "little")
     data[0x54] = code
@@ -54,15 +54,24 @@ IMAGES = st.tuples(
 
 
 @given(st.lists(IMAGES, min_size=1, max_size=4))
-def test_what_is_written_is_read(said: list[tuple[int, int, int, int, tuple[int, ...]]]) -> None:
+def test_what_is_written_is_read(
+    described: list[tuple[int, int, int, int, tuple[int, ...]]],
+) -> None:
     """Each image with whom it is for, to the last, whatever follows that."""
     data = b"".join(
-        image(vendor, device, code=code, blocks=blocks, others=others, is_last=at + 1 == len(said))
-        for at, (vendor, device, code, blocks, others) in enumerate(said)
+        image(
+            vendor,
+            device,
+            code=code,
+            blocks=blocks,
+            others=others,
+            is_last=at + 1 == len(described),
+        )
+        for at, (vendor, device, code, blocks, others) in enumerate(described)
     )
     expected = [
         Image(vendor, (device, *others), {0: "BIOS", 3: "UEFI"}[code])
-        for vendor, device, code, _, others in said
+        for vendor, device, code, _, others in described
     ]
     assert [*images_of(data + b"\xff" * 512)] == expected
 
@@ -95,12 +104,12 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_file_that_is_no_rom_is_told_with_the_place(case: str, tmp_path: Path) -> None:
     """And what was expected there."""
-    data, said = WRONG[case]
+    data, message = WRONG[case]
     path = tmp_path / "gpu.rom"
     path.write_bytes(data)
     with pytest.raises(HostError) as caught:
         read_rom(path)
-    assert str(caught.value).startswith(f"{path}: {said}")
+    assert str(caught.value).startswith(f"{path}: {message}")
 
 
 def test_a_rom_is_a_file(tmp_path: Path) -> None:
@@ -143,7 +152,7 @@ def test_the_verb_checks_a_rom(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("named", [f'address = "{GPU}"', 'id = "10de:2204"', "iommu_group = 7"])
 def test_kvm_launch_refuses_another_devices_rom(named: str, tmp_path: Path) -> None:
-    """However the device is named, before anything is changed."""
+    """The name of the device makes no difference, and nothing has been changed by then."""
     host = read(fake_gpu(tmp_path))
     path = tmp_path / "gpu.rom"
     text = f'name = "a"\ncpu.vcpus = 1\nmemory.size = "1GiB"\n[[pci]]\n{named}\nrom = "{path}"\n'

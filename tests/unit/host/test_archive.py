@@ -17,8 +17,8 @@ import pytest
 from kvmhooks.devices import list_devices
 from kvmhooks.errors import HostError
 from kvmhooks.host import read
-from kvmhooks.host.archive import Growing, read_archive
-from kvmhooks.host.tar import DIRECTORY, FILE, Entry, TarError
+from kvmhooks.host.files.archive import Growing, read_archive
+from kvmhooks.host.files.tar import DIRECTORY, FILE, Entry, TarError
 from tests.fakedevices import FakePci
 from tests.fakehost import write_host
 
@@ -40,14 +40,14 @@ def tar(*entries: tarfile.TarInfo | tuple[str, bytes], form: int = tarfile.PAX_F
     """Make a tar file of entries, and of files that are given with their content."""
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w", format=form) as archive:
-        for one in entries:
-            if isinstance(one, tuple):
-                name, content = one
+        for member in entries:
+            if isinstance(member, tuple):
+                name, content = member
                 file = entry(name)
                 file.size = len(content)
                 archive.addfile(file, io.BytesIO(content))
             else:
-                archive.addfile(one)
+                archive.addfile(member)
     return made.getvalue()
 
 
@@ -210,7 +210,7 @@ def test_reading_inverts_packing(
 
 
 def test_what_is_said_twice_is_as_it_was_said_last(tmp_path: Path) -> None:
-    """As ``tar --append`` has it; a hard link is what it is another name of."""
+    """``tar --append`` has it so; a hard link is what it is another name of."""
     content = tar(
         ("proc/version", b"old"),
         VERSION,
@@ -228,7 +228,7 @@ def test_what_is_said_twice_is_as_it_was_said_last(tmp_path: Path) -> None:
 
 
 def test_a_packed_host_is_the_host(tmp_path: Path) -> None:
-    """As a directory and as a tar file, its links within it; its devices too."""
+    """It is one as a directory and as a tar file, its links within it; its devices too."""
     root = write_host(
         tmp_path / "host",
         cores=4,
@@ -242,7 +242,7 @@ def test_a_packed_host_is_the_host(tmp_path: Path) -> None:
         archive.add(root, ".")
     assert read(tmp_path / "host.tar.gz") == read(root)
     assert list_devices(tmp_path / "host.tar.gz") == list_devices(root)
-    assert [one.device.net for one in list_devices(root)] == [("eth0",)]
+    assert [device.device.net for device in list_devices(root)] == [("eth0",)]
 
 
 WATCHED = """
@@ -310,7 +310,7 @@ def test_what_a_small_file_takes_is_bounded(tmp_path: Path, content: bytes, mess
 
 
 def test_an_lzma_file_of_several_streams_is_read_whole(tmp_path: Path) -> None:
-    """As xz makes and reads them (xz(1), «DESCRIPTION»), wherever one ends."""
+    """xz makes and reads them so (xz(1), «DESCRIPTION»), wherever one ends."""
     content = packed(TREE, tarfile.GNU_FORMAT)
     streams = (content[:700], b"", content[700:5000], content[5000:])
     (tmp_path / "sent").write_bytes(b"".join(map(lzma.compress, streams)))
@@ -319,12 +319,12 @@ def test_an_lzma_file_of_several_streams_is_read_whole(tmp_path: Path) -> None:
 
 def test_entries_of_one_name_are_counted_too() -> None:
     """Each takes its time, whether it makes anything or not."""
-    for one in (Entry(FILE, "proc/x", "", b""), Entry(DIRECTORY, ".", "", b"")):
+    for extra in (Entry(FILE, "proc/x", "", b""), Entry(DIRECTORY, ".", "", b"")):
         tree = Growing(limit=9)
         for _ in range(9):
-            tree.add(one)
+            tree.add(extra)
         with pytest.raises(TarError, match="found more than 9 entries, which is no host"):
-            tree.add(one)
+            tree.add(extra)
 
 
 def test_a_fifo_in_the_place_of_a_tar_file_is_not_waited_for(tmp_path: Path) -> None:

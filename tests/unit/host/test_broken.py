@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmhooks.host import Cpu, Host, read
-from kvmhooks.host.tree import Tree
+from kvmhooks.host.files.tree import Tree
 from kvmhooks.values import CpuSet
 from tests.fakehost import write_host
 
@@ -124,7 +124,7 @@ def test_a_cpu_without_topology_is_there_and_unknown(root: Path) -> None:
     ],
 )
 def test_a_file_that_every_kernel_has_is_missed(root: Path, missing: str, told: str) -> None:
-    """What other machines do not have (a die, a cluster, an L3, huge pages) is no flaw."""
+    """The lack of what not all machines have (a die, a cluster, an L3, huge pages) is no flaw."""
     for file in root.glob(missing):
         if "_id" not in file.name or "_id" in missing:
             file.unlink()
@@ -168,7 +168,7 @@ def test_a_cpu_in_two_nodes_is_in_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["10 20 30\n", "10 999\n", "near far\n", "\n"])
 def test_distances_that_are_not_one_for_each_node_are_unknown(tmp_path: Path, content: str) -> None:
-    """Whose they are cannot be known."""
+    """Nobody can know whose they are."""
     root = write_host(tmp_path, cores=4, nodes=2)
     (root / f"{NODE}/node1/distance").write_text(content)
     host = read(root)

@@ -10,7 +10,7 @@ import pytest
 from kvmhooks.errors import HostError
 from kvmhooks.host import read
 from kvmhooks.host.capture import CaptureRecorder, _write_tar, capture
-from kvmhooks.host.redact import Redactor
+from kvmhooks.host.files.redact import Redactor
 from tests.fakedevices import FakeIrq, FakePci, nic_with_functions
 from tests.fakehost import write_host
 
@@ -50,7 +50,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_capture_reads_back_to_the_same_host(
     root: Path, tmp_path: Path, name: str, *, redacted: bool
 ) -> None:
-    """As a directory and as a tar file; with its warnings, its offline CPU and its devices."""
+    """It does as a directory and a tar file; with its warnings, its offline CPU and its devices."""
     captured = capture(tmp_path / name, root, redacted=redacted)
     assert read(tmp_path / name) == captured
     if not redacted:
@@ -59,7 +59,7 @@ def test_a_capture_reads_back_to_the_same_host(
 
 
 def test_a_capture_of_a_capture_is_the_same(root: Path, tmp_path: Path) -> None:
-    """What could not be read the first time is still said."""
+    """A file that could not be read the first time is still told of."""
     first = capture(tmp_path / "first", root)
     assert capture(tmp_path / "second", tmp_path / "first") == first
     assert read(tmp_path / "second") == first
@@ -114,7 +114,7 @@ def test_what_is_taken_out(text: str, expected: str) -> None:
     ],
 )
 def test_an_unknown_parameter_keeps_no_value(text: str, expected: str) -> None:
-    """Whatever it is called, and however it is quoted."""
+    """Its name and its quotes make no difference."""
     assert Redactor().cmdline(text) == expected
 
 
@@ -168,7 +168,7 @@ def test_a_capture_follows_no_link_that_another_has_put_there(root: Path, tmp_pa
 def test_what_is_put_into_a_destination_meanwhile_is_not_written_through(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As soon as it is seen to be empty, its owner puts a link there."""
+    """The destination's owner puts a link there as soon as it is seen to be empty."""
     outside = tmp_path / "outside"
     outside.mkdir()
     destination = tmp_path / "captured"

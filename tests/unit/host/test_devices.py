@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmhooks.host import read, to_json
-from kvmhooks.host.devices import Irq, PciDevice, Sriov
-from kvmhooks.host.irqs import Counted, parse_counts
-from kvmhooks.host.managed import is_likely_managed
+from kvmhooks.host.bus.devices import Irq, PciDevice, Sriov
+from kvmhooks.host.bus.irqs import Counted, parse_counts
+from kvmhooks.host.bus.managed_irqs import is_likely_managed
 from kvmhooks.host.resources import Iommu
 from kvmhooks.values import CpuSet, PciAddress
 from tests.fakedevices import PCI, FakeIrq, FakePci, nic_with_functions
@@ -39,9 +39,9 @@ DESCRIBED = (
 )
 
 
-def _device(address: PciAddress, **said: object) -> PciDevice:
+def _device(address: PciAddress, **attributes: object) -> PciDevice:
     ids = {"class_": "0x020000", "vendor": "0x8086", "device": "0x1572", "can_reset": False}
-    return PciDevice(address=address, **{**ids, **said})  # type: ignore[arg-type]
+    return PciDevice(address=address, **{**ids, **attributes})  # type: ignore[arg-type]
 
 
 EXPECTED = (
@@ -97,8 +97,8 @@ def test_everything_of_every_device_is_read(tmp_path: Path) -> None:
 
 def test_the_json_of_a_device_has_the_names_of_the_contract(tmp_path: Path) -> None:
     """Addresses are text, «class» is no Python word."""
-    said = to_json(read(write_host(tmp_path, pci=DESCRIBED), {"pci"}))["pci"][0]
-    assert said == {
+    document = to_json(read(write_host(tmp_path, pci=DESCRIBED), {"pci"}))["pci"][0]
+    assert document == {
         "address": "0000:3b:00.0",
         "class": "0x020000",
         "vendor": "0x8086",

@@ -12,9 +12,9 @@ import pytest
 
 from kvmhooks.devices import list_devices
 from kvmhooks.host import Host, read, to_json
+from kvmhooks.host.files.tree import Tree
 from kvmhooks.host.picture import picture
 from kvmhooks.host.read import read_tree
-from kvmhooks.host.tree import Tree
 from tests.fakedevices import FakeIrq, FakePci
 from tests.fakehost import write_host
 from tests.watcher import Watcher
@@ -89,7 +89,7 @@ class Swapper(Watcher):
 def test_what_becomes_a_link_while_it_is_read_is_not_followed(
     root: Path, outside: Path, seen: str, swapped: str
 ) -> None:
-    """What was no link when it was looked at is one when it is opened."""
+    """A file that was no link when it was looked at is one when it is opened."""
     host = read_tree(Tree(root, Swapper(root, seen, swapped, outside)), frozenset({"cpus"}))
     assert "666000" not in json.dumps(to_json(host))
     assert (root / swapped).is_symlink()
@@ -154,9 +154,9 @@ def test_a_name_that_could_not_be_shown_is_left_out(root: Path, name: str) -> No
     (pci / "mdev_supported_types" / name).mkdir(parents=True)
     (pci / "mdev_supported_types/i915-1").mkdir()
     host = read(root)
-    assert [(one.driver, [kind.name for kind in one.mdev_types]) for one in host.pci or ()] == [
-        (None, ["i915-1"])
-    ]
+    assert [
+        (device.driver, [kind.name for kind in device.mdev_types]) for device in host.pci or ()
+    ] == [(None, ["i915-1"])]
     told = [line for line in host.warnings if "no name of the kernel's" in line]
     assert len(told) == 2
     assert all(line.isprintable() for line in host.warnings)
@@ -170,9 +170,9 @@ def test_flaws_that_a_tree_tells_of_itself_are_shown_escaped(root: Path) -> None
 
 
 ENDS = ["\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
-"""Where ``str.splitlines`` and a text file's lines end, and a kernel's do not."""
+"""The ends of lines for ``str.splitlines`` and a text file, and not for a kernel."""
 SPACES = ["\x0b", "\x0c", "\x1c", "\x1f", "\x85", "\xa0", "\u2003", "\u3000"]
-"""What ``str.split`` takes for white space, and the kernel does not."""
+"""The white space of ``str.split`` that is none of the kernel's."""
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmhooks.host import pci, read, udev
-from kvmhooks.host.tree import Tree
+from kvmhooks.host import read
+from kvmhooks.host.bus import pci, udev
+from kvmhooks.host.files.tree import Tree
 from kvmhooks.values import CpuSet
 
 ROOT = Path(__file__).parents[3]
@@ -32,14 +33,14 @@ def test_a_plan_pays_for_nothing_else() -> None:
         [sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT
     )
     loaded = set(done.stdout.split())
-    assert "kvmhooks.host.kvm" in loaded
+    assert "kvmhooks.host.system.kvm" in loaded
     others = (
-        "pci",
-        "udev",
-        "irqs",
-        "resctrl",
-        "cgroup",
-        "power",
+        "bus.pci",
+        "bus.udev",
+        "bus.irqs",
+        "system.resctrl",
+        "system.cgroup",
+        "cpu.power",
         "resources",
         "capture",
         "picture",
@@ -50,7 +51,7 @@ def test_a_plan_pays_for_nothing_else() -> None:
 
 @pytest.fixture(scope="module")
 def lstopo() -> ET.Element:
-    """What lstopo says of this machine."""
+    """Return what lstopo says of this machine."""
     program = shutil.which("lstopo-no-graphics")
     if program is None:
         pytest.skip("lstopo is not installed (hwloc-nox)")

@@ -22,7 +22,7 @@ from kvmhooks.host import (
     read,
     to_json,
 )
-from kvmhooks.host.system import Isolation
+from kvmhooks.host.system.system import Isolation
 from kvmhooks.values import CpuSet
 from tests.fakehost import write_host
 
@@ -111,8 +111,8 @@ def test_everything_that_is_described_is_read(small: Path) -> None:
 
 def test_the_json_is_the_contract_with_sets_as_lists(small: Path) -> None:
     """One of each kind of entry, whole; what is not read is null."""
-    said = json.loads(json.dumps(to_json(read(small, PLANNED))))
-    assert said["cpus"][3] == {
+    document = json.loads(json.dumps(to_json(read(small, PLANNED))))
+    assert document["cpus"][3] == {
         "id": 3,
         "online": True,
         "package": 0,
@@ -131,7 +131,7 @@ def test_the_json_is_the_contract_with_sets_as_lists(small: Path) -> None:
         "capacity": None,
         "preference": None,
     }
-    assert said["caches"][-1] == {
+    assert document["caches"][-1] == {
         "level": 3,
         "type": "Unified",
         "id": 0,
@@ -145,7 +145,7 @@ def test_the_json_is_the_contract_with_sets_as_lists(small: Path) -> None:
     ]
     sizes = {"memory_kib": 4194304, "free_kib": 3145728}
     access = ("read_bandwidth_mib", "write_bandwidth_mib", "read_latency_ns", "write_latency_ns")
-    assert said["nodes"] == [
+    assert document["nodes"] == [
         {
             "id": 0,
             "cpus": "0-3",
@@ -156,7 +156,7 @@ def test_the_json_is_the_contract_with_sets_as_lists(small: Path) -> None:
             **dict.fromkeys(access),
         }
     ]
-    assert {name: value for name, value in said["kernel"].items() if value is not None} == {
+    assert {name: value for name, value in document["kernel"].items() if value is not None} == {
         "release": "6.1.0-18-amd64",
         "cmdline": "isolcpus=3",
         "isolated": "3",
@@ -172,14 +172,14 @@ def test_the_json_is_the_contract_with_sets_as_lists(small: Path) -> None:
         "boot_pages": [],
         "sysctls": {},
     }
-    assert said["kvm"] == {
+    assert document["kvm"] == {
         "available": True,
         "vendor": "intel",
         "module_parameters": {"kvm.halt_poll_ns": "200000", "kvm_intel.nested": "Y"},
         "present": True,
     }
-    assert said["warnings"] == []
-    assert [said[name] for name in ("pci", "irqs", "cgroup", "features")] == [None] * 4
+    assert document["warnings"] == []
+    assert [document[name] for name in ("pci", "irqs", "cgroup", "features")] == [None] * 4
 
 
 def test_only_the_parts_asked_for_are_read(small: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from kvmhooks.host import Host, read
 from kvmhooks.host.drawing import draw
-from kvmhooks.host.nesting import Place, nest
+from kvmhooks.host.nesting import CpuPlace, nest
 from kvmhooks.host.picture import picture
 from kvmhooks.values import CpuSet
 from tests.fakedevices import FakeIrq, FakePci, nic_with_functions
@@ -84,7 +84,7 @@ def shown(tmp_path: Path) -> Host:
 
 
 def test_the_picture_of_a_host(shown: Host) -> None:
-    """What it is, then a table for each node, then what belongs to none, then what is wrong."""
+    """The host comes first, then a table for each node, what belongs to none, and its flaws."""
     assert picture(shown) == PICTURE
 
 
@@ -112,7 +112,7 @@ def test_places_are_inside_each_other(tmp_path: Path) -> None:
     ]
 
 
-def _outline(place: Place, depth: int = 0) -> list[str]:
+def _outline(place: CpuPlace, depth: int = 0) -> list[str]:
     inner = (line for each in place.inside for line in _outline(each, depth + 1))
     return [f"{' ' * depth}{place.label} {place.cpus}", *inner]
 
@@ -129,10 +129,10 @@ def _rectangles(svg: str) -> list[Rectangle]:
     return found
 
 
-def _overlap_badly(one: Rectangle, other: Rectangle) -> bool:
+def _overlap_badly(box: Rectangle, other: Rectangle) -> bool:
     """Neither apart nor one inside the other."""
-    apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
-    return not (apart or _inside(one, other) or _inside(other, one))
+    apart = box[2] <= other[0] or other[2] <= box[0] or box[3] <= other[1] or other[3] <= box[1]
+    return not (apart or _inside(box, other) or _inside(other, box))
 
 
 def _inside(inner: Rectangle, outer: Rectangle) -> bool:
@@ -163,7 +163,7 @@ def test_a_drawing_is_legible(tmp_path: Path, described: dict[str, int], cpus: i
     boxes = _rectangles(svg)
     assert all(_inside(box, (0, 0, width, height)) for box in boxes)
     assert all(box[2] - box[0] >= 34 and box[3] - box[1] >= 20 for box in boxes)
-    assert not any(_overlap_badly(one, other) for one, other in combinations(boxes, 2))
+    assert not any(_overlap_badly(box, other) for box, other in combinations(boxes, 2))
     # It goes on a screen: neither a thread of boxes nor a tower.
     assert 0.25 < width / height < 4
 

@@ -8,9 +8,8 @@ import pytest
 from attrs import evolve
 
 from kvmhooks.host import Cpu, HugePages, Kernel, Node, read
-from kvmhooks.host.cmdline import parse_boot_pages, parse_isolation, parse_parameters
-from kvmhooks.host.flaws import Flaws
-from kvmhooks.host.policies import FrequencyPolicy
+from kvmhooks.host.files.flaws import Flaws
+from kvmhooks.host.frequency import FrequencyPolicy
 from kvmhooks.host.resources import (
     BandwidthAllocation,
     CacheAllocation,
@@ -20,7 +19,12 @@ from kvmhooks.host.resources import (
     Power,
     Resctrl,
 )
-from kvmhooks.host.system import BootPages, Isolation, Processor
+from kvmhooks.host.system.cmdline import (
+    parse_boot_pages,
+    parse_isolation,
+    parse_parameters,
+)
+from kvmhooks.host.system.system import BootPages, Isolation, Processor
 from kvmhooks.values import CpuSet
 from tests.fakehost import write_host
 

@@ -1,4 +1,4 @@
-"""A door to a tree leads nowhere else, and opens no device."""
+"""The system of a tree leads nowhere else, and opens no device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kvmhooks.cli.main import main
 from kvmhooks.errors import IsolationError
-from kvmhooks.isolate.door import Door
+from kvmhooks.isolate.system.system import System
 from tests.isolate_model.kernel import Kernel
 from tests.isolate_model.tree import plant
 
@@ -26,24 +26,24 @@ PATHS = st.lists(NAMES, min_size=1, max_size=5).map("/".join)
 ONLINE = "sys/devices/system/cpu/online"
 SECRET = "4711"  # noqa: S105 -- none
 
-CALLS: dict[str, Callable[[Door, str], object]] = {
-    "read": Door.read,
-    "lines": Door.lines,
-    "administrators": Door.administrators,
-    "hold": Door.hold,
-    "write": lambda door, path: door.write(path, "x"),
-    "replace": lambda door, path: door.replace(path, "x"),
-    "names": Door.names,
-    "directories": Door.directories,
-    "inodes": Door.inodes,
-    "crowded": lambda door, path: door.crowded("", [path]),
-    "has": Door.has,
-    "make_directory": Door.make_directory,
-    "unlink": Door.unlink,
-    "remove_empty": Door.remove_empty,
-    "is_socket": Door.is_socket,
-    "ask": lambda door, path: door.ask(path, "x", 1),
-    "link": Door.link,
+CALLS: dict[str, Callable[[System, str], object]] = {
+    "read": System.read,
+    "lines": System.lines,
+    "administrators": System.administrators,
+    "hold": System.hold,
+    "write": lambda system, path: system.write(path, "x"),
+    "replace": lambda system, path: system.replace(path, "x"),
+    "names": System.names,
+    "directories": System.directories,
+    "inodes": System.inodes,
+    "crowded": lambda system, path: system.crowded("", [path]),
+    "has": System.has,
+    "make_directory": System.make_directory,
+    "unlink": System.unlink,
+    "remove_empty": System.remove_empty,
+    "is_socket": System.is_socket,
+    "ask": lambda system, path: system.ask(path, "x", 1),
+    "link": System.link,
 }
 """Each method that is given a path."""
 
@@ -79,7 +79,7 @@ def test_no_link_leads_out_of_the_tree(
         (root / "link").symlink_to(f"../{'../' * 40}{str(outside)[1:]}")
         path = f"link/{name}"
     try:
-        told = CALLS[call](Door(str(root)), path)
+        told = CALLS[call](System(str(root)), path)
     except (OSError, IsolationError) as error:
         told = error
     assert SECRET not in repr(told)
@@ -103,10 +103,10 @@ def test_nothing_but_a_file_of_a_tree_is_opened(tmp_path: Path, call: str, kind:
         if name == "b":
             (tmp_path / "a").symlink_to("/b")
     with pytest.raises((OSError, IsolationError)) as caught:
-        CALLS[call](Door(str(tmp_path)), "a")
+        CALLS[call](System(str(tmp_path)), "a")
     is_kept = kind == "link to a device" and call in {"administrators", "hold", "write"}
-    said = os.strerror(errno.ELOOP) if is_kept else "is no regular file"
-    assert said in str(caught.value)
+    reason = os.strerror(errno.ELOOP) if is_kept else "is no regular file"
+    assert reason in str(caught.value)
 
 
 def test_a_socket_of_a_tree_is_reached(tmp_path: Path) -> None:
@@ -118,9 +118,9 @@ def test_a_socket_of_a_tree_is_reached(tmp_path: Path) -> None:
             (tmp_path / "dev").mkdir()
             (tmp_path / "dev/log").symlink_to("/link")
             peer.bind(f"/proc/self/fd/{where}/real")
-            door = Door(f"/proc/self/fd/{where}")
-            assert door.is_socket("real")
-            door.log("heard")
+            system = System(f"/proc/self/fd/{where}")
+            assert system.is_socket("real")
+            system.log("heard")
             peer.setblocking(False)
             assert peer.recv(100).endswith(b"heard")
     finally:
@@ -136,7 +136,7 @@ def test_a_socket_of_a_tree_is_reached(tmp_path: Path) -> None:
 def test_a_tree_is_as_if_it_were_the_whole(
     tmp_path: Path, links: dict[str, str | None], below: str, path: str
 ) -> None:
-    """Whatever its links are, each path leads to where it would after ``chroot(2)``, or nowhere."""
+    """Each path leads to where it would after ``chroot(2)``, or nowhere, whatever its links are."""
     root = tmp_path / "root"
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
@@ -146,14 +146,14 @@ def test_a_tree_is_as_if_it_were_the_whole(
             (root / name / "a").symlink_to(below or ".")
         else:
             (root / name).symlink_to(target or ".")
-    door = Door(str(root))
+    system = System(str(root))
     expected = _in_chroot(root, path)
     try:
-        found = Path(door.at(path)).stat().st_ino
+        found = Path(system.at(path)).stat().st_ino
     except OSError:
         found = None
     assert found == expected
-    assert door.has(path) == (expected is not None)
+    assert system.has(path) == (expected is not None)
 
 
 def _in_chroot(root: Path, path: str) -> int | None:
@@ -192,5 +192,5 @@ def test_no_verb_tells_what_a_link_leads_to(
     (root / ONLINE).symlink_to(tmp_path / "secret")
     words = ["--all"] if verb == "undo" else ["a"] if verb == "replan" else []
     main([verb, "--root", str(root), *words])
-    said = capfd.readouterr()
-    assert "hidden" not in said.out + said.err
+    output = capfd.readouterr()
+    assert "hidden" not in output.out + output.err

@@ -1,7 +1,8 @@
-"""What happens while a VM runs: pins that move, vectors that come; and the process for it."""
+"""A VM that runs: pins that move, vectors that come; and the process that sees to them."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -18,14 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmhooks.cli.isolation import held_things
-from kvmhooks.isolate import hook, installation, service
-from kvmhooks.isolate.domain import read_claim
-from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.keeper import Keeper
-from kvmhooks.isolate.knobs.vectors import parse, posted
-from kvmhooks.isolate.pins import moved, stale
-from kvmhooks.isolate.state import Held, Process, State
-from kvmhooks.isolate.store import Store
+from kvmhooks.isolate.claims.domain_xml import read_claim
+from kvmhooks.isolate.hook import entry, follower_unit, installation
+from kvmhooks.isolate.knobs.vfio_irqs import parse, posted
+from kvmhooks.isolate.record.state import Held, State
+from kvmhooks.isolate.record.store import Store
+from kvmhooks.isolate.registry.registry import Registry
+from kvmhooks.isolate.system.process_stat import Process
+from kvmhooks.isolate.system.system import System
+from kvmhooks.isolate.vm import strays
+from kvmhooks.isolate.vm.affinity import moved, stale
 from kvmhooks.values import CpuSet, union
 from tests.isolate_model.kernel import Kernel, Record
 from tests.isolate_model.pci import Function
@@ -52,13 +55,14 @@ def guest(name: str = "a", cpus: str = "6-7", policy: str = ISOLATION) -> Vm:
 def test_law_what_is_claimed_follows_the_vcpus(
     exclusive: CpuSet, before: dict[int, CpuSet], live: dict[int, CpuSet], forbidden: CpuSet
 ) -> None:
-    """Nobody else's CPU is taken, nothing is that no vCPU has, and who stays keeps what it had."""
-    now, warnings = moved(exclusive, before, live, forbidden)
+    """Nobody else's CPU is taken, none that no vCPU has, and a vCPU that stays keeps its own."""
+    owners = {"somebody else's": forbidden}
+    now, warnings = moved(exclusive, before, live, owners)
     assert now - exclusive <= union(live.values()) - forbidden
-    assert moved(exclusive, live, live, forbidden)[0] == exclusive
+    assert moved(exclusive, live, live, owners)[0] == exclusive
     for vcpu, cpus in live.items():
         is_own = len(cpus) == 1 and cpus.isdisjoint(forbidden)
-        assert any(f"vCPU {vcpu} " in one for one in warnings) is not is_own
+        assert any(f"vCPU {vcpu} " in warning for warning in warnings) is not is_own
         if is_own and before.get(vcpu) != cpus:
             assert cpus <= now
         was = before.get(vcpu, CpuSet())
@@ -70,12 +74,12 @@ def test_law_what_is_claimed_follows_the_vcpus(
 
 
 def thread(kernel: Kernel, name: str) -> int:
-    return next(tid for tid, one in kernel.tasks.items() if one.name == name)
+    return next(tid for tid, task in kernel.tasks.items() if task.name == name)
 
 
 def follow(world: World, vm: Vm) -> Any:
     me = Process(world.kernel.libvirtd, world.kernel.tasks[world.kernel.libvirtd].start)
-    return Keeper(world.kernel, Record(world.kernel)).follow(vm.key, me)
+    return Registry(world.kernel, Record(world.kernel)).follow(vm.key, me)
 
 
 @pytest.mark.parametrize("flavour", ["systemd", "plain", "legacy"])
@@ -120,9 +124,148 @@ def test_a_vcpu_that_may_run_anywhere_has_nothing_of_its_own() -> None:
     assert held.claim.exclusive == CpuSet()
     assert held.warnings == (
         "vCPU 0 may run on 0-5: none of them is its own",
-        "vCPU 1 runs on 7, which cannot be its own",
+        "vCPU 1 runs on 7, which cannot be its own: it is b's alone",
     )
     assert str(world.state.held[other.key].claim.exclusive) == "7"
+
+
+THE_HOSTS = "the host's (/etc/kvmhooks/kvmhooks.toml: host.housekeeping)"
+
+
+def put_housekeeping(kernel: Kernel, cpus: str) -> None:
+    kernel.files["etc/kvmhooks/kvmhooks.toml"] = f'[host]\nhousekeeping = "{cpus}"\n'
+
+
+@pytest.mark.parametrize("flavour", ["systemd", "plain", "legacy"])
+@pytest.mark.parametrize(
+    ("cpu", "owner", "warning"),
+    [
+        (4, "", ""),
+        (2, "2", f"vCPU 2 runs on 2, which cannot be its own: it is {THE_HOSTS}"),
+    ],
+)
+def test_a_vcpu_that_is_plugged_in_owns_its_cpu_or_a_person_is_told(
+    flavour: str, cpu: int, owner: str, warning: str
+) -> None:
+    """`virsh vcpupin` of a vCPU that is not there yet, and `virsh setvcpus --live`: nothing else
+    runs on its CPU, or it is said whose that is; it stays when it is unplugged again, and after the
+    stop all is as before."""
+    kernel = Kernel(flavour, 8, 10)
+    put_housekeeping(kernel, owner)
+    before = effective_state(kernel)
+    world = World(kernel)
+    vm = guest()
+    world.start(vm)
+    follow(world, vm)
+    tid = world.plug(vm, 2, cpu)
+    assert stale(kernel, world.state.held[vm.key]) == f"vCPU 2 is on {cpu} and is new"
+    for _ in range(2):
+        follow(world, vm)
+        held = world.state.held[vm.key]
+        assert held.warnings == ((warning,) if warning else ())
+        assert held.claim.exclusive == vm.cpus | (CpuSet() if warning else CpuSet({cpu}))
+        assert (cpu in kernel.default) is (cpu == 2)
+    if not warning:
+        vm.cpus |= CpuSet({cpu})
+        assert list(intruders(kernel, world)) == []
+        kernel.end(tid)
+        follow(world, vm)
+        assert world.state.held[vm.key].claim.exclusive == vm.cpus
+    world.stop(vm)
+    assert effective_state(kernel) == before
+
+
+def test_a_mistake_in_the_hosts_file_keeps_no_vcpu_from_its_cpu() -> None:
+    """It is told as it is, and the claimed CPUs follow the vCPUs as ever."""
+    kernel = Kernel("plain", 8, 10)
+    world = World(kernel)
+    vm = guest()
+    world.start(vm)
+    put_housekeeping(kernel, "x")
+    world.plug(vm, 2, 4)
+    follow(world, vm)
+    held = world.state.held[vm.key]
+    assert str(held.claim.exclusive) == "4,6-7"
+    (warning,) = held.warnings
+    assert warning.startswith("/etc/kvmhooks/kvmhooks.toml: host.housekeeping: found 'x'")
+
+
+def test_a_cpu_that_is_kept_for_another_vm_is_not_taken() -> None:
+    """One that comes by migration would be refused when it arrives."""
+    kernel = Kernel("plain", 8, 10)
+    world = World(kernel)
+    vm = guest()
+    world.start(vm)
+    claim = read_claim(guest("b", "4").xml)
+    assert claim is not None
+    world.registry.reserve(claim, 60)
+    world.plug(vm, 2, 4)
+    follow(world, vm)
+    held = world.state.held[vm.key]
+    assert str(held.claim.exclusive) == "6-7"
+    assert held.warnings == ("vCPU 2 runs on 4, which cannot be its own: it is b's alone",)
+
+
+def test_the_last_cpu_stays_the_hosts() -> None:
+    """It does, wherever the vCPUs are pinned; the message says so."""
+    kernel = Kernel("plain", 8, 10)
+    world = World(kernel)
+    vm = guest(cpus="1-7")
+    vm.emulator = CpuSet({0})
+    world.start(vm)
+    world.plug(vm, 7, 0)
+    follow(world, vm)
+    held = world.state.held[vm.key]
+    assert str(held.claim.exclusive) == "1-7"
+    assert held.warnings == (
+        "vCPU 7 runs on 0, which cannot be its own: it is the last that the host has",
+    )
+
+
+@pytest.mark.parametrize(
+    ("driver", "remedy"),
+    [("qemu", ": run `virsh emulatorpin a CPUS --live`"), ("kvm-launch", "")],
+)
+def test_an_emulator_on_its_vcpus_cpus_is_told_of(driver: str, remedy: str) -> None:
+    """By `status` as it is now, and by the log when it is new: once, and again after it was not."""
+    kernel = Kernel("systemd", 8, 10)
+    logged: list[str] = []
+    kernel.log = lambda line, **_: logged.append(line)  # type: ignore[method-assign]
+    world = World(kernel)
+    vm = guest()
+    world.start(vm)
+    held = world.state.held[vm.key]
+    held.claim.driver = driver
+    aloud = strays.Aloud(kernel)
+    warning = f"the emulator may run on 6, which its vCPUs should have alone{remedy}"
+    for cpus, warnings in (
+        ("0-1", []),
+        ("0,6", [warning]),
+        ("6", [warning]),
+        ("0", []),
+        ("5-6", [warning]),
+    ):
+        kernel.put(f"{kernel.base}/{vm.scope}/libvirt/emulator/cpuset.cpus", cpus)
+        kernel.pin(vm.pid, CpuSet.parse(cpus))
+        assert strays.told(kernel, held) == warnings
+        aloud.tell(held)
+    assert logged == [f"a: {warning}", f"a: {warning}"]
+    held.state = "pending"
+    assert strays.told(kernel, held) == []
+    aloud.tell(None)
+
+
+def test_an_io_thread_on_its_vcpus_cpus_is_told_of_by_its_number() -> None:
+    """Each has a pin of its own."""
+    kernel = Kernel("systemd", 8, 10)
+    world = World(kernel)
+    vm = guest()
+    world.start(vm)
+    tid = kernel.spawn("IO iothread3", group=vm.scope, leader=vm.pid)
+    world._place(vm, tid, f"{vm.scope}/libvirt/iothread3", CpuSet({7}))
+    (warning,) = strays.told(kernel, world.state.held[vm.key])
+    assert warning.startswith("I/O thread 3 may run on 7, which its vCPUs should have alone: ")
+    assert warning.endswith("run `virsh iothreadpin a 3 CPUS --live`")
 
 
 def test_a_follower_ends_with_its_claim() -> None:
@@ -155,7 +298,7 @@ def test_vectors_of_a_vms_device_go_to_its_cpus(policy: str, expected: list[str]
     kernel.irqs[numbers[3]].action = "vfio-msix[0](0000:02:00.0)"
     follow(world, vm)
     assert [str(kernel.irqs[number].mask) for number in numbers] == [*expected, "0-4"]
-    Keeper(kernel, Record(kernel)).undo(None)
+    Registry(kernel, Record(kernel)).undo(None)
     assert {str(kernel.irqs[number].mask) for number in numbers} == {"0-7"}
 
 
@@ -172,7 +315,7 @@ def test_a_device_that_is_attached_later_is_the_vms() -> None:
     plain = vm.xml.decode()
     vm.devices = HOSTDEV
     with_device = vm.xml.decode()
-    said = {}
+    masks = {}
     for name, text in (
         ("before", plain),
         ("attached", with_device),
@@ -182,8 +325,8 @@ def test_a_device_that_is_attached_later_is_the_vms() -> None:
     ):
         kernel.files[record] = text if name == "no domain" else f"<domstatus>{text}</domstatus>"
         follow(world, vm)
-        said[name] = str(kernel.irqs[number].mask)
-    assert said == {
+        masks[name] = str(kernel.irqs[number].mask)
+    assert masks == {
         "before": "0-5",
         "attached": "7",
         "unreadable": "7",
@@ -195,7 +338,7 @@ def test_a_device_that_is_attached_later_is_the_vms() -> None:
 
 
 def test_vectors_that_are_the_hosts_are_near_to_their_device() -> None:
-    """As far as the host may have those CPUs; where nothing is near, anywhere."""
+    """They go there as far as the host may have those CPUs; where nothing is near, anywhere."""
     kernel = Kernel("systemd", 8, 10)
     world = World(kernel)
     vm = guest(policy='<kvmhooks:isolation exclusive="yes" vfio="housekeeping"/>')
@@ -267,16 +410,16 @@ def test_posted_interrupts_make_it_moot(
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text + "\n")
-    door = Door(str(tmp_path))
-    assert bool(posted(door)) is expected
+    system = System(str(tmp_path))
+    assert bool(posted(system)) is expected
     state = State("")
     claim = read_claim(Vm("a", CpuSet({6}), CpuSet({0})).xml.replace(b"</domain>", HOSTDEV_XML))
     assert claim is not None
     state.held["a"] = Held(claim, holder=Process(1, 1))
-    warnings = held_things(state, door)["claims"][0]["warnings"]
-    assert any("moot" in one for one in warnings) is expected
+    warnings = held_things(state, system)["claims"][0]["warnings"]
+    assert any("moot" in warning for warning in warnings) is expected
     (tmp_path / "proc/cmdline").write_text("intremap=nopost")
-    assert posted(door) == ""
+    assert posted(system) == ""
 
 
 # --- the process --------------------------------------------------------------------------------
@@ -307,12 +450,34 @@ class Tree:
             (root / name).mkdir(parents=True, exist_ok=True)
         (root / "run/libvirt/qemu/a.pid").write_text(str(self.vm.pid))
         self.scope = root / f"{kernel.base}/{self.vm.scope}/libvirt"
+        self._log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._lines: list[str] = []
+
+    def listen(self) -> None:
+        """Have a log; a socket's path has at most 107 characters."""
+        (self.root / "dev").mkdir(exist_ok=True)
+        link = Path(f"/tmp/kvmhooks-log-{os.getpid()}")
+        link.symlink_to(self.root / "dev")
+        self._log.bind(f"{link}/log")
+        link.unlink()
+        self._log.setblocking(False)
+
+    @property
+    def logged(self) -> list[str]:
+        """The messages since ``listen``."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._lines.append(self._log.recv(10_000).decode())
+        return self._lines
+
+    def close(self) -> None:
+        self._log.close()
 
     def call(self, operation: str) -> None:
         words = ["a", operation, "end" if operation == "release" else "begin", "-"]
         if self.program is None:
             xml = io.BytesIO(self.vm.xml)
-            assert hook.main(words, xml, io.StringIO(), str(self.root)) == 0
+            assert entry.main(words, xml, io.StringIO(), str(self.root)) == 0
             return
         subprocess.run(
             [self.program, "--root", self.root, *words], input=self.vm.xml, check=True, timeout=30
@@ -333,8 +498,8 @@ class Tree:
         return found[0] if found else 0
 
     def pin(self, thread: str, cpus: str) -> None:
-        door = Door(str(self.root))
-        door.set_affinity(self.threads[thread], CpuSet.parse(cpus))
+        system = System(str(self.root))
+        system.set_affinity(self.threads[thread], CpuSet.parse(cpus))
 
     def irq(self, number: int, action: str = "") -> Path:
         """A new interrupt, as a driver that requests it makes it."""
@@ -357,6 +522,7 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
     (tmp_path / "etc/kvmhooks/disabled").touch()
     if pid and Path(f"/proc/{pid}").exists():
         os.kill(pid, signal.SIGTERM)
+    found.close()
 
 
 def eventually(condition: Callable[[], object], seconds: float = 15) -> None:
@@ -370,6 +536,7 @@ def test_the_hook_starts_one_and_it_sees_to_everything(tree: Tree) -> None:
     """The installed file itself, as a process of its own: pins, vectors, interrupts, its end."""
     installed = installation.install(str(tree.root / "installed"), libvirt=(9, 0, 0))
     tree.program = tree.root / f"installed{installed.path}"
+    tree.listen()
     for operation in ("prepare", "start", "started"):
         tree.call(operation)
     eventually(lambda: tree.follower)
@@ -386,6 +553,9 @@ def test_the_hook_starts_one_and_it_sees_to_everything(tree: Tree) -> None:
     own = tree.irq(41, "eth0-rx-0")
     eventually(lambda: vector.read_text().strip() == "7")
     eventually(lambda: own.read_text().strip() == "0-5")
+    tree.pin("qemu-kvm", "0,6")
+    (tree.scope / "emulator/cpuset.cpus").write_text("0,6\n")
+    eventually(lambda: any("the emulator may run on 6, " in line for line in tree.logged))
     tree.pin("CPU 1/KVM", "4")
     (tree.scope / "vcpu1/cpuset.cpus").write_text("4\n")
     eventually(lambda: tree.held["claim"]["exclusive"] == "4,6")
@@ -418,7 +588,7 @@ def test_irqbalance_that_starts_again_is_told_again(tree: Tree) -> None:
         link.unlink()
         listener.listen(8)
         listener.settimeout(15)
-        while not any("settings cpus" in one for one in requests):
+        while not any("settings cpus" in request for request in requests):
             peer, _ = listener.accept()
             with peer:
                 requests.append(peer.recv(500).decode())
@@ -443,7 +613,7 @@ def test_a_follower_without_anything_to_do_sleeps(tree: Tree) -> None:
     status = Path(f"/proc/{pid}/status").read_text()
     resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     assert int(resident.split()[1]) < 30 << 10
-    service.ensure(Keeper(Door(str(tree.root)), Store(str(tree.root))), tree.vm.key)
+    follower_unit.ensure(Registry(System(str(tree.root)), Store(str(tree.root))), tree.vm.key)
     assert tree.follower == pid
 
 
@@ -458,10 +628,13 @@ def switches(pid: int) -> int:
 
 
 def test_the_packages_own_words_run_the_hook(tmp_path: Path) -> None:
-    """What kvm-launch starts a follower with, from wherever it was installed."""
+    """kvm-launch starts a follower with them, from wherever it was installed; nothing in them would
+    have to be quoted for systemd: 252 reads back another text than it was given.
+    """
     done = subprocess.run(
-        [*service.this_package(), "--root", str(tmp_path), "--follow", "qemu-x"],
+        [*follower_unit.this_package(), "--root", str(tmp_path), "--follow", "qemu-x"],
         capture_output=True, check=False, env={}, cwd="/",
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, b""), done.stderr
-    assert service.this_package()[0] == sys.executable
+    assert follower_unit.this_package()[0] == sys.executable
+    assert not set(';\n$%"\\') & set("".join(follower_unit.this_package()))

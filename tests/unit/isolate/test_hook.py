@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 
 from kvmhooks import isolate
 from kvmhooks.errors import IsolationError
-from kvmhooks.isolate import hook
+from kvmhooks.isolate.hook import entry
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
 from tests.isolate_model.tree import plant, snapshot
@@ -48,7 +49,7 @@ def root(tmp_path: Path) -> Path:
 
 def run(root: Path, vm: Vm, operation: str, sub: str = "begin", xml: bytes | None = None) -> int:
     stdout = io.StringIO()
-    code = hook.main(
+    code = entry.main(
         [vm.name, operation, sub, "-"],
         io.BytesIO(vm.xml if xml is None else xml),
         stdout,
@@ -74,16 +75,17 @@ def test_a_guest_without_our_metadata_touches_nothing(root: Path) -> None:
 def test_what_is_imported_for_a_stranger() -> None:
     """One interpreter start and nothing else: no module of ours but the hook itself."""
     code = (
-        "import sys, io; before = set(sys.modules); from kvmhooks.isolate import hook;"
-        "hook.main(['s', 'prepare', 'begin', '-'], io.BytesIO(b'<domain/>'), None, '/nonexistent');"
+        "import sys, io; before = set(sys.modules); from kvmhooks.isolate.hook import main;"
+        "main(['s', 'prepare', 'begin', '-'], io.BytesIO(b'<domain/>'), None, '/nonexistent');"
         "print(*sorted(m for m in set(sys.modules) - before if m.startswith('kvmhooks')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert done.stdout.split() == [
         b"kvmhooks",
         b"kvmhooks.isolate",
-        b"kvmhooks.isolate.gate",
         b"kvmhooks.isolate.hook",
+        b"kvmhooks.isolate.hook.entry",
+        b"kvmhooks.isolate.hook.fastpath",
     ]
 
 
@@ -100,13 +102,57 @@ def test_the_kill_switch_stops_everything(root: Path) -> None:
 def test_an_ordinary_user_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """qemu:///session runs the same hooks: exit 0 before anything is touched."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert hook.main(["a", "prepare", "begin", "-"], io.BytesIO(A.xml), io.StringIO()) == 0
+    assert entry.main(["a", "prepare", "begin", "-"], io.BytesIO(A.xml), io.StringIO()) == 0
 
 
 @pytest.mark.parametrize("arguments", [[], ["a"], ["a", "b", "c"], ["a", "attach", "begin", "-"]])
 def test_an_operation_that_is_not_ours_is_ignored(root: Path, arguments: list[str]) -> None:
     """libvirt may add operations."""
-    assert hook.main(arguments, io.BytesIO(A.xml), io.StringIO(), str(root)) == 0
+    assert entry.main(arguments, io.BytesIO(A.xml), io.StringIO(), str(root)) == 0
+
+
+OTHER_WORDS = [
+    (["--reconcile", "--rot", "T"], "'--reconcile' '--rot' 'T'"),
+    (["--help"], "'--help'"),
+    (["--follow"], "'--follow'"),
+    (["--root"], "'--root'"),
+    (["--root", "T", "--settle", "x"], "'--settle' 'x'"),
+    (["--\x1b[2J"], "'--\\x1b[2J'"),
+]
+
+
+@pytest.mark.parametrize(("words", "found"), OTHER_WORDS, ids=range(len(OTHER_WORDS)))
+def test_words_that_are_none_of_its_own_are_refused(
+    words: list[str], found: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line, and nobody waits for a domain on the standard input."""
+    assert entry.command(words) == 2
+    expected = "--reconcile, --follow KEY or --settle, with --root DIR where it is not /"
+    assert capfd.readouterr() == ("", f"kvmhooks: found {found}, expected {expected}\n")
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_the_root_may_stand_on_either_side(
+    root: Path,
+    is_last: bool,  # noqa: FBT001 -- a parameter
+) -> None:
+    """`--reconcile --root T` gives back as `--root T --reconcile` does."""
+    assert run(root, A, "prepare") == 0
+    (held,) = state(root)["held"].values()
+    shutil.rmtree(root / "proc" / str(held["holder"][0]))
+    words = [["--reconcile"], ["--root", str(root)]]
+    assert entry.command([*words[not is_last], *words[is_last]]) == 0
+    assert not (root / "run/kvmhooks/state.json").exists()
+
+
+@pytest.mark.parametrize("name", ["--reconcile", "--follow", "--root", "--settle", "--x"])
+def test_a_stranger_may_be_called_like_an_option(root: Path, name: str) -> None:
+    """libvirt allows it: such a VM starts as any other."""
+    before = snapshot(root)
+    for operation, sub in OPERATIONS:
+        assert entry.is_call([name, operation, sub, "-"])
+        assert entry.command(["--root", str(root), name, operation, sub, "-"], STRANGER.xml) == 0
+    assert snapshot(root) == before
 
 
 def test_a_refusal_is_one_line_with_the_remedy(
@@ -115,10 +161,10 @@ def test_a_refusal_is_one_line_with_the_remedy(
     """Exit 1 and one line on stderr, which libvirt shows."""
     assert run(root, A, "prepare") == 0
     assert run(root, B, "prepare") == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "CPUs 6 are a's alone" in said
-    assert "kvmhooks tune b" in said
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert "CPUs 6 are a's alone" in output
+    assert "kvmhooks tune b" in output
 
 
 @pytest.mark.parametrize(
@@ -136,7 +182,7 @@ def test_what_must_not_fail_does_not(root: Path, operation: str, sub: str) -> No
 def test_a_record_that_is_not_ours_refuses_the_start(
     root: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is on record cannot be read, so nothing new is begun; others start all the same."""
+    """The record cannot be read, so nothing new is begun; others start all the same."""
     (root / "run/kvmhooks").mkdir(mode=0o700)
     (root / "run/kvmhooks/state.json").write_text(text)
     assert run(root, A, "prepare") == 1
@@ -231,17 +277,15 @@ def test_strict_gives_everything_back_when_a_part_is_refused() -> None:
     before = effective_state(kernel)
 
     def refuse(what: str) -> None:
-        if what.endswith("writeback/cpumask"):
+        if what.endswith("workqueue/cpumask"):
             raise OSError(errno.EINVAL, "refused")
 
     kernel.step = refuse
     world.start(A)
-    assert list(intruders(kernel, world)) == [
-        "sys/devices/virtual/workqueue/writeback/cpumask on 6-7 of a"
-    ]
+    assert list(intruders(kernel, world)) == ["sys/devices/virtual/workqueue/cpumask on 6-7 of a"]
     world.stop(A)
     strict = '<kvmhooks:isolation exclusive="yes" strict="yes"/>'
-    with pytest.raises(IsolationError, match="strict, and 1 could not be met: workqueue/writeback"):
+    with pytest.raises(IsolationError, match="strict, and 1 could not be met: workqueue: "):
         world.start(Vm("a", A.cpus, A.emulator, strict))
     assert effective_state(kernel) == before
     assert kernel.record is None

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmhooks.errors import IsolationError, PlanError
-from kvmhooks.isolate import hook
-from kvmhooks.isolate.domain import read_claim
-from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.keeper import Keeper
-from kvmhooks.isolate.report import APPLIED, REFUSAL
-from kvmhooks.isolate.store import Store
+from kvmhooks.isolate.claims.domain_xml import read_claim
+from kvmhooks.isolate.hook import entry
+from kvmhooks.isolate.kinds.hugepage_pools import HugePagePool
+from kvmhooks.isolate.record.report import APPLIED, REFUSAL
+from kvmhooks.isolate.record.store import Store
+from kvmhooks.isolate.registry.registry import Registry
+from kvmhooks.isolate.system.system import System
 from kvmhooks.placement import plan
 from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.values import CpuSet
@@ -57,7 +58,7 @@ def test_failure_1_an_empty_allowed_cpus_does_not_widen_the_set() -> None:
     assert kernel.read("sys/fs/cgroup/system.slice/cpuset.cpus") == "0-5"
     world.stop(vm)
     assert kernel.read("sys/fs/cgroup/system.slice/cpuset.cpus") == "0-7"
-    assert [one for one in kernel.files if one.startswith("run/systemd")] == []
+    assert [path for path in kernel.files if path.startswith("run/systemd")] == []
     assert kernel.files[ADMIN] == "[Slice]\nAllowedCPUs=0-7\n"
     kernel.reload_systemd()
     assert str(kernel.groups.effective(kernel.groups.find("system.slice"))) == "0-7"
@@ -122,7 +123,7 @@ def test_failure_5_a_mask_of_several_cpus_on_isolated_ones() -> None:
     xml = vm.xml.replace(b"cpuset='7'", b"cpuset='5,7'")
     world = World(Kernel("partitions", 8, 10))
     with pytest.raises(IsolationError, match="expected one CPU of its own"):
-        hook.carry_out(Keeper(world.kernel, Record(world.kernel)), "prepare", xml)
+        entry.carry_out(Registry(world.kernel, Record(world.kernel)), "prepare", xml)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_failure_5_a_thread_behind_a_vcpu_never_runs(pin: str) -> None:
     xml = xml.replace(b"<emulatorpin cpuset='0-1'/>", b"") if "emulator" in pin else xml
     world = World(Kernel("partitions", 8, 10))
     with pytest.raises(IsolationError, match="expected CPUs apart from 6-7"):
-        hook.carry_out(Keeper(world.kernel, Record(world.kernel)), "prepare", xml)
+        entry.carry_out(Registry(world.kernel, Record(world.kernel)), "prepare", xml)
 
 
 def test_failure_6_managed_interrupts_refuse_and_others_wait() -> None:
@@ -146,10 +147,10 @@ def test_failure_6_managed_interrupts_refuse_and_others_wait() -> None:
     world.call(vm, "prepare", "begin")
     report = world.call(vm, "start", "begin")
     assert report is not None
-    refused = {one.key: one.why for one in report.of(REFUSAL)}
+    refused = {result.key: result.why for result in report.of(REFUSAL)}
     managed = {f"irq/{number}" for number, irq in kernel.irqs.items() if irq.is_managed}
     assert refused == dict.fromkeys(managed, "EIO")
-    waiting = {one.key for one in report.of(APPLIED) if one.why.startswith("pending")}
+    waiting = {result.key for result in report.of(APPLIED) if result.why.startswith("pending")}
     assert waiting == {"irq/5", "irq/16", "irq/27"} - managed
 
 
@@ -183,17 +184,17 @@ class Irqbalance:
             with peer:
                 request = peer.recv(500).decode()
                 if request == "setup":
-                    irqs = "".join(f"IRQ {one} LOAD 0 DIFF 0 CLASS 0 " for one in self.irqs)
+                    irqs = "".join(f"IRQ {irq} LOAD 0 DIFF 0 CLASS 0 " for irq in self.irqs)
                     banned = self.banned.format_mask(256)
                     peer.sendall(f"SLEEP 10 {irqs}BANNED {banned}".encode())
                     continue
                 self.requests.append(request)
                 if request.startswith("settings ban irqs "):
-                    said = request.removeprefix("settings ban irqs ").replace(" ", ",")
-                    self.irqs = CpuSet() if said == "NONE" else CpuSet.parse(said)
+                    value = request.removeprefix("settings ban irqs ").replace(" ", ",")
+                    self.irqs = CpuSet() if value == "NONE" else CpuSet.parse(value)
                     continue
-                said = request.removeprefix("settings cpus ")
-                self.next = CpuSet() if said == "NULL" else CpuSet.parse(said)
+                value = request.removeprefix("settings cpus ")
+                self.next = CpuSet() if value == "NULL" else CpuSet.parse(value)
 
 
 @pytest.fixture
@@ -238,7 +239,9 @@ def test_failure_7_the_interrupts_of_devices_that_vms_have_are_banned_as_well(ro
     arguments = ("begin", "begin", "end")
     bans = []
     for operation, sub in zip(("prepare", "start", "release"), arguments, strict=True):
-        assert hook.main(["a", operation, sub, "-"], io.BytesIO(xml), io.StringIO(), str(root)) == 0
+        assert (
+            entry.main(["a", operation, sub, "-"], io.BytesIO(xml), io.StringIO(), str(root)) == 0
+        )
         bans.append(str(daemon.irqs))
     assert bans == ["3", "1-3", "3"]
     daemon.close()
@@ -285,7 +288,7 @@ def test_failure_7_a_ban_that_was_not_taken_up_yet_is_taken_back(
     call(guest(), "release")
     daemon.scan()
     assert str(daemon.banned) == "0"
-    assert hook.reconcile(str(root), ()) == 0
+    assert entry.reconcile(str(root), ()) == 0
     assert not (root / "run/kvmhooks/state.json").exists()
     daemon.close()
 
@@ -306,14 +309,14 @@ def test_failure_7_a_ban_is_off_the_record_once_it_is_seen_to_be_gone(
     assert record in state.read_text()
     if scans:
         threading.Timer(0.1, daemon.scan).start()
-    assert hook.reconcile(str(root), (0.1, 0.3)) == code
+    assert entry.reconcile(str(root), (0.1, 0.3)) == code
     assert (state.exists() and record in state.read_text()) is not scans
     daemon.close()
 
 
 def run(root: Path, vm: Vm, operation: str, sub_operation: str) -> int:
     arguments = [vm.name, operation, sub_operation, "-"]
-    return hook.main(arguments, io.BytesIO(vm.xml), io.StringIO(), str(root))
+    return entry.main(arguments, io.BytesIO(vm.xml), io.StringIO(), str(root))
 
 
 def test_failure_8_no_child_keeps_the_hooks_pipes(tmp_path: Path) -> None:
@@ -332,10 +335,10 @@ def test_failure_8_a_wait_is_bounded(tmp_path: Path) -> None:
     """vfio-isolate#6: another hook that holds the lock for ever does not hold us for as long."""
     plant(Kernel("plain", 8, 4), tmp_path)
     store = Store(str(tmp_path))
-    door = Door(str(tmp_path))
-    other = Keeper(Door(str(tmp_path)), Store(str(tmp_path)), budget=0.2)
+    system = System(str(tmp_path))
+    other = Registry(System(str(tmp_path)), Store(str(tmp_path)), budget=0.2)
     begun = time.monotonic()
-    with store.lock(door, 1), pytest.raises(IsolationError, match="another hook has held it"):
+    with store.lock(system, 1), pytest.raises(IsolationError, match="another hook has held it"):
         other.reconcile()
     assert time.monotonic() - begun < 1
 
@@ -373,7 +376,7 @@ def test_failure_9_others_go_on_while_memory_is_compacted(tmp_path: Path) -> Non
     other = Vm("b", CpuSet.parse("4-5"), CpuSet.parse("0-1"))
     calls: list[int] = []
 
-    class Slow(Door):
+    class Slow(System):
         """Its pages come with the second compaction, in which another VM lives its whole life."""
 
         def write(self, path: str, text: str) -> None:
@@ -388,14 +391,15 @@ def test_failure_9_others_go_on_while_memory_is_compacted(tmp_path: Path) -> Non
                 super().write(path, count)
                 (tmp_path / PAGES / "free_hugepages").write_text(count)
 
-    keeper = Keeper(Slow(str(tmp_path)), Store(str(tmp_path)))
+    registry = Registry(Slow(str(tmp_path)), Store(str(tmp_path)))
     claim = read_claim(with_pages(64).xml)
     assert claim is not None
-    keeper.prepare(claim)
+    registry.prepare(claim)
     assert calls == [0] * 6
-    (held,) = keeper.look().held.values()
-    assert (held.claim.name, held.pages) == ("a", {"0/2048": 64})
-    keeper.release(claim.key)
+    (held,) = registry.look().held.values()
+    pools = registry.look().acquired(HugePagePool)
+    assert (held.claim.name, pools) == ("a", {"0/2048": HugePagePool(shares={claim.key: 64})})
+    registry.release(claim.key)
     assert (tmp_path / PAGES / "nr_hugepages").read_text().strip() == "0"
 
 
@@ -419,7 +423,7 @@ def test_failure_9_only_our_share_is_given_back_and_only_what_is_free() -> None:
 
 @pytest.mark.parametrize("cpus", ["5", "3,5,7", "1-7"])
 def test_failure_10_any_number_of_cpus_and_any_parity(cpus: str) -> None:
-    """kubevirt#10593: what the VM owns is what its pins say, odd or even, siblings or not."""
+    """kubevirt#10593: the VM owns what its pins say, odd or even, siblings or not."""
     kernel = Kernel("systemd", 8, 20)
     before = effective_state(kernel)
     world = World(kernel)
@@ -438,7 +442,7 @@ def test_failure_10_guest_siblings_are_host_siblings(host: str, pins: str) -> No
 
 
 def test_failure_10_no_guest_threads_without_host_threads() -> None:
-    """kubevirt#11749: refused, and what binds is named."""
+    """kubevirt#11749: refused, and the limit that binds is named."""
     with pytest.raises(PlanError, match="1 core with 2 free threads, expected at most 0"):
         plan(_dedicated(), golden_host("laptop"))
 

@@ -12,7 +12,7 @@ import pytest
 
 from kvmhooks.cli.hooks import main
 from kvmhooks.errors import IsolationError, UsageError
-from kvmhooks.isolate import bundle, installation
+from kvmhooks.isolate.hook import bundle, installation
 from kvmhooks.values import CpuSet
 from kvmhooks.version import VERSION
 from tests.isolate_model.kernel import Kernel
@@ -69,7 +69,7 @@ def test_no_step_below_a_root_leads_out_of_it(tmp_path: Path, step: str, to: str
 
 
 def test_links_within_a_root_are_followed(tmp_path: Path) -> None:
-    """As some distributions have them."""
+    """Some distributions have them."""
     root = tmp_path / "host"
     (root / "usr/etc").mkdir(parents=True)
     (root / "etc").symlink_to("usr/etc")
@@ -171,6 +171,18 @@ def test_uninstall_leaves_nothing(tmp_path: Path, there: str) -> None:
     installation.uninstall(str(tmp_path))
 
 
+def test_uninstall_says_what_there_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A hook that is gone now, or none."""
+    words = ["uninstall", "--root", str(tmp_path)]
+    daemon(tmp_path)
+    none = "the hook was not installed: found none to remove\n"
+    assert (main("hooks", words), capsys.readouterr().out) == (0, none)
+    hook = install(tmp_path)
+    removed = f"/{hook.relative_to(tmp_path)}: the hook is removed\n"
+    assert (main("hooks", words), capsys.readouterr().out) == (0, removed)
+    assert (main("hooks", words), capsys.readouterr().out) == (0, none)
+
+
 def test_uninstall_keeps_what_others_have_put_beside(tmp_path: Path) -> None:
     """Another hook, in a directory that we made, and a unit that we did not make."""
     theirs = install(tmp_path).with_name("other")
@@ -226,7 +238,7 @@ def test_no_link_of_a_tree_has_a_hook_put_elsewhere(tmp_path: Path, verb: str, n
 
 
 def test_the_directories_that_a_hook_names_are_its_trees(tmp_path: Path) -> None:
-    """What a hook of a tree says to have been made with it may be a lie."""
+    """The hook of a tree may lie about what was made with it."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     outside.mkdir()
     hook = install(root)
@@ -304,10 +316,28 @@ def test_an_interpreter_that_is_missing_moves_no_script(tmp_path: Path) -> None:
     assert [path.name for path in old.parent.iterdir()] == ["qemu"]
 
 
+@pytest.mark.parametrize("line", ["", f"# Of {'0' * 64}\n"], ids=["before it was told", "another"])
+def test_a_hook_of_another_build_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    """After an upgrade that changed no version number, as from a checkout, `status` says what to
+    do; once that is done there is nothing to say."""
+    daemon(tmp_path)
+    hook = install(tmp_path)
+    hook.write_text(hook.read_text().replace(f"# Of {bundle.digest()}\n", line, 1))
+    found = f"{installation.status(str(tmp_path)).path}: kvmhooks {VERSION}"
+    assert main("hooks", ["status", "--root", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        found, f"another build of {VERSION} than this one: run `kvmhooks hooks install`"
+    ]  # fmt: skip
+    install(tmp_path)
+    assert installation.status(str(tmp_path)).problems == ()
+
+
 def test_status_says_what_is_there_and_whether_it_would_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a command, with JSON, and each problem with its remedy."""
+    """It is a command, with JSON, and each problem has its remedy."""
     root = ["--root", str(tmp_path)]
     daemon(tmp_path)
     assert main("hooks", ["status", *root]) == 1
@@ -324,10 +354,10 @@ def test_status_says_what_is_there_and_whether_it_would_run(
     hook.chmod(0o666)
     hook.write_text(hook.read_text().replace(VERSION, "0.0.9", 1))
     assert main("hooks", ["status", *root]) == 1
-    said = capsys.readouterr().out
-    assert "version 0.0.9, expected" in said
-    assert "others than root may write it" in said
-    assert "not executable" in said
+    output = capsys.readouterr().out
+    assert "version 0.0.9, expected" in output
+    assert "others than root may write it" in output
+    assert "not executable" in output
 
 
 def test_owner_and_mode_whatever_the_umask(tmp_path: Path) -> None:
@@ -360,13 +390,13 @@ def test_a_call_for_a_vm_of_ours_imports_nothing_large(tmp_path: Path) -> None:
             input=GUEST.xml, capture_output=True, check=True,
         )  # fmt: skip
         loaded |= {line.rpartition(b"|")[2].strip() for line in done.stderr.splitlines()}
-    assert b"kvmhooks.isolate.engine" in loaded
+    assert b"kvmhooks.isolate.engine.converge" in loaded
     assert not loaded & {b"re", b"typing", b"json", b"contextlib", b"functools", b"collections"}
 
 
 @pytest.mark.parametrize("name", ["../victim/empty", "{absolute}", "etc/empty", "etc/../etc/empty"])
 def test_only_directories_that_we_make_are_taken_away(tmp_path: Path, name: str) -> None:
-    """Whatever the third line of the hook's file says, outside of the root or below it."""
+    """Nothing else goes, outside of the root or below it, whatever the hook's third line says."""
     outside, below = tmp_path / "victim/empty", tmp_path / "root/etc/empty"
     for directory in (outside, below):
         directory.mkdir(parents=True)

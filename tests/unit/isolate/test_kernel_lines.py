@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from kvmhooks.host.cgroup import parse_mounts
-from kvmhooks.host.tree import Tree
-from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.groups import Groups
-from kvmhooks.isolate.threads import owner_of, threads_of
-from kvmhooks.isolate.uses import uses_of
+from kvmhooks.host.files.tree import Tree
+from kvmhooks.host.system.cgroup import parse_mounts
+from kvmhooks.isolate.resources.host_uses import uses_of
+from kvmhooks.isolate.system.system import System
+from kvmhooks.isolate.vm.cgroups import Groups
+from kvmhooks.isolate.vm.qemu_threads import owner_of, threads_of
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
 from tests.isolate_model.world import Vm, World, effective_state, intruders
 
 ENDS = ("\x0b", "\x0c", "\r", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
-"""What ``str.splitlines()`` takes for the end of a line, besides the line feed."""
+"""Characters that ``str.splitlines()`` takes for the end of a line, besides the line feed."""
 
 NAMES = [
     *(f"a{end}b" for end in ENDS),
@@ -36,7 +36,7 @@ def test_a_groups_name_is_read_as_it_is(tmp_path: Path, name: str, controllers: 
     line = f"4:{controllers}:/docker/{name}\n" if controllers else f"0::/docker/{name}\n"
     path.write_bytes(line.encode("utf-8", "surrogateescape"))
     groups = Groups(base="sys/fs/cgroup", is_unified=not controllers)
-    assert groups.of_process(Door(str(tmp_path)), 7) == f"docker/{name}"
+    assert groups.of_process(System(str(tmp_path)), 7) == f"docker/{name}"
 
 
 @pytest.mark.parametrize("flavour", ["partitions", "systemd", "plain", "legacy"])
@@ -65,8 +65,8 @@ def test_a_threads_name_with_digits_that_are_no_number(tmp_path: Path, name: str
     task.mkdir(parents=True)
     (task / "stat").write_text(f"7 ({name}) S 1\n")
     (tmp_path / "proc/7/cgroup").write_text("0::/m/vcpu\u00b2\n")
-    found = threads_of(Door(str(tmp_path)), Groups(base="", is_unified=True), 7)
-    assert [(one.name, one.role) for one in found] == [(name, "emulator")]
+    found = threads_of(System(str(tmp_path)), Groups(base="", is_unified=True), 7)
+    assert [(thread.name, thread.role) for thread in found] == [(name, "emulator")]
 
 
 @pytest.mark.parametrize("end", ENDS, ids=ascii)
@@ -83,7 +83,7 @@ def test_a_disk_that_is_mounted_at_an_odd_place_is_in_use(tmp_path: Path, end: s
         (tmp_path / path).write_text(text, newline="")
     (tmp_path / "sys/block").mkdir(parents=True)
     (tmp_path / "sys/block/sdb").symlink_to(f"../devices/pci0000:00/{device}/block/sdb")
-    assert [reason for reason, _ in uses_of(Door(str(tmp_path)), device)] == ["mounted"]
+    assert [reason for reason, _ in uses_of(System(str(tmp_path)), device)] == ["mounted"]
     assert list(Tree(tmp_path).lines("proc/self/mountinfo", 9_999)) == [line.rstrip("\n")]
 
 

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Callable
+from itertools import product
+
 import pytest
 
 from kvmhooks.cli.isolation import held_things, told
 from kvmhooks.errors import IsolationError
-from kvmhooks.isolate.keeper import Keeper
-from kvmhooks.isolate.report import FAILED, REFUSAL
+from kvmhooks.isolate.record.report import FAILED, REFUSAL
+from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.values import CpuSet
-from tests.isolate_model.kernel import Kernel, Record
+from tests.isolate_model.kernel import Kernel, Record, nothing
 from tests.isolate_model.pci import Function
-from tests.isolate_model.world import BINDS, GivenVm, World
+from tests.isolate_model.world import BINDS, GivenVm, Killed, World, effective_state
 
 PF = "0000:05:00.0"
 FIRST, SECOND, THIRD = (f"0000:05:02.{at}" for at in range(3))
 
 
-@pytest.fixture
-def kernel() -> Kernel:
-    """A card that may have eight functions and has none; the host's driver would take them."""
+def a_card() -> Kernel:
+    """Return a host whose card may have eight functions and has none; its driver takes them."""
     kernel = Kernel("plain", 16, 4)
     kernel.pci.plug(PF, Function(5, "ice", ("ice",), total=8))
     return kernel
+
+
+@pytest.fixture
+def kernel() -> Kernel:
+    return a_card()
 
 
 def guest(*addresses: str, name: str = "guest", cpus: str = "6-7", count: int = 3) -> GivenVm:
@@ -39,16 +48,16 @@ def drivers(kernel: Kernel) -> dict[str, str]:
 def test_a_pool_is_made_for_the_first_vm_and_removed_with_the_last(kernel: Kernel) -> None:
     """No driver of the host gets hold of a function; the switch for that is back at once."""
     world = World(kernel)
-    one = guest(FIRST, name="one")
-    two = guest(SECOND, name="two", cpus="8", count=2)
-    world.start(one)
+    first = guest(FIRST, name="one")
+    second = guest(SECOND, name="two", cpus="8", count=2)
+    world.start(first)
     assert drivers(kernel) == {FIRST: "vfio-pci", SECOND: "", THIRD: ""}
     assert kernel.pci.functions[PF].probes
-    world.start(two)
+    world.start(second)
     assert drivers(kernel) == {FIRST: "vfio-pci", SECOND: "vfio-pci", THIRD: ""}
-    world.stop(one)
+    world.stop(first)
     assert drivers(kernel) == {FIRST: "", SECOND: "vfio-pci", THIRD: ""}
-    world.stop(two)
+    world.stop(second)
     assert drivers(kernel) == {}
     assert kernel.record is None
 
@@ -60,7 +69,7 @@ def test_a_pool_that_was_there_stays(kernel: Kernel) -> None:
     world = World(kernel)
     vm = guest(FIRST)
     world.start(vm)
-    assert world.state.vfs == {}
+    assert "vfs" not in world.state.resources
     assert drivers(kernel) == before | {FIRST: "vfio-pci"}
     world.stop(vm)
     assert drivers(kernel) == before == dict.fromkeys(before, "iavf")
@@ -75,12 +84,12 @@ def test_a_pool_in_use_stays_until_nobody_uses_it(kernel: Kernel) -> None:
     kernel.pci.functions[THIRD].driver = "iavf"
     world.stop(vm)
     assert drivers(kernel) == {FIRST: "", SECOND: "", THIRD: "iavf"}
-    keeper = Keeper(kernel, Record(kernel))
-    report = keeper.reconcile()
-    assert [(one.key, one.why) for one in report.of(REFUSAL, FAILED)] == [
+    registry = Registry(kernel, Record(kernel))
+    report = registry.reconcile()
+    assert [(result.key, result.why) for result in report.of(REFUSAL, FAILED)] == [
         (f"sriov/{PF}", f"{THIRD} is with iavf: its pool stays")
     ]
-    assert keeper.left_over(report) == []
+    assert registry.left_over(report) == []
     kernel.pci.functions[THIRD].driver = ""
     world.reconcile()
     assert drivers(kernel) == {}
@@ -100,7 +109,7 @@ def test_a_pool_that_somebody_made_anew_is_theirs(kernel: Kernel) -> None:
 
 
 def test_a_card_that_was_replaced_is_another(kernel: Kernel) -> None:
-    """Whatever its pool is, it is none of ours."""
+    """It is none of ours, whatever its pool is."""
     world = World(kernel)
     vm = guest()
     world.start(vm)
@@ -112,14 +121,14 @@ def test_a_card_that_was_replaced_is_another(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "present", "said"),
+    ("count", "present", "message"),
     [
         (9, 0, f"guest: {PF}: found at most 8 virtual functions, expected 9"),
         (3, 2, f"guest: {PF}: found a pool of 2 virtual functions, expected 3: a pool that is not"),
     ],
 )
 def test_a_pool_that_cannot_be_had_is_refused(
-    kernel: Kernel, count: int, present: int, said: str
+    kernel: Kernel, count: int, present: int, message: str
 ) -> None:
     """And nothing is changed: the kernel grows no pool (EBUSY)."""
     if present:
@@ -128,7 +137,7 @@ def test_a_pool_that_cannot_be_had_is_refused(
     world = World(kernel)
     with pytest.raises(IsolationError, match="guest") as caught:
         world.start(guest(FIRST, count=count))
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
     assert kernel.pci.state() == before
     assert kernel.record is None
 
@@ -160,7 +169,7 @@ def test_a_card_that_makes_too_few_keeps_none(kernel: Kernel) -> None:
 
 
 def test_a_card_that_hangs_is_waited_for_with_a_bound(kernel: Kernel) -> None:
-    """What it makes later goes when its driver has returned."""
+    """The functions that it makes later go when its driver has returned."""
     card = kernel.pci.functions[PF]
     card.hangs = {"sriov"}
     world = World(kernel)
@@ -168,7 +177,9 @@ def test_a_card_that_hangs_is_waited_for_with_a_bound(kernel: Kernel) -> None:
         world.start(guest(FIRST))
     (stuck,) = (tid for tid, task in kernel.tasks.items() if task.name == "hook")
     report = world.reconcile()
-    assert [one.why for one in report.of(FAILED)] == [f"process {stuck} still waits for its driver"]
+    assert [result.why for result in report.of(FAILED)] == [
+        f"process {stuck} still waits for its driver"
+    ]
     with pytest.raises(IsolationError, match=f"process {stuck} still waits for its driver"):
         world.start(guest(FIRST))
     kernel.end(stuck)
@@ -185,9 +196,9 @@ def test_status_tells_the_pools_that_we_made(kernel: Kernel) -> None:
     world = World(kernel)
     world.start(guest(FIRST, name="one"))
     world.start(guest(SECOND, name="two", cpus="8"))
-    said = held_things(world.state, kernel)
-    assert said["virtual_functions"] == [{"address": PF, "count": 3, "by": ["one", "two"]}]
-    assert f"  virtual functions of {PF}: 3 (one, two)" in told(said).splitlines()
+    document = held_things(world.state, kernel)
+    assert document["virtual_functions"] == [{"address": PF, "count": 3, "by": ["one", "two"]}]
+    assert f"  virtual functions of {PF}: 3 (one, two)" in told(document).splitlines()
 
 
 def test_the_policy_says_which_pools() -> None:
@@ -196,3 +207,68 @@ def test_the_policy_says_which_pools() -> None:
     vm.policy = vm.policy.replace(f"{PF}=3", "enp5s0=3")
     with pytest.raises(IsolationError, match=r"devices\.pools: found 'enp5s0=3', expected virtual"):
         World(Kernel("plain", 16, 4)).start(vm)
+
+
+@pytest.mark.parametrize("fails", [f"{PF}/sriov_numvfs", f"{PF}/sriov_drivers_autoprobe"])
+def test_the_switch_is_back_when_a_pool_of_ours_cannot_be_made_anew(
+    kernel: Kernel, fails: str
+) -> None:
+    """Somebody emptied it while its VM runs, and the driver makes none for the next one."""
+    world = World(kernel)
+    first, second = guest(name="one"), guest(name="two", cpus="8")
+    world.start(first)
+    kernel.pci.write(f"sys/bus/pci/devices/{PF}/sriov_numvfs", "0")
+
+    def step(what: str) -> None:
+        if what.endswith(fails):
+            raise OSError(errno.EIO, "injected", what)
+
+    kernel.step = step
+    with pytest.raises(IsolationError, match=r"^two: .*injected"):
+        world.start(second)
+    kernel.step = nothing
+    assert kernel.pci.functions[PF].probes
+    world.stop(first)
+    assert (kernel.pci.functions[PF].probes, kernel.record) == (True, None)
+
+
+@pytest.mark.parametrize("error", [Killed(), OSError(errno.EIO, "injected")])
+@pytest.mark.parametrize("dying", [range(8), range(14, 26)], ids=["prepare", "release"])
+def test_the_switch_survives_a_hook_that_dies_and_one_that_fails(
+    dying: range, error: BaseException
+) -> None:
+    """One makes a pool or gives it back, the next makes it again: the host has all back."""
+    for first, second in product(dying, range(8)):
+        kernel = a_card()
+        world, before = World(kernel), effective_state(kernel)
+        last, new = guest(name="one"), guest(name="two", cpus="8")
+        if dying.start:
+            world.start(last)
+        kernel.step = ending(first, Killed())
+        with contextlib.suppress(Killed):
+            if dying.start:
+                world.stop(last)
+            else:
+                world.call(last, "prepare", "begin")
+        kernel.step = ending(second, error)
+        with contextlib.suppress(Killed, IsolationError, OSError):
+            world.start(new)
+        kernel.step = nothing
+        if new.name in world.vms:
+            world.stop(new)
+        world.call(last, "release", "end")
+        world.reconcile()
+        assert (effective_state(kernel), kernel.record) == (before, None), (first, second)
+
+
+def ending(at: int, error: BaseException) -> Callable[[str], None]:
+    """Return a step that fails after so many; of a hook that dies every later one fails, too."""
+    left = iter(range(at))
+    done: list[str] = []
+
+    def step(what: str) -> None:
+        if next(left, None) is None and (isinstance(error, Killed) or not done):
+            done.append(what)
+            raise error
+
+    return step

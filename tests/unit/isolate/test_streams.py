@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmhooks.isolate import bundle
-from kvmhooks.isolate.installation import install
+from kvmhooks.isolate.hook import bundle
+from kvmhooks.isolate.hook.installation import install
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
 from tests.isolate_model.tree import plant
@@ -67,7 +67,7 @@ def begin(script: str, words: list[str], xml: bytes, path: Path) -> subprocess.P
 
 
 def ending(running: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
-    """How it ended, and what it said."""
+    """Return its exit code, its output and its errors."""
     out, err = running.communicate(timeout=60)
     return running.returncode, out, err
 
@@ -81,8 +81,8 @@ def in_turn(cases: dict[str, tuple[str, list[str], bytes]], folder: Path) -> dic
         running = {
             name: begin(*cases[name], folder / str(number)) for number, name in enumerate(part)
         }
-        ended = {name: ending(one) for name, one in running.items()}
-        found |= {name: one for name, one in ended.items() if one != (0, b"", b"")}
+        ended = {name: ending(process) for name, process in running.items()}
+        found |= {name: end for name, end in ended.items() if end != (0, b"", b"")}
     print(f"{len(cases)} calls")
     return found
 
@@ -154,22 +154,22 @@ def test_xml_that_does_not_come_is_not_waited_for(root: Path) -> None:
     begun = time.monotonic()
     running = []
     for name, xml in (("s", b"<domain>"), ("s", b""), ("a", OURS.xml[:-9])):
-        one = subprocess.Popen(
+        process = subprocess.Popen(
             [*hook, name, "prepare", "begin", "-"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        assert one.stdin is not None
-        one.stdin.write(xml)
-        one.stdin.flush()
-        running.append(one)
-    codes = [one.wait(30) for one in running]
+        assert process.stdin is not None
+        process.stdin.write(xml)
+        process.stdin.flush()
+        running.append(process)
+    codes = [process.wait(30) for process in running]
     took = time.monotonic() - begun
-    said = [one.stderr.read() for one in running if one.stderr is not None]
-    for one in running:
-        one.communicate()
+    messages = [process.stderr.read() for process in running if process.stderr is not None]
+    for process in running:
+        process.communicate()
     assert codes == [0, 0, 1]
-    assert said[:2] == [b"", b""]
-    assert said[2].startswith(b"kvmhooks: domain XML of ")
+    assert messages[:2] == [b"", b""]
+    assert messages[2].startswith(b"kvmhooks: domain XML of ")
     assert 4 < took < 20
 
 
@@ -179,7 +179,7 @@ def test_xml_that_does_not_come_is_not_waited_for(root: Path) -> None:
 def test_a_script_that_was_there_before_and_cannot_be_run(
     tmp_path: Path, text: str, mode: int
 ) -> None:
-    """It keeps no VM from starting, and what ours has answered is the answer."""
+    """It keeps no VM from starting, and the answer is that of our hook."""
     before = tmp_path / "etc/libvirt/hooks/qemu"
     before.parent.mkdir(parents=True)
     before.write_text(text)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmhooks.errors import IsolationError
-from kvmhooks.isolate import scheduling
-from kvmhooks.isolate.domain import read_claim
-from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.keeper import Keeper
-from kvmhooks.isolate.rehearsal import rehearse
-from kvmhooks.isolate.report import APPLIED, REFUSAL
+from kvmhooks.isolate.claims.domain_xml import read_claim
+from kvmhooks.isolate.record.report import APPLIED, REFUSAL
+from kvmhooks.isolate.registry.dry_run import rehearse
+from kvmhooks.isolate.registry.registry import Registry
+from kvmhooks.isolate.system import scheduling
+from kvmhooks.isolate.system.system import System
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import KERNEL_THREAD, Kernel, Record
 from tests.isolate_model.tree import plant, snapshot
@@ -60,10 +60,10 @@ def test_the_vcpus_get_what_the_policy_asks_and_nothing_else_does(flavour: str) 
     assert scheduled(kernel, vm) == {
         "qemu-kvm": UNTOUCHED, "CPU 0/KVM": TUNED, "CPU 1/KVM": TUNED,
     }  # fmt: skip
-    others = [one for one in kernel.tasks.values() if one.leader != vm.pid]
-    assert all(one.scheduling == scheduling.DEFAULTS for one in others)
+    others = [task for task in kernel.tasks.values() if task.leader != vm.pid]
+    assert all(other.scheduling == scheduling.DEFAULTS for other in others)
     assert world.reconcile().of(APPLIED) == []
-    Keeper(kernel, Record(kernel)).undo(vm.key)
+    Registry(kernel, Record(kernel)).undo(vm.key)
     assert set(scheduled(kernel, vm).values()) == {UNTOUCHED}
     assert not [key for key in world.state.records if key.startswith("thread/")]
 
@@ -74,12 +74,12 @@ def test_a_vcpu_that_is_plugged_in_gets_the_same() -> None:
     world = World(kernel)
     vm = guest(cpus="5-7")
     world.start(vm)
-    kernel.end(next(tid for tid, one in kernel.tasks.items() if one.name == "CPU 2/KVM"))
+    kernel.end(next(tid for tid, task in kernel.tasks.items() if task.name == "CPU 2/KVM"))
     tid = world.plug(vm, 2, 7)
     assert kernel.tasks[tid].scheduling == scheduling.DEFAULTS
     world.reconcile()
     cookies = {
-        one.scheduling["cookie"] for one in kernel.tasks.values() if one.name.startswith("CPU")
+        task.scheduling["cookie"] for task in kernel.tasks.values() if task.name.startswith("CPU")
     }
     assert len(cookies) == 1
     assert cookies != {"0"}
@@ -97,7 +97,7 @@ def test_what_kvm_starts_from_a_vcpu_is_no_vcpu(flavour: str) -> None:
     inner = vm.scope if flavour == "legacy" else f"{vm.scope}/libvirt"
     kernel.spawn("kvm-nx-lpage-re", group=f"{inner}/vcpu0", leader=vm.pid)
     assert "scheduler" not in refusals(world, vm)
-    assert [one[0] for one in scheduled(kernel, vm).values()] == [
+    assert [values[0] for values in scheduled(kernel, vm).values()] == [
         "other:0", "fifo:1", "fifo:1", "other:0",
     ]  # fmt: skip
 
@@ -109,20 +109,22 @@ def test_cookies_that_libvirt_gave_stay() -> None:
     vm = guest()
     world.gives_cookies = True
     world.start(vm)
-    before = [one.scheduling["cookie"] for one in kernel.tasks.values() if one.leader == vm.pid]
+    before = [task.scheduling["cookie"] for task in kernel.tasks.values() if task.leader == vm.pid]
     assert len(set(before)) == 1
-    Keeper(kernel, Record(kernel)).undo(vm.key)
+    Registry(kernel, Record(kernel)).undo(vm.key)
     assert before == [
-        one.scheduling["cookie"] for one in kernel.tasks.values() if one.leader == vm.pid
+        task.scheduling["cookie"] for task in kernel.tasks.values() if task.leader == vm.pid
     ]
 
 
 def refusals(world: World, vm: Vm) -> dict[str, str]:
-    """What was refused at `started`, with the reason, by the last part of the knob's name."""
+    """Return the refusals at `started`, with the reason, by the last part of the knob's name."""
     report = world.call(vm, "started", "begin")
     assert report is not None
     return {
-        one.key.rpartition("/")[2]: one.why for one in report.of(REFUSAL) if "thread/" in one.key
+        result.key.rpartition("/")[2]: result.why
+        for result in report.of(REFUSAL)
+        if "thread/" in result.key
     }
 
 
@@ -147,7 +149,7 @@ def test_no_vcpu_runs_first_where_another_thread_of_qemu_may_run() -> None:
     kernel.pin(tid, CpuSet.parse("1,6"))
     world.reconcile()
     assert "shares CPUs 6 with QEMU's other threads" in refusals(world, vm)["scheduler"]
-    assert [one[0] for one in scheduled(kernel, vm).values()] == [
+    assert [values[0] for values in scheduled(kernel, vm).values()] == [
         "other:0", "other:0", "fifo:1", "other:0",
     ]  # fmt: skip
 
@@ -168,7 +170,7 @@ def test_the_kernels_guard_is_not_gone_without() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "said"),
+    ("policy", "message"),
     [
         ('<kvmhooks:threads vcpus="fifo:1"/>', "without exclusive CPUs"),
         (ISOLATION + '<kvmhooks:threads vcpus="fifo:50"/>', "interrupt threads have 50"),
@@ -177,8 +179,8 @@ def test_the_kernels_guard_is_not_gone_without() -> None:
         (ISOLATION + '<kvmhooks:threads vhost="1-"/>', "a CPU list"),
     ],
 )
-def test_a_policy_that_cannot_be_is_refused_before_the_start(policy: str, said: str) -> None:
-    with pytest.raises(IsolationError, match=said):
+def test_a_policy_that_cannot_be_is_refused_before_the_start(policy: str, message: str) -> None:
+    with pytest.raises(IsolationError, match=message):
         read_claim(guest(policy).xml)
 
 
@@ -208,7 +210,7 @@ def test_vhost_workers_run_beside_the_emulator(kind: str, vhost: str, expected: 
 
 
 def test_the_host_is_as_before_and_knows_nothing_of_dead_threads() -> None:
-    """What a thread had goes with it."""
+    """A thread's settings go with it."""
     kernel = Kernel("plain", 8, 10)
     before = effective_state(kernel)
     world = World(kernel)
@@ -237,9 +239,9 @@ def test_a_rehearsal_schedules_nothing(tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     claim = read_claim(vm.xml)
     assert claim is not None
-    said = [(one.path, one.value) for one in rehearse(claim, str(tmp_path))]
-    assert (f"scheduler of thread {vm.pid + 1}", "fifo:1") in said
-    assert (f"cookie of thread {vm.pid}", "new") in said
+    writes = [(write.path, write.value) for write in rehearse(claim, str(tmp_path))]
+    assert (f"scheduler of thread {vm.pid + 1}", "fifo:1") in writes
+    assert (f"cookie of thread {vm.pid}", "new") in writes
     assert snapshot(tmp_path) == before
 
 
@@ -255,12 +257,12 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may schedule")
 def test_a_real_thread_is_scheduled_and_given_back(process: subprocess.Popen[bytes]) -> None:
     """The class as chrt(1) would show it; its children do not inherit it."""
-    door = Door("/")
-    assert door.scheduling(process.pid, "scheduler") == "other:0"
-    door.set_scheduling(process.pid, "scheduler", "fifo:2")
-    assert door.scheduling(process.pid, "scheduler") == "fifo:2"
+    system = System("/")
+    assert system.scheduling(process.pid, "scheduler") == "other:0"
+    system.set_scheduling(process.pid, "scheduler", "fifo:2")
+    assert system.scheduling(process.pid, "scheduler") == "fifo:2"
     assert os.sched_getscheduler(process.pid) == os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
-    door.set_scheduling(process.pid, "scheduler", "other:0")
+    system.set_scheduling(process.pid, "scheduler", "other:0")
     assert os.sched_getscheduler(process.pid) == os.SCHED_OTHER
 
 
@@ -268,21 +270,21 @@ def test_a_real_thread_is_scheduled_and_given_back(process: subprocess.Popen[byt
 def test_real_clamps_and_cookies_are_set_or_refused_by_this_kernel(
     process: subprocess.Popen[bytes],
 ) -> None:
-    """Where the kernel has them they are read back; where not, it is the errno that we expect."""
-    door = Door("/")
-    refused = refusal(lambda: door.set_scheduling(process.pid, "uclamp", "256:768"))
-    assert (refused, door.scheduling(process.pid, "uclamp")) in {
+    """They are read back where the kernel has them; where not, it is the errno that we expect."""
+    system = System("/")
+    refused = refusal(lambda: system.set_scheduling(process.pid, "uclamp", "256:768"))
+    assert (refused, system.scheduling(process.pid, "uclamp")) in {
         (0, "256:768"),
         (errno.EOPNOTSUPP, "0:0"),  # no CONFIG_UCLAMP_TASK
     }
-    refused = refusal(lambda: door.set_scheduling(process.pid, "cookie", scheduling.NEW))
+    refused = refusal(lambda: system.set_scheduling(process.pid, "cookie", scheduling.NEW))
     assert refused in {0, errno.EINVAL, errno.ENODEV}  # no CONFIG_SCHED_CORE; no SMT
     if not refused:
-        assert door.scheduling(process.pid, "cookie") != "0"
-        assert door.scheduling(os.getpid(), "cookie") == "0"
-        door.set_scheduling(process.pid, "cookie", "0")
-        assert door.scheduling(process.pid, "cookie") == "0"
-    assert refusal(lambda: door.scheduling(2**22 + 1, "uclamp")) == errno.ESRCH
+        assert system.scheduling(process.pid, "cookie") != "0"
+        assert system.scheduling(os.getpid(), "cookie") == "0"
+        system.set_scheduling(process.pid, "cookie", "0")
+        assert system.scheduling(process.pid, "cookie") == "0"
+    assert refusal(lambda: system.scheduling(2**22 + 1, "uclamp")) == errno.ESRCH
 
 
 def refusal(call: Callable[[], object]) -> int:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmhooks.cli.main import VERBS, main
-from kvmhooks.isolate import hook
+from kvmhooks.isolate.hook import entry, follower_unit
+from kvmhooks.isolate.record import json as notation
+from kvmhooks.isolate.system.system import System
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
-from tests.isolate_model.tree import plant, snapshot
+from tests.isolate_model.tree import add_process, plant, snapshot
 from tests.isolate_model.world import Vm
 
 if TYPE_CHECKING:
@@ -37,21 +39,23 @@ def start(root: Path, *vms: Vm) -> None:
     for vm in vms:
         for operation in ("prepare", "start", "started"):
             arguments = [vm.name, operation, "begin", "-"]
-            assert hook.main(arguments, io.BytesIO(vm.xml), io.StringIO(), str(root)) == 0
+            assert entry.main(arguments, io.BytesIO(vm.xml), io.StringIO(), str(root)) == 0
 
 
 def test_status_names_claims_knobs_originals_and_holders(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Who holds what at which value, and what it was."""
+    """It tells who holds what at which value, and what it was."""
     start(root, A, B)
     assert main(["status", "--root", str(root), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert [(one["name"], one["exclusive"], one["state"]) for one in said["claims"]] == [
+    document = json.loads(capsys.readouterr().out)
+    assert [
+        (claim["name"], claim["exclusive"], claim["state"]) for claim in document["claims"]
+    ] == [
         ("a", "6-7", "pending"),
         ("b", "4-5", "pending"),
     ]
-    knobs = {one["knob"]: one for one in said["knobs"]}
+    knobs = {knob["knob"]: knob for knob in document["knobs"]}
     assert knobs["irq/1"] == {
         "knob": "irq/1", "original": "4-5", "held": "0-3,6-7", "settled": True, "by": ["b"],
     } | {"held": knobs["irq/1"]["held"]}  # fmt: skip
@@ -59,6 +63,74 @@ def test_status_names_claims_knobs_originals_and_holders(
     assert knobs["irq/0"]["by"] == ["a", "b"]
     assert main(["status", "--root", str(root)]) == 0
     assert "  irq/1: 4-5 -> 0-3 (b)\n" in capsys.readouterr().out
+
+
+def processes(root: Path, *gone: str) -> None:
+    """Remove processes by their names."""
+    for path in (root / "proc").iterdir():
+        if (path / "stat").exists() and path.name.isdecimal():
+            name = (path / "stat").read_text().partition("(")[2].partition(")")[0]
+            if name in gone:
+                shutil.rmtree(path)
+
+
+def test_status_tells_a_vm_that_has_ended_from_one_that_runs(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its process is gone, or its end is on record: nothing of it runs, or is missing."""
+    start(root, A, B)
+    (root / f"run/kvmhooks/released.{A.key}").touch()
+    assert main(["status", "--root", str(root), "--json"]) == 0
+    claims = json.loads(capsys.readouterr().out)["claims"]
+    assert [(claim["name"], claim["state"], claim["follower"]) for claim in claims] == [
+        ("a", "ended", None),
+        ("b", "pending", None),
+    ]
+    processes(root, "libvirtd")
+    assert main(["status", "--root", str(root)]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    pid = claims[0]["pid"]
+    ended = f"ended, process {pid} no longer runs: run `kvmhooks reconcile`"
+    assert lines[0] == f"a: 6-7, {ended}"
+    assert lines[1] == f"b: 4-5, {ended}"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["python3", "hook", "--follow", A.key], "starting"),
+        (["python3", "hook", "--root", "/x", "--follow", A.key], "starting"),
+        (["python3", "hook", "--follow", B.key], "missing"),
+        (["python3", "hook", "--follow", A.key, "x"], "missing"),
+        (["pgrep", f"--follow {A.key}"], "missing"),
+        ([], "missing"),
+    ],
+)
+def test_a_follower_that_is_not_on_record_yet_starts_if_it_is_there(
+    root: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+) -> None:
+    """Its command line says whom it will follow; otherwise it is missing, and only then."""
+    start(root, A)
+    text = json.loads((root / "run/kvmhooks/state.json").read_text())
+    text["held"][A.key]["state"] = "running"
+    (root / "run/kvmhooks/state.json").write_text(notation.to_text(text))
+    add_process(root, 4_000, "python3")
+    (root / "proc/4000/cmdline").write_bytes(b"".join(f"{word}\0".encode() for word in words))
+    assert main(["status", "--root", str(root)]) == 0
+    line = capsys.readouterr().out.partition("\n")[0]
+    assert line.endswith(f", follower {expected}")
+
+
+def test_a_strangers_process_is_no_follower(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may call his program so."""
+    start(root, A)
+    add_process(root, 4_000, "python3")
+    (root / "proc/4000/cmdline").write_text(f"x\0--follow\0{A.key}\0")
+    system = System(str(root))
+    assert follower_unit.is_starting(system, A.key)
+    owner = System.owner
+    monkeypatch.setattr(System, "owner", lambda self, path: owner(self, path) + ("proc" in path))
+    assert not follower_unit.is_starting(system, A.key)
 
 
 def test_undo_gives_one_vms_part_back_or_all(
@@ -111,7 +183,7 @@ def test_simulate_lists_every_write_and_makes_none(
     start(root, A)
     after = snapshot(root)
     foreseen = {
-        one["path"].lstrip("/"): one["value"] for one in writes if one["phase"] != "release"
+        write["path"].lstrip("/"): write["value"] for write in writes if write["phase"] != "release"
     }
     changed = {path: after[path] for path in after if after[path] != before[path]}
     tasks = {path for path in changed if path.startswith("proc/") and path.endswith("/status")}
@@ -119,7 +191,7 @@ def test_simulate_lists_every_write_and_makes_none(
         path: text for path, text in changed.items() if path not in tasks
     }
     assert len(foreseen) == len(changed)
-    given_back = {one["path"] for one in writes if one["phase"] == "release"}
+    given_back = {write["path"] for write in writes if write["phase"] == "release"}
     assert sorted(given_back) == sorted(f"/{path}" if "task" not in path else path
                                         for path in foreseen)  # fmt: skip
 
@@ -163,7 +235,7 @@ def test_every_verb_can_print_json(verb: str, capsys: pytest.CaptureFixture[str]
 def test_isolate_writes_what_the_hook_reads(tmp_path: Path) -> None:
     """libvirt's test driver defines a domain, takes the element, and dumps it again."""
     from kvmhooks.cli.isolate import element_of
-    from kvmhooks.isolate.domain import read_claim
+    from kvmhooks.isolate.claims.domain_xml import read_claim
 
     element = element_of({"isolation.strict": "yes", "power.governor": "performance"})
     script = tmp_path / "script"

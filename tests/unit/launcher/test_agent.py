@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kvm_launch import agent
-from kvm_launch.supervise import _awaited
+from kvm_launch.life.supervise import _awaited
+from kvm_launch.talk import agent
 
 WRONG = [[], ["rubbish"], ["{}"], ["[]"], ["5"], ["[" * 60_000]]
 
@@ -60,16 +60,16 @@ def test_a_wait_that_failed_is_no_answer(
 
     monkeypatch.setattr(agent, "answered", answered)
     told: list[str] = []
-    account: Any = SimpleNamespace(up=lambda: told.append("up"), warn=told.append)
+    reporter: Any = SimpleNamespace(up=lambda: told.append("up"), warn=told.append)
     plan: Any = SimpleNamespace(spec=SimpleNamespace(run=SimpleNamespace(ready="agent")))
     run_dir: Any = SimpleNamespace(path=tmp_path)
 
     async def story() -> None:
         named = asyncio.Event()
         named.set()
-        async with _awaited(plan, run_dir, account, named):
+        async with _awaited(plan, run_dir, reporter, named):
             await asyncio.sleep(0.05)
 
     asyncio.run(story())
-    said = "the guest's agent is not waited for any more: RuntimeError('a mistake')"
-    assert told == (["up"] if error is None else [said])
+    message = "the guest's agent is not waited for any more: RuntimeError('a mistake')"
+    assert told == (["up"] if error is None else [message])

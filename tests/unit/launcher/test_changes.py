@@ -1,4 +1,4 @@
-"""What a VM that runs may be told: the words, and where they must not lead."""
+"""The changes to a VM that runs: the words, and where they must not lead."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm_launch.changes import Changes, parse, with_pins, with_tuning
-from kvm_launch.running import Running, placed_as
-from kvm_launch.vcpus import by_place
+from kvm_launch.talk.changes import Changes, check_owners, parse, with_pins, with_tuning
+from kvm_launch.talk.live_changes import RunningVm, placed_as
+from kvm_launch.talk.vcpus import by_place
 from kvmhooks.errors import PlanError, QemuError, SpecError, UsageError
 from kvmhooks.host import Host, read
-from kvmhooks.live.threads import planned_cpus
+from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.machine.devices.balloon import Balloon
 from kvmhooks.placement import Plan, plan, replan
+from kvmhooks.qemu.threads import planned_cpus
 from kvmhooks.spec import parse_vm
 from kvmhooks.values import ByteSize, CpuSet, union
 from tests.fakehost import write_host
+
+UUID = "c0d5a2b0-0000-4000-8000-000000000001"
 
 
 @cache
@@ -45,10 +49,8 @@ def owning() -> Plan:
 
 
 def with_a_balloon() -> Plan:
-    spec = owning().spec
-    return attrs.evolve(
-        owning(), spec=attrs.evolve(spec, balloon=attrs.evolve(spec.balloon, enabled=True))
-    )
+    before = owning()
+    return attrs.evolve(before, spec=attrs.evolve(before.spec, balloon=Balloon(enabled=True)))
 
 
 def test_words_become_changes() -> None:
@@ -71,7 +73,7 @@ def test_any_words_are_changes_or_a_message(words: list[str]) -> None:
 
 
 def test_many_or_deep_words_take_no_time() -> None:
-    """As many as a request has room for, and brackets deeper than a parser goes."""
+    """There are as many as a request has room for, and brackets deeper than a parser goes."""
     begun = time.monotonic()
     many = [f"tuning.k{at}=1" for at in range(8_000)]
     assert len(parse(many).tuning) == 8_000
@@ -81,11 +83,11 @@ def test_many_or_deep_words_take_no_time() -> None:
     assert parse(["tuning.shares=" + "[" * 30_000]).tuning == {"shares": "[" * 30_000}
 
 
-@pytest.mark.parametrize("said", [("memory", "memory.hard"), ("memory.hard", "memory")])
-def test_a_key_is_a_value_or_a_table(said: tuple[str, str]) -> None:
-    """Whichever comes first."""
+@pytest.mark.parametrize("given", [("memory", "memory.hard"), ("memory.hard", "memory")])
+def test_a_key_is_a_value_or_a_table(given: tuple[str, str]) -> None:
+    """It does not matter which comes first."""
     with pytest.raises(SpecError, match="found a value and a table, expected one of them"):
-        with_tuning(owning().spec, dict.fromkeys(said, "1GiB"))
+        with_tuning(owning().spec, dict.fromkeys(given, "1GiB"))
 
 
 @given(
@@ -104,7 +106,7 @@ def test_pins_keep_what_the_plan_promised(pins: dict[str, CpuSet]) -> None:
     cpus = planned_cpus(after)
     assert cpus == planned_cpus(before) | pins
     own = [pin.cpus for pin in after.vcpus]
-    assert all(len(one) == 1 for one in own)
+    assert all(len(cpus) == 1 for cpus in own)
     assert len(union(own)) == len(own)
     assert after.exclusive == union(own)
     assert cpus["emulator"].isdisjoint(after.exclusive)
@@ -113,7 +115,7 @@ def test_pins_keep_what_the_plan_promised(pins: dict[str, CpuSet]) -> None:
 
 
 def test_a_vm_that_was_put_elsewhere_finds_back() -> None:
-    """What was pinned by hand, worse, is mended by planning anew, and its guest sees nothing."""
+    """Pins by hand that are worse are mended by planning anew, and the guest sees nothing."""
     best = owning()
     elsewhere = (best.vcpus[1].cpus.first() + 4) % 8  # the other package
     far = with_pins(best, {"vCPU 1": CpuSet({elsewhere})}, host().online)
@@ -142,6 +144,19 @@ def test_a_thread_that_is_not_there_is_told(role: str) -> None:
         with_pins(owning(), {role: CpuSet({0})}, host().online)
 
 
+def test_cpus_of_another_vm_are_told_as_its_own() -> None:
+    """They are online, so that is not what is wrong with them."""
+    claims = [
+        Claim(driver="kvm-launch", uuid=UUID, name=name, exclusive=CpuSet(cpus))
+        for name, cpus in (("near", {0}), ("far", {1, 2}))
+    ]
+    with pytest.raises(PlanError) as error:
+        check_owners({"emulator": CpuSet({3}), "vCPU 0": CpuSet({1})}, claims)
+    found = "vCPU 0: found CPUs 1, expected none of 1-2, which are far's alone"
+    assert str(error.value) == found
+    check_owners({"vCPU 0": CpuSet({1})}, claims[:1])
+
+
 @pytest.mark.parametrize("error", [QemuError("no"), KeyError("a mistake")], ids=repr)
 def test_what_fails_is_taken_back(error: Exception) -> None:
     """Pins that were changed before QEMU failed are as they were, whatever the failure is."""
@@ -158,14 +173,14 @@ def test_what_fails_is_taken_back(error: Exception) -> None:
     def survey() -> Iterator[tuple[Host, list[object]]]:
         yield host(), []
 
-    hold: Any = SimpleNamespace(survey=survey, move=lambda decided, *_: moved.append(decided))
+    lease: Any = SimpleNamespace(survey=survey, move=lambda decided, *_: moved.append(decided))
     monitor: Any = Qemu()
-    account: Any = SimpleNamespace(moved=lambda _: None)
+    reporter: Any = SimpleNamespace(moved=lambda _: None)
     before = with_a_balloon()
-    running = Running(before, 1, monitor, hold, account)
+    running = RunningVm(before, 1, monitor, lease, reporter)
     with pytest.raises(type(error)):
         asyncio.run(running.set({"words": ["emulator=7", "balloon=32MiB"]}))
-    assert [planned_cpus(one)["emulator"] for one in moved] == [
+    assert [planned_cpus(plan)["emulator"] for plan in moved] == [
         CpuSet({7}),
         planned_cpus(before)["emulator"],
     ]

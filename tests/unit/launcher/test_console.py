@@ -8,8 +8,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm_launch.console import Console
-from kvmhooks.live.report import MARK, MAX_BYTES
+from kvm_launch.talk.console import Console
+from kvmhooks.qemu.guest_report import MARK, MAX_BYTES
 
 REPORT = MARK + b'"cpus":[]}'
 TEXT = b"[ 0.1] booting\r\n\xff\x00[ 0.2] " + REPORT + b"\r\n[ 0.3] power down\r\n"
@@ -17,7 +17,7 @@ TEXT = b"[ 0.1] booting\r\n\xff\x00[ 0.2] " + REPORT + b"\r\n[ 0.3] power down\r
 
 @given(st.lists(st.integers(0, len(TEXT)), max_size=6))
 def test_chunks_make_no_difference(cuts: list[int]) -> None:
-    """Wherever the stream is cut, all of it is passed on and the report is the whole line."""
+    """All of the stream is passed on wherever it is cut, and the report is the whole line."""
     out = io.BytesIO()
     console = Console(out)
     places = [0, *sorted(cuts), len(TEXT)]

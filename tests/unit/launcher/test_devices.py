@@ -10,17 +10,19 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from kvm_launch.hold import Hold
-from kvm_launch.outcome import Ended, Isolated, Outcome
-from kvm_launch.preflight import check
-from kvm_launch.show import outcome_lines
+from kvm_launch.host.claimed_plan import plan_and_claim
+from kvm_launch.host.lease import Lease, check_bound
+from kvm_launch.prepare.checks import check
+from kvm_launch.tell.outcome import Ended, Isolated, Outcome
+from kvm_launch.tell.show import outcome_lines
 from kvmhooks.errors import IsolationError, PlanError, SpecError
 from kvmhooks.host import Host, read
-from kvmhooks.isolate.claim import Claim
-from kvmhooks.isolate.domain import read_claim
-from kvmhooks.isolate.keeper import Keeper
+from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.isolate.claims.domain_xml import read_claim
+from kvmhooks.isolate.kinds.bound_functions import FunctionDemand
+from kvmhooks.isolate.registry.registry import Registry
+from kvmhooks.libvirt.xml import domain_xml
 from kvmhooks.placement import claim, plan
-from kvmhooks.render import domain_xml
 from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.values import CpuSet
 from tests.fakedevices import FakePci
@@ -71,27 +73,29 @@ def kernel() -> LaunchKernel:
 
 @pytest.mark.parametrize("head", ["", OWNED], ids=["shared CPUs", "own CPUs"])
 def test_a_launched_vm_has_its_devices_while_it_lives(kernel: LaunchKernel, head: str) -> None:
-    """Whether or not it asks for CPUs of its own; what a plan named otherwise is bound as well."""
+    """It has them with and without CPUs of its own; one that a plan named otherwise is bound as
+    well.
+    """
     world = World(kernel)
     before = effective_state(kernel)
     vm = LaunchedVm("guest")
-    hold = Hold(Keeper(kernel, Record(kernel)), kernel.supervisor)
+    lease = Lease(Registry(kernel, Record(kernel)), kernel.supervisor)
     if head:
-        hold = vm.run(world, spec(head=head), host())
+        lease = vm.run(world, spec(head=head), host())
     else:
-        hold.plan(spec(), host())
+        plan_and_claim(lease, spec(), host())
         vm.pid = kernel.spawn("child", parent=kernel.supervisor, group="system.slice/cron.service")
-        hold.adopt(vm.pid)
-        hold.isolate(vm.pid, {})
+        lease.adopt(vm.pid)
+        lease.isolate(vm.pid, {})
         world.vms["guest"] = vm  # type: ignore[assignment]
     bound = {at: kernel.pci.functions[at].driver for at in (NIC, DISK, SPARE)}
     assert bound == {NIC: "vfio-pci", DISK: "vfio-pci", SPARE: "nvme"}
-    held = hold.isolated
+    held = lease.isolated
     assert held is not None
     own = CpuSet.parse("1-2") if head else CpuSet()
     assert (held.exclusive, held.devices) == (own, (NIC, DISK))
-    vm.stop(world, hold)
-    assert hold.left == ()
+    vm.stop(world, lease)
+    assert lease.left == ()
     assert effective_state(kernel) == before
     assert kernel.record is None
 
@@ -100,8 +104,8 @@ def test_a_launched_vm_that_is_killed_leaves_its_devices_to_the_next(kernel: Lau
     """kvm-launch and its QEMU are gone; `reconcile` gives back."""
     world = World(kernel)
     before = effective_state(kernel)
-    hold = Hold(Keeper(kernel, Record(kernel)), kernel.supervisor)
-    hold.plan(spec(), host())
+    lease = Lease(Registry(kernel, Record(kernel)), kernel.supervisor)
+    plan_and_claim(lease, spec(), host())
     kernel.end(kernel.supervisor)
     before.pop(f"task/{kernel.supervisor}")
     world.reconcile()
@@ -120,19 +124,19 @@ def test_a_signal_that_comes_while_devices_go_back_is_noted(
         os.kill(os.getpid(), signal.SIGTERM)
         write(seconds, path, text)
 
-    with Hold(Keeper(kernel, Record(kernel)), kernel.supervisor) as hold:
-        hold.plan(spec(), host())
-        assert not hold.was_asked
+    with Lease(Registry(kernel, Record(kernel)), kernel.supervisor) as lease:
+        plan_and_claim(lease, spec(), host())
+        assert not lease.was_asked
         monkeypatch.setattr(kernel, "write_within", interrupted)
-    assert (hold.was_asked, hold.left) == (True, ())
+    assert (lease.was_asked, lease.left) == (True, ())
     assert effective_state(kernel) == before
 
 
 def test_a_device_that_another_vm_has_is_planned_around(kernel: LaunchKernel) -> None:
     """By its claim; named by its address it is refused."""
-    first = Hold(Keeper(kernel, Record(kernel)), kernel.supervisor)
-    first.plan(spec(f'[[pci]]\naddress = "{DISK}"', name="first"), host())
-    claims = Keeper(kernel, Record(kernel)).claims()
+    first = Lease(Registry(kernel, Record(kernel)), kernel.supervisor)
+    plan_and_claim(first, spec(f'[[pci]]\naddress = "{DISK}"', name="first"), host())
+    claims = Registry(kernel, Record(kernel)).claims()
     free = plan(spec('[[pci]]\nid = "8086:1572"\n' * 2), host(), claims)
     assert [str(place.address) for place in free.pci] == [NIC, SPARE]
     with pytest.raises(PlanError, match=f"{DISK}, which first has, expected a device that is free"):
@@ -143,25 +147,24 @@ def test_what_the_host_uses_is_refused_with_the_key_of_the_file(kernel: LaunchKe
     """`allow` in the table lets go of it."""
     kernel.links["sys/class/net/enp5s0"] = f"../../devices/pci0000:00/{NIC}/net/enp5s0"
     kernel.files["proc/net/route"] = "enp5s0 00000000 01 0003 0 0 0 00000000 0 0 0"
-    hold = Hold(Keeper(kernel, Record(kernel)), kernel.supervisor)
+    lease = Lease(Registry(kernel, Record(kernel)), kernel.supervisor)
     with pytest.raises(IsolationError, match="carries the default route") as caught:
-        hold.plan(spec(), host())
+        plan_and_claim(lease, spec(), host())
     assert str(caught.value).endswith('give it another device, or say pci.allow = ["route"]')
     assert kernel.record is None
-    hold.plan(spec(GIVEN.replace("bridge", "route")), host())
+    plan_and_claim(lease, spec(GIVEN.replace("bridge", "route")), host())
     assert kernel.pci.functions[NIC].driver == "vfio-pci"
 
 
 def test_where_nothing_can_be_bound_it_has_to_be_already(kernel: LaunchKernel) -> None:
     """The kill switch, a container, an ordinary user: the driver is looked at."""
     decided = plan(spec(), host())
-    hold = Hold(Keeper(kernel, Record(kernel)), kernel.supervisor)
-    hold.omitted = "only root can isolate CPUs and bind devices"
+    why = "only root can isolate CPUs and bind devices"
     with pytest.raises(IsolationError, match=f"{NIC}: found it bound to e1000e, expected vfio-pci"):
-        hold._check_bound(claim(decided))
+        check_bound(kernel, claim(decided), why)
     for function in kernel.pci.functions.values():
         function.driver = "vfio-pci"
-    hold._check_bound(claim(decided))
+    check_bound(kernel, claim(decided), why)
 
 
 def test_the_claim_of_a_plan_binds_what_kvm_launch_manages() -> None:
@@ -172,15 +175,14 @@ def test_the_claim_of_a_plan_binds_what_kvm_launch_manages() -> None:
         uuid=decided.uuid,
         name="guest",
         exclusive=CpuSet.parse("1-2"),
-        settings=(("devices.allow", "bridge"),),
         devices=(NIC,),
-        bound=(NIC, DISK),
+        demands=[FunctionDemand(NIC, ["bridge"]), FunctionDemand(DISK, ["bridge"])],
     )
     theirs = claim(decided, driver="qemu")
-    assert (theirs.devices, theirs.bound, theirs.settings) == ((NIC,), (), ())
+    assert (theirs.devices, theirs.demands, theirs.settings) == ((NIC,), {}, ())
     assert read_claim(domain_xml(decided)) == theirs
     kept = plan(spec(GIVEN.replace("allow", "managed = false\nallow")), host())
-    assert claim(kept).bound == (DISK,)
+    assert claim(kept).asks_of("functions") == (DISK,)
 
 
 def test_only_what_nobody_binds_is_looked_at_beforehand() -> None:
@@ -216,19 +218,19 @@ def test_a_card_makes_functions_for_launched_vms(kernel: LaunchKernel) -> None:
         vfs = tuple(kernel.pci.functions["0000:08:00.0"].vfs)
         pci = (
             FakePci(**{**card.__dict__, "vfs": vfs}),
-            *(FakePci(one, physfn=card.address, iommu_group=20 + at) for at, one in enumerate(vfs)),
+            *(FakePci(vf, physfn=card.address, iommu_group=20 + at) for at, vf in enumerate(vfs)),
         )
         with TemporaryDirectory() as folder:
             there = read(write_host(Path(folder), cores=16, numbering="adjacent", pci=pci))
-        hold = Hold(Keeper(kernel, Record(kernel)), kernel.supervisor)
-        decided = hold.plan(spec(table, name=name), there)
-        holds.append((hold, str(decided.pci[0].address)))
+        lease = Lease(Registry(kernel, Record(kernel)), kernel.supervisor)
+        decided = plan_and_claim(lease, spec(table, name=name), there)
+        holds.append((lease, str(decided.pci[0].address)))
     addresses = [address for _, address in holds]
     assert addresses == ["0000:08:02.0", "0000:08:02.1"]
     assert len(kernel.pci.functions["0000:08:00.0"].vfs) == 4
-    assert [kernel.pci.functions[one].driver for one in addresses] == ["vfio-pci"] * 2
-    for hold, _ in holds:
-        hold.__exit__(None, None, None)
-        assert hold.left == ()
+    assert [kernel.pci.functions[address].driver for address in addresses] == ["vfio-pci"] * 2
+    for lease, _ in holds:
+        lease.__exit__(None, None, None)
+        assert lease.left == ()
     assert effective_state(kernel) == before
     assert kernel.record is None

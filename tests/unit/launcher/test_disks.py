@@ -10,19 +10,19 @@ from pathlib import Path
 import attrs
 import pytest
 
-from kvm_launch import child
-from kvm_launch.disks import Layer, Unopened, layers_of, numbered, roots_path
-from kvm_launch.images import QEMU_IMG
-from kvm_launch.user import User
+from kvm_launch.prepare.disks import Layer, Unopened, layers_of, numbered, roots_path
+from kvm_launch.prepare.images import QEMU_IMG
+from kvm_launch.prepare.user import User
+from kvm_launch.spawn import privileges
 from kvmhooks.errors import LaunchError
-from kvmhooks.render.images import Opened
+from kvmhooks.qemu.passed_images import Opened
 from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.spec.storage import Disk
 
 HEAD = 'name = "a"\ncpu.vcpus = 1\nmemory.size = "64MiB"\n'
 
 FORMAT_NAME = b"\xe2\x79\x2a\xca"
-"""What the header's part with the format of the base begins with (docs/interop/qcow2.txt)."""
+"""The beginning of the header's part with the format of the base (docs/interop/qcow2.txt)."""
 
 pytestmark = pytest.mark.skipif(not QEMU_IMG.exists(), reason="no qemu-img here: qemu-utils")
 
@@ -103,8 +103,8 @@ UNOPENED = [
 def test_what_is_not_known_stays_qemus(images: Path, name: str, why: str) -> None:
     """Formats are never guessed: a guest could have written another header."""
     made = spec(images, f'path = "{name}.qcow2"\nformat = "qcow2"')
-    said = f"{images}/{name}.qcow2 {why.format(images)}"
-    assert layers_of(made, None) == ({}, [Unopened("disk[0].path", said)])
+    message = f"{images}/{name}.qcow2 {why.format(images)}"
+    assert layers_of(made, None) == ({}, [Unopened("disk[0].path", message)])
 
 
 def test_a_chain_has_an_end(images: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_chain_has_an_end(images: Path) -> None:
 
 
 def test_an_image_that_is_none_is_told(images: Path) -> None:
-    """As qemu-img says it."""
+    """The words are qemu-img's."""
     made = spec(images, 'path = "base.raw"\nformat = "qcow2"')
     with pytest.raises(LaunchError, match=r"base\.raw: .*not in qcow2 format"):
         layers_of(made, None)
@@ -154,12 +154,12 @@ def test_a_child_opens_files_as_who_may(tmp_path: Path, who: str) -> None:
     waiting, opening = os.pipe()
     os.write(opening, b"\1")
     os.close(opening)
-    words = child.command(
+    words = privileges.command(
         waiting,
         gains=False,
         ids=f"{user.uid}:{user.gid}:{user.gid}",
         moves={},
-        files=[child.file_of(str(image), 9, os.O_RDONLY, as_user=who == "user")],
+        files=[privileges.file_of(str(image), 9, os.O_RDONLY, as_user=who == "user")],
     )
     program = ["/bin/sh", "-c", "exec <&9; cat; id -un; id -Gn"]
     done = subprocess.run(

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm_launch.harmless import Harmless
+from kvm_launch.talk.harmless import Harmless
 from kvmhooks.wording import printable
 
 
 def shown(*pieces: bytes) -> str:
-    """What comes out."""
+    """Return what comes out."""
     out = io.BytesIO()
     harmless = Harmless(out)
     for piece in pieces:
@@ -33,21 +33,21 @@ HOSTILE = st.lists(
 
 @given(st.one_of(HOSTILE, st.binary(max_size=100)))
 def test_nothing_is_left_that_a_terminal_obeys(console: bytes) -> None:
-    """Whatever a guest prints: lines, tabs, and characters that can be seen."""
-    said = shown(console)
-    assert said == printable(said)
-    assert said.replace("\n", "").replace("\t", "").isprintable()
+    """Any output of a guest becomes lines, tabs, and characters that can be seen."""
+    output = shown(console)
+    assert output == printable(output)
+    assert output.replace("\n", "").replace("\t", "").isprintable()
 
 
 @given(HOSTILE, st.lists(st.integers(0, 100), max_size=8))
 def test_pieces_make_no_difference(console: bytes, cuts: list[int]) -> None:
-    """Wherever the stream is cut."""
+    """The stream may be cut anywhere."""
     places = [0, *sorted(min(cut, len(console)) for cut in cuts), len(console)]
     assert shown(*(console[at:end] for at, end in itertools.pairwise(places))) == shown(console)
 
 
 @pytest.mark.parametrize(
-    ("console", "said"),
+    ("console", "output"),
     [
         (b"[ 0.1] booting\r\nlogin: ", "[ 0.1] booting\nlogin: "),
         (b"a\r\r\nb\rc\r", "a\nb\nc"),
@@ -56,15 +56,15 @@ def test_pieces_make_no_difference(console: bytes, cuts: list[int]) -> None:
         ("é 日本 \u202e".encode(), "é 日本 \\u202e"),
     ],
 )
-def test_text_stays(console: bytes, said: str) -> None:
+def test_text_stays(console: bytes, output: str) -> None:
     """Lines, tabs and letters; colours and moves are left out, what is rare is shown."""
-    assert shown(console) == said
+    assert shown(console) == output
 
 
-@pytest.mark.parametrize("one", [b"\r", b"\x1b", b"\x1b[", b"\x1b[0", b"0", b"\xc2"])
-def test_no_text_takes_long(one: bytes) -> None:
+@pytest.mark.parametrize("console", [b"\r", b"\x1b", b"\x1b[", b"\x1b[0", b"0", b"\xc2"])
+def test_no_text_takes_long(console: bytes) -> None:
     """A MiB of the worst, at once and in pieces, in time that does not grow with its square."""
     begun = time.process_time()
-    shown(one * (1 << 20))
-    shown(*[one * (1 << 10)] * (1 << 10))
+    shown(console * (1 << 20))
+    shown(*[console * (1 << 10)] * (1 << 10))
     assert time.process_time() - begun < 10

@@ -20,18 +20,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm_launch import child, keeping, programs
-from kvm_launch.crew import Crew, crew_of
-from kvm_launch.helper import Helper, Place, Program, helpers_of, needed
-from kvm_launch.preflight import check
-from kvm_launch.taps import macvtap_name
-from kvm_launch.user import User
+from kvm_launch.prepare import helper_programs, persistent_state
+from kvm_launch.prepare.checks import check
+from kvm_launch.prepare.helper_spec import Helper, HelperPlace, Program, helpers_of, needed
+from kvm_launch.prepare.user import User
+from kvm_launch.spawn import privileges
+from kvm_launch.spawn.helper_processes import HelperProcesses, started_helpers
+from kvm_launch.spawn.taps import macvtap_name
 from kvmhooks.errors import QemuError, SpecError
-from kvmhooks.live.rundir import RunDir
 from kvmhooks.placement import plan
-from kvmhooks.render import qemu_argv
-from kvmhooks.render.handles import handles, needs_bridge_helper
-from kvmhooks.render.sockets import inherited
+from kvmhooks.qemu.argv import qemu_argv
+from kvmhooks.qemu.passed_files import handles, needs_bridge_helper
+from kvmhooks.qemu.run_dir import RunDir
+from kvmhooks.qemu.sockets import inherited
 from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.values import CpuSet
 from tests.golden.cases import golden_host, golden_plan
@@ -53,10 +54,10 @@ HELPED = """
 FEATURES = frozenset({"separate-options"})
 
 
-def place(features: frozenset[str] = frozenset(), *, is_root: bool = True) -> Place:
+def place(features: frozenset[str] = frozenset(), *, is_root: bool = True) -> HelperPlace:
     """A host that has everything."""
     names = ("virtiofsd", "swtpm", "passt", "unshare")
-    return Place(
+    return HelperPlace(
         programs={name: Program(path=Path("/p", name), features=features) for name in names},
         user=NOBODY if is_root else None,
         users={"switch": SWITCH},
@@ -71,10 +72,12 @@ def spec(text: str = HELPED) -> VmSpec:
 
 
 def test_a_comma_in_the_place_of_a_tpm_is_refused() -> None:
-    """What is behind it would be another option of swtpm (its ``--tpmstate``)."""
+    """The text behind it would be another option of swtpm (its ``--tpmstate``)."""
     least = 'name = "a"\ncpu.vcpus = 1\nmemory.size = "1GiB"\ntpm.model = "crb"\n'
     vm = spec(least + 'tpm.state = "/s/a,mode=0666"')
-    found = [str(one) for one in programs.problems(vm, None) if one.at == "tpm.state"]
+    found = [
+        str(problem) for problem in helper_programs.problems(vm, None) if problem.at == "tpm.state"
+    ]
     expected = "no comma: swtpm takes it for the end of the name"
     assert found == [f"tpm.state: found '/s/a,mode=0666', expected {expected}"]
 
@@ -163,7 +166,7 @@ def test_qemu_inherits_sockets_in_the_place_of_paths() -> None:
 @given(st.permutations(range(6)))
 def test_descriptors_are_moved_whatever_their_numbers(order: list[int]) -> None:
     """A child knows each file by its new number, also where that is another file's old one."""
-    gate, opening = os.pipe()
+    start_pipe, opening = os.pipe()
     files = [os.memfd_create(f"{at}") for at in range(6)]
     try:
         for at, file in enumerate(files):
@@ -171,26 +174,28 @@ def test_descriptors_are_moved_whatever_their_numbers(order: list[int]) -> None:
         os.write(opening, b"\1")
         moves = {files[at]: files[to] for at, to in enumerate(order)}
         names = " ".join(f"/dev/fd/{file}" for file in files)
-        said = subprocess.run(
-            [*child.command(gate, gains=False, ids="", moves=moves),
+        output = subprocess.run(
+            [*privileges.command(start_pipe, gains=False, ids="", moves=moves),
              "/bin/sh", "-c", f"cat {names}"],
-            pass_fds=(gate, *files), stdout=subprocess.PIPE, check=True,
+            pass_fds=(start_pipe, *files), stdout=subprocess.PIPE, check=True,
         ).stdout  # fmt: skip
     finally:
-        for file in (gate, opening, *files):
+        for file in (start_pipe, opening, *files):
             os.close(file)
-    assert said.decode() == "".join(str(order.index(at)) for at in range(6))
+    assert output.decode() == "".join(str(order.index(at)) for at in range(6))
 
 
 def crewed(
-    base: Path, helpers: list[Helper], work: Callable[[Crew], Coroutine[Any, Any, str]]
+    base: Path, helpers: list[Helper], work: Callable[[HelperProcesses], Coroutine[Any, Any, str]]
 ) -> str:
-    """What ``work`` with a crew gives."""
+    """Return what ``work`` with the helpers gives."""
 
     async def run() -> str:
         with RunDir(base / "run", "vm") as run_dir:
-            async with crew_of(helpers, run_dir, CpuSet([min(os.sched_getaffinity(0))])) as crew:
-                return await work(crew)
+            async with started_helpers(
+                helpers, run_dir, CpuSet([min(os.sched_getaffinity(0))])
+            ) as helper_processes:
+                return await work(helper_processes)
 
     return asyncio.run(run())
 
@@ -204,37 +209,37 @@ def test_a_helper_is_where_it_belongs_before_it_begins(tmp_path: Path) -> None:
     """On its CPUs, in a session of its own, gaining nothing, and nothing of ours is open."""
     script = "grep -E 'NoNewPrivs|Cpus_allowed_list' /proc/self/status; ls /proc/self/fd; exit 3"
 
-    async def work(crew: Crew) -> str:
-        for member in crew.members:
-            member.release(crew.cpus)
-        return await crew.mourn()
+    async def work(helper_processes: HelperProcesses) -> str:
+        for process in helper_processes.processes:
+            process.release(helper_processes.cpus)
+        return await helper_processes.first_exit()
 
     first = min(os.sched_getaffinity(0))
-    said = crewed(tmp_path, [shell(script)], work).splitlines()
-    assert said[0] == "helper[0]: sh ended while the VM ran (status 3)"
-    assert [line.split() for line in said[1:3]] == [
+    output = crewed(tmp_path, [shell(script)], work).splitlines()
+    assert output[0] == "helper[0]: sh ended while the VM ran (status 3)"
+    assert [line.split() for line in output[1:3]] == [
         ["NoNewPrivs:", "1"],
         ["Cpus_allowed_list:", str(first)],
     ]
-    assert len(said[3:]) == 5  # 0, 1, 2, the VM's lock, and the folder that ls reads
+    assert len(output[3:]) == 5  # 0, 1, 2, the VM's lock, and the folder that ls reads
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "message"),
     [
         ("sleep 60", r"helper\[0\]: sh does not listen at .*own.sock after 0.3 s"),
         ("echo why; exit 5", r"sh ended before QEMU was started \(status 5\)\n  why"),
         ("kill -9 $$", r"sh ended before QEMU was started \(signal 9\)"),
     ],
 )
-def test_a_helper_that_is_not_ready_is_told(tmp_path: Path, script: str, said: str) -> None:
+def test_a_helper_that_is_not_ready_is_told(tmp_path: Path, script: str, message: str) -> None:
     """With a bound on the time that it has; it is gone afterwards."""
 
-    async def work(crew: Crew) -> str:
-        await crew.set_out(0.3)
+    async def work(helper_processes: HelperProcesses) -> str:
+        await helper_processes.release(0.3)
         return ""
 
-    with pytest.raises(QemuError, match=said):
+    with pytest.raises(QemuError, match=message):
         crewed(tmp_path, [shell(script, path=tmp_path / "own.sock")], work)
 
 
@@ -243,8 +248,8 @@ def test_one_that_does_not_want_to_end_is_killed_with_its_children(tmp_path: Pat
     script = "trap '' TERM; sleep 61 & echo $! > child; while :; do sleep 62; done"
     pid = tmp_path / "child"
 
-    async def work(crew: Crew) -> str:
-        await crew.set_out()
+    async def work(helper_processes: HelperProcesses) -> str:
+        await helper_processes.release()
         while not (pid.exists() and pid.read_text().strip()):  # noqa: ASYNC110 -- a file
             await asyncio.sleep(0.02)
         return pid.read_text().strip()
@@ -256,7 +261,7 @@ def test_one_that_does_not_want_to_end_is_killed_with_its_children(tmp_path: Pat
 
 def test_programs_that_are_missing_are_told(tmp_path: Path) -> None:
     """By name, with where they were looked for."""
-    assert programs.found(["swtpm"], {"swtpm": (tmp_path / "swtpm",)}) == {}
+    assert helper_programs.found(["swtpm"], {"swtpm": (tmp_path / "swtpm",)}) == {}
     text = (
         'name = "web"\ncpu.vcpus = 1\nmemory.size = "1GiB"\n'
         'filesystem = [{path = "none", tag = "a"}]\nhelper = [{command = ["/none"]}]\n'
@@ -302,8 +307,8 @@ def test_files_have_their_numbers_and_the_others_need_no_helper() -> None:
     assert needs_bridge_helper(decided)
     backends = [json.loads(value) for name, value in pairwise(qemu_argv(decided))
                 if name == "-netdev"]  # fmt: skip
-    assert [{key: one[key] for key in one if key.endswith(("fd", "fds", "br"))}
-            for one in backends] == [
+    assert [{key: backend[key] for key in backend if key.endswith(("fd", "fds", "br"))}
+            for backend in backends] == [
         {"br": "br0"},
         {"fds": "100:101", "vhostfds": "102:103"},
         {"fd": "104"},
@@ -331,24 +336,24 @@ def test_what_is_kept_is_made_once_and_for_one_user_alone(tmp_path: Path) -> Non
     """A second look finds it as it is."""
     text = 'name = "web"\ncpu.vcpus = 1\nmemory.size = "1GiB"\ntpm = {model = "crb", state = "t"}'
     vm = parse_vm(text, folder=tmp_path)
-    assert keeping.make(vm, None) == [tmp_path / "t"]
+    assert persistent_state.make(vm, None) == [tmp_path / "t"]
     assert (tmp_path / "t").stat().st_mode & 0o7777 == 0o700
-    assert keeping.make(vm, None) == []
-    assert list(keeping.problems(vm, None)) == []
+    assert persistent_state.make(vm, None) == []
+    assert list(persistent_state.problems(vm, None)) == []
     (tmp_path / "t").rmdir()
     (tmp_path / "t").symlink_to(tmp_path)
-    assert [problem.at for problem in keeping.problems(vm, None)] == ["tpm.state"]
+    assert [problem.at for problem in persistent_state.problems(vm, None)] == ["tpm.state"]
 
 
 def test_a_child_that_keeps_a_helpers_output_leaves_no_word(tmp_path: Path) -> None:
     """A helper that became a daemon is over for us: nothing of it is left to be closed later."""
     script = f"setsid sleep 60 & echo $! >{tmp_path}/child; exit 0"
 
-    async def work(crew: Crew) -> str:
-        crew.members[0].release(crew.cpus)
-        said = await crew.mourn()
-        assert crew.members[0].transport.is_closing()
-        return said
+    async def work(helper_processes: HelperProcesses) -> str:
+        helper_processes.processes[0].release(helper_processes.cpus)
+        reason = await helper_processes.first_exit()
+        assert helper_processes.processes[0].transport.is_closing()
+        return reason
 
     try:
         assert "status 0" in crewed(tmp_path, [shell(script)], work)

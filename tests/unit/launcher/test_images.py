@@ -1,4 +1,4 @@
-"""What qemu-img says, as another user: he may have a hand in it."""
+"""The answers of qemu-img, as another user: he may have a hand in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvm_launch import disks, images
+from kvm_launch.prepare import disks, images
 from kvmhooks.errors import LaunchError
 from kvmhooks.spec import parse_vm
 
@@ -35,7 +35,7 @@ ODD = {
     "no object": "echo '[]'",
     "nothing": "exit 0",
     "no size": "echo '{}'",
-    **{name: f"echo '{json.dumps(SIZE | said)}'" for name, said in ODD_KEYS.items()},
+    **{name: f"echo '{json.dumps(SIZE | keys)}'" for name, keys in ODD_KEYS.items()},
 }
 
 
@@ -43,7 +43,7 @@ ODD = {
 def test_an_odd_answer_is_an_error_of_ours(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a qemu-img prints, a disk is known or is refused in words, within bounds."""
+    """A disk is known or is refused in words, within bounds, whatever a qemu-img prints."""
     tool = tmp_path / "qemu-img"
     tool.write_text(f"#!/bin/sh\n{ODD[what]}\n")
     tool.chmod(0o755)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm_launch.limits import (
+from kvm_launch.host.limits import (
     INNER,
     OUTER,
-    Place,
+    LimitFile,
     differences,
     legacy_limits_of,
     limits_of,
@@ -24,36 +24,36 @@ from kvmhooks.spec.tuning import Tuning
 VM = 'name = "a"\ncpu.vcpus = 2\nmemory.size = "1GiB"\n[tuning]\n'
 GROUPS = ("vcpu0", "vcpu1", "emulator", "iothread1")
 
-TABLE: list[tuple[str, dict[Place, str]]] = [
+TABLE: list[tuple[str, dict[LimitFile, str]]] = [
     ("", {}),
-    ("shares = 200", {Place(OUTER, "cpu.weight"): "200"}),
-    ("io.weight = 500", {Place(OUTER, "io.weight"): "default 500"}),
-    ("total.quota = 150000", {Place(INNER, "cpu.max"): "150000 100000"}),
-    ("total.period = 50000", {Place(INNER, "cpu.max"): "max 50000"}),
+    ("shares = 200", {LimitFile(OUTER, "cpu.weight"): "200"}),
+    ("io.weight = 500", {LimitFile(OUTER, "io.weight"): "default 500"}),
+    ("total.quota = 150000", {LimitFile(INNER, "cpu.max"): "150000 100000"}),
+    ("total.period = 50000", {LimitFile(INNER, "cpu.max"): "max 50000"}),
     (
         "vcpus.quota = 50000\nemulator = { quota = 10000, period = 20000 }",
         {
-            Place("vcpu0", "cpu.max"): "50000 100000",
-            Place("vcpu1", "cpu.max"): "50000 100000",
-            Place("emulator", "cpu.max"): "10000 20000",
+            LimitFile("vcpu0", "cpu.max"): "50000 100000",
+            LimitFile("vcpu1", "cpu.max"): "50000 100000",
+            LimitFile("emulator", "cpu.max"): "10000 20000",
         },
     ),
-    ("iothreads.quota = 1000", {Place("iothread1", "cpu.max"): "1000 100000"}),
+    ("iothreads.quota = 1000", {LimitFile("iothread1", "cpu.max"): "1000 100000"}),
     (
         'memory = { hard = "2GiB", soft = "1GiB", swap = "3GiB" }',
         {
-            Place(INNER, "memory.max"): str(2 << 30),
-            Place(INNER, "memory.high"): str(1 << 30),
-            Place(INNER, "memory.swap.max"): str(1 << 30),
+            LimitFile(INNER, "memory.max"): str(2 << 30),
+            LimitFile(INNER, "memory.high"): str(1 << 30),
+            LimitFile(INNER, "memory.swap.max"): str(1 << 30),
         },
     ),
     (
         'memory = { hard = "2GiB", swap = "1GiB" }',
-        {Place(INNER, "memory.max"): str(2 << 30), Place(INNER, "memory.swap.max"): "0"},
+        {LimitFile(INNER, "memory.max"): str(2 << 30), LimitFile(INNER, "memory.swap.max"): "0"},
     ),
     (
         'io.device = [{ path = "/dev/sda", read_bytes = "1MiB", write_operations = 50 }]',
-        {Place(INNER, "io.max", "8:0"): "8:0 rbps=1048576 wbps=max riops=max wiops=50"},
+        {LimitFile(INNER, "io.max", "8:0"): "8:0 rbps=1048576 wbps=max riops=max wiops=50"},
     ),
 ]
 
@@ -63,56 +63,56 @@ def tuning(text: str) -> Tuning:
 
 
 @pytest.mark.parametrize(("text", "expected"), TABLE, ids=[text for text, _ in TABLE])
-def test_each_key_has_its_place(text: str, expected: dict[Place, str]) -> None:
+def test_each_key_has_its_place(text: str, expected: dict[LimitFile, str]) -> None:
     """Weights stand beside other VMs' groups, limits at the VM, quotas at the threads."""
     assert limits_of(tuning(text), GROUPS, lambda _: "8:0") == expected
 
 
-LEGACY: list[tuple[str, dict[Place, str]]] = [
+LEGACY: list[tuple[str, dict[LimitFile, str]]] = [
     ("", {}),
-    ("shares = 20000", {Place(OUTER, "cpu.shares"): "20000"}),
-    ("io.weight = 500", {Place(OUTER, "blkio.bfq.weight"): "500"}),
+    ("shares = 20000", {LimitFile(OUTER, "cpu.shares"): "20000"}),
+    ("io.weight = 500", {LimitFile(OUTER, "blkio.bfq.weight"): "500"}),
     (
         "total.quota = 150000\nvcpus.period = 50000",
         {
-            Place(INNER, "cpu.cfs_period_us"): "100000",
-            Place(INNER, "cpu.cfs_quota_us"): "150000",
-            Place("vcpu0", "cpu.cfs_period_us"): "50000",
-            Place("vcpu0", "cpu.cfs_quota_us"): "-1",
-            Place("vcpu1", "cpu.cfs_period_us"): "50000",
-            Place("vcpu1", "cpu.cfs_quota_us"): "-1",
+            LimitFile(INNER, "cpu.cfs_period_us"): "100000",
+            LimitFile(INNER, "cpu.cfs_quota_us"): "150000",
+            LimitFile("vcpu0", "cpu.cfs_period_us"): "50000",
+            LimitFile("vcpu0", "cpu.cfs_quota_us"): "-1",
+            LimitFile("vcpu1", "cpu.cfs_period_us"): "50000",
+            LimitFile("vcpu1", "cpu.cfs_quota_us"): "-1",
         },
     ),
     (
         'memory = { hard = "2GiB", soft = "1GiB", swap = "3GiB" }',
         {
-            Place(INNER, "memory.limit_in_bytes"): str(2 << 30),
-            Place(INNER, "memory.soft_limit_in_bytes"): str(1 << 30),
-            Place(INNER, "memory.memsw.limit_in_bytes"): str(3 << 30),
+            LimitFile(INNER, "memory.limit_in_bytes"): str(2 << 30),
+            LimitFile(INNER, "memory.soft_limit_in_bytes"): str(1 << 30),
+            LimitFile(INNER, "memory.memsw.limit_in_bytes"): str(3 << 30),
         },
     ),
     (
         'memory = { hard = "2GiB", swap = "1GiB" }',
         {
-            Place(INNER, "memory.limit_in_bytes"): str(2 << 30),
-            Place(INNER, "memory.memsw.limit_in_bytes"): str(2 << 30),
+            LimitFile(INNER, "memory.limit_in_bytes"): str(2 << 30),
+            LimitFile(INNER, "memory.memsw.limit_in_bytes"): str(2 << 30),
         },
     ),
     (
         'io.device = [{ path = "/dev/sda", read_bytes = "1MiB", write_operations = 50 }]',
         {
-            Place(INNER, "blkio.throttle.read_bps_device", "8:0"): "8:0 1048576",
-            Place(INNER, "blkio.throttle.write_bps_device", "8:0"): "8:0 0",
-            Place(INNER, "blkio.throttle.read_iops_device", "8:0"): "8:0 0",
-            Place(INNER, "blkio.throttle.write_iops_device", "8:0"): "8:0 50",
+            LimitFile(INNER, "blkio.throttle.read_bps_device", "8:0"): "8:0 1048576",
+            LimitFile(INNER, "blkio.throttle.write_bps_device", "8:0"): "8:0 0",
+            LimitFile(INNER, "blkio.throttle.read_iops_device", "8:0"): "8:0 0",
+            LimitFile(INNER, "blkio.throttle.write_iops_device", "8:0"): "8:0 50",
         },
     ),
 ]
 
 
 @pytest.mark.parametrize(("text", "expected"), LEGACY, ids=[text for text, _ in LEGACY])
-def test_v1_has_the_same_by_other_names(text: str, expected: dict[Place, str]) -> None:
-    """What is not limited stands as in a group that nobody has set; each has such a default."""
+def test_v1_has_the_same_by_other_names(text: str, expected: dict[LimitFile, str]) -> None:
+    """A thing without a limit stands as in a group that nobody has set; each has such a default."""
     found = legacy_limits_of(tuning(text), GROUPS, lambda _: "8:0")
     assert found == expected
     assert all(place.default for place in found)
@@ -149,8 +149,8 @@ REFUSED: list[tuple[str, dict[str, str]]] = [
 @pytest.mark.parametrize(("text", "expected"), REFUSED, ids=[text for text, _ in REFUSED])
 def test_what_libvirt_alone_can_do_is_said(text: str, expected: dict[str, str]) -> None:
     """Never left out in silence."""
-    said = dict(str(problem).split(": ", 1) for problem in problems(tuning(text)))
-    assert said == expected
+    messages = dict(str(problem).split(": ", 1) for problem in problems(tuning(text)))
+    assert messages == expected
 
 
 def test_v1_has_ranges_of_its_own() -> None:
@@ -162,7 +162,7 @@ def test_v1_has_ranges_of_its_own() -> None:
 
 
 places = st.builds(
-    Place,
+    LimitFile,
     st.sampled_from([OUTER, INNER, "vcpu0"]),
     st.sampled_from(["cpu.max", "memory.max", "io.max"]),
     st.sampled_from(["", "8:0"]),
@@ -179,5 +179,5 @@ def test_what_is_written_leads_from_one_to_the_other(before: Any, after: Any) ->
 
 @given(limits)
 def test_nothing_is_written_without_need(same: Any) -> None:
-    """What stands there stays there."""
+    """A value that stands there stays there."""
     assert differences(same, same) == {}

@@ -1,4 +1,4 @@
-"""Whether a helper listens: told by the kernel of the very file, whatever names others give."""
+"""The listening of a helper, told by the kernel of the very file, whatever names others give."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from kvm_launch import listening
-from kvm_launch.listening import listens
+from kvm_launch.spawn import listening
+from kvm_launch.spawn.listening import listens
 
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    """Where a helper will listen: short enough for a socket, and for a line in another's name."""
+    """Give a path for a helper's socket: short enough for it, and for a line in another's name."""
     found = Path(f"/tmp/kvmhooks-{secrets.token_hex(4)}")
     yield found
     found.unlink(missing_ok=True)
 
 
 def line_of(path: Path) -> bytes:
-    """What ``/proc/net/unix`` says of a socket that listens at a path."""
+    """Return what ``/proc/net/unix`` says of a socket that listens at a path."""
     return b"0000000000000000: 00000002 00000000 00010000 0001 01 12345 " + bytes(path)
 
 
@@ -66,7 +66,7 @@ def test_no_name_of_another_socket_is_taken_for_it(path: Path, name: bytes, way:
 
 
 def test_another_ones_socket_of_the_same_path_is_none(path: Path, tmp_path: Path) -> None:
-    """As in a mount namespace of its own: the path is the same, and the file another one."""
+    """The path is the same, and the file another one, as in a mount namespace of its own."""
     with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as ours:
         other.bind(str(path))
         other.listen(1)

@@ -1,4 +1,4 @@
-"""Where a guest is when one of its two places fails: in one of them, and never in both."""
+"""The place of a guest when one of its two places fails: in one of them, and never in both."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvm_launch.control import NAME, listening, served
-from kvm_launch.migration import SOCKET, Receiver, Sender
-from kvm_launch.record import Record
-from kvm_launch.stop import Stop
-from kvm_launch.vcpus import survives_unplug, there
+from kvm_launch.life.guest_view import obstacles
+from kvm_launch.life.migration import SOCKET, Receiver, Sender
+from kvm_launch.life.stop import Stop
+from kvm_launch.talk.control import NAME, listening, served
+from kvm_launch.talk.vcpus import survives_unplug, there
+from kvm_launch.tell.status import VmRecord
 from kvmhooks.errors import LaunchError, QemuError
-from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.state import start_time
-from kvmhooks.live.rundir import RunDir, is_free
-from kvmhooks.live.unix import connected
+from kvmhooks.isolate.system.process_stat import start_time
+from kvmhooks.isolate.system.system import System
+from kvmhooks.qemu.run_dir import RunDir, is_free
+from kvmhooks.qemu.unix import connected
+from kvmhooks.spec import parse_vm
 from kvmhooks.values import CpuSet
 
 if TYPE_CHECKING:
@@ -37,6 +39,26 @@ VERSIONS = [
     ("tcg", (10, 1, 1), True),
     ("tcg", (10, 2, 0), True),
 ]
+
+
+def test_devices_whose_state_is_elsewhere_keep_a_guest_where_it_is() -> None:
+    """Each is told by the key that asks for it; all others come along."""
+    text = """
+name = "a"
+cpu.vcpus = 1
+memory.size = "1GiB"
+tpm.model = "crb"
+vsock.enabled = true
+host_usb = [{id = "046d:c52b"}, {id = "046d:c52c"}]
+filesystem = [{path = "/srv", tag = "srv"}]
+shared_memory = {}
+watchdog.model = "i6300esb"
+input = [{type = "tablet"}]
+rng.source = "builtin"
+"""
+    found = [problem.at for problem in obstacles(parse_vm(text, folder=Path("/")))]
+    at = ["filesystem", "host_usb", "vsock.enabled", "tpm.model", "shared_memory"]
+    assert found == at
 
 
 @pytest.mark.parametrize(("accel", "version", "survives"), VERSIONS)
@@ -79,8 +101,8 @@ def test_an_emulated_guest_stands_still_before_it_is_sent(accel: str, stops: lis
     """QEMU's emulation forgets what a guest writes meanwhile, and the guest panics; not so KVM."""
     qemu = Qemu()
     plan: Any = SimpleNamespace(accel=accel)
-    run_dir, account, one = None, None, Sender
-    made: Any = one(plan, qemu, run_dir, account, lambda: None, 1, Stop(None, 0))  # type: ignore[arg-type]
+    run_dir, reporter, kind = None, None, Sender
+    made: Any = kind(plan, qemu, run_dir, reporter, lambda: None, 1, Stop(None, 0))  # type: ignore[arg-type]
     assert asyncio.run(made._send()) == "its guest stood still for 5 ms"
     assert qemu.said == ["migrate-set-parameters", *stops, "migrate", "query-migrate"]
 
@@ -90,7 +112,7 @@ def sender(base: Path, qemu: Qemu, left: list[str], stop: Stop = NEVER) -> Sende
 
     class Silent:
         class life:  # noqa: N801 -- an attribute
-            note = staticmethod(lambda _: None)
+            report = staticmethod(lambda _: None)
 
     run_dir = RunDir(base, "vm")
     made: Any = Sender(None, qemu, run_dir, Silent, lambda: left.append("left"), 1, stop)  # type: ignore[arg-type]
@@ -117,13 +139,13 @@ def test_a_guest_comes_back_once_the_other_is_gone(tmp_path: Path) -> None:
 
     async def scene() -> None:
         with locked(tmp_path, "vm~"):
-            one = sender(tmp_path, qemu, left)
+            leaving = sender(tmp_path, qemu, left)
             await asyncio.sleep(0.3)
             assert qemu.said == []
         await asyncio.sleep(0.3)
         assert qemu.said == ["cont"]
         with pytest.raises(QemuError, match="found the guest running here"):
-            await one.leave({})
+            await leaving.leave({})
 
     asyncio.run(scene())
     assert left == []
@@ -136,9 +158,9 @@ def test_a_guest_that_was_let_go_does_not_come_back(tmp_path: Path) -> None:
 
     async def scene() -> None:
         with locked(tmp_path, "vm~"):
-            one = sender(tmp_path, qemu, left)
+            leaving = sender(tmp_path, qemu, left)
             await asyncio.sleep(0)
-            assert await one.leave({}) == ["it has left"]
+            assert await leaving.leave({}) == ["it has left"]
         await asyncio.sleep(0.5)
 
     asyncio.run(scene())
@@ -151,10 +173,10 @@ def test_a_guest_whose_disks_are_locked_may_still_leave(tmp_path: Path) -> None:
     left: list[str] = []
 
     async def scene() -> None:
-        one = sender(tmp_path, qemu, left)
+        leaving = sender(tmp_path, qemu, left)
         await asyncio.sleep(0.3)
         assert qemu.said == ["cont"]
-        assert await one.leave({}) == ["it has left"]
+        assert await leaving.leave({}) == ["it has left"]
         await asyncio.sleep(1.2)
 
     asyncio.run(scene())
@@ -162,17 +184,17 @@ def test_a_guest_whose_disks_are_locked_may_still_leave(tmp_path: Path) -> None:
 
 
 def test_a_guest_that_is_asked_to_stop_does_not_leave(tmp_path: Path) -> None:
-    """Who asks waits for this end of it: it runs on here once the other QEMU is gone, and stops."""
+    """The one who asks waits for its end: it runs on here, the other QEMU gone, and stops."""
     qemu, left, stop = Qemu(), list[str](), Stop(None, 0)
 
     async def scene() -> None:
         with locked(tmp_path, "vm~"):
-            one = sender(tmp_path, qemu, left, stop)
+            leaving = sender(tmp_path, qemu, left, stop)
             await asyncio.sleep(0)
             stop.was_asked = True
             with pytest.raises(QemuError, match="it was asked to stop"):
-                await one.leave({})
-            waiting = asyncio.ensure_future(one.decided())
+                await leaving.leave({})
+            waiting = asyncio.ensure_future(leaving.decided())
             await asyncio.sleep(0.2)
             assert (qemu.said, waiting.done()) == ([], False)  # to quit now would leave it there
         await waiting
@@ -184,7 +206,7 @@ def test_a_guest_that_is_asked_to_stop_does_not_leave(tmp_path: Path) -> None:
 
 
 def test_a_guest_that_is_asked_to_stop_is_sent_no_further(tmp_path: Path) -> None:
-    """What is on its way by then is called back."""
+    """All that is on its way by then is called back."""
     stop = Stop(None, 0)
     stop.was_asked = True
 
@@ -193,23 +215,34 @@ def test_a_guest_that_is_asked_to_stop_is_sent_no_further(tmp_path: Path) -> Non
             return {**await super().execute(command, *words, **more), "status": "active"}
 
     async def scene() -> None:
-        one = sender(tmp_path, Slow(), [], stop)
+        leaving = sender(tmp_path, Slow(), [], stop)
         with pytest.raises(QemuError, match="it was asked to stop"):
-            await one._finish()
+            await leaving._finish()
 
     asyncio.run(scene())
 
 
-def receiver(base: Path) -> Receiver:
+def receiver(base: Path, **more: object) -> Receiver:
     """One whose guest comes from ``vm``."""
     (base / "vm").mkdir()
-    start = start_time(Door(), os.getpid()) or 0
-    record = Record(name="vm", source="", supervisor=os.getpid(), supervisor_start=start)
+    start = start_time(System(), os.getpid()) or 0
+    record = VmRecord(name="vm", source="", supervisor=os.getpid(), supervisor_start=start)
     (base / "vm" / "status.json").write_text(
-        json.dumps({"name": "vm", "source": "", "supervisor": record.supervisor,
-                    "supervisor_start": record.supervisor_start})
+        json.dumps({"name": "vm", "source": "", "supervisor": record.supervisor, "patience": 90,
+                    "supervisor_start": record.supervisor_start, **more})
     )  # fmt: skip
     return Receiver(base, "vm")
+
+
+def test_no_guest_goes_from_a_supervisor_that_does_not_compare_its_disks(tmp_path: Path) -> None:
+    """Such as that of a92f6b5, which goes on after an upgrade: its guest's disk would be swapped
+    silently, so it stays there, and what can be done is said."""
+    with pytest.raises(LaunchError) as refused:
+        receiver(tmp_path, patience=0)
+    assert str(refused.value) == (
+        "vm: found it under an older kvm-launch, from which no guest goes safely: stop it, and "
+        "start it anew"
+    )
 
 
 @pytest.mark.parametrize("has_come", [True, False])
@@ -218,7 +251,7 @@ def test_a_guest_has_come_whose_old_supervisor_did_not_live_to_say_so(
     has_come: bool,  # noqa: FBT001 -- of a table
 ) -> None:
     """It is all here, and nowhere else; one of which a part is missing is not."""
-    one = receiver(tmp_path)
+    coming = receiver(tmp_path)
 
     class Arrives(Qemu):
         async def give(self, *_: object) -> None:
@@ -239,17 +272,17 @@ def test_a_guest_has_come_whose_old_supervisor_did_not_live_to_say_so(
 
     async def scene(run_dir: RunDir) -> None:
         async with await asyncio.start_unix_server(dies, tmp_path / "vm" / NAME):
-            await one.receive(qemu, run_dir, os.getpid())  # type: ignore[arg-type]
-            await one.take_over()
+            await coming.receive(qemu, run_dir, os.getpid())  # type: ignore[arg-type]
+            await coming.take_over()
 
     qemu = Arrives()
-    with RunDir(tmp_path, one.directory) as run_dir:
+    with RunDir(tmp_path, coming.directory) as run_dir:
         if has_come:
             asyncio.run(scene(run_dir))
         else:
             with pytest.raises(QemuError, match="expected it to stand still"):
                 asyncio.run(scene(run_dir))
-    assert one.has_arrived is has_come
+    assert coming.has_arrived is has_come
 
 
 def test_a_guest_stays_when_its_old_place_has_ended(tmp_path: Path) -> None:
@@ -258,8 +291,8 @@ def test_a_guest_stays_when_its_old_place_has_ended(tmp_path: Path) -> None:
 
 
 def test_a_guest_is_asked_for_until_there_is_an_answer(tmp_path: Path) -> None:
-    """Whoever is alive and says nothing may have it run there: it is waited for what that says."""
-    one = receiver(tmp_path)
+    """A QEMU that lives and says nothing may have it run there: its answer is waited for."""
+    coming = receiver(tmp_path)
     asked = []
 
     async def leave(_: object) -> list[str]:
@@ -268,7 +301,7 @@ def test_a_guest_is_asked_for_until_there_is_an_answer(tmp_path: Path) -> None:
 
     async def scene() -> None:
         with locked(tmp_path, "vm"):
-            going = asyncio.ensure_future(one._released())
+            going = asyncio.ensure_future(coming._released())
             await asyncio.sleep(0.3)
             assert not going.done()
             async with served(listening(tmp_path / "vm" / NAME), {"leave": leave}):
@@ -308,11 +341,11 @@ def test_a_name_stays_taken_while_the_qemu_that_came_lives(tmp_path: Path) -> No
 
 
 def test_a_record_is_one_or_is_passed_over(tmp_path: Path) -> None:
-    """What no supervisor wrote is no VM; a key of a later version is no mistake."""
+    """A file that no supervisor wrote is no VM; a key of a later version is no mistake."""
     receiver(tmp_path)
     path = tmp_path / "vm" / "status.json"
     good = json.loads(path.read_text())
-    from kvm_launch.record import running
+    from kvm_launch.tell.status import running
 
     path.write_text(json.dumps({**good, "later": [1]}))
     assert [record.name for record in running(tmp_path)] == ["vm"]

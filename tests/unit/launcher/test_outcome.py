@@ -1,21 +1,21 @@
-"""How a run is judged, shown, and turned into an exit code."""
+"""The judgement of a run, its words, and its exit code."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from kvm_launch.life import State, Step
-from kvm_launch.outcome import Ended, Isolated, Outcome, as_text, judge
-from kvm_launch.outlive import outliving
-from kvm_launch.run import _told
-from kvm_launch.show import outcome_lines
-from kvmhooks.live.report import MARK, Difference
-from kvmhooks.live.threads import ThreadPin
+from kvm_launch.life.run import _told
+from kvm_launch.options import LaunchOptions
+from kvm_launch.talk.tty import outliving
+from kvm_launch.tell.outcome import Ended, Isolated, Outcome, as_text, judge
+from kvm_launch.tell.show import outcome_lines
+from kvm_launch.tell.states import Step, VmState
+from kvmhooks.qemu.guest_report import MARK, Difference
+from kvmhooks.qemu.threads import ThreadPin
 from kvmhooks.values import CpuSet
 from tests.golden.cases import golden_plan
 
@@ -71,7 +71,7 @@ def test_the_outcome_as_json() -> None:
     """Everything that is known of the run, with sets as lists."""
     isolated = Isolated(CpuSet((2, 3)), refused=("irq/0 (EIO)",))
     outcome = Outcome(ended(PINNED), (DIFFERENCE,), {"kvmhooks-guest": 1}, None, isolated,
-                      (Step(State.ENDED, "the guest powered off", 2.5),))  # fmt: skip
+                      (Step(VmState.ENDED, "the guest powered off", 2.5),))  # fmt: skip
     assert json.loads(as_text(outcome)) == {
         "ending": "the guest powered off",
         "states": [{"state": "ended", "why": "the guest powered off", "at": 2.5}],
@@ -91,7 +91,7 @@ def test_the_outcome_as_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("isolated", "said"),
+    ("isolated", "sentences"),
     [
         (Isolated(CpuSet((2, 3))), ["host: restored"]),
         (
@@ -104,10 +104,12 @@ def test_the_outcome_as_json() -> None:
         ),
     ],
 )
-def test_what_became_of_the_host(isolated: Isolated, said: list[str]) -> None:
-    """Which CPUs were the VM's alone, what could not be, and whether the host has them back."""
+def test_what_became_of_the_host(isolated: Isolated, sentences: list[str]) -> None:
+    """It is told which CPUs were the VM's alone, what could not be, and whether the host has them
+    back.
+    """
     lines = outcome_lines(golden_plan("tiny", "laptop"), Outcome(ended(), (), None, None, isolated))
-    assert lines[1:-1] == ["host: CPUs 2-3 were this VM's alone", *said]
+    assert lines[1:-1] == ["host: CPUs 2-3 were this VM's alone", *sentences]
 
 
 @pytest.mark.parametrize(
@@ -152,10 +154,10 @@ def test_a_document_that_is_lost_is_no_0(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A VM outlives its output; whoever asked for the document is told that there is none."""
-    arguments = argparse.Namespace(json=is_json, quiet=False)
+    options = LaunchOptions(is_json=is_json)
     with Path(where).open("w", encoding="utf-8") as out, Path("/dev/null").open("w") as err:
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", err)
         with outliving():
             outcome = Outcome(ended(PINNED), (), None, None)
-            assert _told(arguments, golden_plan("tiny", "laptop"), outcome) == code
+            assert _told(options, golden_plan("tiny", "laptop"), outcome) == code

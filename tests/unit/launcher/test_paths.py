@@ -1,4 +1,4 @@
-"""What root does with files for a VM of another user: nothing that the user could not do himself.
+"""Root's work with files for a VM of another user: nothing that the user could not do himself.
 
 The folders are real, and the user is. Without root nobody becomes anybody, and none of it is done.
 """
@@ -18,19 +18,30 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import attrs
 import pytest
 
-from kvm_launch import child, disks, files, images, keeping, paths, preflight, programs, seed
-from kvm_launch.images import QEMU_IMG
-from kvm_launch.programs import helpers_here
-from kvm_launch.user import User, ids_of, user_of
+from kvm_launch.prepare import (
+    checks,
+    cloud_init,
+    disks,
+    helper_programs,
+    images,
+    paths,
+    persistent_state,
+)
+from kvm_launch.prepare.helper_programs import helpers_here
+from kvm_launch.prepare.helper_spec import needed
+from kvm_launch.prepare.images import QEMU_IMG
+from kvm_launch.prepare.user import User, ids_of, user_of
+from kvm_launch.spawn import privileges
+from kvmhooks.closed import is_roots_alone, settled
 from kvmhooks.errors import KvmhooksError, LaunchError, SpecError
-from kvmhooks.live import emulator
-from kvmhooks.live.closed import is_roots_alone, settled
+from kvmhooks.qemu import emulator
 from kvmhooks.spec import VmSpec, parse_vm
+from kvmhooks.spec.device import hints_of
 from tests.golden.cases import golden_host
 
 pytestmark = [
@@ -126,7 +137,7 @@ KEYS = {
 """A spec for each key that names a file, with ``x`` there."""
 
 WORDS = {"helper.command"}
-"""What is no path to the spec, but a file all the same."""
+"""Words that are no path to the spec, but a file all the same."""
 
 
 def keys_of(kind: Any, at: str = "") -> Iterator[str]:
@@ -134,7 +145,7 @@ def keys_of(kind: Any, at: str = "") -> Iterator[str]:
     if kind is Path:
         yield at
     elif attrs.has(kind):
-        for name, inner in get_type_hints(kind).items():
+        for name, inner in hints_of(kind).items():
             yield from keys_of(inner, f"{at}.{name}" if at else name)
     else:
         for inner in get_args(kind):
@@ -154,24 +165,25 @@ def before_qemu(spec: VmSpec) -> list[str]:
     user = user_of(spec)
     steps: list[Callable[[], object]] = [
         lambda: emulator.find(spec),
-        lambda: preflight.check(spec, user, binds=True),
-        lambda: preflight.check_roms(spec, golden_host("laptop"), user),
+        lambda: checks.check(spec, user, binds=True),
+        lambda: checks.check_roms(spec, golden_host("laptop"), user),
         lambda: images.check(spec, user),
-        lambda: seed.check(spec, user),
+        lambda: cloud_init.check(spec, user),
         lambda: images.make(spec, user),
-        lambda: keeping.make(spec, user),
-        lambda: seed.make(spec, "00000000-0000-4000-8000-000000000001", user),
+        lambda: persistent_state.make(spec, user),
+        lambda: cloud_init.make(spec, "00000000-0000-4000-8000-000000000001", user),
         lambda: disks.layers_of(spec, user),
     ]
-    if not spec.filesystem or programs.found(["virtiofsd"]):
+    wanted = set(needed(spec, is_root=True).values())
+    if helper_programs.found(wanted).keys() == wanted:
         steps.append(lambda: helpers_here(spec, user))
-    said = []
+    messages = []
     for step in steps:
         try:
             step()
         except KvmhooksError as error:
-            said.append(str(error))
-    return said
+            messages.append(str(error))
+    return messages
 
 
 FOLDERS = {"memory.path", "filesystem.path", "tpm.state", "run.writable"}
@@ -312,7 +324,7 @@ def theirs_file(path: Path) -> Path:
 @pytest.mark.parametrize("who", ["theirs", "roots", "nobody else"])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "/dev/zero", "/dev/null", "nothing"])
 def test_what_is_no_file_is_not_read_nor_waited_for(hall: Path, who: str, kind: str) -> None:
-    """As root, as the user, and without any other user."""
+    """It is so as root, as the user, and without any other user."""
     path = hall / ("home" if who == "theirs" else "images") / "x"
     if kind == "fifo":
         os.mkfifo(path)
@@ -321,16 +333,16 @@ def test_what_is_no_file_is_not_read_nor_waited_for(hall: Path, who: str, kind: 
     elif kind != "nothing":
         path.symlink_to(kind)
     user = None if who == "nobody else" else USER
-    said = "No such file" if kind == "nothing" else "no regular file|No such device"
+    message = "No such file" if kind == "nothing" else "no regular file|No such device"
     begun = time.monotonic()
-    with pytest.raises(OSError, match=said) as raised:
+    with pytest.raises(OSError, match=message) as raised:
         paths.read(path, user, limit=10)
     assert time.monotonic() - begun < 10
     assert raised.value.filename in {str(path), kind}
 
 
 def test_no_more_is_read_than_is_asked_for(hall: Path) -> None:
-    """Whatever the file grows to meanwhile."""
+    """The file may grow to anything meanwhile."""
     for folder, user in (("home", USER), ("images", USER), ("images", None)):
         (hall / folder / "x").write_bytes(b"0123456789")
         assert paths.read(hall / folder / "x", user, limit=4) == b"0123"
@@ -342,15 +354,17 @@ def test_cloud_inits_files_have_a_bound(hall: Path) -> None:
     for folder in ("home", "images"):
         data = hall / folder / "data"
         with data.open("wb") as file:
-            file.truncate(seed.MOST_BYTES + 1)
+            file.truncate(cloud_init.MOST_BYTES + 1)
         data.chmod(0o644)
         text = f'cloud_init = {{seed = "s", user_data = "{data}"}}\ndisk = [{{path = "s"}}]'
         spec = vm(text, hall / "home")
-        said = rf"cloud_init\.user_data: found {seed.MOST_BYTES + 1} bytes .*expected 16 MiB"
-        with pytest.raises(SpecError, match=said):
-            seed.check(spec, USER)
+        message = (
+            rf"cloud_init\.user_data: found {cloud_init.MOST_BYTES + 1} bytes .*expected 16 MiB"
+        )
+        with pytest.raises(SpecError, match=message):
+            cloud_init.check(spec, USER)
         with pytest.raises(LaunchError, match="found more than 16 MiB"):
-            seed.make(spec, "u", USER)
+            cloud_init.make(spec, "u", USER)
 
 
 def test_a_refused_seed_leaves_nothing(hall: Path) -> None:
@@ -361,17 +375,17 @@ def test_a_refused_seed_leaves_nothing(hall: Path) -> None:
         text = 'cloud_init = {seed = "s", user_data = "data"}\ndisk = [{path = "s"}]'
         spec = vm(text, place)
         theirs_file(place / "data")
-        seed.make(spec, "u", user)
+        cloud_init.make(spec, "u", user)
         before = (place / "s").read_bytes()
         (place / "data").unlink()
         with pytest.raises(LaunchError, match="data: No such file"):
-            seed.make(spec, "u", user)
+            cloud_init.make(spec, "u", user)
         assert {path.name for path in place.iterdir()} == {"s"}
         assert (place / "s").read_bytes() == before
 
 
 def test_what_cannot_be_written_whole_is_not_there(hall: Path) -> None:
-    """As on a full disk: here the limit on a file's size, which children inherit."""
+    """The disk is full: here the limit on a file's size, which children inherit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for folder, user in (("home", USER), ("images", USER), ("images", None)):
         place = hall / folder
@@ -387,12 +401,12 @@ def test_what_cannot_be_written_whole_is_not_there(hall: Path) -> None:
 
 
 def test_a_new_seed_is_not_written_through_a_link(hall: Path) -> None:
-    """Who knows its name beforehand can have put something there: it goes."""
+    """A link by one who knows its name beforehand goes."""
     pytest.importorskip("pycdlib")
     before = all_below(hall / "closed")
     spec = vm('cloud_init.seed = "s"\ndisk = [{path = "s"}]', hall / "home")
     link(hall / "home" / ".s.new", hall / "closed" / "secret")
-    seed.make(spec, "u", USER)
+    cloud_init.make(spec, "u", USER)
     assert {path.name for path in (hall / "home").iterdir()} == {"s"}
     assert (hall / "home" / "s").stat().st_uid == USER.uid
     assert all_below(hall / "closed") == before
@@ -410,13 +424,13 @@ def test_an_image_of_roots_folder_is_made_over_a_base_of_the_users(hall: Path) -
     images.check(spec, USER)
     status = (hall / "images" / "x").stat()
     assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (USER.uid, 0o644)
-    said = images.info(hall / "images" / "x", "qcow2", USER)
-    assert not isinstance(said, str)
-    assert (said["virtual-size"], said["full-backing-filename"]) == (3 << 20, str(base))
+    known = images.info(hall / "images" / "x", "qcow2", USER)
+    assert not isinstance(known, str)
+    assert (known["virtual-size"], known["full-backing-filename"]) == (3 << 20, str(base))
 
 
 def test_images_are_all_made_or_none(hall: Path) -> None:
-    """Whoever made them: the second cannot be."""
+    """The second cannot be made, whoever makes them."""
     for folder in ("home", "images"):
         text = f'image = [{{path = "{folder}/a", size = "1MiB"}}, {{path = "no/b", size = "1MiB"}}]'
         with pytest.raises(LaunchError, match="no: No such file"):
@@ -475,8 +489,8 @@ def test_a_link_that_comes_and_goes_is_never_followed_as_root(hall: Path) -> Non
     try:
         while time.monotonic() < until:
             with contextlib.suppress(KvmhooksError):
-                seed.make(spec, "u", USER)
-            for make in (images.make, keeping.make):
+                cloud_init.make(spec, "u", USER)
+            for make in (images.make, persistent_state.make):
                 with contextlib.suppress(KvmhooksError):
                     make(spec, USER)
             tried += 1
@@ -491,11 +505,11 @@ def test_a_link_that_comes_and_goes_is_never_followed_as_root(hall: Path) -> Non
 
 
 def run_child(hall: Path, *program: str, **given: Any) -> subprocess.CompletedProcess[str]:
-    """What becomes a program of nobody's, started in root's folder."""
+    """Run a program of nobody's, started in root's folder."""
     waiting, opening = os.pipe()
     os.write(opening, b"\1")
     os.close(opening)
-    words = child.command(waiting, gains=False, ids=ids_of(USER), moves={}, **given)
+    words = privileges.command(waiting, gains=False, ids=ids_of(USER), moves={}, **given)
     try:
         return subprocess.run(
             [*words, *program], pass_fds=[waiting], capture_output=True, text=True, check=False,
@@ -507,9 +521,9 @@ def run_child(hall: Path, *program: str, **given: Any) -> subprocess.CompletedPr
 
 def test_a_program_of_the_users_is_in_no_folder_of_roots(hall: Path) -> None:
     """It would see what is in that, whatever is above it."""
-    said = run_child(hall, "/bin/sh", "-c", "pwd; cat known")
-    assert said.stdout == "/\n"
-    assert "No such file" in said.stderr
+    output = run_child(hall, "/bin/sh", "-c", "pwd; cat known")
+    assert output.stdout == "/\n"
+    assert "No such file" in output.stderr
 
 
 @pytest.mark.parametrize("as_user", [True, False])
@@ -518,10 +532,10 @@ def test_a_disk_that_is_none_is_not_waited_for(hall: Path, *, as_user: bool) -> 
     os.mkfifo(hall / "images" / "x")
     (hall / "images" / "x").chmod(0o666)
     for path in (hall / "images" / "x", Path("/dev/null")):
-        file = child.file_of(str(path), 9, os.O_RDONLY, as_user=as_user)
-        said = run_child(hall, "/bin/true", files=[file])
+        file = privileges.file_of(str(path), 9, os.O_RDONLY, as_user=as_user)
+        output = run_child(hall, "/bin/true", files=[file])
         wanted = f"{path}: found no regular file and no block device, expected one\n"
-        assert (said.returncode, said.stderr) == (127, wanted)
+        assert (output.returncode, output.stderr) == (127, wanted)
 
 
 def test_a_disk_of_roots_is_opened_past_no_link(hall: Path) -> None:
@@ -530,39 +544,39 @@ def test_a_disk_of_roots_is_opened_past_no_link(hall: Path) -> None:
     (hall / "folder").symlink_to("closed")
     cat = ("/bin/sh", "-c", "cat <&9")
     for name, is_had in (("link", False), ("folder/secret", False), ("closed/secret", True)):
-        file = child.file_of(str(hall / name), 9, os.O_RDONLY, as_user=False)
-        said = run_child(hall, *cat, files=[file])
-        assert (said.stdout.encode() == SECRET) is is_had
-        assert is_had or said.stderr.startswith(f"{hall}/{name}: ")
+        file = privileges.file_of(str(hall / name), 9, os.O_RDONLY, as_user=False)
+        output = run_child(hall, *cat, files=[file])
+        assert (output.stdout.encode() == SECRET) is is_had
+        assert is_had or output.stderr.startswith(f"{hall}/{name}: ")
 
 
-def test_a_room_is_what_the_user_can_open(hall: Path) -> None:
-    """A folder that he cannot come to is no room of his program, though a link of his leads there.
+def test_a_writable_dir_is_what_the_user_can_open(hall: Path) -> None:
+    """A folder that he cannot come to is closed to his program, though a link of his leads there.
 
-    Only rooms can be written to; one that can be had is written to as the user.
+    Only those directories can be written to; one that can be had is written to as the user.
     """
     link(hall / "home" / "x", hall / "closed" / "open")
     theirs_folder(hall / "home" / "own")
-    rooms = [
-        child.room_of("/tmp", as_user=False),
-        child.room_of(str(hall / "home" / "x"), as_user=True),
-        child.room_of(str(hall / "home" / "own"), as_user=True),
+    writable_dirs = [
+        privileges.writable_dir_of("/tmp", as_user=False),
+        privileges.writable_dir_of(str(hall / "home" / "x"), as_user=True),
+        privileges.writable_dir_of(str(hall / "home" / "own"), as_user=True),
     ]
     if hall.is_relative_to("/tmp"):
-        rooms = rooms[1:]
+        writable_dirs = writable_dirs[1:]
     write = f"cd {hall}/home; touch own/made; touch other; cat x/known; head -c 1 </dev/null"
-    said = run_child(hall, "/bin/sh", "-c", write, rooms=rooms)
-    assert f"{hall}/home/x: it cannot be written to: Permission denied" in said.stderr
-    if "nothing is read-only to it" not in said.stderr:  # a container may make no namespace
-        assert "other" in said.stderr
+    output = run_child(hall, "/bin/sh", "-c", write, writable_dirs=writable_dirs)
+    assert f"{hall}/home/x: it cannot be written to: Permission denied" in output.stderr
+    if "nothing is read-only to it" not in output.stderr:  # a container may make no namespace
+        assert "other" in output.stderr
         assert not (hall / "home" / "other").exists()
-    assert said.stdout == ""
+    assert output.stdout == ""
     assert (hall / "home" / "own" / "made").stat().st_uid == USER.uid
 
 
 def test_a_folder_that_the_user_can_change_is_served_by_him(hall: Path) -> None:
     """virtiofsd is root's for root's folder; where the guest could leave setuid files is told."""
-    if not programs.found(["virtiofsd"]):
+    if not helper_programs.found(["virtiofsd"]):
         pytest.skip("no virtiofsd here: qemu-system-common")
     link(hall / "home" / "x", "/")
     folders = ("home/x", "closed", "images")
@@ -591,8 +605,8 @@ def test_root_runs_no_program_that_the_user_can_change(hall: Path) -> None:
     emulator.find(vm('machine.emulator = "/bin/true"', hall))
     helper = 'helper = [{{command = ["{}"], user = "{}"}}]'
     with pytest.raises(SpecError, match=rf"helper\[0\]\.command: {expected}"):
-        preflight.check(vm(helper.format(program, "root"), hall), USER)
-    preflight.check(vm(helper.format(program, "nobody"), hall), USER)
+        checks.check(vm(helper.format(program, "root"), hall), USER)
+    checks.check(vm(helper.format(program, "nobody"), hall), USER)
 
 
 @pytest.mark.parametrize(
@@ -611,12 +625,10 @@ def test_root_runs_no_program_that_the_user_can_change(hall: Path) -> None:
     ],
 )
 def test_whoever_became_the_user_is_believed_nothing(
-    verb: str, body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verb: str, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that a process of the user's could not give is an error, in words and bounds."""
-    program = tmp_path / "files.py"
-    program.write_text(f"import sys\nout = sys.stdout.buffer\n{body}\n")
-    monkeypatch.setattr(files, "__file__", str(program))
+    monkeypatch.setattr(paths, "PROGRAM", f"import sys\nout = sys.stdout.buffer\n{body}\n")
     user = User("somebody", os.geteuid(), os.getegid(), ())
     ask: dict[str, Callable[[], object]] = {
         "look": lambda: paths.look([Path("/")], user),
@@ -630,7 +642,7 @@ def test_root_does_not_look_at_a_folder_that_the_user_can_change(
     hall: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only what nobody else can rename is looked at by root, and what fails there is told."""
-    if not programs.found(["virtiofsd"]):
+    if not helper_programs.found(["virtiofsd"]):
         pytest.skip("no virtiofsd here: qemu-system-common")
     (hall / "home" / "x").mkdir()
     folders = ("home/x", "images")

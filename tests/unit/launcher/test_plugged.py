@@ -1,4 +1,4 @@
-"""What files a QEMU has, whatever their names are by now."""
+"""The files that a QEMU has, whatever their names are by now."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvm_launch.plugged import images
+from kvm_launch.talk.plugged import images
 from kvmhooks.errors import QemuError
 
 
@@ -15,8 +15,8 @@ def test_an_image_is_the_file_that_is_open(tmp_path: Path) -> None:
     """By number or by name, once for all its nodes; nodes that are no file's are passed over."""
     path = tmp_path / "disk.raw"
     path.touch()
-    with path.open() as one, path.open() as two:
-        sets = [{"fdset-id": 7, "fds": [{"fd": one.fileno()}, {"fd": two.fileno()}]}]
+    with path.open() as first, path.open() as two:
+        sets = [{"fdset-id": 7, "fds": [{"fd": first.fileno()}, {"fd": two.fileno()}]}]
         by_number = {"drv": "file", "file": "/dev/fdset/7", "ro": True}
         by_name = {"drv": "file", "file": str(path), "ro": True}
         others = [{"drv": "raw", "file": "/dev/fdset/9", "ro": True}, {"drv": "nbd", "ro": True}]

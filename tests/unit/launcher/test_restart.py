@@ -1,10 +1,10 @@
-"""When a VM that has ended is started again."""
+"""The start of a VM that has ended, once more."""
 
 from __future__ import annotations
 
 import pytest
 
-from kvm_launch.restart import MOST, SOON, wait_of
+from kvm_launch.life.restart import MOST, SOON, wait_of
 from kvmhooks.spec.model import Run
 
 

@@ -1,23 +1,24 @@
-"""What a person is shown: lines where nobody looks, tables on a terminal, little when asked so."""
+"""The screens: lines where nobody looks, tables on a terminal, little when asked so."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import re
 
 import pytest
 
-from kvm_launch.life import State, Step
-from kvm_launch.outcome import Ended, Outcome
-from kvm_launch.screen import Quiet, Screen, Terminal, screen_of, work_of
-from kvmhooks.live.threads import ThreadPin
+from kvm_launch.options import LaunchOptions
+from kvm_launch.tell.outcome import Ended, Outcome
+from kvm_launch.tell.screen import Quiet, Screen, screen_of, work_of
+from kvm_launch.tell.states import Step, VmState
+from kvm_launch.tell.tables import Terminal
 from kvmhooks.placement import Plan
-from kvmhooks.render.picture import picture
+from kvmhooks.qemu.threads import ThreadPin
+from kvmhooks.show.plan_text import picture
 from kvmhooks.values import CpuSet
 from tests.golden.cases import golden_plan
 
-STEP = Step(State.PAUSED, "process [7]: stands still", 0)
+STEP = Step(VmState.PAUSED, "process [7]: stands still", 0)
 
 
 class Tty(io.StringIO):
@@ -44,7 +45,7 @@ def shown(screen: Screen, plan: Plan, *, good: bool = True) -> str:
     screen.line("accelerator: tcg, as asked for")
     screen.line("warning: something")
     screen.plan(plan)
-    screen.step(Step(State.STARTING, "", 0))
+    screen.step(Step(VmState.STARTING, "", 0))
     screen.step(STEP)
     screen.outcome(plan, outcome(good=good))
     assert isinstance(screen.out, io.StringIO)
@@ -65,9 +66,9 @@ def test_lines_are_a_logs(plan: Plan) -> None:
 def test_a_terminal_has_the_same_words(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """In colours and tables, and nothing is read as markup; a spinner never stays."""
     monkeypatch.setenv("TERM", "xterm-256color")
-    said = shown(Terminal(Tty()), plan, good=False)
-    assert "\x1b[" in said
-    words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said)
+    output = shown(Terminal(Tty()), plan, good=False)
+    assert "\x1b[" in output
+    words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
     for sentence in (*plan.why, *plan.warnings, "process [7]: stands still",
                      "NOT as planned", "end: the guest [powered] off"):  # fmt: skip
         assert sentence in words
@@ -85,10 +86,10 @@ def test_no_colour_is_respected(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("good", [True, False])
 def test_quiet_is_what_went_wrong(plan: Plan, good: bool) -> None:  # noqa: FBT001
     """Warnings always; the end only if it is none to be pleased with."""
-    said = shown(Quiet(io.StringIO()), plan, good=good).splitlines()
-    warnings = ["warning: something", *(f"warning: {one}" for one in plan.warnings)]
+    lines = shown(Quiet(io.StringIO()), plan, good=good).splitlines()
+    warnings = ["warning: something", *(f"warning: {warning}" for warning in plan.warnings)]
     ending = [] if good else ["QEMU: a word", "end: the guest [powered] off"]
-    assert said == warnings + ending
+    assert lines == warnings + ending
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_a_screen_suits_where_it_is(
     """A terminal, unless it is dumb; and what was asked for."""
     monkeypatch.setenv("TERM", term)
     monkeypatch.setattr("sys.stdout", Tty() if is_terminal else io.StringIO())
-    assert type(screen_of(argparse.Namespace(json=False, quiet=quiet))) is kind
+    assert type(screen_of(LaunchOptions(is_quiet=quiet))) is kind
 
 
 def test_what_is_claimed_is_said(plan: Plan) -> None:

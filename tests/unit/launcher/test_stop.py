@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from kvm_launch.stop import Stop, run_whole
-from kvmhooks.live.signals import SIGNALS
+from kvm_launch.life.stop import Stop, run_whole
+from kvmhooks.signals import SIGNALS
 
 
 class Vm:
@@ -70,10 +70,10 @@ def test_a_vm_is_asked_and_then_forced(
             for _ in range(signals):
                 os.kill(os.getpid(), signal.SIGTERM)
                 await asyncio.sleep(0.01)
-            said = await asyncio.wait_for(
+            outcome = await asyncio.wait_for(
                 stop.escalate(vm.ended, ask=vm.ask, force=vm.force), timeout=20
             )
-        return vm.told, said
+        return vm.told, outcome
 
     assert asyncio.run(scene()) == (told, reason)
 

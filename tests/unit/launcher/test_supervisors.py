@@ -1,4 +1,4 @@
-"""What several VMs say, with their names before it."""
+"""The words of several VMs, with their names before them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm_launch.supervisors import LINE_BYTES, Supervisors, _Supervisor
+from kvm_launch.many.supervisors import LINE_BYTES, Supervisors, _Supervisor
 
 
 def told(*pieces: bytes) -> bytes:
@@ -31,7 +31,7 @@ def told(*pieces: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("output", "shown"),
     [
         (b"hello\r[b] state: ended\r\n", b"[a] hello\n[a] [b] state: ended\n"),
         (b"one\r\ntwo\n", b"[a] one\n[a] two\n"),
@@ -41,27 +41,27 @@ def told(*pieces: bytes) -> bytes:
         (b"", b""),
     ],
 )
-def test_each_line_has_its_name(said: bytes, shown: bytes) -> None:
+def test_each_line_has_its_name(output: bytes, shown: bytes) -> None:
     """Also what comes after a lone carriage return, which a terminal takes for a new line."""
-    assert told(said) == shown
+    assert told(output) == shown
 
 
 @given(
     st.lists(st.sampled_from([b"\r", b"\n", b"[b] ", b"text"]), max_size=20).map(b"".join),
     st.lists(st.integers(0, 80), max_size=5),
 )
-def test_pieces_make_no_difference(said: bytes, cuts: list[int]) -> None:
-    """Wherever the stream is cut, each line has its name, and there is no return but of lines."""
-    places = [0, *sorted(min(cut, len(said)) for cut in cuts), len(said)]
-    shown = told(*(said[at:end] for at, end in itertools.pairwise(places)))
-    assert shown == told(said)
+def test_pieces_make_no_difference(output: bytes, cuts: list[int]) -> None:
+    """Each line has its name wherever the stream is cut, and there is no return but of lines."""
+    places = [0, *sorted(min(cut, len(output)) for cut in cuts), len(output)]
+    shown = told(*(output[at:end] for at, end in itertools.pairwise(places)))
+    assert shown == told(output)
     assert b"\r" not in shown
     assert all(line.startswith(b"[a] ") for line in shown.splitlines())
 
 
-@pytest.mark.parametrize("one", [b"\r", b"x", b"x\r"])
-def test_no_line_grows_without_bound(one: bytes) -> None:
+@pytest.mark.parametrize("line", [b"\r", b"x", b"x\r"])
+def test_no_line_grows_without_bound(line: bytes) -> None:
     """A line of a MiB, or one that never ends, comes in pieces, each with its name."""
-    chunk = (one * LINE_BYTES)[:LINE_BYTES]
+    chunk = (line * LINE_BYTES)[:LINE_BYTES]
     lines = told(*[chunk] * 16).splitlines()
     assert all(line.startswith(b"[a] ") and len(line) <= 2 * LINE_BYTES for line in lines)

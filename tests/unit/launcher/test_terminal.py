@@ -1,4 +1,4 @@
-"""What is typed at kvm-launch's own terminal."""
+"""The keys that are typed at kvm-launch's own terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from kvm_launch.terminal import typed
+from kvm_launch.talk.terminal import typed
 
 
 def test_a_terminal_that_is_closed_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What a QEMU with devices of the host needs of it."""
+"""The needs of a QEMU with devices of the host."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kvm_launch import child, preflight
-from kvm_launch.vfio import BESIDE, UNLIMITED, locked_memory, nodes_of
+from kvm_launch.prepare import checks
+from kvm_launch.prepare.vfio import BESIDE, UNLIMITED, locked_memory, nodes_of
+from kvm_launch.spawn import privileges
 from kvmhooks.host import read
 from kvmhooks.placement import plan
 from kvmhooks.spec import parse_vm
@@ -37,13 +38,15 @@ TABLE = [
         {**PCI, "memory": {"size": "64MiB", "virtio": [{"size": "128MiB"}]}},
         192 * MIB + BESIDE,
     ),
+    ({**PCI, "shared_memory": {"size": "128MiB"}}, 192 * MIB + BESIDE),
+    ({"shared_memory": {}}, 0),
 ]
 
 
-@pytest.mark.parametrize(("said", "expected"), TABLE, ids=[str(said) for said, _ in TABLE])
-def test_memory_that_is_locked(said: dict[str, object], expected: int) -> None:
+@pytest.mark.parametrize(("keys", "expected"), TABLE, ids=[str(keys) for keys, _ in TABLE])
+def test_memory_that_is_locked(keys: dict[str, object], expected: int) -> None:
     """All that a device may reach, as large as the guest can grow."""
-    assert locked_memory(structure({**VM, **said}, Path("/"))) == expected
+    assert locked_memory(structure({**VM, **keys}, Path("/"))) == expected
 
 
 def test_each_group_has_a_file(tmp_path: Path) -> None:
@@ -73,28 +76,28 @@ def test_who_cannot_raise_the_limit_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     spec = structure({**VM, "memory": {"size": "64MiB", "locked": True}}, Path("/"))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (MIB, 8 * MIB))
-    (problem,) = preflight.locked(spec)
+    (problem,) = checks.locked(spec)
     assert str(problem) == (
         "memory.locked: found a limit of 8192 KiB on memory that may be locked, expected no limit "
         "(`ulimit -l`, LimitMEMLOCK=), or root to start it"
     )
     monkeypatch.setattr(resource, "getrlimit", lambda _: (MIB, resource.RLIM_INFINITY))
-    assert list(preflight.locked(spec)) == []
+    assert list(checks.locked(spec)) == []
 
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can")
 
 
-def began(words: list[str], gate: int) -> str:
-    """What a child's program prints."""
+def began(words: list[str], start_pipe: int) -> str:
+    """Return what a child's program prints."""
     return subprocess.run(
-        words, pass_fds=[gate], stdout=subprocess.PIPE, check=True, text=True
+        words, pass_fds=[start_pipe], stdout=subprocess.PIPE, check=True, text=True
     ).stdout
 
 
 @pytest.fixture
-def gate() -> int:
-    """A gate that is open."""
+def start_pipe() -> int:
+    """A start pipe that is open."""
     waiting, opening = os.pipe()
     os.write(opening, b"\1")
     os.close(opening)
@@ -102,7 +105,7 @@ def gate() -> int:
 
 
 def _may_raise() -> bool:
-    """Whether root can raise a limit here (CAP_SYS_RESOURCE): not in every container."""
+    """Return whether root can raise a limit here (CAP_SYS_RESOURCE): not in every container."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (held,) = (int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
     return bool(held >> 24 & 1)
@@ -112,25 +115,30 @@ def _may_raise() -> bool:
 @pytest.mark.parametrize(
     ("size", "expected"), [(1 << 34, str(1 << 24)), (UNLIMITED, "unlimited"), (0, "64")]
 )
-def test_a_child_may_lock_so_much(gate: int, size: int, expected: str) -> None:
+def test_a_child_may_lock_so_much(start_pipe: int, size: int, expected: str) -> None:
     """Both limits are raised as far as we may, and nothing changes for who locks nothing."""
     if not _may_raise():
         expected = "64"
     words = [
         *("prlimit", "--memlock=65536:65536"),
-        *child.command(gate, gains=False, ids="", moves={}, locked=size),
+        *privileges.command(start_pipe, gains=False, ids="", moves={}, locked=size),
         *("/bin/sh", "-c", "ulimit -S -l; ulimit -H -l"),
     ]
-    assert began(words, gate).split() == [expected, expected]
+    assert began(words, start_pipe).split() == [expected, expected]
 
 
 @ROOT_ONLY
-def test_a_child_has_its_own_devices_alone(gate: int) -> None:
+def test_a_child_has_its_own_devices_alone(start_pipe: int) -> None:
     """They are its user's there; on the host they stay whose they are, and others' are not seen."""
     nobody = pwd.getpwnam("nobody")
     ids = f"{nobody.pw_uid}:{nobody.pw_gid}:{nobody.pw_gid}"
-    words = child.command(
-        gate, gains=False, ids=ids, moves={}, rooms=["us:/dev"], nodes=["/dev/vfio/7"]
+    words = privileges.command(
+        start_pipe,
+        gains=False,
+        ids=ids,
+        moves={},
+        writable_dirs=["us:/dev"],
+        device_nodes=["/dev/vfio/7"],
     )
     look = "cd /dev/vfio; stat -c '%n %a %u %t:%T' *; echo"
     script = (
@@ -141,7 +149,7 @@ def test_a_child_has_its_own_devices_alone(gate: int) -> None:
     )
     words[words.index(str(os.getpid()))] = "PARENT"
     words = ["unshare", "--mount", "sh", "-euc", script, "sh", *words, "/bin/sh", "-c", look]
-    said = began(words, gate)
-    inside, outside = said.strip().split("\n\n")
+    output = began(words, start_pipe)
+    inside, outside = output.strip().split("\n\n")
     assert inside.splitlines() == [f"7 600 {nobody.pw_uid} f0:7", "vfio 666 0 a:c4"]
     assert outside.splitlines() == ["7 600 0 f0:7", "8 600 0 f0:8", "vfio 666 0 a:c4"]

@@ -42,7 +42,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
 
 
 def warnings(host: Host, address: str, firmware: str) -> list[str]:
-    """What a plan warns of the device."""
+    """Return what a plan warns of the device."""
     boot = "{firmware = 'uefi', variables = 'a.fd'}" if firmware == "uefi" else "{}"
     text = f"""
         name = "a"
@@ -51,7 +51,11 @@ def warnings(host: Host, address: str, firmware: str) -> list[str]:
         boot = {boot}
         pci = [{{ address = "{address}" }}]
     """
-    return [one for one in plan(parse_vm(text, folder=Path("/")), host).warnings if "BAR" in one]
+    return [
+        warning
+        for warning in plan(parse_vm(text, folder=Path("/")), host).warnings
+        if "BAR" in warning
+    ]
 
 
 def test_only_a_displays_bars_are_read(host: Host) -> None:
@@ -64,6 +68,6 @@ def test_a_firmware_that_may_have_no_room_is_told_of(host: Host) -> None:
     """With the device, and the switch that nobody sets in silence; SeaBIOS sizes its window."""
     assert warnings(host, GPU, "bios") == []
     assert warnings(host, NIC, "uefi") == []
-    (said,) = warnings(host, GPU, "uefi")
-    assert said.startswith(f"pci: memory BARs of 32 GiB, {GPU} the most of them: an OVMF")
-    assert "X-PciMmio64Mb is not set" in said
+    (warning,) = warnings(host, GPU, "uefi")
+    assert warning.startswith(f"pci: memory BARs of 32 GiB, {GPU} the most of them: an OVMF")
+    assert "X-PciMmio64Mb is not set" in warning

@@ -26,7 +26,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             VM.format(vcpus=2048, size=2048) + "memory.cells = 2048",
@@ -42,11 +42,11 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
         ),
     ],
 )
-def test_more_than_a_machine_has_is_refused(text: str, said: str, host: Host) -> None:
+def test_more_than_a_machine_has_is_refused(text: str, message: str, host: Host) -> None:
     """The number that there can be is said; nothing gets a place that there is not."""
     with pytest.raises(PlanError) as caught:
         plan(parse_vm(text, folder=Path("/vms")), host)
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
 def test_as_many_devices_as_there_are_ports_for(host: Host) -> None:

@@ -8,9 +8,10 @@ import pytest
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host import Host, read
-from kvmhooks.isolate.claim import Claim
+from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.isolate.kinds.hugepage_pools import HugePageDemand
 from kvmhooks.placement import Cell, GuestCpu, Plan, Topology, VcpuPin, claim, plan
-from kvmhooks.placement.objective import ORDER
+from kvmhooks.placement.search.objective import ORDER
 from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.values import CpuSet
 from tests.fakehost import write_host
@@ -32,7 +33,7 @@ def held(cpus: str, uuid: str = FIRST) -> Claim:
 
 
 def test_a_dedicated_vm_beside_another() -> None:
-    """What another VM holds is left alone; whole cores of one node, siblings as guest threads."""
+    """Another VM's CPUs are left alone; whole cores of one node, siblings as guest threads."""
     spec = vm('cpu = { vcpus = 4, placement = "dedicated" }\nisolation.exclusive = true')
     made = plan(spec, golden_host("server"), (held("1,9"),))
     assert made == Plan(
@@ -75,7 +76,7 @@ def test_a_dedicated_vm_beside_another() -> None:
 
 
 def test_housekeeping_leaves_a_held_sibling_alone() -> None:
-    """Where another VM holds a thread of a core, the other thread alone may be the host's."""
+    """The other thread alone of a core that another VM holds in part may be the host's."""
     spec = vm('cpu = { vcpus = 2, placement = "dedicated" }')
     decided = plan(spec, golden_host("chiplets"), (held("0"),))
     assert (str(decided.housekeeping), str(decided.emulator)) == ("1", "1")
@@ -94,11 +95,11 @@ def test_the_claim_of_a_plan() -> None:
         uuid=golden_plan("wide", "server").uuid,
         name="wide",
         exclusive=CpuSet.parse("1-2,5-6,9-10,13-14"),
-        hugepages=((0, 1_048_576, 2), (1, 1_048_576, 2)),
+        demands=[HugePageDemand(0, 1_048_576, 2), HugePageDemand(1, 1_048_576, 2)],
     )
-    assert claim(golden_plan("crowd", "chiplets")).hugepages == (
-        (0, 2048, 256),
-        (1, 2048, 256),
+    assert claim(golden_plan("crowd", "chiplets")).of(HugePageDemand) == (
+        HugePageDemand(0, 2048, 256),
+        HugePageDemand(1, 2048, 256),
     )
 
 
@@ -175,14 +176,14 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "host", "claims", "said"), REFUSALS, ids=range(len(REFUSALS)))
+@pytest.mark.parametrize(("text", "host", "claims", "message"), REFUSALS, ids=range(len(REFUSALS)))
 def test_what_does_not_fit_names_what_binds(
-    text: str, host: str, claims: tuple[Claim, ...], said: str
+    text: str, host: str, claims: tuple[Claim, ...], message: str
 ) -> None:
     """The message has the key that binds, what was asked for and what there is."""
     with pytest.raises(PlanError) as raised:
         plan(vm(text), golden_host(host), claims)
-    assert str(raised.value) == said
+    assert str(raised.value) == message
 
 
 def test_a_host_without_cpus_is_refused() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +168,9 @@ MISTAKES = [
         (
             "colour: found an unknown key, expected one of name, uuid, profile, machine, boot, "
             "cpu, memory, clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, "
-            "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, "
-            "tuning, console, guest, shutdown, isolation, run, image, helper, cloud_init"
+            "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, "
+            "shared_memory, security, tuning, console, guest, shutdown, isolation, run, image, "
+            "helper, cloud_init"
         ),
     ),
     (
@@ -176,8 +178,9 @@ MISTAKES = [
         (
             "source: found an unknown key, expected one of name, uuid, profile, machine, boot, "
             "cpu, memory, clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, "
-            "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, security, "
-            "tuning, console, guest, shutdown, isolation, run, image, helper, cloud_init"
+            "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, "
+            "shared_memory, security, tuning, console, guest, shutdown, isolation, run, image, "
+            "helper, cloud_init"
         ),
     ),
     (LEAST + "disks = []", 'disks: found an unknown key, expected "disk"?'),
@@ -347,22 +350,22 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "said"), MISTAKES, ids=range(len(MISTAKES)))
-def test_a_mistake_is_told_with_its_place(text: str, said: str | None) -> None:
+@pytest.mark.parametrize(("text", "message"), MISTAKES, ids=range(len(MISTAKES)))
+def test_a_mistake_is_told_with_its_place(text: str, message: str | None) -> None:
     """Each mistake is a line with the file, the place, what was found and what was expected."""
     with pytest.raises(SpecError) as raised:
         parse_vm(text, folder=Path("/vms"), source="web.toml")
     lines = str(raised.value).splitlines()
-    if said is None:  # Python's own words, which differ by version
+    if message is None:  # Python's own words, which differ by version
         assert len(lines) == 1
         assert lines[0].startswith("web.toml: found ")
         assert lines[0].endswith(", expected TOML")
     else:
-        assert lines == [f"web.toml: {line}" for line in said.splitlines()]
+        assert lines == [f"web.toml: {line}" for line in message.splitlines()]
 
 
 def test_tables_are_nested_as_deep_as_somebody_likes() -> None:
-    """What a profile, too, looks at is no deeper than its keys."""
+    """A profile, too, looks no deeper than its keys."""
     text = LEAST + 'profile = "web"\n' + "[x" + ".x" * 499 + "]\n" + "x" + ".x" * 499 + " = 1"
     with pytest.raises(SpecError) as raised:
         parse_vm(text, folder=Path("/vms"))
@@ -370,7 +373,7 @@ def test_tables_are_nested_as_deep_as_somebody_likes() -> None:
 
 
 def test_a_hundred_mistakes_are_told() -> None:
-    """Who has more has sent another file; all are counted, and all are in the error."""
+    """One who has more has sent another file; all are counted, and all are in the error."""
     with pytest.raises(SpecError) as raised:
         parse_vm(LEAST + "[[disk]]\n" * 150, folder=Path("/vms"))
     lines = str(raised.value).splitlines()
@@ -394,12 +397,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
     (tmp_path / "big.toml").write_bytes(b"#" * (MAX_BYTES + 1))
     (tmp_path / "folder.toml").mkdir()
-    said = {}
+    messages = {}
     for name in ("none.toml", "folder.toml", "latin.toml", "big.toml"):
         with pytest.raises(SpecError) as raised:
             load_vm(tmp_path / name)
-        said[name] = str(raised.value)
-    assert said == {
+        messages[name] = str(raised.value)
+    assert messages == {
         "none.toml": "none.toml: found No such file or directory, expected a readable file",
         "folder.toml": "folder.toml: found a directory, expected a regular file",
         "latin.toml": "latin.toml: found a byte that is not UTF-8 ('utf-8' codec can't decode byte "
@@ -472,6 +475,21 @@ def test_the_schema_describes_every_key() -> None:
     assert schema()["additionalProperties"] is False
 
 
+def test_a_description_has_no_blanks_of_the_source() -> None:
+    """Neither the indentation of its lines nor a line of its own for what closes it."""
+    texts = [*_descriptions(schema())]
+    assert len(texts) > 100
+    assert [text for text in texts if text != inspect.cleandoc(text)] == []
+
+
+def _descriptions(table: Any) -> Iterator[str]:
+    if isinstance(table, dict):
+        text = table.get("description")
+        yield from [text] if isinstance(text, str) else []
+        for value in table.values():
+            yield from _descriptions(value)
+
+
 def _is_accepted(document: dict[str, Any]) -> bool:
     try:
         structure(document, Path("/vms"))
@@ -502,7 +520,7 @@ def _put(document: Any, place: tuple[Any, ...], value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         ("", f"pci[0]: found none, expected one of {NAMES_OF_DEVICES}"),
         (
@@ -520,8 +538,8 @@ def _put(document: Any, place: tuple[Any, ...], value: Any) -> None:
         ('net = "enp3s0"\nindex = 1', "pci[0].index: found 1, expected id beside it"),
     ],
 )
-def test_a_device_has_one_name(table: str, said: str) -> None:
+def test_a_device_has_one_name(table: str, message: str) -> None:
     """None says nothing, two could mean two devices."""
     with pytest.raises(SpecError) as caught:
         parse_vm(f"{LEAST}[[pci]]\n{table}", folder=Path("/vms"))
-    assert [str(problem) for problem in caught.value.problems] == [said]
+    assert [str(problem) for problem in caught.value.problems] == [message]

@@ -1,0 +1,1 @@
+"""The buses of a host: PCI devices, their IOMMU groups, interrupts."""

@@ -1,0 +1,1 @@
+"""The CPUs of a host: topology, caches, nodes, frequencies."""

@@ -1,0 +1,1 @@
+"""The host's settings, brought to what all claims together ask for."""

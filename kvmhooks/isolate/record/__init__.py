@@ -1,0 +1,1 @@
+"""The record of claims and originals, and its form."""

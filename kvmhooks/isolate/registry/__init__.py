@@ -1,0 +1,1 @@
+"""All claims of a host: admitted, acquired, given back."""

@@ -1,0 +1,1 @@
+"""The resources that one VM at a time has: huge pages, devices, virtual functions."""

@@ -1,0 +1,1 @@
+"""The host itself: its files, processes, threads and D-Bus."""

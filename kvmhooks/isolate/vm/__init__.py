@@ -1,0 +1,1 @@
+"""A VM that runs: its control groups, its threads, where they run."""

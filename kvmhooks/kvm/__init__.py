@@ -1,0 +1,1 @@
+"""The proof that KVM runs Linux here: a probe guest, and its verdict."""

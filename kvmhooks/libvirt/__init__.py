@@ -1,0 +1,1 @@
+"""libvirt: domains written, read, tuned, and run."""

@@ -1,0 +1,1 @@
+"""A domain XML that is there already, read into a spec."""

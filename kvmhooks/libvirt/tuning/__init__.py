@@ -1,0 +1,1 @@
+"""A domain XML that is there already, tuned to its host."""

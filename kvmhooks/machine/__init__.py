@@ -1,0 +1,1 @@
+"""The guest's hardware, as far as it must be decided."""

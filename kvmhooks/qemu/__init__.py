@@ -1,0 +1,1 @@
+"""QEMU: its arguments, its monitor, its threads, what it can do."""

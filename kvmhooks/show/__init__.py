@@ -1,0 +1,1 @@
+"""Plans and hosts as text, maps and drawings for people."""

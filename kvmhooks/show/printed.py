@@ -1,0 +1,56 @@
+"""A plan as the text of what a person asked to see: for ``kvm-launch --print`` and the verbs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+from kvmhooks.placement import claim, to_json
+from kvmhooks.placement.model import Plan
+from kvmhooks.qemu.argv import qemu_argv
+from kvmhooks.show.shell import command_line
+
+
+def printed(plan: Plan, what: str, *, as_json: bool = False) -> str:
+    """Return ``plan`` as one of ``FORMS``, for people or as JSON, with a final newline."""
+    return FORMS[what](plan, as_json)
+
+
+def _plan(plan: Plan, as_json: bool) -> str:  # noqa: FBT001 -- as every form
+    from kvmhooks.show.plan_text import picture  # noqa: PLC0415 -- only this form is drawn
+
+    return _text(to_json(plan)) if as_json else picture(plan)
+
+
+def _argv(plan: Plan, as_json: bool) -> str:  # noqa: FBT001 -- as every form
+    argv = qemu_argv(plan)
+    return _text(argv) if as_json else command_line(argv)
+
+
+def _xml(plan: Plan, as_json: bool) -> str:  # noqa: FBT001 -- as every form
+    from kvmhooks.libvirt.xml import domain_xml  # noqa: PLC0415 -- only this form needs lxml
+
+    xml = domain_xml(plan)
+    return _text({"xml": xml}) if as_json else xml
+
+
+def _claim(plan: Plan, _as_json: bool) -> str:  # noqa: FBT001 -- as every form
+    """Return the claim, with its pages and functions as programs found them in format 1, too."""
+    found = claim(plan).to_json()
+    resources = found["resources"]
+    bound = [function["address"] for function in resources.get("functions", ())]
+    return _text(found | {"hugepages": resources.get("hugepages", []), "bound": bound})
+
+
+FORMS: Final[dict[str, Callable[[Plan, bool], str]]] = {
+    "argv": _argv,
+    "xml": _xml,
+    "plan": _plan,
+    "claim": _claim,
+}
+"""The forms of a plan that can be printed; a claim is JSON in any case."""
+
+
+def _text(document: Any) -> str:
+    return json.dumps(document, indent=2) + "\n"

@@ -1,0 +1,1 @@
+"""The command line of kvm-launch, and its verbs."""

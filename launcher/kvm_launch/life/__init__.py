@@ -1,0 +1,1 @@
+"""The life of one VM: planned, started, supervised, stopped, migrated."""

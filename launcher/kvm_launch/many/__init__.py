@@ -1,0 +1,1 @@
+"""Several VMs, started by one command."""

@@ -1,0 +1,1 @@
+"""The preparations before QEMU starts: checks, images, helpers, persistent state."""

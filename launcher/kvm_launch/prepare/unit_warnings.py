@@ -1,0 +1,24 @@
+"""The consequences of a VM's claim for others on the host, told before it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvm_launch.host.isolation import live_claims, unable
+from kvmhooks.errors import KvmhooksError
+from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.isolate.registry.registry import Registry
+from kvmhooks.isolate.registry.unit_affinities import warnings
+
+
+def unit_warnings(registry: Registry, claims: Sequence[Claim]) -> list[str]:
+    """Return which units of systemd cannot start while VMs with these claims run.
+
+    Nobody has to run without a VM because that cannot be told: why is then what is returned.
+    """
+    if unable(registry.system):
+        return []
+    try:
+        return warnings(registry.system, claims, live_claims(registry))
+    except (KvmhooksError, OSError, ValueError) as error:
+        return [f"systemd: its units could not be looked at: {error}"]

@@ -1,0 +1,1 @@
+"""The processes of a VM: QEMU, its helpers, what they are given."""

@@ -1,0 +1,1 @@
+"""The news of a VM: to a person, to systemd, to other processes."""
