@@ -1,4 +1,4 @@
-"""``python -m tests.lab``: what ``make lab``, ``make lab-shell`` and ``make lab-clean`` run."""
+"""``python -m tests.lab``: the program of ``make lab``, ``lab-shell`` and ``lab-clean``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .variants import IN_CI, VARIANTS
 HERE = Path(__file__).parent
 
 AT_ONCE = 2
-"""How many tests run side by side: a lab keeps one CPU busy and may use 6 GiB."""
+"""The number of tests that run side by side: a lab keeps one CPU busy and may use 6 GiB."""
 
 GONE = ["--reruns", "1", "--only-rerun", "agent hung up|ConnectionResetError"]
 """QEMU's emulation of nested machines at times resets a lab's server, whose kernel says nothing (a

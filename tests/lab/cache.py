@@ -1,4 +1,4 @@
-"""The cache: what was built is kept under a key that says everything that went into it.
+"""The cache: a thing built is kept under a key that says everything that went into it.
 
 An entry is a directory that appears under its name only when it is complete (it is built beside and
 renamed), so an interrupted build leaves nothing that could be mistaken for a result. The locks are
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOCK_SECONDS = 45 * 60
-"""How long one builder waits for another: more than the longest build on a slow machine."""
+"""The wait of one builder for another: more than the longest build on a slow machine."""
 
 
 def directory() -> Path:
-    """Where everything that the lab builds is kept."""
+    """Return the folder of everything that the lab builds."""
     default = REPOSITORY / "build" / "lab"
     return Path(os.environ.get("KVMHOOKS_LAB_CACHE", default)).resolve()
 

@@ -41,7 +41,7 @@ class Change:
     needs: str = "true"
     """A condition of the shell; where it does not hold there is nothing to change."""
     alone: bool = False
-    """Whether it also changes what the others look at, so it is not made together with them."""
+    """It also changes what the others look at, so it is not made together with them."""
 
 
 CHANGES = (

@@ -26,7 +26,7 @@ CHUNK = 65536
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended."""
+    """The end of a command."""
 
     command: str
     stdout: str
@@ -36,8 +36,8 @@ class Result:
     def checked(self) -> Result:
         """Itself, if the command worked."""
         if self.exit_code != 0:
-            said = f"{self.stdout[-2000:]}{self.stderr[-2000:]}".strip()
-            raise CommandError(f"{self.command}\nexited with {self.exit_code}: {said}")
+            output = f"{self.stdout[-2000:]}{self.stderr[-2000:]}".strip()
+            raise CommandError(f"{self.command}\nexited with {self.exit_code}: {output}")
         return self
 
 
@@ -76,8 +76,8 @@ class Agent:
                 try:
                     kind, data = _receive(connection, end)
                 except TimeoutError as timeout:
-                    said = (output[b"o"] + output[b"e"]).decode(errors="replace")[-2000:]
-                    message = f"{shown}\nstill ran after {seconds:.0f} s; it said: {said}"
+                    tail = (output[b"o"] + output[b"e"]).decode(errors="replace")[-2000:]
+                    message = f"{shown}\nstill ran after {seconds:.0f} s; it said: {tail}"
                     raise LabTimeoutError(message) from timeout
                 if kind == b"x":
                     break

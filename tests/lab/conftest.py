@@ -113,7 +113,7 @@ def variant(request: pytest.FixtureRequest) -> Variant:
 
 @pytest.fixture(autouse=True)
 def _room(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run beside others, or alone; whoever waits to be alone stands in the door."""
+    """Run beside others, or alone; a test that waits to be alone stands in the door."""
     alone = request.node.get_closest_marker("alone") is not None
     directory = cache.directory()
     directory.mkdir(parents=True, exist_ok=True)

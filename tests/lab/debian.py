@@ -31,7 +31,7 @@ LISTS_DAYS = 7
 
 @dataclass(frozen=True)
 class Sources:
-    """Where this machine gets Debian from."""
+    """The addresses that this machine gets Debian from."""
 
     main: str
     security: str

@@ -1,4 +1,4 @@
-"""What can go wrong in the lab.
+"""The errors of the lab.
 
 LabError                 the lab itself failed: a build, a boot, a lost connection
 ├── CommandError         a command in the lab exited with something else than 0

@@ -41,11 +41,11 @@ WARM = (
     "numactl --hardware && lstopo --of xml > /dev/null && ls -lR /opt/nested",
     "python3 -c 'import asyncio, ctypes, json, subprocess, tomllib, libvirt'",
 )
-"""What each variant does before it is frozen, as the first of each costs seconds."""
+"""The commands of each variant before it is frozen, as the first of each costs seconds."""
 
 
 def boot_of(variant: Variant) -> Boot:
-    """What this variant's machine starts from."""
+    """Return the files and words that this variant's machine starts from."""
     built = image.build(variant.release)
     return Boot(
         kernel=built / f"vmlinuz-{variant.kernel}",

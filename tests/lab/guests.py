@@ -47,7 +47,7 @@ DOMAIN = """
 
 @dataclass
 class Facts:
-    """What a guest saw of itself."""
+    """The facts that a guest saw of itself."""
 
     cpus: dict[int, tuple[int, int, str, int]] = field(default_factory=dict)
     """Package, core, siblings and node of each."""

@@ -33,7 +33,9 @@ SIZE = "6G"
 
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 OLD_BOOT_MODULES = ("crc32c_generic",)
-"""What ext4 asks the crypto API for, and no module of its own any more in sid's kernel (7.2)."""
+"""A module that ext4 asks the crypto API for; in sid's kernel (7.2) it is no module of its own any
+more.
+"""
 
 NESTED_MODULES = ("virtio_pci", "virtio_net", "igbvf", "nvme", "button", "evdev")
 

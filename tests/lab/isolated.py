@@ -61,7 +61,7 @@ INSISTED = re.compile(
 
 @dataclass(frozen=True)
 class Measured:
-    """What ran on some CPUs during a time besides a guest's own threads."""
+    """Counts of what ran on some CPUs during a time besides a guest's own threads."""
 
     user: dict[str, int]
     """Context switches to tasks that are not the kernel's, by name."""
@@ -70,16 +70,16 @@ class Measured:
     devices: dict[str, int]
     """Interrupts of devices, by name."""
     delay: float
-    """How much of the time the guest's vCPU that waited most stood in line, in percent."""
+    """The share of the time that the guest's vCPU that waited most stood in line, in percent."""
 
     @property
     def is_alone(self) -> bool:
-        """Whether the guest was alone but for what the kernel insists on."""
+        """The guest was alone but for what the kernel insists on."""
         return not (self.user or self.devices) and all(map(INSISTED.match, self.kernel))
 
     def __str__(self) -> str:
         user, kernel, devices = (
-            sum(one.values()) for one in (self.user, self.kernel, self.devices)
+            sum(counts.values()) for counts in (self.user, self.kernel, self.devices)
         )
         insisted = ", ".join(f"{name} {count}" for name, count in self.kernel.items())
         return (
@@ -143,7 +143,7 @@ def disturb(lab: Lab) -> None:
 def spawn(lab: Lab, command: str, group: str, *properties: str) -> None:
     """Run something in a group of the host until the lab ends."""
     if lab.variant.has_systemd:
-        options = " ".join(f"-p {one}" for one in properties)
+        options = " ".join(f"-p {assignment}" for assignment in properties)
         lab.output(f"systemd-run -q --slice={group} {options} {command}")
         return
     where = f"/sys/fs/cgroup/{group}"
@@ -163,13 +163,13 @@ def measure(lab: Lab, name: str, cpus: Sequence[int], seconds: float) -> Measure
     own = {tid for tid, (_, _, _) in before.items()}
     user: dict[str, int] = {}
     kernel: dict[str, int] = {}
-    for one in switches:
-        if one.pid in own or not one.switches:
+    for task in switches:
+        if task.pid in own or not task.switches:
             continue
         # a worker of the kernel's pools may be gone before it can be asked what it was
-        is_kernel = one.is_kernel or (one.is_kernel is None and one.name.startswith("kworker/"))
+        is_kernel = task.is_kernel or (task.is_kernel is None and task.name.startswith("kworker/"))
         counts = kernel if is_kernel else user
-        counts[one.name] = counts.get(one.name, 0) + one.switches
+        counts[task.name] = counts.get(task.name, 0) + task.switches
     devices: dict[str, int] = {}
     for each in interrupts:
         if each.is_device:
@@ -187,12 +187,12 @@ def _waits(lab: Lab, name: str) -> dict[int, tuple[str, int, int]]:
 
     The second number of ``/proc/PID/schedstat`` (Documentation/scheduler/sched-stats.rst).
     """
-    said = lab.output(
+    output = lab.output(
         f"for task in /proc/$(cat /run/libvirt/qemu/{name}.pid)/task/*; do "
         "echo ${task##*/} $(cut -d' ' -f2 $task/schedstat) $(date +%s%N) $(cat $task/comm); done"
     )
     found = {}
-    for line in said.splitlines():
+    for line in output.splitlines():
         tid, waited, at, thread = line.split(maxsplit=3)
         found[int(tid)] = thread, int(waited), int(at)
     return found

@@ -2,7 +2,7 @@
 # VARIANT is one of tests/lab/variants.py, or several with commas between.
 
 VENV ?= .venv
-VARIANT ?= default,backports
+VARIANT ?= default,trixie
 # The libraries of the last three are what the lab's own QEMU, unpacked from backports, runs with.
 PACKAGES_LAB = mmdebstrap e2fsprogs util-linux debian-archive-keyring \
     qemu-system-x86 qemu-utils seabios

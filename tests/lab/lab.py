@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 RESTORE_SECONDS = 120.0
 
 PATIENCE = 3
-"""How many times longer than a test says a thing may take: its figures are for two idle CPUs, and
-a limit is there to end what hangs."""
+"""The factor on the time that a test says a thing may take: its figures are for two idle CPUs, and
+a limit is there to end what hangs.
+"""
 
 NETWORK = "52:54:00:00:02:00"
 """The address of the network device that ``join`` connects."""
@@ -45,7 +46,7 @@ class Lab:
         return self.agent.run(command, stdin=stdin.encode(), seconds=PATIENCE * seconds)
 
     def output(self, command: str | Sequence[str], *, stdin: str = "", seconds: float = 60) -> str:
-        """What a command prints; it has to succeed."""
+        """Return the output of a command; it has to succeed."""
         return self.run(command, stdin=stdin, seconds=seconds).checked().stdout.strip()
 
     def put(self, path: str, content: str | bytes | Path, *, mode: int = 0o644) -> None:
@@ -68,12 +69,12 @@ class Lab:
         return Snapshot.parse(self._python("state.py", None, seconds=120))
 
     def switches(self, cpus: Sequence[int], seconds: float) -> list[measure.Ran]:
-        """Which tasks ran on these CPUs during this time (the idle task is none)."""
+        """Return the tasks that ran on these CPUs during this time (the idle task is none)."""
         request = {"cpus": list(cpus), "seconds": seconds}
         return measure.parse_switches(self._python("switches.py", request, seconds=seconds + 60))
 
     def irqs(self, cpus: Sequence[int], seconds: float) -> list[measure.Interrupts]:
-        """Which interrupts these CPUs took during this time."""
+        """Return the interrupts that these CPUs took during this time."""
         request = {"cpus": list(cpus), "seconds": seconds}
         return measure.parse_irqs(self._python("irqs.py", request, seconds=seconds + 60))
 
@@ -131,15 +132,16 @@ def running(variant: Variant, layers: list[Path] | None = None) -> Iterator[Lab]
 
 
 def is_any_running() -> bool:
-    """Whether some process on this machine has a lab of this cache."""
+    """Return whether some process on this machine has a lab of this cache."""
     return any(map(_is_owned, (cache.directory() / "run").glob("*-*-*")))
 
 
 def _remove_abandoned(parent: Path) -> None:
     """Remove what labs left whose process was killed; the kernel has ended their QEMUs."""
-    for directory in parent.glob("*-*-*"):
-        if not _is_owned(directory):
-            shutil.rmtree(directory)
+    with cache.locked(parent / "abandoned.lock"):  # two workers find the same
+        for directory in parent.glob("*-*-*"):
+            if not _is_owned(directory):
+                shutil.rmtree(directory)
 
 
 def _is_owned(directory: Path) -> bool:

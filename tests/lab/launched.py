@@ -92,27 +92,27 @@ class Launched:
 
     def cpus(self) -> tuple[int, ...]:
         """Its own CPUs, by the record."""
-        said = json.loads(self.lab.output("kvmhooks status --json"))
-        (claim,) = (one for one in said["claims"] if one["name"] == self.name)
+        document = json.loads(self.lab.output("kvmhooks status --json"))
+        (claim,) = (claim for claim in document["claims"] if claim["name"] == self.name)
         assert (claim["driver"], claim["state"]) == ("kvm-launch", "running")
         assert str(claim["pid"]) == self.qemu()
         first, _, last = claim["exclusive"].partition("-")
         return tuple(range(int(first), int(last) + 1))
 
     def intruders(self, seconds: float = 3) -> dict[str, int]:
-        """How often something else ran on its CPUs."""
+        """Count how often something else ran on its CPUs."""
         cpus = self.cpus()
         own = self.lab.output(f"ls /proc/{self.qemu()}/task").split()
-        ran = [one for one in self.lab.switches(cpus, seconds) if str(one.pid) not in own]
-        taken = [one for one in self.lab.irqs(cpus, seconds) if one.is_device]
+        ran = [task for task in self.lab.switches(cpus, seconds) if str(task.pid) not in own]
+        taken = [irq for irq in self.lab.irqs(cpus, seconds) if irq.is_device]
         return {
-            "user": sum(one.switches for one in ran if one.is_kernel is False),
-            "device interrupts": sum(one.count for one in taken),
+            "user": sum(task.switches for task in ran if task.is_kernel is False),
+            "device interrupts": sum(irq.count for irq in taken),
         }
 
 
 def run_once(lab: Lab) -> None:
-    """Have a VM run and end: what the kernel and systemd keep of the first is there then."""
+    """Have a VM run and end: the kernel and systemd then keep the traces of a first one."""
     vm = Launched(lab, "first")
     vm.start()
     vm.stop()
@@ -120,7 +120,7 @@ def run_once(lab: Lab) -> None:
 
 
 def left_behind(lab: Lab, before: Snapshot) -> list[str]:
-    """What differs, but for what the kernel alone does.
+    """Return the differences, but for what the kernel alone does.
 
     A CPU set with tasks cannot be emptied again.
     """
@@ -139,8 +139,9 @@ def settle(lab: Lab, name: str, *, code: int | None = None) -> None:
     and the next entry asks again.
     """
     if code is not None:
-        late = "host: NOT restored: systemd/reload" in lab.output(f"cat {guests.log_of(name)}")
-        assert int(lab.output(f"cat /root/{name}.code")) == (4 if late else code)
+        log = lab.output(f"cat {guests.log_of(name)}")
+        late = "host: NOT restored: systemd/reload" in log
+        assert int(lab.output(f"cat /root/{name}.code")) == (4 if late else code), log
     for _ in range(6):
         if lab.kvmhooks("reconcile").exit_code == 0:
             return

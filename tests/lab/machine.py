@@ -38,7 +38,7 @@ MIGRATION = [
 
 @dataclass(frozen=True)
 class Boot:
-    """What a machine starts from."""
+    """The files and words that a machine starts from."""
 
     kernel: Path
     initrd: Path
@@ -54,7 +54,7 @@ class Boot:
 
 
 class Machine:
-    """A running machine; whoever started it stops it."""
+    """A running machine; it is stopped by its starter."""
 
     def __init__(self, directory: Path, sockets: Path, process: subprocess.Popen[bytes]) -> None:
         """Use ``boot`` or ``restore``."""
@@ -95,7 +95,7 @@ class Machine:
 
     @property
     def complaints(self) -> str:
-        """What QEMU wrote to its standard error."""
+        """The text that QEMU wrote to its standard error."""
         return (self.directory / "qemu.err").read_text().strip()
 
     @property

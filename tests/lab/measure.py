@@ -1,4 +1,4 @@
-"""What ran and what interrupted, as counts: time inside an emulated server means nothing."""
+"""Tasks that ran and interrupts, as counts: time inside an emulated server means nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Ran:
     is_kernel: bool | None
     """None for a task that was gone before it could be asked."""
     switches: int
-    """How often it got the CPU; 0 if it had it from before and kept it or left."""
+    """The number of times that it got the CPU; 0 if it had it from before and kept it or left."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Interrupts:
 
     @property
     def is_device(self) -> bool:
-        """Whether a device sent it, rather than the CPUs themselves."""
+        """A device sent it, rather than the CPUs themselves."""
         return self.source.isdigit()
 
 
 def parse_switches(text: str) -> list[Ran]:
-    """What ``probes/switches.py`` printed."""
+    """Read the output of ``probes/switches.py``."""
     data = json.loads(text)
     if data["lost"]:
         raise LabError(f"the trace buffer was too small: {data['lost']} switches were lost")
@@ -46,5 +46,5 @@ def parse_switches(text: str) -> list[Ran]:
 
 
 def parse_irqs(text: str) -> list[Interrupts]:
-    """What ``probes/irqs.py`` printed."""
+    """Read the output of ``probes/irqs.py``."""
     return [Interrupts(*row) for row in json.loads(text)]

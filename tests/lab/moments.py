@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 HOOK = "/etc/libvirt/hooks/qemu.d/kvmhooks"
 
 CALLS = "write,renameat,unlink,unlinkat,sendto,sched_setaffinity,openat"
-"""Those at which a hook may die: what it changes the host with, and reads of it in between."""
+"""Those at which a hook may die: its changes to the host, and its reads of it in between."""
 
 OPERATIONS = ("prepare", "start", "started", "release")
 
@@ -65,5 +65,5 @@ def arm(lab: Lab, operation: str, moment: str) -> None:
 
 
 def has_come(lab: Lab, operation: str) -> bool:
-    """Whether the hook was called for that operation."""
+    """Return whether the hook was called for that operation."""
     return lab.run(f"test -e /root/moment.{operation}").exit_code == 1

@@ -1,7 +1,7 @@
 """The project under test: its wheel, what it depends on, and their way into the lab.
 
-There is no network in the lab. What the project requires is in the image; the project itself is put
-into the frozen server (see ``frozen``), so a changed line costs half a minute, not an image.
+There is no network in the lab. The project's requirements are in the image; the project itself is
+put into the frozen server (see ``frozen``), so a changed line costs half a minute, not an image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .errors import LabError
 SETUP = cache.REPOSITORY / "setup.cfg"
 SOURCES = ("setup.cfg", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE",
            "kvmhooks", "launcher", "hooks", "docs", "build_backend")  # fmt: skip
-"""What a wheel is made from."""
+"""The files that a wheel is made from."""
 
 TARGET = ("--implementation=cp --only-binary=:all:"
           " --platform=manylinux_2_28_x86_64 --platform=manylinux_2_17_x86_64"
@@ -36,7 +36,7 @@ def site(python: str) -> PurePosixPath:
 
 
 def requirements() -> list[str]:
-    """What setup.cfg says that the project needs; nothing while there is no setup.cfg.
+    """Return the requirements that setup.cfg names; nothing while there is no setup.cfg.
 
     Virtual functions are set with a package that is an extra.
     """

@@ -1,4 +1,4 @@
-"""The proof: what was tried and how it came out, one sentence a line, the counts at the end."""
+"""The proof: each trial and its outcome, one sentence a line, the counts at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Proof:
     lines: list[tuple[str, str, str, float]] = field(default_factory=list)
     """Outcome, sentence, parameters, seconds."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """What each test took so far, its labs' restoring included."""
+    """The time that each test took so far, its labs' restoring included."""
     again: list[tuple[str, str]] = field(default_factory=list)
     """Tests that were tried once more, each with what it failed with."""
 
@@ -40,8 +40,8 @@ class Proof:
         outcome: str = report.outcome  # one more than pytest's is of pytest-rerunfailures
         if outcome == "rerun":
             crash = getattr(report.longrepr, "reprcrash", None)
-            said = crash.message if crash else report.longreprtext
-            self.again.append((report.nodeid, said.partition("\n")[0]))
+            text = crash.message if crash else report.longreprtext
+            self.again.append((report.nodeid, text.partition("\n")[0]))
         elif report.when == "call" or outcome != "passed":
             if report.when == "teardown":
                 parameters = f"{parameters}, putting it away"
@@ -56,10 +56,10 @@ class Proof:
         return str(sentence), str(parameters)
 
     def pytest_unconfigure(self, config: pytest.Config) -> None:
-        """Print it below all else; whoever works for another process has nothing to print."""
+        """Print it below all else; a worker of another process has nothing to print."""
         if hasattr(config, "workerinput"):
             return
-        print("\nWhat was proved:")
+        print("\nProved:")
         for outcome, sentence, parameters, seconds in self.lines:
             print(f"  {outcome:7} {sentence} [{parameters}] {seconds:.0f} s")
         if self.again:

@@ -25,7 +25,7 @@ def unpacked() -> Path:
 
 @memoised
 def versions() -> list[str]:
-    """What would be unpacked."""
+    """Return the versions of the packages that would be unpacked."""
     return debian.versions_of(PACKAGES, debian.BACKPORTS)
 
 

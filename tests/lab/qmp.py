@@ -1,4 +1,4 @@
-"""As much of QEMU's machine protocol as the lab needs, synchronous and bounded."""
+"""The part of QEMU's machine protocol that the lab needs, synchronous and bounded."""
 
 from __future__ import annotations
 

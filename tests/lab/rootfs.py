@@ -23,7 +23,7 @@ PACKAGES = (
 ).split()
 
 MORE_PACKAGES = {debian.TRIXIE: ("virtiofsd",), debian.SID: ("virtiofsd",)}
-"""What was part of another package in bookworm: qemu-system-common had virtiofsd."""
+"""A part of another package in bookworm: qemu-system-common had virtiofsd."""
 
 MASKED = (
     # run by the clock: they would come and go between two snapshots

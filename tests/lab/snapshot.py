@@ -18,6 +18,8 @@ from .errors import LabError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+KTHREADD = 2
+
 TRANSIENT = re.compile(r"\(?udev-worker\)?$|\(sd-[a-z-]+\)?$")
 """Processes that systemd starts and ends by itself at any time."""
 
@@ -58,7 +60,7 @@ class Task:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What can be set."""
+        """The properties that can be set."""
         return {"affinity": self.affinity, "mems": self.mems, "policy": self.policy}
 
     @property
@@ -74,6 +76,8 @@ class Snapshot:
 
     facts: tuple[Fact, ...]
     tasks: tuple[Task, ...]
+    kernel: str
+    """Its release."""
 
     @classmethod
     def parse(cls, text: str) -> Snapshot:
@@ -83,11 +87,27 @@ class Snapshot:
         titles = Counter(fact.title for fact in facts)
         if twice := [title for title, count in titles.items() if count > 1]:
             raise LabError(f"two things have one name, so one would hide the other: {twice}")
-        return cls(facts=facts, tasks=tuple(Task(*row) for row in data["tasks"]))
+        return cls(
+            facts=facts,
+            tasks=tuple(Task(*row) for row in data["tasks"]),
+            kernel=data["kernel"],
+        )
+
+    @property
+    def spread(self) -> str:
+        """The CPUs of an interrupt's thread since a partition has come or gone, or nothing.
+
+        Kernels from 6.7 up to 7.0 spread it over all that kthreadd has, until its interrupt moves,
+        which without interrupt remapping waits for the next one; a managed one nobody can move.
+        """
+        major, minor = map(int, re.findall(r"\d+", self.kernel)[:2])
+        if not (6, 7) <= (major, minor) < (7, 0):
+            return ""
+        return next(task.affinity for task in self.tasks if task.tid == KTHREADD)
 
     @property
     def sections(self) -> set[str]:
-        """What kinds of things were found."""
+        """The kinds of things that were found."""
         return {fact.section for fact in self.facts} | {"task"}
 
     def value(self, section: str, name: str) -> str:
@@ -96,7 +116,7 @@ class Snapshot:
         return found
 
     def diff(self, after: Snapshot, *, kind: str | None = None) -> list[str]:
-        """What changed, one thing a line; with ``kind`` only in what is requested or effective."""
+        """Return the changes, one a line; with ``kind`` only what is requested or effective."""
         lines = [*_changed_facts(self, after)]
         if kind is None:
             return [*lines, *_changed_tasks(self, after)]
@@ -120,14 +140,23 @@ def _changed_tasks(before: Snapshot, after: Snapshot) -> Iterator[str]:
     old = {task.identity: task for task in before.tasks}
     new = {task.identity: task for task in after.tasks}
     usual = _settings_by_family(before)
+    # When it next runs, an interrupt's thread goes by itself where its interrupt is sent
+    # (irq_thread_check_affinity() in kernel/irq/manage.c), however long ago that was settled.
+    sent = {
+        fact.name.split()[0]: fact.value
+        for fact in after.facts
+        if (fact.section, fact.kind) == ("irq", "effective")
+    }
     for identity, task in sorted(old.items()):
         if identity not in new:
             if _is_process(task):
                 yield f"{task.title}: gone"
             continue
         for name, value in task.settings.items():
-            if value != new[identity].settings[name]:
-                yield f"{task.title} {name}: {value!r} became {new[identity].settings[name]!r}"
+            now = new[identity].settings[name]
+            number = _interrupt(task) if name == "affinity" else ""
+            if value != now and not (number and now in {sent.get(number), after.spread}):
+                yield f"{task.title} {name}: {value!r} became {now!r}"
     for identity, task in sorted(new.items()):
         if identity in old:
             continue
@@ -147,6 +176,12 @@ def _settings_by_family(snapshot: Snapshot) -> dict[str, set[str]]:
 
 def _is_process(task: Task) -> bool:
     return not task.is_kernel and task.pid == task.tid and not TRANSIENT.match(task.name)
+
+
+def _interrupt(task: Task) -> str:
+    """Return the number of the interrupt whose handler this thread runs, or nothing."""
+    found = re.match(r"irq/(\d+)-", task.name) if task.is_kernel else None
+    return found[1] if found else ""
 
 
 def _family(task: Task) -> str:

@@ -21,14 +21,14 @@ CARD, WIRE = "0000:21:00.0", "0000:41:00.0"
 PCI = "/sys/bus/pci/devices"
 
 
-def policy(said: str) -> str:
+def policy(attributes: str) -> str:
     """A guest that owns its CPUs and whose devices are ours to bind."""
-    devices = f'<kvmhooks:devices managed="yes" {said}/>'
+    devices = f'<kvmhooks:devices managed="yes" {attributes}/>'
     return isolated.POLICY.replace("</kvmhooks:vm>", f"{devices}</kvmhooks:vm>")
 
 
 def define(
-    lab: Lab, name: str, *addresses: str, said: str = "", cpus: tuple[int, int] = CPUS
+    lab: Lab, name: str, *addresses: str, attributes: str = "", cpus: tuple[int, int] = CPUS
 ) -> str:
     """The file of a guest with devices that libvirt does not manage."""
     hostdevs = ""
@@ -40,7 +40,7 @@ def define(
             f"<address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/>"
             "</source></hostdev>"
         )
-    text = isolated.owning(name, cpus, policy=policy(said))
+    text = isolated.owning(name, cpus, policy=policy(attributes))
     text = text.replace("</devices>", f"{hostdevs}</devices>")
     path = f"/root/{name}.xml"
     lab.put(path, text)
@@ -62,7 +62,7 @@ def function(lab: Lab, number: int, card: str = CARD) -> str:
 
 
 def left(lab: Lab, before: Snapshot) -> list[str]:
-    """What of the devices is not as it was, once it has had time to settle."""
+    """Return the differences in the devices that remain once they have had time to settle."""
     for _ in range(30):
         time.sleep(1)
         found = [line for line in before.diff(lab.snapshot()) if line.startswith("pci device")]
@@ -77,8 +77,8 @@ def test_a_card_makes_a_function_for_a_guest(lab: Lab) -> None:
     lab.output(f"ip link set $(ls {PCI}/{CARD}/net) up")
     first = function(lab, 0)
     before = lab.snapshot()
-    said = f'pools="{CARD}=2"'
-    lab.output(f"virsh -q create {define(lab, 'a', first, said=said)}", seconds=180)
+    attributes = f'pools="{CARD}=2"'
+    lab.output(f"virsh -q create {define(lab, 'a', first, attributes=attributes)}", seconds=180)
     assert lab.output(f"cat {PCI}/{CARD}/sriov_numvfs") == "2"
     assert driver_of(lab, first) == "vfio-pci"
     isolated.stop(lab, "a")
@@ -105,14 +105,14 @@ def test_two_guests_share_a_cards_pool(lab: Lab, order: str) -> None:
     """The pool is made with the first and stays as it is until the last is gone, whoever that is;
     a third that needs a larger one is refused."""
     lab.output(f"ip link set $(ls {PCI}/{CARD}/net) up")
-    before, said = lab.snapshot(), f'pools="{CARD}=2"'
+    before, attributes = lab.snapshot(), f'pools="{CARD}=2"'
     functions = {name: function(lab, at) for at, name in enumerate("ab")}
     for name, cpus in (("a", (6, 7)), ("b", (2, 3))):
-        path = define(lab, name, functions[name], said=said, cpus=cpus)
+        path = define(lab, name, functions[name], attributes=attributes, cpus=cpus)
         lab.output(f"virsh -q create {path}", seconds=180)
     number = f"cat {PCI}/{CARD}/sriov_numvfs"
-    assert {driver_of(lab, one) for one in functions.values()} == {"vfio-pci"}
-    larger = define(lab, "c", function(lab, 2), said=f'pools="{CARD}=3"', cpus=(4, 5))
+    assert {driver_of(lab, address) for address in functions.values()} == {"vfio-pci"}
+    larger = define(lab, "c", function(lab, 2), attributes=f'pools="{CARD}=3"', cpus=(4, 5))
     refused = lab.run(f"virsh -q create {larger}", seconds=180)
     assert refused.exit_code != 0
     assert CARD in refused.stderr

@@ -47,11 +47,11 @@ path = "/var/lib/roots.raw"
 
 def vectors(lab: Lab, address: str) -> dict[str, str]:
     """The CPUs of each vector that a guest's driver has enabled, by interrupt."""
-    said = lab.output(
+    output = lab.output(
         f"for irq in $(grep -F '({address})' /proc/interrupts | grep vfio | cut -d: -f1); do "
         "echo $irq $(cat /proc/irq/$irq/smp_affinity_list); done"
     )
-    return dict(line.split(" ", 1) for line in said.splitlines())
+    return dict(line.split(" ", 1) for line in output.splitlines())
 
 
 @pytest.mark.once
@@ -63,8 +63,8 @@ def test_vectors_of_a_driver_that_comes_late_are_on_their_vms_cpus(lab: Lab) -> 
     own = function(lab, 0)
     before = lab.snapshot()
     mac = "52:54:00:aa:00:01"
-    said = f'pools="{CARD}=2" functions="{CARD}/0 mac={mac} vlan=5"'
-    path = define(lab, "a", own, said=said)
+    attributes = f'pools="{CARD}=2" functions="{CARD}/0 mac={mac} vlan=5"'
+    path = define(lab, "a", own, attributes=attributes)
     lab.output(f"sed -i 's/{guests.HOLD}/{guests.HOLD} lab.late=igbvf/' {path}")
     lab.output(f"virsh -q create {path}", seconds=180)
     shown = lab.output(f"ip link show {name}")
@@ -101,7 +101,9 @@ def edus(lab: Lab) -> tuple[str, list[str], str]:
                "echo 1 > /sys/bus/pci/rescan")  # fmt: skip
     addresses = lab.output(find).split()
     assert len(addresses) == 2
-    groups = {lab.output(f"basename $(readlink {PCI}/{one}/iommu_group)") for one in addresses}
+    groups = {
+        lab.output(f"basename $(readlink {PCI}/{address}/iommu_group)") for address in addresses
+    }
     assert len(groups) == 1
     (group,) = groups
     members = lab.output(f"ls /sys/kernel/iommu_groups/{group}/devices").split()
@@ -113,18 +115,22 @@ def edus(lab: Lab) -> tuple[str, list[str], str]:
 def test_a_part_of_a_group_is_refused(lab: Lab) -> None:
     """An edu device without the other behind its bridge, which has a driver that keeps the group
     from VMs; both are told, and `kvmhooks devices` says the same."""
-    group, (one, other), bridge = edus(lab)
+    group, (edu, other), bridge = edus(lab)
     assert driver_of(lab, bridge) == "shpchp"
     lab.output("modprobe uio_pci_generic; "
                "echo 1234 11e8 > /sys/bus/pci/drivers/uio_pci_generic/new_id")  # fmt: skip
     before = lab.snapshot()
-    refused = lab.run(f"virsh -q create {define(lab, 'a', one)}", seconds=180)
+    refused = lab.run(f"virsh -q create {define(lab, 'a', edu)}", seconds=180)
     assert refused.exit_code != 0
-    said = f"IOMMU group {group} goes whole, and in it "
-    assert f"{said}{bridge} is a bridge with shpchp, which has to let go of it" in refused.stderr
+    reason = f"IOMMU group {group} goes whole, and in it "
+    assert f"{reason}{bridge} is a bridge with shpchp, which has to let go of it" in refused.stderr
     assert f"{other} is uio_pci_generic's" in refused.stderr
-    (judged,) = json.loads(lab.kvmhooks("devices", one, "--json").stdout)
-    evidence = [one["evidence"] for one in judged["objections"] if one["reason"] == "group"]
+    (judged,) = json.loads(lab.kvmhooks("devices", edu, "--json").stdout)
+    evidence = [
+        objection["evidence"]
+        for objection in judged["objections"]
+        if objection["reason"] == "group"
+    ]
     assert f"{PCI}/{bridge}/driver" in evidence
     assert left(lab, before) == []
 
@@ -142,14 +148,14 @@ def everything(lab: Lab) -> tuple[str, tuple[str, ...]]:
 
 
 def pools(lab: Lab) -> list[str]:
-    """How many functions the drive and the card have."""
+    """Return the numbers of functions of the drive and of the card."""
     return lab.output(f"cat {PCI}/{NVME_CARD}/sriov_numvfs {PCI}/{CARD}/sriov_numvfs").split()
 
 
 def seen_by(lab: Lab, name: str) -> list[str]:
-    """Which of those devices a guest's Linux lists."""
+    """Return those of the devices that a guest's Linux lists."""
     found = guests.facts(guests.wait_for(lab, guests.log_of(name), "NESTED-HOLD"))
-    return sorted(one for one in found.pci if one in ALL)
+    return sorted(device for device in found.pci if device in ALL)
 
 
 @pytest.mark.once
@@ -160,10 +166,10 @@ def test_linux_under_libvirt_has_devices_of_every_kind(used_lab: Lab, ending: st
     lab = used_lab
     _, addresses = everything(lab)
     before = lab.snapshot()
-    path = define(lab, "a", *addresses, said=f'pools="{NVME_CARD}=1,{CARD}=1"')
+    path = define(lab, "a", *addresses, attributes=f'pools="{NVME_CARD}=1,{CARD}=1"')
     lab.output(f"virsh -q create {path}", seconds=180)
     assert seen_by(lab, "a") == ALL
-    assert {driver_of(lab, one) for one in addresses} == {"vfio-pci"}
+    assert {driver_of(lab, address) for address in addresses} == {"vfio-pci"}
     assert pools(lab) == ["1", "1"]
     if ending == "kill -9":
         lab.output("kill -9 $(cat /run/libvirt/qemu/a.pid)")
@@ -190,7 +196,7 @@ def test_linux_under_kvm_launch_has_devices_of_every_kind(used_lab: Lab, ending:
     lab.put("/root/own.toml", f"{text}\n{more}")
     vm.start()
     assert seen_by(lab, "own") == ALL
-    assert {driver_of(lab, one) for one in addresses} == {"vfio-pci"}
+    assert {driver_of(lab, address) for address in addresses} == {"vfio-pci"}
     assert pools(lab) == ["1", "1"]
     qemu = vm.qemu()
     status = lab.output(f"grep -E '^(Uid|NoNewPrivs)' /proc/{qemu}/status").split()
@@ -214,7 +220,7 @@ def test_a_hook_killed_among_devices_leaves_nothing(lab: Lab) -> None:
     """At random system calls of a start and a stop with a function of a card: libvirt's next call,
     or `kvmhooks reconcile`, gives it back and removes the pool."""
     lab.output(f"ip link set $(ls {PCI}/{CARD}/net) up")
-    path = define(lab, "a", function(lab, 0), said=f'pools="{CARD}=1"')
+    path = define(lab, "a", function(lab, 0), attributes=f'pools="{CARD}=1"')
     before = lab.snapshot()
     operations = ("prepare", "prepare", "prepare", "release", "release", "release")
     found: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""What happens to a VM after `started`: its threads' classes, its follower, and pins that move."""
+"""A VM after `started`: its threads' classes, its follower, and pins that move."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def classes(lab: Lab) -> dict[str, str]:
     """The scheduling class of each of QEMU's threads, by its name, as chrt(1) tells it."""
-    said = lab.output(
+    output = lab.output(
         "for t in /proc/$(cat /run/libvirt/qemu/own.pid)/task/*; do "
         'echo "$(cat $t/comm)|$(chrt -p ${t##*/} | head -1)"; done'
     )
-    lines = (line.split("|", 1) for line in said.splitlines())
+    lines = (line.split("|", 1) for line in output.splitlines())
     return {name: policy.rpartition(" ")[2] for name, policy in lines}
 
 
@@ -87,12 +87,18 @@ def test_threads_and_the_follower_on_a_real_host(used_lab: Lab, variant: Variant
     assert left == [], "\n".join(left)
 
 
-@pytest.mark.once
+@pytest.mark.once_a_release
 def test_a_running_guest_moves_to_better_cpus(lab: Lab, variant: Variant) -> None:
     """From two nodes onto one, with its isolation; and then nothing would be better."""
     isolated.start(lab, "own", (2, 6))
-    said = json.loads(lab.kvmhooks("replan", "own", "--dry-run", "--json").stdout)
-    assert (said["moved"], said["before"]["nodes"], said["after"]["nodes"]) == (False, 2, 1), said
+    would = lab.kvmhooks("replan", "own", "--dry-run", "--json")
+    assert would.exit_code == 0, would.stderr
+    document = json.loads(would.stdout)
+    assert (document["moved"], document["before"]["nodes"], document["after"]["nodes"]) == (
+        False,
+        2,
+        1,
+    ), document
     result = lab.kvmhooks("replan", "own")
     assert result.exit_code == 0, result.stderr
     claim = status(lab)["claims"][0]
@@ -101,7 +107,7 @@ def test_a_running_guest_moves_to_better_cpus(lab: Lab, variant: Variant) -> Non
     assert len(claim["exclusive"]) == 3, claim
     pins = lab.output("virsh -q vcpupin own").split()
     assert {pins[1], pins[3]} == set(claim["exclusive"].replace("-", ",").split(","))
-    said = json.loads(lab.kvmhooks("replan", "own", "--json").stdout)
-    assert "nothing would be better" in said["said"]
+    document = json.loads(lab.kvmhooks("replan", "own", "--json").stdout)
+    assert "nothing would be better" in document["said"]
     isolated.stop(lab, "own")
     assert status(lab)["claims"] == []

@@ -1,4 +1,4 @@
-"""When libvirt calls the hook, and what there is at that moment: a record for the isolation work.
+"""The hook's calls by libvirt, and the things that are there then: a record for isolation work.
 
 The records are golden/RELEASE/hook-calls.*.json; ``--regen`` writes them anew. libvirt 11.3 says
 why a guest was stopped (``saved``, say) where 9.0 says ``-``.
@@ -50,7 +50,7 @@ class Recorder:
         self.record[phase] = self.calls()
 
     def calls(self) -> Calls:
-        """What was logged since the last phase began."""
+        """Return the calls that were logged since the last phase began."""
         return [json.loads(line) for line in self.lab.output(f"cat {LOG}").splitlines()]
 
     def wait_until_up(self) -> None:
@@ -121,7 +121,7 @@ def test_calls_when_a_guest_ends_otherwise(recorder: Recorder, golden: Golden) -
 
 @pytest.mark.once_a_release
 def test_calls_when_the_hook_refuses(recorder: Recorder, golden: Golden) -> None:
-    """Whichever operation the hook refuses, libvirt cleans up with known calls."""
+    """libvirt cleans up with known calls, whichever operation the hook refuses."""
     for operation in ("prepare", "start", "started"):
         recorder.lab.output(f"touch /root/refuse-{operation}")
         recorder.during(f"{operation} is refused", "virsh -q start guest", fails=True)

@@ -1,4 +1,4 @@
-"""The lab's devices: what libudev says of them and what the files say, on a server with many."""
+"""The lab's devices: libudev's words of them against the files', on a server with many."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.variants(*VARIANTS)
 
 COMPARE = """
 import json, attrs
-from kvmhooks.host import contract, pci, udev
-from kvmhooks.host.tree import Tree
+from kvmhooks.host import contract; from kvmhooks.host.bus import pci, udev
+from kvmhooks.host.files.tree import Tree
 plain = lambda found: json.dumps([contract.plain(device) for device in found])
 print(plain(udev.read_pci(Tree("/"))))
 print(plain(pci.read_pci_files(Tree("/"))))

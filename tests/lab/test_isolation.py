@@ -44,13 +44,13 @@ def test_nothing_but_the_guest_runs_on_its_cpus(lab: Lab) -> None:
         lab.output("systemctl unmask irqbalance; systemctl restart irqbalance", seconds=60)
         time.sleep(SCAN)
         measured["after irqbalance restarted"] = isolated.measure(lab, "own", CPUS, SECONDS)
-    for when, one in {"without": without, **measured}.items():
-        print(f"{lab.variant.name}, {when}: {one}")
+    for when, counts in {"without": without, **measured}.items():
+        print(f"{lab.variant.name}, {when}: {counts}")
     assert without.user
     assert without.devices
-    for when, one in measured.items():
-        assert one.is_alone, f"{when}: {one}: {one.user}, {one.devices}"
-        assert sum(one.kernel.values()) < KERNEL_SWITCHES, f"{when}: {one}"
-        assert one.delay < without.delay, f"{when}: {one}"
+    for when, counts in measured.items():
+        assert counts.is_alone, f"{when}: {counts}: {counts.user}, {counts.devices}"
+        assert sum(counts.kernel.values()) < KERNEL_SWITCHES, f"{when}: {counts}"
+        assert counts.delay < without.delay, f"{when}: {counts}"
     # the emulated server's own waits for this machine add to it, so the least is nearest the truth
-    assert min(one.delay for one in measured.values()) < RUN_DELAY
+    assert min(counts.delay for counts in measured.values()) < RUN_DELAY

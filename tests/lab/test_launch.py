@@ -49,7 +49,7 @@ hugepages = "2MiB"
 OUTPUT = "/root/launch.log"
 ENDS_SECONDS = 60
 FIRMWARE_KIB = 2048
-"""What a node may lack: the hole below 1 MiB, ACPI's tables."""
+"""The memory that a node may lack: the hole below 1 MiB, ACPI's tables."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Running:
 @pytest.mark.parametrize("cells", [1, 2], ids=["1 cell", "2 cells"])
 @pytest.mark.parametrize("command", ["kvm-launch", "kvm-launch --libvirt"])
 def test_threads_memory_and_topology_are_as_planned(lab: Lab, command: str, cells: int) -> None:
-    """vCPUs, memory and what the guest sees are as planned, the two vCPUs of each guest core are on
-    the two threads of one host core and threads to the guest, though no CPU feature was asked for,
-    and the VM ends when it is asked to."""
+    """vCPUs, memory and the guest's view of them are as planned, the two vCPUs of each guest core
+    are on the two threads of one host core and threads to the guest, though no CPU feature was
+    asked for, and the VM ends when it is asked to."""
     _give_huge_pages(lab)
     _put_spec(lab, cells=cells, vcpus=2 * cells)
     running = _start(lab, command)
@@ -88,9 +88,9 @@ def test_threads_memory_and_topology_are_as_planned(lab: Lab, command: str, cell
     _compare_topology(running)
     assert plan["topology"]["threads"] == 2
     for first in range(0, vcpus, 2):
-        (one,), (other,) = (threads[f"CPU {n}/KVM"] for n in (first, first + 1))
-        siblings = f"/sys/devices/system/cpu/cpu{one}/topology/thread_siblings_list"
-        assert _set(lab.output(f"cat {siblings}")) == {one, other}
+        (cpu,), (other,) = (threads[f"CPU {n}/KVM"] for n in (first, first + 1))
+        siblings = f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        assert _set(lab.output(f"cat {siblings}")) == {cpu, other}
     assert running.stop() == 0
 
 
@@ -178,7 +178,7 @@ def _planned_pages(plan: dict[str, Any]) -> Counter[int]:
 
 
 def _compare_topology(running: Running) -> None:
-    """What the guest's kernel found, against sockets, cores, threads and cells of the plan."""
+    """Compare the guest's kernel with the sockets, cores, threads and cells of the plan."""
     seen, plan, shape = running.guest, running.plan, running.plan["topology"]
     assert len(seen.cpus) == len(plan["vcpus"])
     assert len({package for package, *_ in seen.cpus.values()}) == shape["sockets"]

@@ -1,4 +1,4 @@
-"""What kvm-launch opens and starts for a VM on a real host: taps with vhost, a macvtap, helpers."""
+"""Files and programs of kvm-launch for a VM on a real host: taps with vhost, a macvtap, helpers."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_devices_and_helpers_come_and_go_with_their_vm(used_lab: Lab, ending: st
         lab.output(f"while [ -e /proc/{vm.qemu() or 'none'} ]; do sleep 0.2; done", seconds=60)
         settle(lab, "own")
         lab.output("until ! pgrep -x 'virtiofsd|swtpm'; do sleep 0.2; done", seconds=30)
-        run_once(lab)  # whoever starts next removes the macvtap
+        run_once(lab)  # the next to start removes the macvtap
         lab.output("rm -rf /run/kvm-launch/own /run/kvm-launch/.own.lock")
     assert (links(lab), helpers(lab)) == (there, {})
     assert left_behind(lab, before) == []

@@ -19,12 +19,12 @@ SCOPE = "/sys/fs/cgroup/machine*/*kvm-launch-own*"
 
 
 def files(lab: Lab, *names: str) -> list[str]:
-    """What stands in files of the VM's groups."""
+    """Return the contents of files of the VM's groups."""
     return [lab.output(f"cat {SCOPE}/{name}").strip() for name in names]
 
 
 def affinities(lab: Lab, vm: Launched) -> list[str]:
-    """Where the vCPUs may run, by the kernel's word."""
+    """Return the CPUs that the vCPUs may run on, by the kernel's word."""
     return lab.output(
         f"for t in /proc/{vm.qemu()}/task/*; do grep -q '^CPU ' $t/comm && "
         "grep Cpus_allowed_list $t/status | cut -f 2; done; true"
@@ -59,14 +59,14 @@ def test_a_vm_is_changed_while_it_runs(used_lab: Lab) -> None:
     time.sleep(2)
     own = lab.output(f"ls /proc/{vm.qemu()}/task").split()
     ran = lab.switches((home[0], away[-1]), 3)
-    assert [one for one in ran if str(one.pid) not in own and one.is_kernel is False] == []
+    assert [task for task in ran if str(task.pid) not in own and task.is_kernel is False] == []
     refused = lab.run(f"kvm-launch set own tuning.shares=100 vcpu.0={away[-1]}")
     assert (refused.exit_code, files(lab, "cpu.weight")) == (1, ["500"])
-    said = lab.output("kvm-launch reload own")
-    assert "CPUs" in said
+    output = lab.output("kvm-launch reload own")
+    assert "CPUs" in output
     assert vm.cpus()[1] == vm.cpus()[0] + 1
     assert lab.output("kvm-launch reload own") == "it stays: nothing would be better"
-    print(f"{lab.variant.name}: {moved!r}, then {said!r}")
+    print(f"{lab.variant.name}: {moved!r}, then {output!r}")
     vm.stop()
     settle(lab, "own", code=0)
     assert left_behind(lab, before) == []

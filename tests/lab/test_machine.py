@@ -1,4 +1,4 @@
-"""The server is what it says it is: whoever builds on it can rely on these."""
+"""The server is what it says it is: tests can rely on these."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.variants(*VARIANTS)
 
 PCI = "/sys/bus/pci/devices"
 DEBIAN = {SUITE: "12.", TRIXIE: "13.", SID: ""}
-"""How ``/etc/debian_version`` begins in each release; in sid it has the name of the next one."""
+"""The beginning of ``/etc/debian_version`` in each release; in sid it names the next one."""
 
 
 def test_cpus_and_nodes(shared_lab: Lab) -> None:
@@ -31,7 +31,7 @@ def test_cpus_and_nodes(shared_lab: Lab) -> None:
 
 
 def test_kernel_and_init_are_the_variants(shared_lab: Lab) -> None:
-    """The kernel, the init, the cgroup version and what the variant is about are as announced."""
+    """The kernel, the init, the cgroup version and the variant's own concern are as announced."""
     variant = shared_lab.variant
     name = variant.name
     release = shared_lab.output("uname -r")

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.variants(*VARIANTS)
 
 @dataclass
 class Seen:
-    """What the difference says of changes; most are made at once, as a snapshot takes seconds."""
+    """The difference's lines on changes; most are made at once, as a snapshot takes seconds."""
 
     lab: Lab
     possible: list[Change]
@@ -39,8 +39,8 @@ class Seen:
 def seen(shared_lab: Lab) -> Seen:
     """A server on which all changes that leave each other alone were made at once, and undone."""
     shared_lab.put("/root/threads.py", THREADS)
-    possible = [one for one in CHANGES if shared_lab.run(one.needs).exit_code == 0]
-    together = _made(shared_lab, [one for one in possible if not one.alone])
+    possible = [change for change in CHANGES if shared_lab.run(change.needs).exit_code == 0]
+    together = _made(shared_lab, [change for change in possible if not change.alone])
     return Seen(shared_lab, possible, together)
 
 
@@ -73,7 +73,7 @@ def test_every_kind_that_a_snapshot_watches_was_tried(shared_lab: Lab) -> None:
 
 
 def test_two_snapshots_with_nothing_between_them_are_equal(lab: Lab) -> None:
-    """Where nothing was done there is no difference, also after a while."""
+    """Without a change there is no difference, also after a while."""
     before = lab.snapshot()
     again = lab.snapshot()
     lab.output("sleep 5")
@@ -141,13 +141,13 @@ def test_irqs_sees_an_interrupt_made_there(shared_lab: Lab) -> None:
 
 @pytest.mark.once
 def test_a_fresh_lab_knows_nothing_of_another(start_lab: StartLab) -> None:
-    """Two labs run at once, and what one does is not in the other."""
-    one, two = start_lab(), start_lab()
-    one.put("/root/mark", "one")
-    one.output("hostname one")
-    assert two.output("hostname; ls /root/mark 2>&1 || true").splitlines()[0] == "lab"
-    assert two.run("test -e /root/mark").exit_code == 1
-    assert one.agent.port != two.agent.port
+    """Two labs run at once, and a change to one is not in the other."""
+    first, second = start_lab(), start_lab()
+    first.put("/root/mark", "one")
+    first.output("hostname one")
+    assert second.output("hostname; ls /root/mark 2>&1 || true").splitlines()[0] == "lab"
+    assert second.run("test -e /root/mark").exit_code == 1
+    assert first.agent.port != second.agent.port
 
 
 @pytest.mark.once

@@ -53,14 +53,14 @@ class Host:
     pristine: Snapshot
 
     def left(self) -> list[str]:
-        """What is not as it was, once it has had time to settle."""
+        """Return the differences that remain, once the host has had time to settle."""
         has_irqbalance = self.lab.variant.name == "irqbalance"
         for _ in range(30):
             time.sleep(1)
             found = [
                 line
                 for line in self.pristine.diff(self.lab.snapshot())
-                if not any(one in line for one in NOT_THE_HOSTS)
+                if not any(part in line for part in NOT_THE_HOSTS)
                 and (self.lab.variant.has_systemd or not line.endswith(FORCED))
                 and not (has_irqbalance and line.startswith("irq: "))
             ]
@@ -78,7 +78,7 @@ class Host:
         return [f"irqbalance leaves alone {banned}"] if banned.strip("0,") else []
 
     def is_alone(self, name: str, cpus: tuple[int, int]) -> bool:
-        """Whether a guest's CPUs are its own."""
+        """Return whether a guest's CPUs are its own."""
         measured = isolated.measure(self.lab, name, cpus, 3)
         print(name, measured)
         return measured.is_alone

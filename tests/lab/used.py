@@ -1,7 +1,8 @@
 """Used servers: guests that own CPUs have run there, one of libvirt and one of kvm-launch.
 
-What the kernel and systemd keep of the first is there then, so that a test of what is left need not
-begin with a guest. It is one more layer on those of ``frozen``, made when a test first asks for it.
+The traces that the kernel and systemd keep of the first are there then, so that a test of what is
+left need not begin with a guest. It is one more layer on those of ``frozen``, made when a test
+first asks for it.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PORT = 5555
 DRAIN_SECONDS = 1.0
-"""How long output is still awaited once the command is gone but a child of it holds the pipe."""
+"""Time to await output once the command is gone but a child of it still holds the pipe."""
 
 Process = subprocess.Popen[bytes]
 
@@ -171,7 +171,7 @@ def receive(connection: socket.socket) -> tuple[bytes, bytes]:
 
 
 def exactly(connection: socket.socket, size: int) -> bytes:
-    """That many bytes."""
+    """Receive that many bytes."""
     data = bytearray()
     while len(data) < size:
         part = connection.recv(size - len(data))

@@ -1,4 +1,4 @@
-"""Which interrupts some CPUs took, from the differences of /proc/interrupts.
+"""Interrupts that some CPUs took, from the differences of /proc/interrupts.
 
 Prints JSON: [[source, name, cpu, count]...]; the argument is {"cpus": [...], "seconds": S}.
 """

@@ -30,12 +30,12 @@ def main() -> int:
 
 
 def vcpu_groups(guest: str, root: str) -> int:
-    """How many cgroups libvirt made for the guest's vCPUs."""
+    """Return the number of cgroups that libvirt made for the guest's vCPUs."""
     return len(glob.glob(f"{root}/machine*/*{guest}*/**/vcpu?", recursive=True))
 
 
 def process(guest: str) -> str:
-    """Whether the guest's QEMU is there, by the pid file that libvirt keeps of it."""
+    """Return whether the guest's QEMU is there, by the pid file that libvirt keeps of it."""
     try:
         with open(f"{RUN}/{guest}.pid") as file:
             pid = int(file.read())

@@ -1,7 +1,8 @@
 """Reads the state of the host it runs on, and prints it as JSON. Standard library only.
 
     {"facts": [[section, name, "requested" | "effective", value]...],
-     "tasks": [[pid, tid, start, name, is_kernel, affinity, mems, policy]...]}
+     "tasks": [[pid, tid, start, name, is_kernel, affinity, mems, policy]...],
+     "kernel": release}
 
 «Requested» is what somebody wrote there, «effective» what the kernel makes of it.
 """
@@ -69,8 +70,8 @@ FILES = [
 NO_SETAFFINITY = 0x0400_0000
 """``PF_NO_SETAFFINITY`` (include/linux/sched.h): the kernel alone places such a thread.
 
-A workqueue's rescuer stays where it rescued last (``worker_attach_to_pool()``, kernel/workqueue.c).
-The thread of an interrupt follows its interrupt, which is compared itself."""
+A workqueue's rescuer stays where it rescued last (``worker_attach_to_pool()``,
+kernel/workqueue.c)."""
 
 # counters and switches that only act: no state that anyone could restore
 NOT_STATE = re.compile(
@@ -122,11 +123,12 @@ UNIT_DIRECTORIES = ["/etc/systemd", "/run/systemd"]
 
 def main() -> None:
     facts = [*files(), *cgroups(), *drivers(), *units(), *drop_ins(), *our_files()]
-    json.dump({"facts": facts, "tasks": list(tasks())}, sys.stdout)
+    kernel = os.uname().release
+    json.dump({"facts": facts, "tasks": list(tasks()), "kernel": kernel}, sys.stdout)
 
 
 def read(path: str) -> str | None:
-    """What the file says; that it cannot be read is a fact as well."""
+    """Return the text of a file; an error on reading it is a fact as well."""
     try:
         with open(path) as file:
             return file.read().strip()
@@ -207,7 +209,7 @@ def units() -> Iterator[Fact]:
 
 
 def systemctl(*words: str) -> str:
-    """What it prints; it has to succeed."""
+    """Return its output; it has to succeed."""
     return subprocess.run(
         ["systemctl", *words], capture_output=True, text=True, check=True, timeout=60
     ).stdout
@@ -255,7 +257,7 @@ def tasks() -> Iterator[Task]:
         rest = stat[stat.rindex(")") + 2 :].split()
         flags = int(rest[6])
         is_kernel = bool(flags & 0x00200000)
-        is_bound = is_kernel and (flags & NO_SETAFFINITY or name.startswith("irq/"))
+        is_bound = is_kernel and flags & NO_SETAFFINITY
         mems = status.partition("Mems_allowed_list:")[2].split()[0]
         policy = f"{rest[38]}/{rest[37]}"
         yield (

@@ -1,4 +1,4 @@
-"""Which tasks ran on some CPUs, counted by the kernel's own sched_switch event.
+"""Tasks that ran on some CPUs, counted by the kernel's own sched_switch event.
 
 It has a trace buffer to itself, so it disturbs nobody's tracing. Prints JSON:
 
@@ -90,7 +90,7 @@ def name_of(pid: int) -> str:
 
 
 def is_kernel(pid: int) -> bool | None:
-    """Whether it is a kernel thread; None when it is gone."""
+    """Return whether it is a kernel thread; None when it is gone."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             text = file.read()
