@@ -52,7 +52,7 @@ def build_sdist(directory: str, settings: Mapping[str, Any] | None = None) -> st
         tarfile.open(path) as before,
         tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as after,
     ):
-        for member in sorted(before.getmembers(), key=lambda one: one.name):
+        for member in sorted(before.getmembers(), key=lambda entry: entry.name):
             member.mtime = _time()
             member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
             member.uid = member.gid = 0
@@ -71,7 +71,8 @@ def build_wheel(
     path = Path(directory, name)
     with zipfile.ZipFile(path) as before:
         files = {
-            one.filename: (before.read(one), one.external_attr >> 16) for one in before.infolist()
+            entry.filename: (before.read(entry), entry.external_attr >> 16)
+            for entry in before.infolist()
         }
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as after:
         for filename, (content, mode) in files.items():
@@ -83,5 +84,5 @@ def build_wheel(
 
 
 def _time() -> int:
-    """Seconds since 1970 that all files are of."""
+    """Return seconds since 1970 that all files are of."""
     return max(int(os.environ.get("SOURCE_DATE_EPOCH", "0")), _EARLIEST)

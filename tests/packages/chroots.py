@@ -43,6 +43,7 @@ done
 mount --bind /sys "$layer/root/sys"
 mount -o remount,bind,ro "$layer/root/sys"
 mount -t tmpfs tmpfs "$layer/root/dev/shm"
+mount -t devpts devpts "$layer/root/dev/pts" -o gid=5,mode=620,ptmxmode=666
 mount --bind "$shared" "$layer/root/mnt"
 exec chroot "$layer/root" /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive /bin/sh -euc "cd; $script"
@@ -91,9 +92,9 @@ class Chroot:
             for name in (*folders, *files):
                 path = Path(folder, name)
                 below = self._system / path.relative_to(upper)
-                said = _described(path)
-                if not (below.is_symlink() or below.exists()) or said != _described(below):
-                    found[str(path.relative_to(upper))] = said
+                description = _described(path)
+                if not (below.is_symlink() or below.exists()) or description != _described(below):
+                    found[str(path.relative_to(upper))] = description
         return found
 
 
@@ -134,9 +135,9 @@ def _make(root: Path, suite: str, packages: Sequence[str], downloaded: Sequence[
 
 
 def _described(path: Path) -> str:
-    """What is there, so that two are equal if they say the same."""
-    said = path.lstat()
-    if stat.S_ISLNK(said.st_mode):
+    """Return what is there, so that two are equal if they say the same."""
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
         return f"link to {path.readlink()}"
-    content = hashlib.sha256(path.read_bytes()).hexdigest() if stat.S_ISREG(said.st_mode) else ""
-    return f"{said.st_mode:o} {said.st_uid} {said.st_gid} {said.st_rdev} {content}"
+    content = hashlib.sha256(path.read_bytes()).hexdigest() if stat.S_ISREG(status.st_mode) else ""
+    return f"{status.st_mode:o} {status.st_uid} {status.st_gid} {status.st_rdev} {content}"

@@ -27,7 +27,7 @@ SUITES: Final = {"bookworm": "3.11", "trixie": "3.13"}
 """Debian 12 and 13, with their Pythons."""
 
 HOST: Final = ("qemu-system-x86", "libvirt-daemon")
-"""What a server of this kind has before kvmhooks comes."""
+"""Packages that a server of this kind has before kvmhooks comes."""
 
 NEWER: Final = f"{VERSION}+1"
 
@@ -36,20 +36,21 @@ ALWAYS: Final = re.compile(
     r"updates|diversions|alternatives|arch|info/format)|systemd|python))|etc/ld\.so\.cache|root|tmp"
     r"|usr/share/python3/(runtime|debpython)|mnt|.*/__pycache__)\b"
 )
-"""What any package changes that comes or goes: logs, apt's and dpkg's own records."""
+"""Files that any package changes that comes or goes: logs, apt's and dpkg's own records."""
 
 OURS: Final = re.compile(r"kvm.?(hooks|launch)")
 
 HELD: Final = """
 import sys
-from kvmhooks.isolate.claim import Claim
-from kvmhooks.isolate.door import Door
-from kvmhooks.isolate.state import RUNNING, Held, Process, State
-from kvmhooks.isolate.store import Store
-door = Door()
-state = State(door.read("proc/sys/kernel/random/boot_id").strip())
+from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.isolate.system.system import System
+from kvmhooks.isolate.record.state import RUNNING, Held, State
+from kvmhooks.isolate.system.process_stat import Process
+from kvmhooks.isolate.record.store import Store
+system = System()
+state = State(system.read("proc/sys/kernel/random/boot_id").strip())
 claim = Claim.from_json({claim!r})
-state.held[claim.key] = Held(claim, holder=Process.find(door, int(sys.argv[1])), state=RUNNING)
+state.held[claim.key] = Held(claim, holder=Process.find(system, int(sys.argv[1])), state=RUNNING)
 Store("/").save(state.to_text())
 """
 """Puts a claim on record that a process holds; nothing of the machine is touched for it."""
@@ -114,7 +115,7 @@ def install(name: str, *words: str) -> str:
 
 
 def left(chroot: Chroot) -> dict[str, str]:
-    """What is there that was not in the system, but for what any package would change."""
+    """Return what was not in the system, but for what any package would change."""
     found = chroot.changes()
     return {path: what for path, what in found.items() if not ALWAYS.match(path)}
 
@@ -149,12 +150,12 @@ def test_the_readmes_first_lines_and_then_no_trace(chroot: Chroot) -> None:
     before = left(chroot)
     assert not [path for path in before if OURS.search(path)]
     chroot.output(install(f"kvmhooks_{VERSION}_all.deb"))
-    said = {command: chroot.output(command) for command in rest}
-    assert "accelerator: tcg" in said["kvm-launch db1.toml"]
-    assert said["kvm-launch db1.toml"].endswith("end: the guest powered off\n")
+    outputs = {command: chroot.output(command) for command in rest}
+    assert "accelerator: tcg" in outputs["kvm-launch db1.toml"]
+    assert outputs["kvm-launch db1.toml"].endswith("end: the guest powered off\n")
     assert "hooks install" in commands[-1]
     hook = "/etc/libvirt/hooks/qemu.d/kvmhooks"
-    assert said[commands[-1]] == f"{hook}: kvmhooks {VERSION}\n"
+    assert outputs[commands[-1]] == f"{hook}: kvmhooks {VERSION}\n"
     chroot.output("kvmhooks hooks status && zcat $(kvmhooks man --path) | grep -q KVMHOOKS")
     chroot.output("test -e /etc/systemd/system/multi-user.target.wants/kvmhooks-reconcile.service")
     chroot.output(install("newer.deb"))
@@ -179,15 +180,15 @@ def test_what_is_held_keeps_the_package(chroot: Chroot) -> None:
     hold = "sleep 60 & python3 hold.py $!;"
     done = chroot.run(f"{hold} apt-get -y remove kvmhooks")
     assert done.returncode == 100
-    said = done.stdout + done.stderr
+    output = done.stdout + done.stderr
     expected = r"^db1: found it running \(process \d+\) with a claim, expected none$"
-    assert re.search(expected, said, re.MULTILINE), said
+    assert re.search(expected, output, re.MULTILINE), output
     chroot.output("dpkg --verify kvmhooks && kvmhooks --version")
     chroot.output(f"{hold} {install('newer.deb')}")
     assert chroot.run("test -e /etc/libvirt/hooks/qemu.d").returncode == 1
     chroot.output("mkdir -p /var/lib/kvm-launch/db1/tpm")
-    said = chroot.output("apt-get -y purge kvmhooks")
-    assert "/var/lib/kvm-launch stays, with what VMs' owners have there: db1" in said
+    output = chroot.output("apt-get -y purge kvmhooks")
+    assert "/var/lib/kvm-launch stays, with what VMs' owners have there: db1" in output
     assert [path for path in left(chroot) if OURS.search(path)] == [
         "var/lib/kvm-launch", "var/lib/kvm-launch/db1", "var/lib/kvm-launch/db1/tpm"
     ]  # fmt: skip

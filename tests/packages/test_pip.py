@@ -87,8 +87,8 @@ def test_the_bytes_are_the_same_wherever_they_are_built(built: list[Path]) -> No
 
 def test_an_index_would_take_them(built: list[Path]) -> None:
     """`twine check --strict`: the description renders, and no metadata is missing."""
-    said = run(tool("twine"), "check", "--strict", *built[0].iterdir(), NO_COLOR="1")
-    assert said.count("PASSED") == 2
+    output = run(tool("twine"), "check", "--strict", *built[0].iterdir(), NO_COLOR="1")
+    assert output.count("PASSED") == 2
 
 
 def test_readme_has_no_link_that_needs_the_repository() -> None:
@@ -101,11 +101,11 @@ def test_the_base_is_small_and_extras_stay_extras(wheel: Path, tmp_path: Path) -
     """Nothing but what every command needs is required, and all of it is below 25 MB."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("dist-info/METADATA")]
-        said = Parser().parsestr(archive.read(name).decode())
-    needs = said.get_all("Requires-Dist") or []
-    base = {re.split(r"[^\w.-]", one)[0] for one in needs if "extra ==" not in one}
+        metadata = Parser().parsestr(archive.read(name).decode())
+    needs = metadata.get_all("Requires-Dist") or []
+    base = {re.split(r"[^\w.-]", need)[0] for need in needs if "extra ==" not in need}
     assert base == BASE
-    assert set(said.get_all("Provides-Extra") or []) == {*EXTRAS, "dev"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {*EXTRAS, "dev"}
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     run(sys.executable, "-m", "pip", "--python", tmp_path / "venv/bin/python", "install",
         "--quiet", "--no-compile", "--disable-pip-version-check", wheel)  # fmt: skip
@@ -136,6 +136,5 @@ def test_tools_install_it_apart(program: str, wheel: Path, tmp_path: Path) -> No
     ask = "from kvmhooks.distribution import missing; print(missing('sriov'))"
     first, *rest = shlex.split(re.findall("`(.*)`", run(python, "-c", ask))[0])
     assert first == program
-    beside = {"UV_FIND_LINKS": str(wheel.parent)}  # no index has kvmhooks yet
-    run(command, *rest, **environment, **beside)
+    run(command, *rest, **environment)  # without the wheel beside it: no index has kvmhooks yet
     run(python, "-c", "import pyroute2, kvmhooks")

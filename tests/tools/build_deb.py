@@ -62,12 +62,12 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="kvmhooks-deb-") as work:
             changes = build(into, Path(work))
-            said = run([*LINTIAN, str(changes)], into, {**ENVIRONMENT, "HOME": work})
+            output = run([*LINTIAN, str(changes)], into, {**ENVIRONMENT, "HOME": work})
     except BuildError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     (package,) = into.glob("kvmhooks_*.deb")
-    sys.stdout.write(f"{said}{package}\n")
+    sys.stdout.write(f"{output}{package}\n")
     return 0
 
 

@@ -1,6 +1,7 @@
 """`make test`: every check, each with a closing line of how many passed and failed.
 
-With `pytest` and words for it, only that.
+With `pytest` and words for it, only that. Where all tests run, the branches of `COVERED` that they
+take are measured, and a room below `fail_under` of setup.cfg fails; each counts as one.
 
 mypy runs beside the tests, which wait for QEMUs much of the time; pytest has a worker for each CPU.
 A check that is one program (ruff, mypy) counts as one; pytest's are its tests. The last line is
@@ -19,11 +20,15 @@ from xml.etree import ElementTree as ET
 HERE = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 JUNIT = HERE / "build" / "junit.xml"
+COVERAGE = ["--cov", "--cov-report=", "--cov-fail-under=0"]
+"""Each room is judged by itself, afterwards."""
+COVERED = ("isolate", "placement", "spec")
+"""The rooms that decide and change the most (``source`` of coverage's part of setup.cfg)."""
 PARALLEL = ("--numprocesses=auto", "--dist=worksteal")
 
 
 class Count(NamedTuple):
-    """How many of a check's parts passed, failed and were left out."""
+    """The numbers of a check's parts that passed, failed and were left out."""
 
     passed: int
     failed: int
@@ -35,7 +40,7 @@ class Count(NamedTuple):
 
     @property
     def is_good(self) -> bool:
-        """Whether something was checked and nothing failed."""
+        """Something was checked and nothing failed."""
         return self.passed > 0 and self.failed == 0
 
 
@@ -50,14 +55,21 @@ def main() -> int:
             counts = {
                 "ruff": program("ruff", "check", "--quiet"),
                 "format": program("ruff", "format", "--check", "--quiet"),
-                "pytest": tests(words),
+                "pytest": tests(words or COVERAGE),
                 "mypy": types.result(),
             }
+        if not words:
+            counts |= {f"branches of {room}": covered(room) for room in COVERED}
     for name, count in counts.items():
         print(f"{name}: {count}")
     total = Count(*(sum(column) for column in zip(*counts.values(), strict=True)))
     print(total)
     return 0 if all(count.is_good for count in counts.values()) else 1
+
+
+def covered(room: str) -> Count:
+    """Check how many of a room's lines and branches the tests took."""
+    return program("coverage", "report", "--skip-covered", f"--include=kvmhooks/{room}/*")
 
 
 def program(name: str, *arguments: str) -> Count:
