@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT))
 from measure import in_turns, show
 
 from kvmhooks.host import read
+from kvmhooks.host.files.tree import Tree
 from kvmhooks.host.read import read_tree
-from kvmhooks.host.tree import Tree
 from tests.fakedevices import FakeIrq, FakePci
 from tests.fakehost import FakeHost
 from tests.watcher import Watcher
@@ -89,14 +89,14 @@ def write_large(root: Path) -> None:
 
 
 def opened_files(root: Path) -> list[str]:
-    """Every file that read() opens, by where it really is, as often as it is opened."""
+    """Return every file that read() opens, by where it really is, as often as it is opened."""
     watcher = Watcher(root)
     read_tree(Tree(root, recorder=watcher))
     return watcher.opened
 
 
 def peak_memory(root: Path) -> float:
-    """The most memory that a process needs which does nothing but read it, in MiB."""
+    """Return the most memory that a process needs which does nothing but read it, in MiB."""
     # Not getrusage: its maximum is inherited from the process that forked.
     script = (
         "import sys, kvmhooks.host as host; host.read(sys.argv[1]);"
@@ -109,7 +109,7 @@ def peak_memory(root: Path) -> float:
 
 
 def _timed(work: Callable[[], object]) -> float:
-    """The CPU time that it takes, without the garbage of what ran before.
+    """Return the CPU time that it takes, without the garbage of what ran before.
 
     Not the time by the clock: the files are in memory, so all the rest is waiting for others.
     """

@@ -1,11 +1,11 @@
 """Asymmetric VMs side by side with OpenStack Nova's ``numa_fit_instance_to_host``.
 
 1,000 random requests on hosts of 2, 8 and 16 nodes, each VM with guest cells of different sizes.
-What fits is found by trying everything, under the rules that both keep: each cell on one node, with
-a CPU for each vCPU and with its memory; for Nova each cell also has its node for itself. Then the
-cells that permutations are worst at: 8 on 8 and 16 on 16 nodes, all different. Nova runs in an
+A brute force over everything finds the fits, under the rules that both keep: each cell on one node,
+with a CPU for each vCPU and with its memory; for Nova each cell also has its node for itself. Then
+the cells that permutations are worst at: 8 on 8 and 16 on 16 nodes, all different. Nova runs in an
 environment of its own below ``build/``, made once. Times are of the CPU, the median of 5, and of
-what both do: a node for each cell and a CPU for each vCPU. What a plan says besides is told apart.
+what both do: a node for each cell and a CPU for each vCPU. The rest of a plan is told apart.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ sys.path.insert(0, str(ROOT))
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host import Host
-from kvmhooks.isolate.claim import Claim
+from kvmhooks.inventory.usage import of_claim
+from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.placement import Effort, plan
-from kvmhooks.placement.ground import Ground, survey
-from kvmhooks.placement.holding import of_claim
 from kvmhooks.placement.plan import place
+from kvmhooks.placement.search.capacity import Capacity, measure
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.structure import structure
 from kvmhooks.values import CpuSet
-from tests.placement_proof.ground import ground_of
+from tests.placement_proof.capacity import capacity_of
 from tests.placement_proof.hosts import GIB, Core, NodeShape, Shape, host_of
 from tests.placement_proof.validator import violations
 
@@ -47,10 +47,10 @@ ENVIRONMENT: Final = ROOT / "build" / "nova-34.0.0"
 REQUESTS: Final = 1000
 NODES: Final = (2, 8, 16)
 LIMIT_SECONDS: Final = 1.0
-"""What Nova may take for one request before it is said to have given up."""
+"""The time that Nova may take for one request before it is said to have given up."""
 LIMIT_EVERY_NODE: Final = 60.0
 ALL_NODES_MS: Final = 50.0
-"""What ours may take where each of 8 or 16 nodes gets a cell."""
+"""The time that ours may take where each of 8 or 16 nodes gets a cell."""
 ROUNDS: Final = 5
 HOUSEKEEPING: Final = CpuSet((0, 1))
 
@@ -80,7 +80,7 @@ class Request:
     cells: tuple[tuple[int, int], ...]
 
     def fits(self, *, alone: bool) -> bool:
-        """Whether any way to deal the cells out to nodes holds them all; all ways are tried.
+        """Return whether any way to deal the cells out to nodes holds them all; all ways are tried.
 
         ``alone`` gives each cell a node of its own.
         """
@@ -106,7 +106,7 @@ class Request:
 
 
 def requests(seed: int = 6) -> Iterator[Request]:
-    """Random requests that are about as large as what is free, some a little larger."""
+    """Yield random requests that are about as large as what is free, some a little larger."""
     chance = random.Random(seed)  # noqa: S311 -- to repeat, not to hide
     for at in range(REQUESTS):
         nodes = tuple(_random_node(chance) for _ in range(NODES[at % len(NODES)]))
@@ -122,7 +122,7 @@ def requests(seed: int = 6) -> Iterator[Request]:
 
 
 def every_node(count: int) -> Request:
-    """As many cells as nodes, each with another number of vCPUs, which only one order fits."""
+    """Return as many cells as nodes, each with its own number of vCPUs, which one order fits."""
     nodes = tuple(
         OnNode(tuple((2 * at, 2 * at + 1) for at in range(1 + number)), frozenset(), 8)
         for number in range(count)
@@ -139,7 +139,7 @@ def _random_node(chance: random.Random) -> OnNode:
 
 
 def _numbered(nodes: Sequence[OnNode]) -> tuple[OnNode, ...]:
-    """The nodes with their CPUs numbered through, from 2 on: 0 and 1 are the host's own."""
+    """Return the nodes with their CPUs numbered through, from 2 on: 0 and 1 are the host's own."""
     made, first = [], 2
     for node in nodes:
         siblings = tuple(tuple(cpu + first for cpu in core) for core in node.siblings)
@@ -151,7 +151,7 @@ def _numbered(nodes: Sequence[OnNode]) -> tuple[OnNode, ...]:
 
 
 def nova_answers(asked: Sequence[Request], limit: float = LIMIT_SECONDS) -> list[dict[str, Any]]:
-    """What Nova says to each."""
+    """Return Nova's answer to each."""
     lines = [
         json.dumps(
             {
@@ -182,7 +182,7 @@ def nova_answers(asked: Sequence[Request], limit: float = LIMIT_SECONDS) -> list
 
 
 def _nova_python() -> Path:
-    """The Python of Nova's environment, which is made when it is not there."""
+    """Return the Python of Nova's environment, which is made when it is not there."""
     python = ENVIRONMENT / "bin" / "python"
     ready = ENVIRONMENT / "installed"
     if not ready.exists():
@@ -195,7 +195,7 @@ def _nova_python() -> Path:
 
 
 def nova_verdict(request: Request, answer: dict[str, Any]) -> str:
-    """What Nova's answer is worth."""
+    """Return the worth of Nova's answer."""
     if answer["gave_up"]:
         return "gave up"
     fits = request.fits(alone=True)
@@ -213,7 +213,7 @@ def nova_verdict(request: Request, answer: dict[str, Any]) -> str:
 
 @frozen
 class Ours:
-    """What our planner says, and the seconds it takes."""
+    """Our planner's answer, and the seconds it takes."""
 
     verdict: str
     plan: float
@@ -228,20 +228,20 @@ def ours(request: Request) -> Ours:
     """Plan the request, and judge the plan by what the proof's validator says of it."""
     spec, host, claims = _spec(request), _host(request), _claims(request)
 
-    def look() -> Ground:
-        return survey(host, [of_claim(claim) for claim in claims], HOUSEKEEPING)
+    def look() -> Capacity:
+        return measure(host, [of_claim(claim) for claim in claims], HOUSEKEEPING)
 
-    ground = look()
+    capacity = look()
     planning, decided = _timed(lambda: plan(spec, host, claims, housekeeping=HOUSEKEEPING))
     whole, found = _timed(lambda: place(spec, look(), effort=Effort()))
-    fit, again = _timed(lambda: place(spec, ground, effort=Effort()))
+    fit, again = _timed(lambda: place(spec, capacity, effort=Effort()))
     pins = decided and {pin.vcpu: pin.cpus for pin in decided.vcpus}
     if not pins == (found and found.pins.vcpus) == (again and again.pins.vcpus):
         return Ours("wrong: two plans for one request", planning, whole, fit)
     if decided is None:
         verdict = "false refusal" if request.fits(alone=False) else "right refusal"
     else:
-        wrong = violations(ground_of(spec, host, claims, HOUSEKEEPING), decided)
+        wrong = violations(capacity_of(spec, host, claims, HOUSEKEEPING), decided)
         verdict = f"wrong: {wrong[0]}" if wrong else "right placement"
     return Ours(verdict, planning, whole, fit)
 
@@ -271,7 +271,7 @@ def _spec(request: Request) -> VmSpec:
 
 
 def _host(request: Request) -> Host:
-    """The same host for us: with one core more, the host's own, on the first node."""
+    """Return the same host for us: with one core more, the host's own, on the first node."""
     cores = [Core(0, 0, 0, tuple(HOUSEKEEPING))]
     for at, node in enumerate(request.nodes):
         cores += [Core(at, at, at, core) for core in node.siblings]
@@ -287,7 +287,7 @@ def _host(request: Request) -> Host:
             ),
             node_ids=tuple(range(count)),
             distances=tuple(
-                tuple(10 if one == other else 20 for other in range(count)) for one in range(count)
+                tuple(10 if row == other else 20 for other in range(count)) for row in range(count)
             ),
         )
     )
@@ -305,16 +305,18 @@ def main() -> None:
     theirs = nova_answers(asked)
     our = [ours(request) for request in asked]
     kept = _print_verdicts(
-        Counter(nova_verdict(one, answer) for one, answer in zip(asked, theirs, strict=True)),
-        Counter(one.verdict for one in our),
+        Counter(
+            nova_verdict(outcome, answer) for outcome, answer in zip(asked, theirs, strict=True)
+        ),
+        Counter(outcome.verdict for outcome in our),
     )
     is_slower = False
     for nodes in NODES:
         pairs = [
-            (answer, one)
-            for request, answer, one in zip(asked, theirs, our, strict=True)
+            (answer, outcome)
+            for request, answer, outcome in zip(asked, theirs, our, strict=True)
             if len(request.nodes) == nodes
-            and nova_verdict(request, answer) == one.verdict == "right placement"
+            and nova_verdict(request, answer) == outcome.verdict == "right placement"
         ]
         print(f"{nodes} nodes, {len(pairs)} requests that both solve (medians):")
         for name, part in (
@@ -322,18 +324,18 @@ def main() -> None:
             ("on a host that stands ready", "fit"),
         ):
             novas = statistics.median(answer[part] for answer, _ in pairs) * 1000
-            mine = statistics.median(getattr(one, part) for _, one in pairs) * 1000
+            mine = statistics.median(getattr(outcome, part) for _, outcome in pairs) * 1000
             print(f"  {name:<28} {mine:6.2f} ms, Nova {novas:6.2f} ms: {mine / novas:.2f} x Nova")
             is_slower |= mine > novas
-        all_of_it = statistics.median(one.plan for _, one in pairs) * 1000
+        all_of_it = statistics.median(outcome.plan for _, outcome in pairs) * 1000
         print(f"  {'with reasons and hardware':<28} {all_of_it:6.2f} ms, of which Nova has no part")
     for nodes in NODES[1:]:
         request = every_node(nodes)
         (answer,) = nova_answers([request], LIMIT_EVERY_NODE)
-        one = ours(request)
-        kept &= one.verdict == "right placement" and one.whole * 1000 < ALL_NODES_MS
+        outcome = ours(request)
+        kept &= outcome.verdict == "right placement" and outcome.whole * 1000 < ALL_NODES_MS
         print(
-            f"{nodes} of {nodes} nodes: ours {one.verdict}, {one.whole * 1000:.2f} ms; "
+            f"{nodes} of {nodes} nodes: ours {outcome.verdict}, {outcome.whole * 1000:.2f} ms; "
             f"Nova {nova_verdict(request, answer)}, {answer['whole'] * 1000:.0f} ms"
         )
     print(f"at most Nova's median: {'BROKEN' if is_slower else 'kept'}")

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host import Host, read
-from kvmhooks.isolate.claim import Claim
+from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.placement import claim, plan
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.structure import structure
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def large_host(cpus: int) -> Host:
-    """A host of so many CPUs, 64 in a node, 16 in an L3."""
+    """Return a host of so many CPUs, 64 in a node, 16 in an L3."""
     nodes = cpus // 64
     with tempfile.TemporaryDirectory(prefix="kvmhooks-bench-") as name:
         FakeHost(
@@ -72,7 +72,7 @@ def large_host(cpus: int) -> Host:
 
 
 def shapes(cpus: int) -> list[VmSpec]:
-    """The VMs whose placement is timed, from small to more than a node."""
+    """Return the VMs whose placement is timed, from small to more than a node."""
     described: list[dict[str, Any]] = [
         {"cpu": {"vcpus": 2}, "memory": {"size": "2GiB"}},
         {"cpu": {"vcpus": 4, "placement": "dedicated"}, "memory": {"size": "4GiB"}},
@@ -83,11 +83,11 @@ def shapes(cpus: int) -> list[VmSpec]:
         },
         {"cpu": {"vcpus": cpus // 8, "placement": "dedicated"}, "memory": {"size": "32GiB"}},
     ]
-    return [vm(f"timed{at}", said) for at, said in enumerate(described)]
+    return [vm(f"timed{at}", shape) for at, shape in enumerate(described)]
 
 
 def placed_vms(host: Host, count: int) -> list[Claim]:
-    """The claims of VMs that are there: each fourth has two CPUs of its own while half are left."""
+    """Return the claims of VMs that are there: each fourth has two CPUs, half are left."""
     claims: list[Claim] = []
     alone = 0
     for at in range(count):
@@ -105,12 +105,12 @@ def placed_vms(host: Host, count: int) -> list[Claim]:
 
 
 def vm(name: str, described: dict[str, Any]) -> VmSpec:
-    """A VM of this name."""
+    """Return a VM of this name."""
     return structure({"name": name, **described}, Path("/vms"))
 
 
 def median_time(spec: VmSpec, host: Host, claims: Sequence[Claim]) -> float:
-    """The median CPU time of a placement, without other work's garbage."""
+    """Return the median CPU time of a placement, without other work's garbage."""
     times = []
     for _ in range(ROUNDS):
         gc.collect()
@@ -121,7 +121,7 @@ def median_time(spec: VmSpec, host: Host, claims: Sequence[Claim]) -> float:
 
 
 def growth(times: dict[int, float]) -> float:
-    """The exponent of the power law nearest to the times (least squares on logarithms)."""
+    """Return the exponent of the power law nearest to the times (least squares on logarithms)."""
     return statistics.linear_regression(
         [math.log(size) for size in times], [math.log(took) for took in times.values()]
     ).slope

@@ -20,11 +20,12 @@ sys.path.append(str(ROOT))  # the tests' fake host and translator are not instal
 
 from measure import in_turns, show
 
-from kvmhooks.domain.importing import read_domain
-from kvmhooks.domain.tune import tune
 from kvmhooks.host import Host, read
+from kvmhooks.libvirt.importing.importing import read_domain
+from kvmhooks.libvirt.tuning.tune import tune
+from kvmhooks.libvirt.xml import domain_xml
 from kvmhooks.placement import Plan, plan
-from kvmhooks.render import domain_xml, qemu_argv
+from kvmhooks.qemu.argv import qemu_argv
 from kvmhooks.spec import parse_vm
 from tests.equality.translator import Translator
 from tests.fakehost import write_host
@@ -63,14 +64,14 @@ def main() -> None:
 
 
 def large() -> tuple[Plan, Host]:
-    """The plan of the VM, and its host."""
+    """Return the plan of the VM, and its host."""
     with tempfile.TemporaryDirectory() as folder:
         host = read(write_host(Path(folder), **HOST))
     return plan(parse_vm(VM, folder=Path("/")), host), host
 
 
 def _done(_result: object) -> None:
-    """Nothing to report: the time until here is what is measured."""
+    """Report nothing: the time until here is what is measured."""
 
 
 if __name__ == "__main__":

@@ -54,10 +54,10 @@ def main() -> None:
         vm.write_text(VM.format(emulator=base / "qemu", rom=base / "rom"))
         program = Path(sys.executable).with_name("kvm-launch")
         launch = [str(program), "--run-dir", str(base / "run")]
-        said = subprocess.run(
+        output = subprocess.run(
             [*launch, "--print", "argv", "--json", str(vm)], check=True, capture_output=True
         ).stdout
-        argv = json.loads(said)
+        argv = json.loads(output)
         best = in_turns(
             {
                 "the printed arguments by hand": lambda: _until_first_instruction(argv),

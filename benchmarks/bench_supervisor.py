@@ -1,4 +1,4 @@
-"""What kvm-launch costs while its VM runs: CPU time over a minute, and resident memory.
+"""The cost of kvm-launch while its VM runs: CPU time over a minute, and resident memory.
 
 The bounds that it is to stay below are 0.1 % of a CPU and 40 MiB; both are counts of the kernel
 (``/proc/PID/schedstat`` in nanoseconds, ``VmRSS``), not times.
@@ -42,12 +42,12 @@ def main() -> None:
 
 
 def nanoseconds(pid: int) -> int:
-    """The CPU time of a process with one thread."""
+    """Return the CPU time of a process with one thread."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
 
 
 def resident(pid: int) -> int:
-    """The resident memory of a process, in KiB."""
+    """Return the resident memory of a process, in KiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0])
 

@@ -1,4 +1,4 @@
-"""What the hook costs, as ratios within one run; the exit code is 1 when one is exceeded.
+"""The cost of the hook, as ratios within one run; the exit code is 1 when one is exceeded.
 
 All times are processor time, ours and our children's: other work on the machine does not count.
 Whole processes are compared, as libvirt starts them:
@@ -28,9 +28,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from kvmhooks.isolate import installation
-from kvmhooks.isolate.domain import read_claim
-from kvmhooks.isolate.rehearsal import rehearse
+from kvmhooks.isolate.claims.domain_xml import read_claim
+from kvmhooks.isolate.hook import installation
+from kvmhooks.isolate.registry.dry_run import rehearse
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
 from tests.isolate_model.tree import plant
@@ -86,7 +86,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """The quickest of several rounds: what is slower was somebody else's work on this machine."""
+    """Return the quickest of several rounds: slower ones had somebody else's work beside them."""
     best = float("inf")
     for _ in range(rounds):
         before = _spent()
@@ -96,7 +96,7 @@ def seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
 
 
 def _spent() -> float:
-    """Processor seconds of this process and of the children that have ended."""
+    """Return processor seconds of this process and of the children that have ended."""
     own, children = (
         resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
@@ -104,7 +104,7 @@ def _spent() -> float:
 
 
 def call(hook: Path, root: Path, xml: bytes, *operation: str) -> None:
-    """One hook call, as libvirt makes it."""
+    """Call the hook once, as libvirt does."""
     subprocess.run(
         [str(hook), "--root", str(root), "vm", *operation, "-"],
         input=xml, check=True, capture_output=True,
@@ -112,7 +112,7 @@ def call(hook: Path, root: Path, xml: bytes, *operation: str) -> None:
 
 
 def stranger(hook: Path) -> tuple[float, float]:
-    """A guest without our metadata, and a bare interpreter."""
+    """Return the times of a guest without our metadata, and of a bare interpreter."""
     xml = b"<domain type='kvm'><name>s</name></domain>"
     ours = bare = float("inf")
     for _ in range(40):
@@ -126,14 +126,14 @@ def _run(stdin: bytes, *words: object) -> None:
 
 
 def large_host(hook: Path, scratch: Path) -> tuple[float, float, float, float]:
-    """`prepare` and `start`, an interpreter with a bare loop, that loop alone; MiB of `start`."""
+    """Return `prepare`, `start`, an interpreter with a bare loop, the loop; MiB of `start`."""
     root = scratch / "large"
     plant(Kernel("plain", 512, 2_048), root)
     vm = Vm("vm", CpuSet(range(64, 128)), CpuSet({0, 1}))
     claim = read_claim(vm.xml)
     assert claim is not None
-    writes = [one for one in rehearse(claim, str(root)) if one.phase in {"prepare", "start"}]
-    files = {str(root) + one.path: one.value for one in writes if one.path.startswith("/")}
+    writes = [write for write in rehearse(claim, str(root)) if write.phase in {"prepare", "start"}]
+    files = {str(root) + write.path: write.value for write in writes if write.path.startswith("/")}
     narrow, wide = scratch / "narrow", scratch / "wide"
     narrow.write_text("".join(f"{path}\t{value}\n" for path, value in files.items()))
     wide.write_text("".join(f"{path}\t{Path(path).read_text()}" for path in files))
@@ -161,7 +161,7 @@ def _start(hook: Path, root: Path, xml: bytes) -> None:
 
 
 def whole_life(hook: Path, scratch: Path) -> tuple[float, float]:
-    """All five calls on a host of this machine's size, and vfio-isolate's two."""
+    """Return all five calls on a host of this machine's size, and vfio-isolate's two."""
     count = max(os.cpu_count() or 2, 2)
     irqs = sum(path.name.isdigit() for path in Path("/proc/irq").iterdir())
     root = scratch / "small"

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 
 
 def in_turns(subjects: Mapping[str, Callable[[], float | None]], rounds: int) -> dict[str, float]:
-    """The best time in seconds of each subject: what it returns, or else how long it took."""
+    """Return the best time in seconds of each subject: its result, or else how long it took."""
     best: dict[str, float] = {}
     for _ in range(rounds):
         for name, subject in subjects.items():
             started = time.perf_counter()
-            said = subject()
-            took = time.perf_counter() - started if said is None else said
+            result = subject()
+            took = time.perf_counter() - started if result is None else result
             best[name] = min(took, best.get(name, took))
     return best
 

@@ -22,7 +22,7 @@ from nova import objects
 from nova.virt import hardware
 
 ROUNDS: Final = 5
-"""How often a request is put; the median of the times is told."""
+"""The number of times that a request is put; the median of the times is told."""
 
 
 class GaveUp(Exception):
@@ -71,7 +71,7 @@ def _give_up(_signal: int, _frame: FrameType | None) -> None:
 
 
 def host_topology(nodes: list[dict[str, Any]]) -> Any:
-    """Nova's description of a host: each node with all its CPUs for dedicated instances."""
+    """Return Nova's description of a host: each node with all its CPUs for dedicated instances."""
     return objects.NUMATopology(
         cells=[
             objects.NUMACell(
@@ -93,7 +93,7 @@ def host_topology(nodes: list[dict[str, Any]]) -> Any:
 
 
 def instance_topology(cells: list[dict[str, Any]]) -> Any:
-    """Nova's description of a VM: dedicated vCPUs, numbered through its cells."""
+    """Return Nova's description of a VM: dedicated vCPUs, numbered through its cells."""
     made, first = [], 0
     for number, cell in enumerate(cells):
         made.append(
