@@ -46,7 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
     text = "alone: measures, so no other test of the lab runs beside it"
     config.addinivalue_line("markers", text)
     if config.getoption("--lab", default=None):
-        config.pluginmanager.register(proof.Proof(), "lab-proof")
+        is_worker = hasattr(config, "workerinput")
+        config.pluginmanager.register(proof.Proof(tells_at_once=not is_worker), "lab-proof")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -20,6 +20,8 @@ class Proof:
     """The time that each test took so far, its labs' restoring included."""
     again: list[tuple[str, str]] = field(default_factory=list)
     """Tests that were tried once more, each with what it failed with."""
+    tells_at_once: bool = True
+    """Not in a worker of another process, whose reports come here as well."""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Take each test's specification; one without is a mistake."""
@@ -33,19 +35,23 @@ class Proof:
             item.user_properties.append((PROOF, (sentence, callspec.id if callspec else "")))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note the outcome; a failure before or after the test itself counts as its own."""
+        """Note the outcome; a failure before or after the test itself counts as its own.
+
+        A failure is told at once as well: a run whose time ends has no summary.
+        """
         sentence, parameters = self._proof_of(report)
         total = self.seconds.get(report.nodeid, 0) + report.duration
         self.seconds[report.nodeid] = total
         outcome: str = report.outcome  # one more than pytest's is of pytest-rerunfailures
         if outcome == "rerun":
-            crash = getattr(report.longrepr, "reprcrash", None)
-            text = crash.message if crash else report.longreprtext
-            self.again.append((report.nodeid, text.partition("\n")[0]))
+            self.again.append((report.nodeid, _first_line(report)))
         elif report.when == "call" or outcome != "passed":
             if report.when == "teardown":
                 parameters = f"{parameters}, putting it away"
             self.lines.append((outcome, sentence, parameters, total))
+            if outcome == "failed" and self.tells_at_once:
+                text = f"{report.nodeid} failed after {total:.0f} s: {_first_line(report)}"
+                print(f"\nlab: {text}", flush=True)
 
     @staticmethod
     def _proof_of(report: pytest.TestReport) -> tuple[str, str]:
@@ -71,3 +77,9 @@ class Proof:
             for outcome in ("passed", "failed", "skipped")
         ]
         print(f"\n{', '.join(counts)}, {len(self.again)} tried once more", flush=True)
+
+
+def _first_line(report: pytest.TestReport) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash else report.longreprtext
+    return str(text).partition("\n")[0]
