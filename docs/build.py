@@ -95,8 +95,13 @@ SUFFIXES: Final = {"bash": "{}", "zsh": "_{}", "fish": "{}.fish"}
 
 def main() -> int:
     """Write, or compare; 1 when something differs."""
+    about = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="docs/build.py", description=about, allow_abbrev=False)
+    help_ = "write nothing; exit 1 if something else should stand there"
+    parser.add_argument("--check", action="store_true", help=help_)
+    is_check = parser.parse_args().check
     made = dict(pages()) | dict(completions())
-    if "--check" not in sys.argv:
+    if not is_check:
         for path, text in made.items():
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)

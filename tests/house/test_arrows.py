@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -147,6 +149,7 @@ MOST_MODULES = 20
 """A package with more is a heap, but for ``cli``: there a module is a verb."""
 
 
+@cache
 def sources() -> list[tuple[str, Path]]:
     """Each source file of the product with its room."""
     found = []
@@ -166,20 +169,60 @@ def wing_of(path: Path) -> str:
     return path.relative_to(top).with_suffix("").parts[1]
 
 
-def imported(path: Path, *, but_types: bool = False) -> set[str]:
-    """The modules that a file imports, at its top or anywhere else, but for the type checker."""
-    names = set()
-    nodes: list[ast.AST] = [ast.parse(path.read_text())]
+class Imports(NamedTuple):
+    """The modules that a file imports, at its top or anywhere else."""
+
+    every: frozenset[str]
+    but_types: frozenset[str]
+    """Without those that are for the type checker alone."""
+    loaded: frozenset[tuple[str, str]]
+    """Those that are imported as soon as it is, types' aside: each with what is taken of it."""
+
+
+@cache
+def imports_of(path: Path) -> Imports:
+    """Read a file, once for all tests here."""
+    tree = ast.parse(path.read_bytes())
+    return Imports(
+        frozenset(names_in(tree, path, but_types=False)),
+        frozenset(names_in(tree, path, but_types=True)),
+        frozenset(loaded_in(tree)),
+    )
+
+
+def names_in(tree: ast.Module, path: Path, *, but_types: bool) -> Iterator[str]:
+    """Yield each module that is imported, with the name that is taken of it."""
+    nodes: list[ast.AST] = [tree]
     for node in nodes:
         is_for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         if not (but_types and is_for_types):
-            nodes += ast.iter_child_nodes(node)
+            nodes += filter(has_statements, ast.iter_child_nodes(node))
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import hides where it points"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def has_statements(node: ast.AST) -> bool:
+    """Return whether a node is a statement or has some: an expression imports nothing."""
+    return isinstance(node, (ast.stmt, ast.excepthandler, ast.match_case))
+
+
+def loaded_in(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Yield each module that is imported with the file, and what is taken of it, if anything."""
+    bodies: list[list[ast.stmt]] = [tree.body]
+    while bodies:
+        for node in bodies.pop():
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                bodies.append(node.orelse)
+            elif isinstance(node, ast.Import):
+                yield from ((alias.name, "") for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield from ((str(node.module), alias.name) for alias in node.names)
+            elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                parts = ("body", "orelse", "finalbody", "handlers")
+                bodies += [getattr(node, part, []) for part in parts]
 
 
 @pytest.mark.parametrize(
@@ -188,8 +231,9 @@ def imported(path: Path, *, but_types: bool = False) -> set[str]:
 def test_imports_point_one_way(room: str, path: Path) -> None:
     """A module imports only its own room and the rooms below it."""
     allowed = {*BELOW[room], room}
-    of_devices = {name for name in imported(path) if name.startswith(DEVICES)}
-    for name in sorted(imported(path) - (of_devices if room in BY_NAME else set())):
+    every = imports_of(path).every
+    of_devices = {name for name in every if name.startswith(DEVICES)}
+    for name in sorted(every - (of_devices if room in BY_NAME else set())):
         top, _, rest = name.partition(".")
         if top == "kvmhooks":
             assert rest.partition(".")[0] in allowed, f"{name} is not below {room}"
@@ -205,7 +249,7 @@ def test_imports_point_one_way(room: str, path: Path) -> None:
 def test_a_device_is_loaded_by_its_name_alone(room: str, path: Path) -> None:
     """No module imports a small device, which its VM may not have, but for the type checker."""
     if not path.is_relative_to(ROOT / "kvmhooks/machine/devices"):
-        loaded = {name for name in imported(path, but_types=True) if name.startswith(DEVICES)}
+        loaded = {name for name in imports_of(path).but_types if name.startswith(DEVICES)}
         every = {name for name in loaded if not name.startswith(f"{DEVICES}device.")}
         assert not every
         assert room not in BY_NAME or not loaded
@@ -224,7 +268,7 @@ def test_wings_import_one_way(room: str, path: Path) -> None:
     assert height is not None, f"{own} has no place in {room}"
     allowed = {own}.union(*layers[:height])
     prefix = "kvm_launch." if room == "kvm_launch" else f"kvmhooks.{room}."
-    for name in sorted(imported(path)):
+    for name in sorted(imports_of(path).every):
         if name.startswith(prefix):
             wing = name.removeprefix(prefix).partition(".")[0]
             assert wing in allowed, f"{name} is not below {room}/{own}"
@@ -274,19 +318,10 @@ MOST_CHAINED = 15
 
 def loaded(path: Path, modules: Collection[str]) -> set[str]:
     """Those of the modules that a file imports as soon as it is imported, types' aside."""
-    names, bodies = set(), [ast.parse(path.read_text()).body]
-    while bodies:
-        for node in bodies.pop():
-            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-                bodies.append(node.orelse)
-            elif isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                full = {f"{node.module}.{alias.name}" for alias in node.names}
-                names |= {name if name in modules else str(node.module) for name in full}
-            elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                parts = ("body", "orelse", "finalbody", "handlers")
-                bodies += [getattr(node, part, []) for part in parts]
+    names = {
+        full if (full := f"{module}.{name}") in modules else module
+        for module, name in imports_of(path).loaded
+    }
     return names & set(modules)
 
 
@@ -322,7 +357,7 @@ def test_only_commands_know_the_command_line() -> None:
     knowing = {
         str(path.relative_to(ROOT).parent)
         for _, path in sources()
-        if any(name.partition(".")[0] == "argparse" for name in imported(path))
+        if any(name.partition(".")[0] == "argparse" for name in imports_of(path).every)
     }
     assert knowing == {"kvmhooks/cli", "launcher/kvm_launch/commands"}
 

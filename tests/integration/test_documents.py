@@ -45,6 +45,17 @@ def test_what_stands_there_is_what_is_made() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("word", "code", "message"), [("--help", 0, "usage: docs/build.py"), ("--chek", 2, "--chek")]
+)
+def test_only_without_a_word_they_are_written(word: str, code: int, message: str) -> None:
+    """Help that is asked for, or a mistyped word: it is said, and nothing made."""
+    before = [page.stat().st_mtime_ns for page in PAGES]
+    done = ran(sys.executable, DOCS / "build.py", word)
+    assert (done.returncode, message in done.stdout + done.stderr) == (code, True)
+    assert [page.stat().st_mtime_ns for page in PAGES] == before
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_is_good_roff(page: Path) -> None:
     """No warning of groff, and every verb and table is in it."""

@@ -62,7 +62,7 @@ def test_a_start_that_finds_no_room_is_refused(launcher: Launcher) -> None:
         assert messages[0].startswith(str(launcher.run_dir))
         assert messages[0].endswith(": No space left on device")
         refused.add(Path(messages[0].partition(":")[0]).name)
-    assert {".crowded.lock", "status.json", "qmp.sock", "supervisor.sock"} <= refused
+    assert {".crowded.lock", "status.json", "qmp.sock", "supervise.sock"} <= refused
     assert ran.returncode == 0
     assert processes_of("crowded") == []
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvm_launch.talk.socket_names import CONSOLE, OLDER, QMP_USER, SUPERVISE
 from tests.integration.components import Launcher, eventually, processes_of
 from tests.integration.roms import write_rom
 from tests.integration.test_launch_verbs import shown, verb
@@ -29,7 +30,7 @@ from tests.integration.test_launch_verbs import shown, verb
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SOCKETS = ("supervisor.sock", "control.sock", "console.sock")
+SOCKETS = (SUPERVISE, QMP_USER, CONSOLE)
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def attack(path: Path, chance: random.Random) -> None:
         peer.settimeout(0.05)
         for _ in range(chance.randrange(4)):
             line = noise(chance)
-            if path.name == "console.sock":
+            if path.name == CONSOLE:
                 line = line[:40]  # the guest is to echo all of it
             if chance.random() < 0.2:
                 rights = array.array("i", [0] * chance.randrange(1, 20))
@@ -129,7 +130,7 @@ def _fuzz(
     directory, process = vm
     chance = random.Random(17)  # noqa: S311 -- the same each time
     counts = dict.fromkeys(SOCKETS, 0)
-    idle = [connected(directory / "supervisor.sock") for _ in range(40)]
+    idle = [connected(directory / SUPERVISE) for _ in range(40)]
     (qemu,) = processes_of("noisy")
     descriptors = Path(f"/proc/{process.pid}/fd")
     for name in SOCKETS * 20:
@@ -153,7 +154,7 @@ def _fuzz(
     # After enough of it QEMU 7.2 accepts nobody at that monitor any more; ours goes on.
     lost = "noisy: QEMU did not answer on its monitor within 5 s\n"
     assert '"running": true' in ran.stdout or ran.stderr == lost
-    with connected(directory / "console.sock") as peer:
+    with connected(directory / CONSOLE) as peer:
         peer.sendall(b"still here")
         output = b""
         while b"still here" not in output:
@@ -181,13 +182,13 @@ def test_a_monitor_that_another_client_holds(
 ) -> None:
     """One who comes then waits for a while and is told why; afterwards it is free again."""
     directory, _ = vm
-    others = [connected(directory / "control.sock")]
+    others = [connected(directory / QMP_USER)]
     with suppress(BlockingIOError):
         while len(others) < 9:  # until the queue is full
             other = socket.socket(socket.AF_UNIX)
             other.setblocking(False)
             others.append(other)
-            other.connect(str(directory / "control.sock"))
+            other.connect(str(directory / QMP_USER))
     ran = verb(launcher, "qmp", "noisy", "query-status")
     message = "noisy: another client has held its monitor for 5 s\n"
     assert (ran.returncode, ran.stdout, ran.stderr) == (3, "", message)
@@ -196,12 +197,39 @@ def test_a_monitor_that_another_client_holds(
     assert verb(launcher, "qmp", "noisy", "query-status").returncode == 0
 
 
+@pytest.mark.parametrize("name", OLDER)
+def test_the_names_of_the_version_before(vm: tuple[Path, subprocess.Popen[str]], name: str) -> None:
+    """Its clients look for these: the same answer comes there as at today's."""
+    directory, _ = vm
+    answers = []
+    for path in (directory / name, directory / OLDER[name]):
+        with connected(path) as peer, peer.makefile("rwb") as stream:
+            stream.write(b'{"verb": "?"}\n')
+            stream.flush()
+            answers.append(json.loads(stream.readline()))
+    assert answers[0] == answers[1]
+
+
+def test_a_supervisor_of_the_version_before(
+    launcher: Launcher, vm: tuple[Path, subprocess.Popen[str]]
+) -> None:
+    """It has the older names alone: its QEMU answers there, and it does itself."""
+    directory, _ = vm
+    for name, older in OLDER.items():
+        (directory / name).rename(directory / older)
+    ran = verb(launcher, "qmp", "noisy", "query-status")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert json.loads(ran.stdout)["running"] is True
+    ran = verb(launcher, "reload", "noisy")
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_a_request_without_its_words(vm: tuple[Path, subprocess.Popen[str]]) -> None:
     """It is answered, and says what is missing."""
     directory, _ = vm
     expected = "expected a list of KEY=VALUE"
     for words, found in ({}, "None"), ({"words": 1}, "1"), ({"words": [1]}, "[1]"):
-        with connected(directory / "supervisor.sock") as peer:
+        with connected(directory / SUPERVISE) as peer:
             peer.sendall(json.dumps({"verb": "set", **words}).encode() + b"\n")
             answer = json.loads(peer.recv(1 << 16))
         assert answer == {"error": f"words: found {found}, {expected}", "code": 2}
@@ -210,8 +238,8 @@ def test_a_request_without_its_words(vm: tuple[Path, subprocess.Popen[str]]) -> 
 def test_a_console_has_room_for_so_many(vm: tuple[Path, subprocess.Popen[str]]) -> None:
     """One who comes then is told so; those who are there go on."""
     directory, _ = vm
-    there = [connected(directory / "console.sock") for _ in range(16)]
-    with connected(directory / "console.sock") as peer:
+    there = [connected(directory / CONSOLE) for _ in range(16)]
+    with connected(directory / CONSOLE) as peer:
         assert peer.recv(99) == b"found 16 others at this console, expected fewer\r\n"
     there[0].sendall(b"?")
     eventually(lambda: b"?" in there[15].recv(99))

@@ -108,6 +108,19 @@ def test_mistakes_and_the_dead_harm_nobody(
     assert shown(launcher) == {"two": "running"}
 
 
+def test_a_vm_without_a_console_has_none_to_join(launcher: Launcher) -> None:
+    """It is said at once; there is nothing to wait at."""
+    text = '[console]\ntype = "none"'
+    process = launcher.start(launcher.vm("mute", text, top="machine.accel = 'tcg'"))
+    eventually(lambda: shown(launcher) == {"mute": "running"})
+    ran = verb(launcher, "console", "mute")
+    why = 'it is only starting, or its console.type is "none"'
+    message = f"mute: found no console, expected one: {why}\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", message)
+    assert verb(launcher, "stop", "--now", "mute").returncode == 0
+    process.communicate(timeout=60)
+
+
 def test_a_console_can_be_attached_left_and_typed_to(launcher: Launcher) -> None:
     """Two at once see the same; what is typed reaches the guest; Ctrl-] leaves and ends nothing."""
     rom = write_rom(launcher.base / "echo.rom", "echoes")

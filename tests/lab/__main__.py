@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from . import cache, frozen, lab
+from . import cache, frozen, lab, order, used
 from .errors import LabError
 from .variants import IN_CI, VARIANTS
 
@@ -63,12 +63,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "shell":
         return _shell(names[0])
     started = time.monotonic()
+    is_build = arguments.command == "build"
+    layers = used.layers if is_build else frozen.layers  # a test that wants more makes it
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda name: frozen.layers(VARIANTS[name]), names))
+        list(pool.map(lambda name: layers(VARIANTS[name]), names))
     cache.say(f"{', '.join(names)}: ready after {time.monotonic() - started:.0f} s")
-    if arguments.command == "build":
+    if is_build:
         return 0
-    beside = ["-n", str(min(AT_ONCE, os.cpu_count() or 1)), "--dist", "worksteal"]
+    beside = ["-n", str(min(AT_ONCE, os.cpu_count() or 1)), *order.DISTRIBUTION]
     return int(
         pytest.main([str(HERE), "--lab", arguments.variant, *beside, *GONE, *arguments.rest])
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from . import cache, proof, used
+from . import cache, order, proof, used
 from . import lab as labs
 from .variants import VARIANTS, Variant
 
@@ -85,10 +85,15 @@ def _those_that_differ(test: pytest.Item, names: list[str]) -> list[str]:
     return names
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Have the tests of one server run on one worker."""
+    order.share(item)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that measure go first: nobody has to wait long for them then."""
-    items.sort(key=lambda item: item.get_closest_marker("alone") is None)
+    """Sort them, after pytest has by their variants."""
+    order.sort(items, order.read())
 
 
 @pytest.hookimpl(wrapper=True)

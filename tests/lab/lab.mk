@@ -7,10 +7,13 @@ VARIANT ?= default,trixie
 PACKAGES_LAB = mmdebstrap e2fsprogs util-linux debian-archive-keyring \
     qemu-system-x86 qemu-utils seabios
 
-.PHONY: lab lab-shell lab-clean apt-lab
+.PHONY: lab lab-build lab-shell lab-clean apt-lab
 
 lab: apt-lab $(VENV)/installed-test
 	$(VENV)/bin/python -m tests.lab test --variant $(VARIANT)
+
+lab-build: apt-lab $(VENV)/installed-test
+	$(VENV)/bin/python -m tests.lab build --variant $(VARIANT)
 
 lab-shell: apt-lab $(VENV)/installed-test
 	$(VENV)/bin/python -m tests.lab shell --variant $(firstword $(subst $(comma), ,$(VARIANT)))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from . import order
+
 PROOF = "proof"
 
 
@@ -44,13 +46,14 @@ class Proof:
         self.seconds[report.nodeid] = total
         outcome: str = report.outcome  # one more than pytest's is of pytest-rerunfailures
         if outcome == "rerun":
-            self.again.append((report.nodeid, _first_line(report)))
+            self.again.append((order.name_of(report.nodeid), _first_line(report)))
         elif report.when == "call" or outcome != "passed":
             if report.when == "teardown":
                 parameters = f"{parameters}, putting it away"
             self.lines.append((outcome, sentence, parameters, total))
             if outcome == "failed" and self.tells_at_once:
-                text = f"{report.nodeid} failed after {total:.0f} s: {_first_line(report)}"
+                name = order.name_of(report.nodeid)
+                text = f"{name} failed after {total:.0f} s: {_first_line(report)}"
                 print(f"\nlab: {text}", flush=True)
 
     @staticmethod
@@ -65,6 +68,8 @@ class Proof:
         """Print it below all else; a worker of another process has nothing to print."""
         if hasattr(config, "workerinput"):
             return
+        if config.getoption("--regen"):
+            order.write(self.seconds.items())
         print("\nProved:")
         for outcome, sentence, parameters, seconds in self.lines:
             print(f"  {outcome:7} {sentence} [{parameters}] {seconds:.0f} s")

@@ -94,6 +94,7 @@ def test_threads_memory_and_topology_are_as_planned(lab: Lab, command: str, cell
     assert running.stop() == 0
 
 
+@pytest.mark.once  # test_launch_isolated shows it of a VM that owns CPUs, on each
 def test_the_host_is_as_before_when_the_vm_has_ended(lab: Lab) -> None:
     """kvm-launch leaves nothing behind: no file, no process, no mask, no page."""
     _give_huge_pages(lab)

@@ -152,6 +152,7 @@ def test_a_vcpu_that_is_plugged_in_has_the_cpu_that_the_domain_gives_it(
     assert left == [], "\n".join(left)
 
 
+@pytest.mark.once  # what is told is of our record and of processes, on any kernel
 def test_a_follower_that_starts_is_not_missing_and_a_dead_vm_does_not_run(lab: Lab) -> None:
     """From the moment that libvirt says that the VM runs; and after a `kill -9` that no daemon has
     seen, `status` says that it has ended."""

@@ -41,7 +41,7 @@ from tests.isolate_model.world import (
     effective_state,
 )
 
-TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+TEXTS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=8)
 NUMBERS = st.integers(0, 1 << 20)
 ADDRESSES = st.builds("0000:{:02x}:{:02x}.{}".format, st.integers(0, 255), st.integers(0, 31),
                       st.integers(0, 7))  # fmt: skip

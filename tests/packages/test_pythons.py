@@ -27,7 +27,7 @@ PROGRAMS: Final = ("qemu-system-x86", "qemu-utils", "binutils", "iproute2", "uti
 NEEDS: Final = ("python3", *(f"python3-{name}" for name in LIBRARIES), *PROGRAMS)
 
 PARTS: Final = {
-    "unit": ("tests/unit",),
+    "unit": ("tests/unit", "tests/processes"),
     "laws": ("tests/laws", "tests/golden", "tests/house"),
 }
 SECONDS: Final = 900

@@ -26,10 +26,6 @@ import pytest
 
 from kvm_launch.commands import main as kvm_launch
 from kvm_launch.commands import verbs as launcher_verbs
-from kvm_launch.life import migration
-from kvm_launch.spawn import process
-from kvm_launch.talk import agent, control
-from kvm_launch.tell import status
 from kvmhooks import load_vm
 from kvmhooks.cli import main as kvmhooks
 from kvmhooks.errors import UsageError
@@ -226,25 +222,6 @@ def test_an_example_is_a_vm_still(
 def test_every_example_is_tried() -> None:
     """The table above has all of the folder."""
     assert {vm.stem for vm in (RELEASE / "vms").glob("*.toml")} == EXAMPLES.keys()
-
-
-def test_no_socket_has_the_name_of_another_thing() -> None:
-    """Supervisors of that version run on, and that version takes over again: the names stay."""
-    assert {
-        "the guest's agent": agent.SOCKET,
-        "the console": status.CONSOLE,
-        "the monitor for `kvm-launch qmp`": status.MONITOR,
-        "a guest that comes": migration.SOCKET,
-        "the monitor of the supervisor": process.QMP,
-        "the supervisor": control.NAME,
-    } == {
-        "the guest's agent": "agent.sock",
-        "the console": "console.sock",
-        "the monitor for `kvm-launch qmp`": "control.sock",
-        "a guest that comes": "incoming.sock",
-        "the monitor of the supervisor": "qmp.sock",
-        "the supervisor": "supervisor.sock",
-    }
 
 
 HOOK = "from kvmhooks.isolate.hook import command, main; print(callable(command), callable(main))"

@@ -17,6 +17,7 @@ import lzma
 import subprocess
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -128,11 +129,39 @@ def build(
 
     Raises ``IsolationError`` when there is no such interpreter or it is too old.
     """
-    modules = texts()
+    text, code = _packed(interpreter, json.dumps(texts()))
+    fastpath = (Path(__file__).parent / "fastpath.py").read_text()
+    values = {"chained": chained, "planner": [*planner], "failed": _FAILED}
+    start = _START
+    for name, value in values.items():
+        start = start.replace(f"{{{name}!r}}", repr(value))
+    lines = (
+        base64.b64encode(zlib.compress(_LOADER.encode(), 9)).decode(),
+        text,
+        code,
+    )
+    return "".join(
+        (
+            f"#!{interpreter} -IS\n",
+            HEADER.format(version=VERSION),
+            f"{_OF}{digest()}\n",
+            fastpath,
+            start,
+            *(f"# {line}\n" for line in lines),
+        )
+    )
+
+
+@cache
+def _packed(interpreter: str, modules: str) -> tuple[str, str]:
+    """Return the modules as they are and as an interpreter compiles them, each as a line.
+
+    It takes seconds, once for all files that a process makes. Raises ``IsolationError``.
+    """
     try:
         done = subprocess.run(
             [interpreter, "-I", "-S", "-X", "no_debug_ranges", "-c", _COMPILER],
-            input=json.dumps(modules),
+            input=modules,
             capture_output=True,
             text=True,
             check=True,
@@ -145,26 +174,8 @@ def build(
             f"{interpreter}: found {last}, expected Python 3.11 or later"
         ) from error
     magic, code = done.stdout.split()
-    fastpath = (Path(__file__).parent / "fastpath.py").read_text()
-    values = {"chained": chained, "planner": [*planner], "failed": _FAILED}
-    start = _START
-    for name, value in values.items():
-        start = start.replace(f"{{{name}!r}}", repr(value))
-    lines = (
-        base64.b64encode(zlib.compress(_LOADER.encode(), 9)).decode(),
-        base64.b64encode(lzma.compress(json.dumps(modules).encode())).decode(),
-        f"{magic} {base64.b64encode(bytes.fromhex(code)).decode()}",
-    )
-    return "".join(
-        (
-            f"#!{interpreter} -IS\n",
-            HEADER.format(version=VERSION),
-            f"{_OF}{digest()}\n",
-            fastpath,
-            start,
-            *(f"# {line}\n" for line in lines),
-        )
-    )
+    text = base64.b64encode(lzma.compress(modules.encode())).decode()
+    return text, f"{magic} {base64.b64encode(bytes.fromhex(code)).decode()}"
 
 
 def texts() -> dict[str, tuple[bool, str]]:

@@ -18,7 +18,8 @@ from attrs import asdict
 
 from kvm_launch.talk.changes import parse
 from kvm_launch.talk.control import ask, asked
-from kvm_launch.tell.status import MARGIN_SECONDS, MONITOR, find, listed, running
+from kvm_launch.talk.socket_names import QMP_USER, path_of
+from kvm_launch.tell.status import MARGIN_SECONDS, find, listed, running
 from kvmhooks.errors import KvmhooksError, LaunchError, QemuError, UsageError
 from kvmhooks.qemu.qmp import connect
 from kvmhooks.qemu.run_dir import base_of
@@ -140,7 +141,7 @@ async def _execute(directory: Path, arguments: argparse.Namespace) -> Any:
     request = _object(arguments.arguments)
     async with AsyncExitStack() as stack:
         try:
-            connection = connect(directory / MONITOR, seconds=TURN_SECONDS)
+            connection = connect(path_of(directory, QMP_USER), seconds=TURN_SECONDS)
             monitor = await stack.enter_async_context(connection)
         except QemuError as error:
             raise await _unreached(directory, error) from error

@@ -24,6 +24,7 @@ from kvm_launch.life.guest_view import check_same, guest_view, obstacles, vcpus_
 from kvm_launch.life.stop import Stop
 from kvm_launch.talk.control import Handler, ask, asked
 from kvm_launch.talk.plugged import machine
+from kvm_launch.talk.socket_names import INCOMING
 from kvm_launch.talk.vcpus import CRASH, slots_of, survives_unplug, there, version_of
 from kvm_launch.tell.status import StatusReporter, find
 from kvmhooks.errors import LaunchError, QemuError, SpecError, UsageError
@@ -39,8 +40,6 @@ SUFFIXES: Final = {True: "~", False: "~~"}
 They take turns: a QEMU that ends removes its sockets by the names that they were made with
 (``qio_channel_socket_close()``, io/channel-socket.c), and the next one's must not be there.
 """
-
-SOCKET: Final = "incoming.sock"
 
 DESCRIPTOR: Final = "migration"
 """The name that both QEMUs have for it."""
@@ -133,7 +132,7 @@ class Sender:
         name = f"{self._plan.name}{SUFFIXES[is_second_instance]}"
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                peer = await connected(self._run_dir.path.with_name(name) / SOCKET)
+                peer = await connected(self._run_dir.path.with_name(name) / INCOMING)
         except TimeoutError as error:
             raise QemuError(f"{name}: found nobody who takes the guest in time") from error
         with peer:
@@ -309,7 +308,7 @@ class Receiver:
         loop = asyncio.get_running_loop()
         request = {"twin": self.is_second_instance, "machine": await machine(monitor, pid)}
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(run_dir.path / SOCKET))
+            listener.bind(str(run_dir.path / INCOMING))
             listener.listen(1)
             listener.setblocking(False)
             sent = asyncio.ensure_future(

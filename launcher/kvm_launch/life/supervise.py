@@ -17,14 +17,15 @@ from kvm_launch.prepare import disks
 from kvm_launch.prepare.helper_programs import helpers_here
 from kvm_launch.prepare.user import user_of
 from kvm_launch.spawn.helper_processes import TAIL_LINES, HelperProcesses, started_helpers
-from kvm_launch.spawn.process import QMP, QUIT_SECONDS, end, started
+from kvm_launch.spawn.process import QUIT_SECONDS, end, started
 from kvm_launch.talk import agent, control
 from kvm_launch.talk.console import Console
 from kvm_launch.talk.events import Watch
 from kvm_launch.talk.live_changes import RunningVm
+from kvm_launch.talk.socket_names import AGENT, CONSOLE, QMP
 from kvm_launch.tell.outcome import Ended
 from kvm_launch.tell.states import VmState
-from kvm_launch.tell.status import CONSOLE, StatusReporter
+from kvm_launch.tell.status import StatusReporter
 from kvmhooks.errors import KvmhooksError, QemuError
 from kvmhooks.placement.model import Plan
 from kvmhooks.qemu import threads as live_threads
@@ -68,7 +69,7 @@ async def supervise(
         reporter.warn(f"{disk.at}: QEMU opens it itself: {disk.why}")
     life.enter(VmState.STARTING)
     async with (
-        console.served(run_dir.path / CONSOLE),
+        _joined(console, plan, run_dir),
         started_helpers(helpers, run_dir, plan.emulator) as helper_processes,
         started(plan, run_dir, lease, words, console, helper_processes, layers) as (process, ended),
     ):
@@ -87,7 +88,7 @@ async def supervise(
                 leave = partial(_leave, watch, stop)
                 sender = Sender(plan, monitor, run_dir, reporter, leave, process.pid, stop)
                 handlers = {**running.handlers, **sender.handlers}
-                with control.listening(run_dir.path / control.NAME) as listener:
+                with control.listening(run_dir.path) as listener:
                     reason = (
                         await receiver.receive(monitor, run_dir, process.pid) if receiver else ""
                     )
@@ -120,6 +121,15 @@ async def supervise(
         raise _explained(QemuError(watch.failure), process.returncode, words)
     ending, is_clean = watch.ending(forced)
     return Ended(pins, ending, is_clean, console.report, tuple(words))
+
+
+def _joined(
+    console: Console, plan: Plan, run_dir: RunDir
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Let others join the guest's console, where it has one."""
+    if plan.spec.console.type == "none":
+        return contextlib.nullcontext()
+    return console.served(run_dir.path / CONSOLE)
 
 
 def _leave(watch: Watch, stop: Stop) -> None:
@@ -172,7 +182,7 @@ async def _awaited(
 
     async def answered() -> None:
         await named.wait()  # its socket is in the run directory
-        await agent.answered(run_dir.path / agent.SOCKET)
+        await agent.answered(run_dir.path / AGENT)
 
     waiting = asyncio.ensure_future(answered())
 

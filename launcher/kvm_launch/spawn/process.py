@@ -19,8 +19,7 @@ from kvm_launch.prepare.user import ids_of, user_of
 from kvm_launch.spawn import privileges, taps
 from kvm_launch.spawn.helper_processes import HelperProcesses, keep
 from kvm_launch.spawn.sandbox import writable
-from kvm_launch.talk import agent
-from kvm_launch.tell.status import MONITOR
+from kvm_launch.talk.socket_names import AGENT, OLDER, QMP, QMP_USER, link_older
 from kvmhooks.closed import settled
 from kvmhooks.qemu import emulator
 from kvmhooks.qemu.argv import qemu_argv
@@ -38,9 +37,6 @@ if TYPE_CHECKING:
     from kvm_launch.host.lease import Lease
     from kvm_launch.talk.console import Console
     from kvmhooks.placement.model import Plan
-
-QMP: Final = "qmp.sock"
-"""The monitor that is ours."""
 
 QUIT_SECONDS: Final = 5.0
 
@@ -66,7 +62,7 @@ async def started(
     ours, start_pipe = os.pipe()
     with (
         _listening(run_dir.path / QMP) as listener,
-        _listening(run_dir.path / MONITOR) as second,
+        _listening(run_dir.path / QMP_USER) as second,
         _agent(plan, run_dir) as of_agent,
         taps.opened(plan, run_dir.path) as files,
         shared_memory.opened(plan.spec, user_of(plan.spec)) as shared,
@@ -180,6 +176,8 @@ def _listening(path: Path) -> socket.socket:
         with made(path):
             listener.bind(str(path))
         listener.listen(1)
+        if path.name in OLDER:
+            link_older(path)
     except BaseException:
         listener.close()
         raise
@@ -192,7 +190,7 @@ def _agent(plan: Plan, run_dir: RunDir) -> Iterator[dict[str, int]]:
     if not plan.spec.guest.agent:
         yield {}
         return
-    with _listening(run_dir.path / agent.SOCKET) as listener:
+    with _listening(run_dir.path / AGENT) as listener:
         yield {"agent": listener.fileno()}
 
 

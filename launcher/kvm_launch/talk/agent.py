@@ -9,8 +9,6 @@ import json
 from pathlib import Path
 from typing import Final
 
-SOCKET: Final = "agent.sock"
-
 RETRY_SECONDS: Final = 1.0
 """An agent that is not there yet reads nothing: it is asked again."""
 

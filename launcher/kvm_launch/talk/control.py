@@ -18,12 +18,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from kvm_launch.talk.socket_names import SUPERVISE, link_older, path_of
 from kvmhooks.errors import KvmhooksError, LaunchError, QemuError, UsageError
 from kvmhooks.qemu.run_dir import made
 from kvmhooks.qemu.unix import connected
 from kvmhooks.wording import printable
-
-NAME: Final = "supervisor.sock"
 
 MAX_BYTES: Final = 1 << 16
 """The longest request."""
@@ -47,14 +46,16 @@ Handler = Callable[[Mapping[str, Any]], Awaitable[list[str]]]
 ERRORS: Final = {kind.exit_code: kind for kind in (LaunchError, UsageError, QemuError)}
 
 
-def listening(path: Path) -> socket.socket:
+def listening(directory: Path) -> socket.socket:
     """Make the socket at which requests are heard: before the guest runs, which a full ``/run``
     would end after that. Raises ``LaunchError``.
     """
+    path = directory / SUPERVISE
     with made(path), contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(str(path))
         listener.listen(BACKLOG)
+        link_older(path)
         stack.pop_all()
     return listener
 
@@ -199,7 +200,7 @@ async def asked(
         raise UsageError(f"{verb}: found {len(line)} bytes, expected at most {MAX_BYTES}")
     try:
         async with asyncio.timeout(seconds):
-            answer = await _exchange(directory / NAME, line)
+            answer = await _exchange(path_of(directory, SUPERVISE), line)
     except TimeoutError as error:
         raise LaunchError(f"{name}: its supervisor: no answer within {seconds:g} s") from error
     except OSError as error:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from kvmhooks.spec.model import VmSpec
 
 SECOND: Final = "monitor1"
-"""QEMU's name for the socket of the monitor that is for others (``record.MONITOR``)."""
+"""QEMU's name for the socket of the monitor that is for others (``socket_names.QMP_USER``)."""
 
 GUEST_SECONDS: Final = 60.0
 """The time that a guest may take to give a vCPU back."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from kvm_launch.tell.status import CONSOLE
+from kvm_launch.talk.socket_names import CONSOLE
 from kvmhooks.errors import LaunchError
 from kvmhooks.output import NAMES, told
 
@@ -37,6 +37,9 @@ def attach(directory: Path) -> int:
         peer.settimeout(ANSWER_SECONDS)
         try:
             peer.connect(str(directory / CONSOLE))
+        except FileNotFoundError as error:
+            why = 'it is only starting, or its console.type is "none"'
+            raise LaunchError(f"{directory.name}: found no console, expected one: {why}") from error
         except OSError as error:
             why = error.strerror or f"nobody answers within {ANSWER_SECONDS:g} s"
             raise LaunchError(f"{directory.name}: its console: {why}") from error

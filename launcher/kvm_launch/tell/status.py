@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 
 NAME: Final = "status.json"
 
-MONITOR: Final = "control.sock"
-"""The second monitor, for ``kvm-launch qmp``."""
-
-CONSOLE: Final = "console.sock"
-
 MOST_BYTES: Final = 1 << 16
 """A record is a page at most."""
 

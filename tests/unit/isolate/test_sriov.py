@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Callable
-from itertools import product
 
 import pytest
 
@@ -16,7 +13,7 @@ from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel, Record, nothing
 from tests.isolate_model.pci import Function
-from tests.isolate_model.world import BINDS, GivenVm, Killed, World, effective_state
+from tests.isolate_model.world import BINDS, GivenVm, World
 
 PF = "0000:05:00.0"
 FIRST, SECOND, THIRD = (f"0000:05:02.{at}" for at in range(3))
@@ -230,45 +227,3 @@ def test_the_switch_is_back_when_a_pool_of_ours_cannot_be_made_anew(
     assert kernel.pci.functions[PF].probes
     world.stop(first)
     assert (kernel.pci.functions[PF].probes, kernel.record) == (True, None)
-
-
-@pytest.mark.parametrize("error", [Killed(), OSError(errno.EIO, "injected")])
-@pytest.mark.parametrize("dying", [range(8), range(14, 26)], ids=["prepare", "release"])
-def test_the_switch_survives_a_hook_that_dies_and_one_that_fails(
-    dying: range, error: BaseException
-) -> None:
-    """One makes a pool or gives it back, the next makes it again: the host has all back."""
-    for first, second in product(dying, range(8)):
-        kernel = a_card()
-        world, before = World(kernel), effective_state(kernel)
-        last, new = guest(name="one"), guest(name="two", cpus="8")
-        if dying.start:
-            world.start(last)
-        kernel.step = ending(first, Killed())
-        with contextlib.suppress(Killed):
-            if dying.start:
-                world.stop(last)
-            else:
-                world.call(last, "prepare", "begin")
-        kernel.step = ending(second, error)
-        with contextlib.suppress(Killed, IsolationError, OSError):
-            world.start(new)
-        kernel.step = nothing
-        if new.name in world.vms:
-            world.stop(new)
-        world.call(last, "release", "end")
-        world.reconcile()
-        assert (effective_state(kernel), kernel.record) == (before, None), (first, second)
-
-
-def ending(at: int, error: BaseException) -> Callable[[str], None]:
-    """Return a step that fails after so many; of a hook that dies every later one fails, too."""
-    left = iter(range(at))
-    done: list[str] = []
-
-    def step(what: str) -> None:
-        if next(left, None) is None and (isinstance(error, Killed) or not done):
-            done.append(what)
-            raise error
-
-    return step

@@ -12,6 +12,7 @@ import pytest
 
 from kvm_launch.life.supervise import _awaited
 from kvm_launch.talk import agent
+from kvm_launch.talk.socket_names import AGENT
 
 WRONG = [[], ["rubbish"], ["{}"], ["[]"], ["5"], ["[" * 60_000]]
 
@@ -19,7 +20,7 @@ WRONG = [[], ["rubbish"], ["{}"], ["[]"], ["5"], ["[" * 60_000]]
 def test_it_is_asked_until_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No socket, an end, rubbish, an old answer, and at last the right one; then it is let go."""
     monkeypatch.setattr(agent, "RETRY_SECONDS", 0.05)
-    path = tmp_path / agent.SOCKET
+    path = tmp_path / AGENT
     asked: list[object] = []
     gone = asyncio.Event()
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvm_launch.talk.control import CLIENTS, MAX_BYTES, NAME, ask, listening, served
+from kvm_launch.talk.control import CLIENTS, MAX_BYTES, ask, listening, served
+from kvm_launch.talk.socket_names import SUPERVISE
 from kvmhooks.errors import KvmhooksError, LaunchError, PlanError, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def supervisor(directory: Path) -> Iterator[list[dict[str, Any]]]:
     up, over = threading.Event(), asyncio.Event()
 
     async def serve() -> None:
-        async with served(listening(directory / NAME), handlers, seconds=PATIENCE):
+        async with served(listening(directory), handlers, seconds=PATIENCE):
             up.set()
             await over.wait()
 
@@ -72,7 +73,7 @@ def say(directory: Path, *parts: bytes, ends: bool = False) -> Any:
     """The answer to what is sent, as JSON; None without one."""
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(10)
-        peer.connect(str(directory / NAME))
+        peer.connect(str(directory / SUPERVISE))
         with suppress(BrokenPipeError, ConnectionResetError):
             for part in parts:
                 peer.sendall(part)
@@ -140,7 +141,7 @@ def test_many_who_say_nothing_keep_nobody_out_for_long(tmp_path: Path) -> None:
     with supervisor(tmp_path):
         idle = [socket.socket(socket.AF_UNIX) for _ in range(3 * CLIENTS)]
         for peer in idle:
-            peer.connect(str(tmp_path / NAME))
+            peer.connect(str(tmp_path / SUPERVISE))
         with pytest.raises(LaunchError, match=f"found {CLIENTS} others who ask, expected fewer"):
             ask(tmp_path, "echo")
         time.sleep(2 * PATIENCE)
@@ -155,7 +156,7 @@ def test_descriptors_that_are_sent_are_not_kept(tmp_path: Path) -> None:
     with supervisor(tmp_path):
         before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 -- names
         with socket.socket(socket.AF_UNIX) as peer, open("/dev/null", "rb") as null:  # noqa: PTH123
-            peer.connect(str(tmp_path / NAME))
+            peer.connect(str(tmp_path / SUPERVISE))
             rights = array.array("i", [null.fileno()] * 50)
             line = b'{"verb": "echo", "word": "c"}\n'
             peer.sendmsg([line], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
@@ -169,11 +170,11 @@ def test_nothing_is_done_for_who_has_gone(tmp_path: Path) -> None:
     more is answered."""
     with supervisor(tmp_path):
         first = socket.socket(socket.AF_UNIX)
-        first.connect(str(tmp_path / NAME))
+        first.connect(str(tmp_path / SUPERVISE))
         first.sendall(b'{"verb": "slow", "word": "first"}\n')
         time.sleep(0.1)
         with socket.socket(socket.AF_UNIX) as gone:
-            gone.connect(str(tmp_path / NAME))
+            gone.connect(str(tmp_path / SUPERVISE))
             gone.sendall(b'{"verb": "slow", "word": "gone"}\n')
         last = say(tmp_path, b'{"verb": "slow", "word": "last"}\n', ends=True)
         first.close()
@@ -184,7 +185,7 @@ def test_nothing_is_done_for_who_has_gone(tmp_path: Path) -> None:
 def impostor(directory: Path, answer: Callable[[socket.socket], None]) -> Iterator[None]:
     """A supervisor that answers as it likes."""
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(directory / NAME))
+        listener.bind(str(directory / SUPERVISE))
         listener.listen(1)
 
         def serve() -> None:
@@ -239,10 +240,10 @@ def test_whatever_answers_is_a_message_in_time(
 def test_a_queue_that_is_full_is_waited_for_in_vain(tmp_path: Path) -> None:
     """A supervisor that accepts nobody any more is none that is not there."""
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / NAME))
+        listener.bind(str(tmp_path / SUPERVISE))
         listener.listen(0)
         with socket.socket(socket.AF_UNIX) as first:
-            first.connect(str(tmp_path / NAME))
+            first.connect(str(tmp_path / SUPERVISE))
             with pytest.raises(LaunchError, match=r"no answer within 0\.5 s"):
                 ask(tmp_path, "echo", seconds=PATIENCE)
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kvm_launch.life.guest_view import obstacles
-from kvm_launch.life.migration import SOCKET, Receiver, Sender
+from kvm_launch.life.migration import Receiver, Sender
 from kvm_launch.life.stop import Stop
-from kvm_launch.talk.control import NAME, listening, served
+from kvm_launch.talk.control import listening, served
+from kvm_launch.talk.socket_names import INCOMING, SUPERVISE
 from kvm_launch.talk.vcpus import survives_unplug, there
 from kvm_launch.tell.status import VmRecord
 from kvmhooks.errors import LaunchError, QemuError
@@ -264,14 +265,14 @@ def test_a_guest_has_come_whose_old_supervisor_did_not_live_to_say_so(
 
     async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
-        with await connected(tmp_path / "vm~" / SOCKET):
+        with await connected(tmp_path / "vm~" / INCOMING):
             while "migrate-incoming" not in qemu.said:  # noqa: ASYNC110 -- no event tells
                 await asyncio.sleep(0.01)
-        (tmp_path / "vm" / NAME).unlink()
+        (tmp_path / "vm" / SUPERVISE).unlink()
         writer.transport.abort()
 
     async def scene(run_dir: RunDir) -> None:
-        async with await asyncio.start_unix_server(dies, tmp_path / "vm" / NAME):
+        async with await asyncio.start_unix_server(dies, tmp_path / "vm" / SUPERVISE):
             await coming.receive(qemu, run_dir, os.getpid())  # type: ignore[arg-type]
             await coming.take_over()
 
@@ -304,7 +305,7 @@ def test_a_guest_is_asked_for_until_there_is_an_answer(tmp_path: Path) -> None:
             going = asyncio.ensure_future(coming._released())
             await asyncio.sleep(0.3)
             assert not going.done()
-            async with served(listening(tmp_path / "vm" / NAME), {"leave": leave}):
+            async with served(listening(tmp_path / "vm"), {"leave": leave}):
                 with pytest.raises(QemuError, match="found the guest running here"):
                     await going
 

@@ -343,8 +343,12 @@ def test_who_is_cancelled_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_real_qemu_takes_commands_and_descriptors(tmp_path: Path) -> None:
     """It answers, refuses in its own words, tells of its end, and has the descriptor."""
     path = tmp_path / "qmp"
+    listener = socket.socket(socket.AF_UNIX)  # its own would be there before it listens
+    listener.bind(str(path))
+    listener.listen()
     options = ["-S", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none"]
-    command = [str(QEMU), *options, "-qmp", f"unix:{path},server=on,wait=off"]
+    at = f"socket,id=qmp,fd={listener.fileno()},server=on,wait=off"
+    command = [str(QEMU), *options, "-chardev", at, "-mon", "chardev=qmp,mode=control"]
 
     async def use(monitor: Monitor) -> object:
         reading, writing = os.pipe()
@@ -360,12 +364,9 @@ def test_a_real_qemu_takes_commands_and_descriptors(tmp_path: Path) -> None:
         await monitor.execute("quit")
         return [event["event"] for event in await monitor.last_events(seconds=10)]
 
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    with listener:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()])
     try:
-        for _ in range(1000):
-            if path.exists():
-                break
-            threading.Event().wait(0.01)
         assert asked(path, use, seconds=20) == ["SHUTDOWN"]
         assert process.wait(timeout=20) == 0
     finally:
