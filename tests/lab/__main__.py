@@ -43,6 +43,13 @@ def main() -> int:
             default=",".join(IN_CI) if several else IN_CI[0],
             help="of " + "; ".join(f"{each.name}: {each.about}" for each in VARIANTS.values()),
         )
+        if name == "test":
+            command.add_argument(
+                "--until",
+                type=int,
+                metavar="SECONDS",
+                help="begin no test after this time (seconds since 1970), and tell which",
+            )
         command.add_argument("rest", nargs="*")
     commands.add_parser("clean", help="remove all that was built")
     arguments = parser.parse_args()
@@ -71,9 +78,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if is_build:
         return 0
     beside = ["-n", str(min(AT_ONCE, os.cpu_count() or 1)), *order.DISTRIBUTION]
-    return int(
-        pytest.main([str(HERE), "--lab", arguments.variant, *beside, *GONE, *arguments.rest])
-    )
+    until = [] if arguments.until is None else ["--until", str(arguments.until)]
+    words = [*beside, *GONE, *until, *arguments.rest]
+    return int(pytest.main([str(HERE), "--lab", arguments.variant, *words]))
 
 
 def _shell(name: str) -> int:

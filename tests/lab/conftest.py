@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import re
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,6 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Without ``--lab`` nothing here is collected."""
     group = parser.getgroup("lab")
     group.addoption("--lab", metavar="VARIANTS", help="run the lab's tests on these variants")
+    group.addoption(
+        "--until",
+        metavar="SECONDS",
+        type=int,
+        help="begin no test of the lab after this time, in seconds since 1970, and tell which",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -94,6 +101,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort them, after pytest has by their variants."""
     order.sort(items, order.read())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin nothing when the time of the whole run is over."""
+    until: int | None = item.config.getoption("--until")
+    if until is not None and time.time() > until:
+        pytest.skip(proof.NO_TIME)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,5 +1,6 @@
 # The lab's targets. The top Makefile includes this file, and makes $(VENV)/installed-test.
-# VARIANT is one of tests/lab/variants.py, or several with commas between.
+# VARIANT is one of tests/lab/variants.py, or several with commas between. LAB_UNTIL is the time, in
+# seconds since 1970, after which no test is begun.
 
 VENV ?= .venv
 VARIANT ?= default,trixie
@@ -10,7 +11,7 @@ PACKAGES_LAB = mmdebstrap e2fsprogs util-linux debian-archive-keyring \
 .PHONY: lab lab-build lab-shell lab-clean apt-lab
 
 lab: apt-lab $(VENV)/installed-test
-	$(VENV)/bin/python -m tests.lab test --variant $(VARIANT)
+	$(VENV)/bin/python -m tests.lab test --variant $(VARIANT) $(if $(LAB_UNTIL),--until $(LAB_UNTIL))
 
 lab-build: apt-lab $(VENV)/installed-test
 	$(VENV)/bin/python -m tests.lab build --variant $(VARIANT)

@@ -11,6 +11,12 @@ from . import order
 
 PROOF = "proof"
 
+NO_TIME = "not begun: the time of the whole run was over"
+"""The reason of a test that ``--until`` left out."""
+
+LATE = "no time"
+"""The outcome of such a test; it counts as skipped."""
+
 
 @dataclass
 class Proof:
@@ -50,6 +56,8 @@ class Proof:
         elif report.when == "call" or outcome != "passed":
             if report.when == "teardown":
                 parameters = f"{parameters}, putting it away"
+            if outcome == "skipped" and NO_TIME in report.longreprtext:
+                outcome = LATE
             self.lines.append((outcome, sentence, parameters, total))
             if outcome == "failed" and self.tells_at_once:
                 name = order.name_of(report.nodeid)
@@ -73,13 +81,16 @@ class Proof:
         print("\nProved:")
         for outcome, sentence, parameters, seconds in self.lines:
             print(f"  {outcome:7} {sentence} [{parameters}] {seconds:.0f} s")
+        late = [line for line in self.lines if line[0] == LATE]
+        if late:
+            print(f"\nNOT PROVED, since the time was over on this machine: {len(late)} of them.")
         if self.again:
             print("\nTried once more, as the server had gone:")
         for test, why in self.again:
             print(f"  {test}: {why}")
         counts = [
-            f"{sum(line[0] == outcome for line in self.lines)} {outcome}"
-            for outcome in ("passed", "failed", "skipped")
+            f"{sum(line[0] in outcomes for line in self.lines)} {outcomes[0]}"
+            for outcomes in (("passed",), ("failed",), ("skipped", LATE))
         ]
         print(f"\n{', '.join(counts)}, {len(self.again)} tried once more", flush=True)
 

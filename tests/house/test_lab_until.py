@@ -1,0 +1,55 @@
+"""A run of the lab whose time is over begins nothing more, and says what it has not proved."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tests.lab import conftest, proof
+
+
+def _item(until: int | None) -> pytest.Item:
+    config = SimpleNamespace(getoption={"--until": until}.__getitem__)
+    return cast("pytest.Item", SimpleNamespace(config=config))
+
+
+@pytest.mark.parametrize("until", [None, int(time.time()) + 3600])
+def test_a_test_begins_in_time(until: int | None) -> None:
+    """Also without a limit."""
+    conftest.pytest_runtest_setup(_item(until))
+
+
+def test_a_test_does_not_begin_late() -> None:
+    """It is skipped for that reason alone."""
+    with pytest.raises(pytest.skip.Exception, match=proof.NO_TIME):
+        conftest.pytest_runtest_setup(_item(int(time.time()) - 1))
+
+
+def _report(name: str, outcome: str, text: str = "") -> pytest.TestReport:
+    return pytest.TestReport(
+        nodeid=name,
+        location=("", None, ""),
+        keywords={},
+        outcome=cast("Any", outcome),
+        longrepr=("file", 1, text) if text else None,
+        when="call",
+        user_properties=[(proof.PROOF, (f"{name} is so.", "default"))],
+    )
+
+
+def test_what_was_not_begun_is_told_and_counts_as_skipped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Apart from those that are skipped for another reason."""
+    told = proof.Proof()
+    told.pytest_runtest_logreport(_report("a", "passed"))
+    told.pytest_runtest_logreport(_report("b", "skipped", f"Skipped: {proof.NO_TIME}"))
+    told.pytest_runtest_logreport(_report("c", "skipped", "Skipped: run with --slow"))
+    told.pytest_unconfigure(cast("Any", SimpleNamespace(getoption=lambda _: False)))
+    lines = capsys.readouterr().out.split("\n")
+    assert "  no time b is so. [default] 0 s" in lines
+    assert "NOT PROVED, since the time was over on this machine: 1 of them." in lines
+    assert "1 passed, 0 failed, 2 skipped, 0 tried once more" in lines
