@@ -154,7 +154,7 @@ complete -c kvmhooks -n '_shtab_kvmhooks_using simulate' -s h -l help -d 'show t
 complete -c kvmhooks -n '_shtab_kvmhooks_using simulate' -l root -xka "(__fish_complete_path)" -d 'a host'"'"'s root directory'
 complete -c kvmhooks -n '_shtab_kvmhooks_using simulate' -l json -d 'print JSON'
 complete -c kvmhooks -n '_shtab_kvmhooks_using simulate; and test $_shtab_kvmhooks_npos -eq 0' -ka "(__fish_complete_path)" -d 'as `virsh dumpxml` prints'
-complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a status -d 'show what VMs hold of this host, and the originals'
+complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a status -d 'show what VMs hold of this host, and whether it is so'
 complete -c kvmhooks -n '_shtab_kvmhooks_using status' -s h -l help -d 'show this help message and exit'
 complete -c kvmhooks -n '_shtab_kvmhooks_using status' -l root -xka "(__fish_complete_path)" -d 'a host'"'"'s root directory'
 complete -c kvmhooks -n '_shtab_kvmhooks_using status' -l json -d 'print JSON'
