@@ -158,6 +158,7 @@ complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -
 complete -c kvmhooks -n '_shtab_kvmhooks_using status' -s h -l help -d 'show this help message and exit'
 complete -c kvmhooks -n '_shtab_kvmhooks_using status' -l root -xka "(__fish_complete_path)" -d 'a host'"'"'s root directory'
 complete -c kvmhooks -n '_shtab_kvmhooks_using status' -l json -d 'print JSON'
+complete -c kvmhooks -n '_shtab_kvmhooks_using status; and test $_shtab_kvmhooks_npos -eq 0' -ka "(_kvm_launch_names)" -d 'a VM'"'"'s name or UUID: tell what it asks for alone'
 complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a tune -d 'make a libvirt domain better, and lose nothing of it'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -s h -l help -d 'show this help message and exit'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l host -xka "(__fish_complete_path)" -d 'tune for a captured host'

@@ -13,6 +13,7 @@ from kvmhooks.errors import InputError, RestoreError
 
 if TYPE_CHECKING:
     from kvmhooks.isolate.record.report import Report
+    from kvmhooks.isolate.record.state import State
     from kvmhooks.isolate.registry.registry import Registry
 
 
@@ -37,7 +38,7 @@ def _carry_out(verb: str, registry: Registry, arguments: argparse.Namespace) -> 
     """Do what ``reconcile`` or ``undo`` asks for."""
     if verb == "reconcile":
         return registry.reconcile()
-    return registry.undo(None if arguments.all else _key_of(registry, arguments.name))
+    return registry.undo(None if arguments.all else key_of(registry.look(), arguments.name))
 
 
 def registry_of(root: str) -> Registry:
@@ -62,9 +63,9 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _key_of(registry: Registry, name: str) -> str:
+def key_of(state: State, name: str) -> str:
     """Return the key of the claim with this name or UUID. Raises ``InputError`` without one."""
-    held = registry.look().held
+    held = state.held
     found = [key for key, entry in held.items() if name in {entry.claim.name, entry.claim.uuid}]
     if len(found) != 1:
         names = ", ".join(entry.claim.name for entry in held.values()) or "none"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from kvmhooks.cli.isolation import registry_of
+from kvmhooks.cli.isolation import key_of, registry_of
 from kvmhooks.cli.roots import require_host, used
 from kvmhooks.cli.status_text import ENDED, MISSING, told
 from kvmhooks.exits import DRIFT
@@ -17,6 +17,7 @@ from kvmhooks.isolate.kinds.mdevs import Mediated
 from kvmhooks.isolate.kinds.vf_pools import VfPool
 from kvmhooks.isolate.kinds.vf_powers import VfSettings
 from kvmhooks.isolate.record import comparison
+from kvmhooks.values import CpuSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.system.system import System
 
 STARTING: Final = "starting"
+
+_RESOURCES: Final = (
+    *("huge_pages", "devices", "virtual_functions", "mediated_devices", "function_settings"),
+)
+"""The parts of the document that have resources."""
 
 _LOOKS: Final = 10
 _PAUSE: Final = 0.1
@@ -42,6 +48,9 @@ def main(verb: str, argv: Sequence[str]) -> int:
         require_host(arguments.root)
         state, found = compared(registry)
         document = held_things(registry, state, found) | {"owed": owed(registry, state)}
+        if arguments.name is not None:
+            held = state.held[key_of(state, arguments.name)]
+            document, found = of_vm(held, document, found, registry.system)
     print(json.dumps(document, indent=2) if arguments.json else told(document, found))
     return DRIFT if any(row.state == comparison.DRIFTED for row in found) else 0
 
@@ -49,6 +58,9 @@ def main(verb: str, argv: Sequence[str]) -> int:
 def parser_of(verb: str) -> argparse.ArgumentParser:
     """Return the command line of ``verb``."""
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", help="a VM's name or UUID: tell what it asks for alone"
+    )
     parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -115,6 +127,35 @@ def held_things(
         "groups": _groups(state, system),
         "units": _units(live.values(), system),
     }
+
+
+def of_vm(
+    held: Held, document: dict[str, Any], found: Sequence[Comparison], system: System
+) -> tuple[dict[str, Any], list[Comparison]]:
+    """Return the part of it all that one VM asks for, and what cannot be told whose it is."""
+    name = held.claim.name
+    rows = [row for row in found if row.by is None or name in row.by]
+    settings = {row.key for row in rows if not row.kind}
+    parts: dict[str, Any] = {
+        part: [row for row in document[part] if name in _listed(row["by"])] for part in _RESOURCES
+    }
+    parts["claims"] = [
+        claim
+        for claim in document["claims"]
+        if (claim["driver"], claim["uuid"]) == (held.claim.driver, held.claim.uuid)
+    ]
+    parts["knobs"] = [knob for knob in document["knobs"] if knob["knob"] in settings]
+    parts["groups"] = [
+        group
+        for group in document["groups"]
+        if not CpuSet.parse(group["cpus"]).isdisjoint(held.claim.exclusive)
+    ]
+    parts["units"] = _units([held], system)
+    return document | parts | {"huge_pages_owed": {}, "owed": None}, rows
+
+
+def _listed(by: list[str] | str | None) -> list[str]:
+    return [by] if isinstance(by, str) else by or []
 
 
 def _claim(key: str, state: State, system: System, *, is_live: bool) -> dict[str, Any]:

@@ -89,8 +89,8 @@ class Balanced(Kernel):
         if what == "cpus":
             self.banned = CpuSet() if words == "NULL" else CpuSet.parse(words)
         else:
-            irqs = words.removeprefix("irqs ").split()
-            self.banned_irqs = CpuSet(int(irq) for irq in irqs if irq.isdecimal())
+            numbers = words.removeprefix("irqs ").split()
+            self.banned_irqs = CpuSet(int(irq) for irq in numbers if irq.isdecimal())
         return ""
 
 

@@ -204,6 +204,11 @@ class Store:
             return None
         except OSError as error:
             os.close(descriptor)
+            if error.errno == errno.EACCES:
+                raise IsolationError(
+                    "/run/kvmhooks: cannot be read: what VMs hold of the host is root's to see; "
+                    "run as root"
+                ) from error
             raise IsolationError(
                 f"/run/kvmhooks: {error.strerror}: expected root's own directory, and no link"
             ) from error

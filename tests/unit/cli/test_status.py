@@ -88,6 +88,54 @@ def test_a_document_ends_with_the_same_code(root: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == "nothing is held\n"
 
 
+def test_the_status_of_one_vm_is_its_own(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By name or UUID: what it asks for, also beside others, and its drift alone."""
+    b = Vm("b", CpuSet.parse("4-5"), CpuSet.parse("0-1"))
+    (root / "proc/irq/2/smp_affinity_list").write_text("0-1,4\n")
+    for operation in ("prepare", "start", "started"):
+        words = [b.name, operation, "begin", "-"]
+        assert entry.main(words, io.BytesIO(b.xml), io.StringIO(), str(root)) == 0
+    (root / "proc/irq/2/smp_affinity_list").write_text("4\n")
+    documents = {}
+    for name, code in (("a", 0), (b.uuid, 5)):
+        assert main(["status", name, "--root", str(root), "--json"]) == code
+        document = json.loads(capsys.readouterr().out)
+        documents[document["claims"][0]["name"]] = document
+        assert len(document["claims"]) == 1
+    knobs = {
+        name: {knob["knob"]: knob["by"] for knob in document["knobs"]}
+        for name, document in documents.items()
+    }
+    assert all("a" in by for by in knobs["a"].values())
+    assert all("b" in by for by in knobs["b"].values())
+    assert knobs["b"].keys() - knobs["a"].keys() == {"irq/2"}
+    assert knobs["a"]["irq/1"] == ["a", "b"]
+    assert main(["status", "c", "--root", str(root)]) == 1
+    assert capsys.readouterr().err == "found 0 claims of 'c', expected one of: a, b\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user is only root's to be")
+def test_an_ordinary_user_is_told_whose_the_record_is(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence with what to do; of the record he sees nothing."""
+    above = [path for path in root.parents if str(path).startswith("/tmp/")]
+    modes = [path.stat().st_mode for path in above]
+    for path in above:
+        path.chmod(0o755)
+    root.chmod(0o755)
+    os.seteuid(65_534)
+    try:
+        code = main(["status", "--root", str(root)])
+    finally:
+        os.seteuid(0)
+        for path, mode in zip(above, modes, strict=True):
+            path.chmod(mode)
+    told_him = capsys.readouterr()
+    expected = "cannot be read: what VMs hold of the host is root's to see; run as root"
+    assert (code, told_him.out, told_him.err) == (1, "", f"/run/kvmhooks: {expected}\n")
+
+
 def test_what_cannot_be_read_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is no drift, and not left out."""
     (root / IRQ).write_text("x\n")
@@ -125,11 +173,14 @@ def test_many_things_in_a_state_are_short(state: str) -> None:
 
 
 class Busy(Kernel):
-    """A host on which a call holds the record's lock, and ends while one waits."""
+    """A host on which a call holds the record's lock, and ends while one waits, or does not."""
+
+    ends = True
 
     def sleep(self, seconds: float) -> None:
         assert seconds > 0
-        self.locked.clear()
+        if self.ends:
+            self.locked.clear()
 
 
 def test_a_call_that_is_under_way_is_waited_for() -> None:
@@ -144,7 +195,7 @@ def test_a_call_that_is_under_way_is_waited_for() -> None:
     kernel.locked = {RECORD}
     _, found = status.compared(world.registry)
     assert {row.key: row.state for row in found}["irq/1"] == comparison.DRIFTED
-    kernel.sleep = lambda _: None  # type: ignore[method-assign]
+    kernel.ends = False
     kernel.locked = {RECORD}
     _, found = status.compared(world.registry)
     assert {row.key: row.state for row in found}["irq/1"] == comparison.UNSETTLED
