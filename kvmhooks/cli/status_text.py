@@ -46,7 +46,7 @@ def told(document: dict[str, Any], found: Sequence[Comparison]) -> str:
             else f"owed: process {document['owed']} gives it back as soon as that can be done"
         )
     lines += document["units"]
-    for state in comparison.STATES:
+    for state in dict.fromkeys((*_TOLD_WHOLE, *comparison.STATES)):
         is_owed = state == comparison.OWED  # devices have lines of their own, below
         rows = [row for row in found if row.state == state and not (is_owed and row.kind)]
         lines += _told_whole(rows) if state in _TOLD_WHOLE else _told_short(state, rows)
@@ -86,7 +86,7 @@ def _told_short(state: str, rows: Sequence[Comparison]) -> Iterator[str]:
     if not rows:
         return
     if state == comparison.HELD:
-        kinds = Counter(row.kind or row.key.partition("/")[0] for row in rows)
+        kinds = Counter(row.kind or row.key.replace(".", "/").partition("/")[0] for row in rows)
         named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     else:
         named = ", ".join(row.key for row in rows[:NAMED])
