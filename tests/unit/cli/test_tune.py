@@ -102,7 +102,7 @@ def test_claims_of_other_vms_are_kept_clear_of(
     assert "cpuset='3'" in pins[0]
     claims.write_text("{}")
     assert main([*words, "--claims", str(claims)]) == 1
-    assert "expected a JSON list of claims" in capsys.readouterr().err
+    assert "claims: found format None, expected format 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
