@@ -36,7 +36,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     arguments = parser_of(verb).parse_args(argv)
     specs = [sources.with_accel(arguments, load_vm(file)) for file in arguments.vms]
     _check_names(specs)
-    inventory = sources.take(arguments, specs)
+    inventory = sources.take(arguments, specs, has_libvirt=True)
     together = plan_all(specs, inventory)
     if arguments.svg is not None and together.plans:
         from kvmhooks.show.plan_map import placed_drawing

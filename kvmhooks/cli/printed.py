@@ -18,7 +18,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
     arguments = parser_of(verb).parse_args(argv)
     spec = sources.with_accel(arguments, load_vm(arguments.vm))
-    decided = plan(spec, sources.take(arguments, [spec], has_libvirt=verb == "xml"))
+    decided = plan(spec, sources.take(arguments, [spec], has_libvirt=verb != "argv"))
     document(printed(decided, verb, as_json=arguments.json))
     return 0
 

@@ -150,7 +150,7 @@ def test_every_verb_and_path_gives_one_answer(situation: dict[str, Any]) -> None
     """The same plan, claim, arguments and XML, or the same refusal, by whichever is asked."""
     with host_of(situation) as (root, file):
         answers = [
-            verb(root, file, "plan", "--json"),
+            verb(root, file, "plan", "--json", "--libvirt", "0"),
             launch(root, file, "--print", "plan", "--json"),
             launch(root, file, "--dry-run", "--json"),
         ]
@@ -170,6 +170,10 @@ def test_every_verb_and_path_gives_one_answer(situation: dict[str, Any]) -> None
         assert [code for code, _, _ in answers] == [0, 0, 0], answers
         expected = json.loads(json.dumps(to_json(decided)))
         assert [json.loads(out[out.index("{") :]) for _, out, _ in answers] == [expected] * 3
+        _, out, _ = verb(root, file, "plan", "--json")
+        for_libvirt = json.loads(out)
+        for_libvirt["hardware"]["target"]["libvirt"] = None
+        assert for_libvirt == expected
         for what in ("claim", "argv", "xml"):
             assert verb(root, file, what)[:2] == launch(root, file, "--print", what)[:2]
         look(situation, root, inventory, decided)

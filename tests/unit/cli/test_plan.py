@@ -51,7 +51,7 @@ def run(files: Path, *words: str) -> int:
 
 def taken(files: Path) -> Inventory:
     """The inventory on which the verb plans there."""
-    return take(Sources(host=str(files / "host"), has_libvirt=False), *specs(files, "small"))
+    return take(Sources(host=str(files / "host")), *specs(files, "small"))
 
 
 def specs(files: Path, *names: str) -> list[VmSpec]:
