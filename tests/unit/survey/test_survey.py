@@ -517,3 +517,54 @@ def test_a_start_looks_again(root: Path) -> None:
     again = look_again(inventory, sources(root), spec())
     assert [each.name for each in again.holdings] == ["vm1", "vm3"]
     assert again.host is inventory.host
+
+
+WAYS = {
+    "sys/fs/resctrl/schemata": "    L3:0=fff",
+    "sys/fs/resctrl/info/L3/cbm_mask": "fff",
+    "sys/fs/resctrl/info/L3/min_cbm_bits": "1",
+    "sys/fs/resctrl/info/L3/num_closids": "16",
+    "sys/fs/resctrl/info/L3/shareable_bits": "0",
+}
+
+
+def test_two_vms_never_have_the_same_ways(tmp_path: Path) -> None:
+    """The second, beside the record of the first, gets others, or is refused."""
+    root = write_host(tmp_path / "root", cores=8, files=WAYS)
+    first = spec(f'{DEDICATED}uuid = "{PINNED}"\nisolation.cache_ways = 5\n'.replace("vm", "db1"))
+    decided = plan(first, take(sources(root), first))
+    record(tmp_path / "run", holding=of_plan(decided).to_json())
+    held, _ = recorded(tmp_path / "run", System())
+    second = spec(f"{DEDICATED}isolation.cache_ways = 5\n")
+    beside = plan(second, take(sources(root), second).beside(held))
+    ((mine,), (others,)) = (beside.caches, decided.caches)
+    assert (mine.mask.bit_count(), mine.mask & others.mask) == (5, 0)
+    large = spec(f"{DEDICATED}isolation.cache_ways = 8\n")
+    inventory = take(sources(root), large).beside(held)
+    with pytest.raises(KvmhooksError, match=r"cpu\.vcpus"):
+        plan(large, inventory)
+
+
+def test_bandwidth_that_others_have_is_not_given_twice(tmp_path: Path) -> None:
+    """libvirt gives no more than all of it."""
+    root = write_host(tmp_path, cores=8)
+    other = Holding(name="other", uuid=DEAD, bandwidth=((0, 70),))
+    for percent, is_refused in ((30, False), (40, True)):
+        vm = spec(f"{DEDICATED}isolation.memory_bandwidth = {percent}\n")
+        inventory = take(sources(root, claims=(other,)), vm)
+        if is_refused:
+            with pytest.raises(KvmhooksError, match="beside what other VMs have, expected 30 %"):
+                plan(vm, inventory)
+        else:
+            assert plan(vm, inventory).bandwidth == ((0, 30),)
+
+
+def test_a_mediated_device_of_another_vm_is_refused(tmp_path: Path) -> None:
+    """By its UUID, whichever place tells of it."""
+    root = write_host(tmp_path, cores=8)
+    device = "c2177883-f1bb-47f0-914d-32a22e3a8804"
+    other = Holding(name="other", uuid=DEAD, mdevs=(device,))
+    vm = spec(f'{VM}[[mdev]]\nuuid = "{device}"\n')
+    inventory = take(sources(root, claims=(other,)), vm)
+    with pytest.raises(KvmhooksError, match=f"{device}, which other has, expected a mediated"):
+        plan(vm, inventory)
