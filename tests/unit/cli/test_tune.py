@@ -127,7 +127,7 @@ def test_what_cannot_be_tuned_is_one_message(
 def test_running_vms_and_the_hosts_own_cpus_are_kept_clear_of(
     host: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As for a start: a domain that runs is no stranger, and `host.housekeeping` is the host's."""
+    """A start sees them, too: the domain that runs, and `host.housekeeping`."""
     root = Path(host)
     status = root / "run/libvirt/qemu/runs.xml"
     status.parent.mkdir(parents=True)
