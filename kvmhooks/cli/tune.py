@@ -11,7 +11,8 @@ from pathlib import Path
 import attrs
 
 from kvmhooks import output
-from kvmhooks.cli.documents import read_claims, read_document
+from kvmhooks.cli import sources
+from kvmhooks.cli.documents import read_document
 from kvmhooks.errors import UsageError
 from kvmhooks.libvirt.tuning.tune import CONCERNS, Tuned
 from kvmhooks.spec.profiles import PROFILES
@@ -19,7 +20,6 @@ from kvmhooks.spec.profiles import PROFILES
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Print the tuned XML, or what ``--diff``, ``--check``, ``--json`` or ``--apply`` ask for."""
-    from kvmhooks.host import PLANNED, read
     from kvmhooks.libvirt.tuning.tune import tune
 
     arguments = parser_of(verb).parse_args(argv)
@@ -28,12 +28,10 @@ def main(verb: str, argv: Sequence[str]) -> int:
         known = ", ".join(PROFILES)
         raise UsageError(f"--profile: found {arguments.profile!r}, expected one of {known}")
     only = tuple(CONCERNS) if arguments.only is None else _concerns(arguments.only)
-    claims = read_claims(arguments.claims) if arguments.claims is not None else ()
     document = read_document(arguments.domain) if is_file else _dump(arguments)
     tuned = tune(
         document,
-        read(arguments.host, PLANNED),
-        claims,
+        sources.take(arguments, ()),
         name=arguments.domain,
         only=only,
         keep_pins=arguments.keep_pins,
@@ -54,10 +52,7 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     """Return the command line of ``verb``."""
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
     parser.add_argument("domain", metavar="DOMAIN", help="an XML file, - for stdin, or a name")
-    parser.add_argument(
-        "--host", metavar="DIR|FILE.tar", default="/", help="tune for a captured host"
-    )
-    parser.add_argument("--claims", metavar="FILE", help="a JSON list of what other VMs hold")
+    sources.add_host_options(parser)
     parser.add_argument("--only", metavar="CONCERN,…", help=f"some of {','.join(CONCERNS)}")
     parser.add_argument("--keep-pins", action="store_true", help="pins that are there stay")
     parser.add_argument("--profile", metavar="NAME", help=f"one of {', '.join(PROFILES)}")

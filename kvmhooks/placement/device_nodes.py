@@ -24,6 +24,7 @@ def check_devices(spec: VmSpec, host: Host, holdings: Sequence[Holding]) -> None
     """See that each device is there, and nobody else's. Raises ``PlanError``."""
     there = _devices(host)
     owners = {address: holding.name for holding in holdings for address in holding.pci}
+    _check_mdevs(spec, holdings)
     for index, device in enumerate(spec.pci):
         at = f"pci[{index}].address"
         if host.pci is not None and device.chosen not in there:
@@ -38,6 +39,16 @@ def check_devices(spec: VmSpec, host: Host, holdings: Sequence[Holding]) -> None
                 f'"required" for {device.chosen}, whose node is not known',
                 '"preferred" or "ignore"',
             )
+
+
+def _check_mdevs(spec: VmSpec, holdings: Sequence[Holding]) -> None:
+    """See that no other VM has a mediated device. Raises ``PlanError``."""
+    owners = {identity: holding.name for holding in holdings for identity in holding.mdevs}
+    for index, mdev in enumerate(spec.mdev):
+        identity = str(mdev.chosen)
+        if identity in owners:
+            found = f"{identity}, which {owners[identity]} has"
+            raise PlanError(f"mdev[{index}].uuid", found, "a mediated device that is free")
 
 
 def affinity_of(spec: VmSpec, capacity: Capacity) -> NodeAffinity:

@@ -31,5 +31,7 @@ def of_plan(plan: Plan, *, is_mapped: bool = False) -> Holding:
         memory=tuple(sorted(memory.items())),
         hugepages=() if is_mapped else promised,
         ways=tuple((share.cache, share.mask) for share in plan.caches if share.type != "data"),
+        bandwidth=plan.bandwidth,
         pci=tuple(place.address for place in plan.pci),
+        mdevs=tuple(str(mdev.chosen) for mdev in plan.spec.mdev),
     )

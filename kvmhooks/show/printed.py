@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from kvmhooks.placement import claim, to_json
 from kvmhooks.placement.model import Plan
+from kvmhooks.placement.planned_usage import of_plan
 from kvmhooks.qemu.argv import qemu_argv
 from kvmhooks.show.shell import command_line
 
@@ -36,11 +37,16 @@ def _xml(plan: Plan, as_json: bool) -> str:  # noqa: FBT001 -- as every form
 
 
 def _claim(plan: Plan, _as_json: bool) -> str:  # noqa: FBT001 -- as every form
-    """Return the claim, with its pages and functions as programs found them in format 1, too."""
+    """Return the claim, with its pages and functions as programs found them in format 1, too.
+
+    Beside it stands what a claim does not say and other VMs' plans have to know: ``--claims``.
+    """
     found = claim(plan).to_json()
     resources = found["resources"]
     bound = [function["address"] for function in resources.get("functions", ())]
-    return _text(found | {"hugepages": resources.get("hugepages", []), "bound": bound})
+    held = of_plan(plan).to_json()
+    more = {key: held[key] for key in ("memory", "ways", "bandwidth")}
+    return _text(found | {"hugepages": resources.get("hugepages", []), "bound": bound} | more)
 
 
 FORMS: Final[dict[str, Callable[[Plan, bool], str]]] = {

@@ -34,7 +34,7 @@ BELOW = {
     "host": {"errors", "values", "wording"},
     "devices": {"distribution", "errors", "values", "host"},
     "spec": {"errors", "files", "values"},
-    "inventory": {"errors", "values", "isolate"},
+    "inventory": {"errors", "values", "isolate", "host", "machine"},
     "machine": {"errors", "values", "wording", "host", "spec"},
     "placement": {
         *("errors", "values", "wording", "isolate", "host", "devices", "spec"),
@@ -46,11 +46,14 @@ BELOW = {
     },
     "libvirt": {
         *("distribution", "errors", "values"),
-        *("isolate", "host", "spec", "machine", "placement"),
+        *("isolate", "host", "spec", "inventory", "machine", "placement"),
     },
-    "kvm": {"errors", "files", "signals", "host", "spec", "qemu"},
+    "kvm": {"files", "signals"},
     "live": {"kvm"},  # names for supervisors of a92f6b5
-    "survey": {"errors", "values", "isolate", "spec", "inventory", "machine", "qemu"},
+    "survey": {
+        *("errors", "files", "values", "isolate", "host", "spec", "inventory", "machine"),
+        *("placement", "qemu", "libvirt", "kvm"),
+    },
     "show": {"values", "wording", "host", "inventory", "placement", "qemu", "libvirt"},
 }
 """Room: what it may import of kvmhooks, itself aside."""
@@ -86,7 +89,7 @@ WINGS = {
         {"model", "profile"},
         {"request", "pci_selection", "cache_ways"},
         {"search"},
-        {"pins", "emulator", "device_nodes"},
+        {"pins", "emulator", "cells", "device_nodes"},
         {"reasons"},
         {"refusal"},
         {"plan"},

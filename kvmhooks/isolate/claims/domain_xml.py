@@ -107,6 +107,11 @@ def read_key(xml_text: str | bytes, driver: str = "qemu") -> str:
     return f"{driver}-{_parse(data).findtext('uuid', '').strip().lower()}"
 
 
+def devices_of(domain: Element) -> tuple[str, ...]:
+    """Return the PCI addresses of the devices of a domain that was read (``claims.xml``)."""
+    return _devices_of(domain)
+
+
 def devices_in(status: bytes) -> tuple[str, ...]:
     """Return the PCI addresses of a running VM's devices, by libvirt's record (``<domstatus>``).
 

@@ -15,6 +15,8 @@ import attrs
 from attrs import field, frozen
 
 from kvmhooks.host.model import Host
+from kvmhooks.inventory.inventory import Inventory, inventory_on
+from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.libvirt.edit.editor import Change, Editor, New
 from kvmhooks.libvirt.edit.text import parse
@@ -55,15 +57,15 @@ class Tuned:
 
 def tune(
     document: str | bytes,
-    host: Host,
-    claims: Sequence[Claim] = (),
+    place: Host | Inventory,
+    claims: Sequence[Claim | Holding] = (),
     *,
     name: str = "domain XML",
     only: Collection[str] = tuple(CONCERNS),
     keep_pins: bool = False,
     profile: str | None = None,
 ) -> Tuned:
-    """Tune a domain's XML for ``host`` beside the VMs that made ``claims``.
+    """Tune a domain's XML for ``place`` beside the VMs that made ``claims`` too.
 
     ``only`` names some of ``CONCERNS``. With ``keep_pins`` the pins that are there stay, and the
     memory follows them. The words of ``profile`` (``kvmhooks.spec.profiles``) that the domain has
@@ -74,10 +76,11 @@ def tune(
     plain = import_source(source).spec
     spec = plain if profile is None else import_source(source, profile).spec
     editor = Editor(source)
+    inventory = inventory_on(place, claims)
 
     @cache
     def own() -> Plan:
-        return _plan_whole(plain, editor, host, claims, ITS_OWN)
+        return _plan_whole(plain, editor, inventory, ITS_OWN)
 
     def target() -> Target:
         """Return what runs it: of what a profile adds nothing is known but by what it has."""
@@ -88,12 +91,12 @@ def tune(
     situation = Situation(
         editor=editor,
         spec=spec,
-        host=host,
-        make_plan=lambda: _plan(spec, editor, host, claims, target()),
+        host=inventory.host,
+        make_plan=lambda: _plan(spec, editor, inventory, target()),
         with_and_without=(
             None
             if profile is None
-            else lambda: (_plan_whole(spec, editor, host, claims, target()), own())
+            else lambda: (_plan_whole(spec, editor, inventory, target()), own())
         ),
         keep_pins=keep_pins,
     )
@@ -108,21 +111,17 @@ def tune(
     return Tuned(editor.written(pieces), changes, tuple(situation.advice), pieces)
 
 
-def _plan(
-    spec: VmSpec, editor: Editor, host: Host, claims: Sequence[Claim], target: Target
-) -> Plan:
+def _plan(spec: VmSpec, editor: Editor, inventory: Inventory, target: Target) -> Plan:
     """Return the plan of the VM with the iothreads that it will have."""
     root = editor.source.root
     ids = devices.iothreads_of(root)
     for new in editor.children(root, "iothreads"):
         if isinstance(new, New):
             ids = set(range(1, int(new.text) + 1))
-    return plan(devices.with_iothreads(_with_cells(spec, editor), ids), host, claims, target=target)
+    return plan(devices.with_iothreads(_with_cells(spec, editor), ids), inventory, target=target)
 
 
-def _plan_whole(
-    spec: VmSpec, editor: Editor, host: Host, claims: Sequence[Claim], target: Target
-) -> Plan:
+def _plan_whole(spec: VmSpec, editor: Editor, inventory: Inventory, target: Target) -> Plan:
     """Return the plan of the VM with all that it has and will have, on any accelerator."""
     root = editor.source.root
     spec = attrs.evolve(spec, machine=attrs.evolve(spec.machine, accel="auto"))
@@ -130,7 +129,7 @@ def _plan_whole(
         spec = attrs.evolve(spec, security=Security())  # its own word, in both renderings
     if root.get("type") == "kvm" and cpu.names_no_model(root.find("cpu")):
         spec = attrs.evolve(spec, cpu=attrs.evolve(spec.cpu, model=CpuModel("host")))
-    return plan(_with_cells(spec, editor), host, claims, target=target)
+    return plan(_with_cells(spec, editor), inventory, target=target)
 
 
 def _with_cells(spec: VmSpec, editor: Editor) -> VmSpec:

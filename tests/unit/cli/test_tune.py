@@ -102,7 +102,7 @@ def test_claims_of_other_vms_are_kept_clear_of(
     assert "cpuset='3'" in pins[0]
     claims.write_text("{}")
     assert main([*words, "--claims", str(claims)]) == 1
-    assert "expected a JSON list of claims" in capsys.readouterr().err
+    assert "claims: found format None, expected format 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -122,3 +122,24 @@ def test_what_cannot_be_tuned_is_one_message(
     assert main(["tune", *words]) == status
     output = capsys.readouterr()
     assert (output.out, message in output.err, "Traceback" in output.err) == ("", True, False)
+
+
+def test_running_vms_and_the_hosts_own_cpus_are_kept_clear_of(
+    host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start sees them, too: the domain that runs, and `host.housekeeping`."""
+    root = Path(host)
+    status = root / "run/libvirt/qemu/runs.xml"
+    status.parent.mkdir(parents=True)
+    status.write_text(
+        "<domstatus><vcpus><vcpu id='0' pid='77'/></vcpus><domain id='1'><name>runs</name>"
+        "<uuid>00000001-0000-0000-0000-000000000000</uuid></domain></domstatus>"
+    )
+    (root / "proc/77").mkdir(parents=True)
+    (root / "proc/77/status").write_text("Name:\tCPU 0/KVM\nCpus_allowed_list:\t1\n")
+    (root / "etc/kvmhooks").mkdir(parents=True)
+    (root / "etc/kvmhooks/kvmhooks.toml").write_text('[host]\nhousekeeping = "0,2,16,18"\n')
+    words = ["tune", str(DOMAINS / "gpu.xml"), "--host", host, "--only", "cpu", "--diff"]
+    assert main(words) == 0
+    pins = [line for line in capsys.readouterr().out.splitlines() if "+    <vcpupin" in line]
+    assert "cpuset='3'" in pins[0]
