@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from attrs import field, frozen
 
 from kvmhooks.spec.clock import Clock
+from kvmhooks.spec.cpu import Cpu
 from kvmhooks.spec.device import device
 from kvmhooks.spec.devices import (
     Helper,
@@ -35,12 +36,13 @@ from kvmhooks.spec.forms import (
     Uuid,
     VmName,
 )
+from kvmhooks.spec.memory import Dimm, Memory, MemoryCell, VirtioMem
 from kvmhooks.spec.network import Net
 from kvmhooks.spec.profiles import Applied
 from kvmhooks.spec.security import Security
 from kvmhooks.spec.storage import Disk, Nvme
 from kvmhooks.spec.tuning import Tuning
-from kvmhooks.values import ByteSize, CpuSet
+from kvmhooks.values import ByteSize
 
 if TYPE_CHECKING:
     from kvmhooks.machine.devices.balloon import Balloon
@@ -140,157 +142,6 @@ class Boot:
     """The initramfs of that kernel."""
     cmdline: str | None = None
     """The command line of that kernel."""
-
-
-@frozen(kw_only=True)
-class Cpu:
-    """The virtual CPUs."""
-
-    vcpus: int
-    """The number of vCPUs: sockets x dies x cores x threads."""
-    current: Number | None = None
-    """The number of them at the start; by default all. All have their places already."""
-    placement: Literal["dedicated", "shared", "mixed"] = "shared"
-    """dedicated: each vCPU has a host CPU to itself; shared: they float over a pool; mixed: those
-    that `dedicated` names have one, the others float."""
-    dedicated: CpuSet | None = None
-    """Of a mixed VM, the vCPUs that have a host CPU each, as a list: "0-1,4"."""
-    smt: Literal["share", "require", "isolate"] = "share"
-    """Of dedicated vCPUs: share: other VMs may use the siblings of their CPUs; require: whole host
-    cores, every thread of them a vCPU; isolate: whole host cores, what the guest does not use of
-    them stays idle."""
-    kind: Literal["performance", "efficiency"] | None = None
-    """Of dedicated vCPUs, the kind of core they need; by default any, performance cores first."""
-    realtime: bool = False
-    """Dedicated vCPUs run with real-time priority (SCHED_FIFO), on CPUs that the kernel isolates
-    (isolcpus) if there are any.
-    """
-    ratio: int | None = None
-    """Of shared vCPUs: at most so many on each CPU of the pool, other VMs' counted; by default
-    without limit."""
-    iothreads: Number | None = None
-    """The number of iothreads for the disks that name none: 0 is QEMU's main loop; by default one
-    for each such disk, at most one for two vCPUs.
-    """
-    model: CpuModel = CpuModel("host")
-    """host, max, or a named model of QEMU. Under tcg host means max."""
-    features: tuple[CpuFeature, ...] = ()
-    """Features to add (+name) or take away (-name)."""
-    migratable: bool | None = None
-    """Only features that can be migrated are shown; false for all of the host's CPU."""
-    pmu: bool | None = None
-    """The guest has performance counters; by default as the model."""
-    caches: Literal["auto", "host", "emulated"] = "auto"
-    """The caches that the guest sees: the host's, QEMU's own with an L3, or as the model."""
-    l3: Literal["core", "die", "socket"] | None = None
-    """The part of the guest's topology that shares an L3 cache (QEMU 10.0, not in libvirt)."""
-    hidden: bool = False
-    """The guest is not told that it runs under KVM."""
-    hint_dedicated: bool | None = None
-    """The guest is told that its vCPUs are never preempted; by default if dedicated."""
-    poll_control: bool | None = None
-    """The guest may take over polling when idle from the host."""
-    pv_ipi: bool | None = None
-    """Interprocessor interrupts may be sent by hypercall."""
-    pv_eoi: bool | None = None
-    """The end of an interrupt may be told without leaving the guest."""
-    pv_spinlocks: bool | None = None
-    """A vCPU that waits for a lock may yield."""
-    cpu_pm: bool = False
-    """The guest puts idle host CPUs to sleep itself: quick to wake, looks busy."""
-    hyperv: Literal["auto", "full", "none"] = "auto"
-    """Hyper-V's interfaces: full: all that the target has; auto: full for Windows."""
-    sockets: int | None = None
-    """Guest sockets; by default one for each guest NUMA cell."""
-    dies: int | None = None
-    """Guest dies in a socket; by default 1."""
-    cores: int | None = None
-    """Guest cores in a die; by default what the others leave."""
-    threads: int | None = None
-    """Guest threads in a core; by default the host's when the vCPUs are dedicated, else 1."""
-
-
-@frozen(kw_only=True)
-class MemoryCell:
-    """One NUMA cell of the guest."""
-
-    vcpus: CpuSet = CpuSet()
-    """Its vCPUs, as a list: "0-3,8"; by default none: a cell of memory only."""
-    size: ByteSize
-    """The memory in it."""
-    node: Number | None = None
-    """The host node that it must be on; by default the planner chooses."""
-
-
-@frozen(kw_only=True)
-class Dimm:
-    """A memory module."""
-
-    size: ByteSize
-    """Its size."""
-    cell: CellId = CellId(0)
-    """The guest cell that it belongs to."""
-
-
-@frozen(kw_only=True)
-class VirtioMem:
-    """Memory that grows and shrinks while the guest runs."""
-
-    size: ByteSize
-    """Its largest size."""
-    requested: ByteSize | None = None
-    """The size that the guest shall make it at the start; by default all."""
-    block: ByteSize = ByteSize(2 << 20)
-    """In which steps: a power of two, 2MiB at least."""
-    cell: CellId = CellId(0)
-    """The guest cell that it belongs to."""
-
-
-@frozen(kw_only=True)
-class Memory:
-    """The guest's memory."""
-
-    size: ByteSize
-    """The size of all of it: 512MiB, 4GiB."""
-    cells: int | None = None
-    """The number of guest NUMA cells, all alike; by default one for each host node that is used."""
-    cell: tuple[MemoryCell, ...] = ()
-    """The guest NUMA cells one by one, where they are not alike."""
-    hugepages: HugePages = False
-    """The size of the explicit huge pages it is made of (2MiB, 1GiB); auto: the largest that fit;
-    or false."""
-    allocate: bool = False
-    """Huge pages that are not there yet may be allocated when the VM starts."""
-    mode: Literal["strict", "preferred"] | None = None
-    """The binding of memory to its nodes: strict, or preferred; by default strict for dedicated
-    vCPUs and for huge pages, else preferred.
-    """
-    nodes: CpuSet | None = None
-    """The host nodes that the VM may use, as a list: "0-1"; by default all."""
-    backend: Literal["auto", "ram", "memfd", "file"] = "auto"
-    """ram: anonymous; memfd: can be shared; file: in path; auto: memfd where pages need it."""
-    path: Path | None = None
-    """The folder for backend file: a mount of hugetlbfs, or of shared memory."""
-    prealloc: bool | None = None
-    """All of it is allocated before the start; by default huge pages are."""
-    prealloc_threads: int | None = None
-    """The number of threads that allocate it."""
-    share: bool | None = None
-    """Other processes can map it; by default if a device needs that (virtiofs)."""
-    locked: bool = False
-    """Neither it nor the rest of QEMU is ever swapped."""
-    discard: bool = False
-    """Its content is dropped at the end rather than written back (shared or file)."""
-    merge: bool = True
-    """Equal pages may be merged with other guests' (KSM)."""
-    maximum: ByteSize | None = None
-    """The size that it may grow to by adding DIMMs."""
-    slots: int | None = None
-    """The number of DIMMs that may be added; by default 16 where there is a maximum."""
-    dimm: tuple[Dimm, ...] = ()
-    """DIMMs that are there from the start and can be taken out."""
-    virtio: tuple[VirtioMem, ...] = ()
-    """Memory that grows and shrinks in blocks (virtio-mem)."""
 
 
 @frozen(kw_only=True)
