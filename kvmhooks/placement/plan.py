@@ -13,6 +13,7 @@ from kvmhooks.errors import PlanError
 from kvmhooks.host.model import PLANNED, Host
 from kvmhooks.inventory.usage import Holding, of_claim
 from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.machine.confidential import security_warnings
 from kvmhooks.machine.cpu_model import choose_cpu
 from kvmhooks.machine.hardware import Decided, choose_hardware
 from kvmhooks.machine.iothreads import serve_disks
@@ -102,6 +103,8 @@ def parts_of(spec: VmSpec) -> tuple[str, ...]:
     """Return the parts of the host that a plan for ``spec`` looks at (``kvmhooks.host.read``)."""
     has_types = any(mdev.type is not None for mdev in spec.mdev)
     more = ["pci"] if spec.pci or has_types else []
+    if spec.cpu.features or spec.security.type != "none":
+        more.append("processor")
     if spec.isolation.cache_ways is not None or spec.isolation.memory_bandwidth is not None:
         more.append("resctrl")
     return (*PLANNED, *more)
@@ -202,6 +205,8 @@ def plan_on(
             *warnings(settled),
             *device_warnings(spec, host),
             *_address_warnings(spec),
+            *security_warnings(spec),
+            *spec.left_out,
             *hardware.left_out,
         ),
     )

@@ -31,5 +31,5 @@ def of_plan(plan: Plan, *, is_mapped: bool = False) -> Holding:
         memory=tuple(sorted(memory.items())),
         hugepages=() if is_mapped else promised,
         ways=tuple((share.cache, share.mask) for share in plan.caches if share.type != "data"),
-        pci=tuple(place.address for place in plan.pci),
+        pci=tuple(address for _, address in plan.spec.functions()),
     )

@@ -6,6 +6,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from kvmhooks.spec.enabling import enabled_by, on
 from kvmhooks.spec.forms import CpuFeature, CpuModel, Number
 from kvmhooks.values import CpuSet
 
@@ -21,19 +22,23 @@ class Cpu:
     placement: Literal["dedicated", "shared", "mixed"] = "shared"
     """dedicated: each vCPU has a host CPU to itself; shared: they float over a pool; mixed: those
     that `dedicated` names have one, the others float."""
-    dedicated: CpuSet | None = None
+    dedicated: CpuSet | None = enabled_by(on("placement", "mixed"))
     """Of a mixed VM, the vCPUs that have a host CPU each, as a list: "0-1,4"."""
-    smt: Literal["share", "require", "isolate"] = "share"
+    smt: Literal["share", "require", "isolate"] = enabled_by(
+        on("placement", "dedicated", "mixed"), default="share"
+    )
     """Of dedicated vCPUs: share: other VMs may use the siblings of their CPUs; require: whole host
     cores, every thread of them a vCPU; isolate: whole host cores, what the guest does not use of
     them stays idle."""
-    kind: Literal["performance", "efficiency"] | None = None
+    kind: Literal["performance", "efficiency"] | None = enabled_by(
+        on("placement", "dedicated", "mixed")
+    )
     """Of dedicated vCPUs, the kind of core they need; by default any, performance cores first."""
-    realtime: bool = False
+    realtime: bool = enabled_by(on("placement", "dedicated", "mixed"), default=False)
     """Dedicated vCPUs run with real-time priority (SCHED_FIFO), on CPUs that the kernel isolates
     (isolcpus) if there are any.
     """
-    ratio: int | None = None
+    ratio: int | None = enabled_by(on("placement", "shared", "mixed"))
     """Of shared vCPUs: at most so many on each CPU of the pool, other VMs' counted; by default
     without limit."""
     iothreads: Number | None = None

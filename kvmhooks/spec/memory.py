@@ -7,6 +7,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from kvmhooks.spec.enabling import enabled_by, on
 from kvmhooks.spec.forms import CellId, HugePages, Number
 from kvmhooks.values import ByteSize, CpuSet
 
@@ -60,7 +61,7 @@ class Memory:
     hugepages: HugePages = False
     """The size of the explicit huge pages it is made of (2MiB, 1GiB); auto: the largest that fit;
     or false."""
-    allocate: bool = False
+    allocate: bool = enabled_by("hugepages", default=False)
     """Huge pages that are not there yet may be allocated when the VM starts."""
     mode: Literal["strict", "preferred"] | None = None
     """The binding of memory to its nodes: strict, or preferred; by default strict for dedicated
@@ -70,25 +71,25 @@ class Memory:
     """The host nodes that the VM may use, as a list: "0-1"; by default all."""
     backend: Literal["auto", "ram", "memfd", "file"] = "auto"
     """ram: anonymous; memfd: can be shared; file: in path; auto: memfd where pages need it."""
-    path: Path | None = None
+    path: Path | None = enabled_by(on("backend", "file"))
     """The folder for backend file: a mount of hugetlbfs, or of shared memory."""
     prealloc: bool | None = None
     """All of it is allocated before the start; by default huge pages are."""
-    prealloc_threads: int | None = None
+    prealloc_threads: int | None = enabled_by((on("prealloc"), on("hugepages")))
     """The number of threads that allocate it."""
     share: bool | None = None
     """Other processes can map it; by default if a device needs that (virtiofs)."""
     locked: bool = False
     """Neither it nor the rest of QEMU is ever swapped."""
-    discard: bool = False
+    discard: bool = enabled_by(on("backend", "file"), default=False)
     """Its content is dropped at the end rather than written back (shared or file)."""
     merge: bool = True
     """Equal pages may be merged with other guests' (KSM)."""
     maximum: ByteSize | None = None
     """The size that it may grow to by adding DIMMs."""
-    slots: int | None = None
+    slots: int | None = enabled_by("maximum")
     """The number of DIMMs that may be added; by default 16 where there is a maximum."""
-    dimm: tuple[Dimm, ...] = ()
+    dimm: tuple[Dimm, ...] = enabled_by("maximum", default=())
     """DIMMs that are there from the start and can be taken out."""
-    virtio: tuple[VirtioMem, ...] = ()
+    virtio: tuple[VirtioMem, ...] = enabled_by("maximum", default=())
     """Memory that grows and shrinks in blocks (virtio-mem)."""

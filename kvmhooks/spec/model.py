@@ -7,6 +7,7 @@ absolute here: in the file they are relative to the file.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +21,7 @@ from kvmhooks.spec.devices import (
     Mdev,
     Pci,
 )
+from kvmhooks.spec.enabling import enabled_by, on
 from kvmhooks.spec.forms import (
     TEXT_FORMS,
     CellId,
@@ -42,7 +44,7 @@ from kvmhooks.spec.profiles import Applied
 from kvmhooks.spec.security import Security
 from kvmhooks.spec.storage import Disk, Nvme
 from kvmhooks.spec.tuning import Tuning
-from kvmhooks.values import ByteSize
+from kvmhooks.values import ByteSize, PciAddress
 
 if TYPE_CHECKING:
     from kvmhooks.machine.devices.balloon import Balloon
@@ -126,21 +128,21 @@ class Boot:
 
     firmware: Firmware = "bios"
     """bios (SeaBIOS), uefi (OVMF), or the path of a ROM image."""
-    code: Path | None = None
+    code: Path | None = enabled_by(on("firmware", "uefi"))
     """OVMF's code; by default Debian's for secure boot or without."""
-    variables: Path | None = None
+    variables: Path | None = enabled_by(on("firmware", "uefi"))
     """The file with this VM's own UEFI variables."""
-    template: Path | None = None
+    template: Path | None = enabled_by(on("firmware", "uefi"))
     """The file that it is first copied from; by default Debian's."""
-    secure_boot: bool = False
+    secure_boot: bool = enabled_by(on("firmware", "uefi"), default=False)
     """UEFI starts only what is signed; the guest cannot write to the firmware's memory."""
     menu: bool = False
     """The firmware waits for a key to choose what to start."""
     kernel: Path | None = None
     """A Linux kernel to start without a boot loader."""
-    initrd: Path | None = None
+    initrd: Path | None = enabled_by("kernel")
     """The initramfs of that kernel."""
-    cmdline: str | None = None
+    cmdline: str | None = enabled_by("kernel")
     """The command line of that kernel."""
 
 
@@ -156,7 +158,7 @@ class Console:
 class Guest:
     """The programs inside, as far as kvmhooks is concerned."""
 
-    report: bool = False
+    report: bool = enabled_by(on("console.type", "serial", "virtio"), default=False)
     """The guest prints kvmhooks' report of itself, to be compared with the plan."""
     os: Literal["linux", "windows", "other"] = "linux"
     """The operating system: windows wants Hyper-V's interfaces and a clock in local time."""
@@ -176,9 +178,9 @@ class Shutdown:
 class Isolation:
     """The VM's claims on the host while it runs."""
 
-    exclusive: bool = False
+    exclusive: bool = enabled_by(on("cpu.placement", "dedicated"), default=False)
     """Its dedicated CPUs are for its vCPUs alone: no task or interrupt of the host."""
-    strict: bool = False
+    strict: bool = enabled_by(on("exclusive", True), default=False)
     """The VM must not start when any part of this cannot be met."""
     cache_ways: int | None = None
     """The number of ways of each L3 cache that it runs on and has alone (resctrl); by default none.
@@ -199,7 +201,7 @@ class Run:
     """
     restart: Literal["never", "on-failure", "always"] = "never"
     """A VM that ended by itself is started again: always, or unless it powered off."""
-    restart_delay: int = 1
+    restart_delay: int = enabled_by(on("restart", "on-failure", "always"), default=1)
     """Seconds before a restart; twice as many after each that came to nothing, 300 at the most."""
     writable: tuple[Path, ...] = ()
     """Folders that QEMU may write to, for snapshots and backups (`kvm-launch qmp`): as root
@@ -218,7 +220,7 @@ class Image:
     """The size of the disk that the guest sees; by default as the base."""
     base: Path | None = None
     """The image that it begins as; what the guest writes goes to this one only."""
-    base_format: Literal["raw", "qcow2"] = "qcow2"
+    base_format: Literal["raw", "qcow2"] = enabled_by("base", default="qcow2")
     """The format of the base."""
 
 
@@ -332,5 +334,22 @@ class VmSpec:
     """The data for cloud-init in the guest."""
     applied: tuple[Applied, ...] = field(default=(), eq=False, metadata={"key": False})
     """The profile's defaults that can give way; not a key of the file."""
+    left_out: tuple[str, ...] = field(default=(), eq=False, metadata={"key": False})
+    """The profile's defaults that would do nothing beside the file's words, as sentences."""
     source: str = field(default="vm.toml", eq=False, metadata={"key": False})
     """The name of the file, for messages; not a key of it."""
+
+    def functions(self) -> Iterator[tuple[str, PciAddress]]:
+        """Yield each PCI function of the host that it names by its address, with the key."""
+        for name in ("pci", "nvme", "net"):
+            for index, table in enumerate(getattr(self, name)):
+                if table.address is not None:
+                    yield f"{name}[{index}].address", table.address
+
+    def repeats(self) -> Iterator[tuple[str, PciAddress, str]]:
+        """Yield each such function that another key names before, with that key."""
+        named: dict[PciAddress, str] = {}
+        for at, address in self.functions():
+            if address in named:
+                yield at, address, named[address]
+            named.setdefault(address, at)
