@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from kvmhooks.output import document
 def main(verb: str, argv: Sequence[str]) -> int:
     """Print what ``verb`` names."""
     from kvmhooks.placement import plan
-    from kvmhooks.show.printed import printed
+    from kvmhooks.show.printed import printed, untold
     from kvmhooks.spec import load_vm
 
     arguments = parser_of(verb).parse_args(argv)
@@ -22,6 +23,8 @@ def main(verb: str, argv: Sequence[str]) -> int:
     target = ground.target_of(arguments, spec, has_libvirt=verb in {"xml", "claim"})
     decided = plan(spec, host, others, target=target)
     document(printed(decided, verb, as_json=arguments.json))
+    for sentence in untold(decided, verb):
+        print(f"warning: {sentence}", file=sys.stderr)
     return 0
 
 

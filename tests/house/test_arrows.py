@@ -81,7 +81,7 @@ WINGS = {
         {"capture", "drawing"},
     ),
     "placement": (
-        {"model", "profile"},
+        {"launchers", "model", "profile"},
         {"request", "pci_selection", "cache_ways"},
         {"search"},
         {"pins", "emulator", "device_nodes"},
