@@ -40,7 +40,7 @@ from kvmhooks.placement.model import (
 from kvmhooks.placement.pci_selection import choose_devices
 from kvmhooks.placement.pins import Pins, pin
 from kvmhooks.placement.profile import give_way
-from kvmhooks.placement.reasons import Settled, reasons, warnings
+from kvmhooks.placement.reasons import Settled, reasons, warnings, without_effect
 from kvmhooks.placement.request import requests
 from kvmhooks.placement.search.capacity import Capacity, NodeCapacity, measure
 from kvmhooks.placement.search.choose import Choice, Terms, choose
@@ -206,6 +206,7 @@ def plan_on(
             *device_warnings(spec, host),
             *_address_warnings(spec),
             *security_warnings(spec),
+            *without_effect(spec, iothreads=bool(served.iothreads), caches=bool(caches)),
             *spec.left_out,
             *hardware.left_out,
         ),

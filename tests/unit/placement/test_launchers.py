@@ -8,9 +8,11 @@ from typing import Any, get_args
 import attrs
 import pytest
 
+from kvmhooks.placement import plan
 from kvmhooks.placement.launchers import ALONE, KVM_LAUNCH, LIBVIRT, foreign, left_out
 from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.spec.device import hints_of
+from tests.golden.cases import golden_host
 
 VM = 'name = "a"\ncpu.vcpus = 2\nmemory.size = "1GiB"\n'
 
@@ -123,3 +125,20 @@ def test_what_is_only_written_down_is_told_of() -> None:
     assert list(left_out(spec_of("machine.sandbox = false"), LIBVIRT)) == [
         "machine.sandbox is left out: seccomp_sandbox of qemu.conf says it"
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("tuning.iothreads.quota = 5000", "tuning.iothreads is left out: the VM has no iothreads"),
+        (
+            "isolation.memory_bandwidth = 50",
+            "isolation.memory_bandwidth is left out: no L3 cache is its dedicated vCPUs' alone",
+        ),
+        ('tuning.iothreads.quota = 5000\n[[disk]]\npath = "d"', None),
+    ],
+)
+def test_what_a_place_leaves_without_effect_is_told(text: str, told: str | None) -> None:
+    """Threads that there are not, and caches that no vCPU of the VM has."""
+    warnings = plan(spec_of(text), golden_host("laptop")).warnings
+    assert [each for each in warnings if "is left out" in each] == ([] if told is None else [told])
