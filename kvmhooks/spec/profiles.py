@@ -279,7 +279,7 @@ def without(document: Document, *places: str) -> Document:
     for at in places:
         head, _, key = at.rpartition(".")
         name, _, index = head.partition("[")
-        table = made[name] if head else made
+        table: Any = made[name] if head else made
         del (table[int(index.rstrip("]"))] if index else table)[key]
     return made
 
