@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import attrs
 
-from kvmhooks.errors import Problem
+from kvmhooks.errors import SHOWN, Problem
 from kvmhooks.spec.model import VmSpec
 
 KVM_LAUNCH: Final = "kvm-launch"
@@ -85,4 +85,5 @@ def _shown(value: object) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return "an array"
-    return str(value) if type(value) is int else repr(str(value))
+    text = str(value) if type(value) is int else repr(str(value))
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]}...'"

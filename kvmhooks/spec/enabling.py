@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from attrs import frozen
 
-from kvmhooks.errors import Problem
+from kvmhooks.errors import SHOWN, Problem
 
 if TYPE_CHECKING:
     from kvmhooks.spec.model import VmSpec
@@ -155,4 +155,7 @@ def _shown(value: object) -> str:
         return str(value).lower()
     if type(value) is int:
         return str(value)
-    return "an array" if isinstance(value, tuple) else repr(str(value))
+    if isinstance(value, tuple):
+        return "an array"
+    text = repr(str(value))
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]}...'"
