@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +14,15 @@ from kvmhooks.output import document
 def main(verb: str, argv: Sequence[str]) -> int:
     """Print what ``verb`` names."""
     from kvmhooks.placement import plan
-    from kvmhooks.show.printed import printed
+    from kvmhooks.show.printed import printed, untold
     from kvmhooks.spec import load_vm
 
     arguments = parser_of(verb).parse_args(argv)
     spec = sources.with_accel(arguments, load_vm(arguments.vm))
     decided = plan(spec, sources.take(arguments, [spec], has_libvirt=verb != "argv"))
     document(printed(decided, verb, as_json=arguments.json))
+    for sentence in untold(decided, verb):
+        print(f"warning: {sentence}", file=sys.stderr)
     return 0
 
 

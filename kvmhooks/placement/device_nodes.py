@@ -25,13 +25,16 @@ def check_devices(spec: VmSpec, host: Host, holdings: Sequence[Holding]) -> None
     there = _devices(host)
     owners = {address: holding.name for holding in holdings for address in holding.pci}
     _check_mdevs(spec, holdings)
+    for at, address, first in spec.repeats():  # also by its name, which was no address before
+        raise PlanError(at, str(address), f"each device once: {first} is the same")
+    for at, address in spec.functions():
+        if address in owners:
+            found = f"{address}, which {owners[address]} has"
+            raise PlanError(at, found, "a device that is free")
     for index, device in enumerate(spec.pci):
-        at = f"pci[{index}].address"
         if host.pci is not None and device.chosen not in there:
+            at = f"pci[{index}].address"
             raise PlanError(at, str(device.chosen), "a PCI device of the host")
-        if device.chosen in owners:
-            name = owners[device.chosen]
-            raise PlanError(at, f"{device.chosen}, which {name} has", "a device that is free")
         is_lost = _node(there, index, spec) is None and len(host.nodes or ()) > 1
         if device.locality == "required" and is_lost:
             raise PlanError(

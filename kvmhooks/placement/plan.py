@@ -15,6 +15,7 @@ from kvmhooks.inventory.hypervisor import Hypervisor
 from kvmhooks.inventory.inventory import Inventory, inventory_on
 from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.machine.confidential import security_warnings
 from kvmhooks.machine.cpu_model import choose_cpu
 from kvmhooks.machine.hardware import Decided, choose_hardware
 from kvmhooks.machine.iothreads import serve_disks
@@ -47,7 +48,7 @@ from kvmhooks.placement.model import (
 from kvmhooks.placement.pci_selection import choose_devices
 from kvmhooks.placement.pins import Pins, pin
 from kvmhooks.placement.profile import give_way
-from kvmhooks.placement.reasons import Settled, reasons, warnings
+from kvmhooks.placement.reasons import Settled, reasons, warnings, without_effect
 from kvmhooks.placement.request import requests
 from kvmhooks.placement.search.capacity import Capacity, measure
 from kvmhooks.placement.search.choose import Choice, Terms, choose
@@ -145,6 +146,8 @@ def parts_of(spec: VmSpec) -> tuple[str, ...]:
     """Return the parts of the host that a plan for ``spec`` looks at (``kvmhooks.host.read``)."""
     has_types = any(mdev.type is not None for mdev in spec.mdev)
     more = ["pci"] if spec.pci or has_types else []
+    if spec.cpu.features or spec.security.type != "none":
+        more.append("processor")
     if spec.isolation.cache_ways is not None or spec.isolation.memory_bandwidth is not None:
         more.append("resctrl")
     return (*PLANNED, *more)
@@ -236,6 +239,9 @@ def plan_on(
             *warnings(settled),
             *device_warnings(spec, host),
             *_address_warnings(spec),
+            *security_warnings(spec),
+            *without_effect(spec, iothreads=bool(served.iothreads), caches=bool(caches)),
+            *spec.left_out,
             *hardware.left_out,
         ),
     )

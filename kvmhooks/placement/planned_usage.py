@@ -32,6 +32,6 @@ def of_plan(plan: Plan, *, is_mapped: bool = False) -> Holding:
         hugepages=() if is_mapped else promised,
         ways=tuple((share.cache, share.mask) for share in plan.caches if share.type != "data"),
         bandwidth=plan.bandwidth,
-        pci=tuple(place.address for place in plan.pci),
+        pci=tuple(address for _, address in plan.spec.functions()),
         mdevs=tuple(str(mdev.chosen) for mdev in plan.spec.mdev),
     )

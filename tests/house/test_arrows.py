@@ -86,7 +86,7 @@ WINGS = {
         {"capture", "drawing"},
     ),
     "placement": (
-        {"model", "profile"},
+        {"launchers", "model", "profile"},
         {"request", "pci_selection", "cache_ways"},
         {"search"},
         {"pins", "emulator", "cells", "device_nodes"},

@@ -268,11 +268,13 @@ def _with_accel(spec: VmSpec, options: LaunchOptions) -> VmSpec:
 
 def _print(form: str, options: LaunchOptions, spec: VmSpec) -> int:
     from kvm_launch.prepare.planning import plan_to_print
-    from kvmhooks.show.printed import printed
+    from kvmhooks.show.printed import printed, untold
 
     plan = plan_to_print(spec, options)
     tell = sys.stdout.write if form == "plan" else document
     tell(printed(plan, form, as_json=options.is_json))
+    for sentence in untold(plan, form):
+        print(f"warning: {sentence}", file=sys.stderr)
     return 0
 
 

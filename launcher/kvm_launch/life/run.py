@@ -90,12 +90,10 @@ def run_planned(
 
 def _run_in_libvirt(options: LaunchOptions, uri: str, decided: Plan, screen: Screen) -> Outcome:
     """Have libvirt run the VM of a plan, and make before what it needs that is not there yet."""
-    from kvm_launch.life.libvirt import follow, omitted
+    from kvm_launch.life.libvirt import follow
 
     gc.enable()
     spec = decided.spec
-    for at in omitted(spec):
-        screen.line(f"warning: {at}: left out: libvirt runs the VM, and has its own way")
     with held_back():
         maker = maker_of(spec)
         images.make(spec, maker)
