@@ -70,7 +70,7 @@ def _desktops(draw: st.DrawFn) -> dict[str, Any]:
         }
     )
     video = draw(st.sampled_from(["auto", "virtio", "vga", "qxl", "bochs"]))
-    graphics = {"type": kind, "video": video}
+    graphics: dict[str, Any] = {"type": kind, "video": video}
     if video in {"virtio", "qxl"} or (kind, video) in {("vnc", "auto"), ("spice", "auto")}:
         graphics["heads"] = draw(st.integers(1, 2))
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +13,7 @@ from kvmhooks.cli.status import held_things
 from kvmhooks.isolate.claims.domain_xml import read_claim
 from kvmhooks.isolate.knobs.vfio_irqs import parse, posted
 from kvmhooks.isolate.record.state import Held, State
+from kvmhooks.isolate.record.store import Store
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.isolate.system.process_stat import Process
 from kvmhooks.isolate.system.system import System
@@ -21,10 +22,8 @@ from kvmhooks.isolate.vm.affinity import moved, stale
 from kvmhooks.values import CpuSet, union
 from tests.isolate_model.kernel import Kernel, Record
 from tests.isolate_model.pci import Function
+from tests.isolate_model.tree import add_process
 from tests.isolate_model.world import ISOLATION, Vm, World, effective_state, intruders
-
-if TYPE_CHECKING:
-    pass
 
 HOSTDEV = (
     "<devices><hostdev mode='subsystem' type='pci' managed='yes'><source>"
