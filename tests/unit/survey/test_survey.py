@@ -74,8 +74,14 @@ PINNED_MORE = """\
   <hostdev mode='subsystem' type='mdev' model='vfio-pci'>
     <source><address uuid='C2177883-F1BB-47F0-914D-32A22E3A8804'/></source>
   </hostdev>
+  <disk type='nvme' device='disk'>
+    <source type='pci' managed='yes' namespace='1'>
+      <address domain='0x0000' bus='0x41' slot='0x00' function='0x0'/>
+    </source>
+  </disk>
 </devices>
 """
+PINNED_PCI = (PciAddress.parse("0000:3b:00.0"), PciAddress.parse("0000:41:00.0"))
 VM = 'name = "vm"\ncpu.vcpus = 2\nmemory.size = "1GiB"\n'
 
 
@@ -166,7 +172,7 @@ def test_a_claim_a_domain_and_both_are_a_vm_each(root: Path) -> None:
                 memory=((1, 100 * MIB),),
                 ways=((0, 0xF0),),
                 bandwidth=((0, 70),),
-                pci=(PciAddress.parse("0000:3b:00.0"),),
+                pci=PINNED_PCI,
                 mdevs=("c2177883-f1bb-47f0-914d-32a22e3a8804",),
             ),
         ),
@@ -231,7 +237,7 @@ def test_a_domain_that_is_only_defined_holds_nothing(tmp_path: Path) -> None:
             dedicated=CpuSet([4]),
             floating=((CpuSet.parse("4-7"), 1),),
             memory=((1, 100 * MIB),),
-            pci=(PciAddress.parse("0000:3b:00.0"),),
+            pci=PINNED_PCI,
             mdevs=("c2177883-f1bb-47f0-914d-32a22e3a8804",),
         ),
         "paged": Holding(
