@@ -534,6 +534,31 @@ def test_a_resource_of_a_card_that_was_unplugged_is_gone(kind: str) -> None:
     assert of_kind(world, kind).state == comparison.GONE
 
 
+def test_pages_of_a_node_that_is_gone_are_gone() -> None:
+    """The kernel has taken its directory away, and its pages with it."""
+    kernel, vm = STORIES["hugepages"].host(), STORIES["hugepages"].vm()
+    world = World(kernel)
+    world.start(vm)
+    del kernel.pools[PAGES]
+    row = of_kind(world, "hugepages")
+    assert (row.state, row.by, row.now) == (comparison.GONE, ["guest"], None)
+
+
+def test_a_pool_of_pages_that_cannot_be_read_is_said() -> None:
+    """With the reason, and with whose it is; it has not drifted."""
+    kernel, vm = Failing("plain", 16, 2), STORIES["hugepages"].vm()
+    usual = STORIES["hugepages"].host()
+    kernel.files |= usual.files
+    kernel.pools |= usual.pools
+    world = World(kernel)
+    world.start(vm)
+    kernel.fails = f"{PAGES}/nr_hugepages"
+    row = of_kind(world, "hugepages")
+    assert (row.state, row.by, row.now) == (comparison.UNKNOWN, ["guest"], None)
+    assert "Input/output error" in row.why
+    assert f"  unknown: /{PAGES}/nr_hugepages: " in world.told()
+
+
 def test_the_workqueues_have_their_place() -> None:
     """The model's file is the one that is named."""
     world = rich("systemd")
