@@ -29,6 +29,10 @@ exec /root/hook "$@"
 """
 """In the hook's place: at one operation it dies at the system call that is asked for."""
 
+MISSED = 2
+"""So many moments of a start may not come: how many calls a hook makes depends on what runs beside
+it, and a start whose hook lives on succeeds."""
+
 Calls = dict[str, list[str]]
 """The system calls of each operation, in order."""
 
