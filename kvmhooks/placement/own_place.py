@@ -7,22 +7,41 @@ score is not worse than that of the place that was found.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Final
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from kvmhooks.inventory.inventory import Inventory
+from kvmhooks.machine.target import Target
 from kvmhooks.machine.topology import Topology
 from kvmhooks.placement.cells import placed_of
 from kvmhooks.placement.device_nodes import affinity_of
 from kvmhooks.placement.emulator import emulator_cpus
 from kvmhooks.placement.model import ORDINARY_PAGE_KIB, Cell, IothreadPin, Plan, VcpuPin
-from kvmhooks.placement.plan import terms_of, ways_for
+from kvmhooks.placement.plan import plan, terms_of, ways_for
 from kvmhooks.placement.request import MIB
-from kvmhooks.placement.search.capacity import Capacity, NodeCapacity, measure
+from kvmhooks.placement.search.capacity import (
+    Capacity,
+    NodeCapacity,
+    choose_housekeeping,
+    measure,
+)
 from kvmhooks.placement.search.evaluate import better, score
 from kvmhooks.placement.search.search import Effort
+from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
+
+_NEARNESS: Final = (
+    "unisolated",
+    "nodes",
+    "distance",
+    "remote_devices",
+    "slow",
+    "company",
+    "l3",
+    "cores",
+)
 
 
 @frozen(kw_only=True)
@@ -36,45 +55,81 @@ class OwnPlace:
     nodes: tuple[CpuSet | None, ...]
     """The host nodes that the memory of each cell is bound to; None where it is not bound."""
     emulator: CpuSet = CpuSet()
-    iothreads: Mapping[int, CpuSet] | None = None
-    has_shares: bool = False
-    """It has shares of caches or of memory bandwidth, which name the L3 caches that it is on."""
+    iothreads: Mapping[int, CpuSet] = field(factory=dict)
+    is_bound: bool = False
+    """It stays wherever it may be: it has shares of the L3 caches that it is on, or its ``vm.toml``
+    may have said more of its place than a domain can (``memory.nodes``, ``cpu.kind``)."""
 
 
-def stay(found: Plan, own: OwnPlace, inventory: Inventory) -> Plan | None:
-    """Return the plan with the VM where it is; None where it may not be, or another is better.
+def place_or_stay(
+    spec: VmSpec, own: OwnPlace, inventory: Inventory, *, target: Target | None = None
+) -> Plan:
+    """Return the plan with the VM where it is, or in a better place. Raises ``PlanError``.
 
-    A VM that has shares of the L3 caches that it is on stays wherever it may be.
+    Where the administrator keeps no CPUs for the host, they are not taken from a VM that has them
+    already if it would be worse off without: then others are the host's.
     """
-    capacity = measure(inventory.host, inventory.others_of(found.uuid), found.housekeeping)
+    found = plan(spec, inventory, target=target)
+    others = inventory.others_of(found.uuid)
+    capacity = measure(inventory.host, others, found.housekeeping)
     for current in _readings(found, own, capacity):
-        placed = placed_of(current, capacity)
-        if placed is None or not _is_allowed(current, capacity):
-            continue
-        if own.has_shares:
+        if own.is_bound or (
+            not better(found.score, current.score) and _is_roomy(current, found.score["crowding"])
+        ):
             return current
-        numbers = score(current.spec, placed, capacity, affinity_of(current.spec, capacity))
-        if not better(found.score, numbers) and _is_roomy(current, found.score["crowding"]):
-            return evolve(current, score=numbers)
-    return None
+    mine = union(own.vcpus[vcpu] for vcpu in found.dedicated) & capacity.online
+    if inventory.kept_beside(others) is not None or mine.isdisjoint(capacity.housekeeping):
+        return found
+    kept = choose_housekeeping(inventory.host, capacity.held | mine)
+    if not kept or not kept.isdisjoint(mine):
+        return found
+    other = plan(spec, inventory, target=target, housekeeping=kept)
+    if _nearness(found) <= _nearness(other):
+        return found
+    for current in _readings(other, own, measure(inventory.host, others, kept)):
+        if _nearness(current) <= _nearness(other):
+            return current
+    return other
 
 
-def _readings(found: Plan, own: OwnPlace, capacity: Capacity) -> list[Plan]:
-    """Return the plans with the VM's own place: with the guest threads that were found, or one."""
+def _nearness(current: Plan) -> tuple[int, ...]:
+    """Return the numbers of a score that tell how good a place is for the VM itself."""
+    return tuple(current.score[name] for name in _NEARNESS)
+
+
+def _readings(found: Plan, own: OwnPlace, capacity: Capacity) -> Iterator[Plan]:
+    """Yield the plans with the VM's own place that are allowed, each with its score.
+
+    A guest whose threads are open may have as many as were found, or one.
+    """
     cells = _cells(found, own, capacity)
     if cells is None:
-        return []
-    numa_nodes = [
-        node for node in capacity.numa_nodes if node.node in {cell.node for cell in cells}
-    ]
-    emulator = _others(
-        own.emulator,
-        emulator_cpus(found.spec, capacity, own.vcpus, numa_nodes),
-        own=union(own.vcpus[vcpu] for vcpu in found.dedicated),
-        used=union(node.cpus for node in numa_nodes),
-        capacity=capacity,
-    )
-    current = evolve(
+        return
+    current = _there(found, own, cells, capacity)
+    cpu = found.spec.cpu
+    readings = [current]
+    is_open = cpu.threads is None and (cpu.sockets is None or cpu.cores is None)
+    if is_open and found.topology.threads > 1:
+        readings.append(evolve(current, topology=Topology(sockets=len(found.vcpus))))
+    for reading in readings:
+        placed = placed_of(reading, capacity)
+        if placed is not None and _is_allowed(reading, capacity):
+            affinity = affinity_of(reading.spec, capacity)
+            yield evolve(reading, score=score(reading.spec, placed, capacity, affinity))
+
+
+def _there(found: Plan, own: OwnPlace, cells: tuple[Cell, ...], capacity: Capacity) -> Plan:
+    """Return the plan on the VM's own CPUs and nodes."""
+    homes = {cell.node for cell in cells}
+    numa_nodes = [node for node in capacity.numa_nodes if node.node in homes]
+    mine = union(own.vcpus[vcpu] for vcpu in found.dedicated)
+
+    def others(asked: CpuSet, chosen: CpuSet) -> CpuSet:
+        used = union(node.cpus for node in numa_nodes)
+        return _others(asked, chosen, own=mine, used=used, capacity=capacity)
+
+    emulator = others(own.emulator, emulator_cpus(found.spec, capacity, own.vcpus, numa_nodes))
+    return evolve(
         found,
         vcpus=tuple(VcpuPin(pin.vcpu, own.vcpus[pin.vcpu]) for pin in found.vcpus),
         cells=cells,
@@ -82,24 +137,12 @@ def _readings(found: Plan, own: OwnPlace, capacity: Capacity) -> list[Plan]:
         emulator=emulator,
         vhost=emulator,
         iothreads=tuple(
-            IothreadPin(
-                iothread.id,
-                _others(
-                    (own.iothreads or {}).get(iothread.id, CpuSet()),
-                    emulator,
-                    own=union(own.vcpus[vcpu] for vcpu in found.dedicated),
-                    used=union(node.cpus for node in numa_nodes),
-                    capacity=capacity,
-                ),
-            )
-            for iothread in found.iothreads
+            IothreadPin(each.id, others(own.iothreads.get(each.id, CpuSet()), emulator))
+            for each in found.iothreads
         ),
+        exclusive=mine if found.exclusive else CpuSet(),
+        housekeeping=capacity.housekeeping,
     )
-    cpu = found.spec.cpu
-    is_open = cpu.threads is None and (cpu.sockets is None or cpu.cores is None)
-    if not is_open or found.topology.threads == 1:
-        return [current]
-    return [current, evolve(current, topology=Topology(sockets=len(found.vcpus)))]
 
 
 def _cells(found: Plan, own: OwnPlace, capacity: Capacity) -> tuple[Cell, ...] | None:

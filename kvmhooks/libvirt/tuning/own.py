@@ -17,7 +17,7 @@ from kvmhooks.libvirt.importing.passthrough import address_of
 from kvmhooks.machine.domain_reading import number
 from kvmhooks.machine.target import Target
 from kvmhooks.placement import Plan, plan
-from kvmhooks.placement.own_place import OwnPlace, stay
+from kvmhooks.placement.own_place import OwnPlace, place_or_stay
 from kvmhooks.placement.plan import identity_of
 from kvmhooks.spec.model import Pci, VmSpec
 from kvmhooks.values import CpuSet, PciAddress, union
@@ -60,10 +60,9 @@ class PlaceOf:
         """Return the plan of its VM, where it is if that is as good. Raises ``PlanError``."""
         spec = with_own_words(spec, self.root, self.inventory.host)
         inventory = with_own_pages(self.inventory, spec, self.own)
-        found = plan(spec, inventory, target=target)
         if self.own is None or self._keep_pins:
-            return found
-        return stay(found, self.own, inventory) or found
+            return plan(spec, inventory, target=target)
+        return place_or_stay(spec, self.own, inventory, target=target)
 
 
 def own_place(root: Element, host: Host) -> OwnPlace | None:
@@ -91,7 +90,8 @@ def own_place(root: Element, host: Host) -> OwnPlace | None:
             number(pin.get("iothread") or "", f"{pin.path}@iothread"): cpu_set(pin, "cpuset")
             for pin in root.all("cputune/iothreadpin")
         },
-        has_shares=any(root.find(f"cputune/{tag}") for tag in ("cachetune", "memorytune")),
+        is_bound=is_written_by_kvmhooks(root)
+        or any(root.find(f"cputune/{tag}") is not None for tag in ("cachetune", "memorytune")),
     )
 
 
@@ -120,10 +120,6 @@ def with_own_words(spec: VmSpec, root: Element, host: Host) -> VmSpec:
             cpu = evolve(cpu, placement="mixed", dedicated=own)
     if cpu.placement != "shared" and _is_realtime(root):
         cpu = evolve(cpu, realtime=True)
-    if cpu.placement == "dedicated" and is_written_by_kvmhooks(root):
-        slow = CpuSet(each.id for each in host.cpus or () if each.kind == "efficiency")
-        if union(vcpu_pins(root).values()) <= slow:
-            cpu = evolve(cpu, kind="efficiency")
     here = {device.address for device in host.pci or ()}
     known = {device.address for device in spec.pci}
     more = (Pci(address=address) for address in dict.fromkeys(addresses_of(root)))
