@@ -80,7 +80,8 @@ def place_or_stay(
     mine = union(own.vcpus[vcpu] for vcpu in found.dedicated) & capacity.online
     if inventory.kept_beside(others) is not None or mine.isdisjoint(capacity.housekeeping):
         return found
-    kept = choose_housekeeping(inventory.host, capacity.held | mine)
+    cores = union(inventory.host.core_of(cpu) for cpu in mine)
+    kept = choose_housekeeping(inventory.host, capacity.held | cores)
     if not kept or not kept.isdisjoint(mine):
         return found
     other = plan(spec, inventory, target=target, housekeeping=kept)

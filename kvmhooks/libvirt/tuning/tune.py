@@ -125,6 +125,7 @@ def tune(  # noqa: PLR0913 -- the words of the command line
     devices.advise(situation)
     if situation.is_own:
         situation.advice.append(_OWN)
+    _advise_of_shares(situation)
     if situation.manager and PLACING & set(only):
         _advise_of_place(situation, place_of)
     pieces = editor.result()
@@ -158,6 +159,14 @@ def _advise_of_place(situation: Situation, place_of: PlaceOf) -> None:
         f"{situation.manager} places this VM, so its pins and nodes stay{there} (--repin: "
         "change them all the same)"
     )
+
+
+def _advise_of_shares(situation: Situation) -> None:
+    """Tell of shares of caches and of bandwidth that the vCPUs have left."""
+    if any(change.at.startswith("cputune/vcpupin") for change in situation.editor.changes):
+        for tag in ("cachetune", "memorytune"):
+            if situation.root.find(f"cputune/{tag}") is not None:
+                situation.advice.append(f"cputune/{tag} names caches of the CPUs before: change it")
 
 
 def _as_it_will_be(spec: VmSpec, editor: Editor) -> VmSpec:
