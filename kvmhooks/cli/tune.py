@@ -17,6 +17,22 @@ from kvmhooks.errors import UsageError
 from kvmhooks.libvirt.tuning.tune import CONCERNS, Tuned
 from kvmhooks.spec.profiles import PROFILES
 
+_DESCRIPTION = """\
+Print a libvirt domain's XML with what improves it for this host; every other byte stays.
+
+It tells on stderr what that gains. Pins stay that are as good as the planner's, and so
+do those of a VM that OpenStack Nova, oVirt, KubeVirt, Harvester or Proxmox VE places, or that does
+not fit this host: the advice says which, and why. Of a domain that kvmhooks wrote, only the place
+is tuned."""
+
+_EXAMPLES = """\
+examples:
+  kvmhooks tune web --diff              say what would be better, and what that gains
+  kvmhooks tune web --apply             define it; its next start has it
+  kvmhooks tune - --keep-pins < web.xml all but the pins
+  kvmhooks tune web --profile realtime  and what the profile says where the domain does not
+"""
+
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Print the tuned XML, or what ``--diff``, ``--check``, ``--json`` or ``--apply`` ask for."""
@@ -55,7 +71,10 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
     """Return the command line of ``verb``."""
-    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=f"kvmhooks {verb}", description=_DESCRIPTION, epilog=_EXAMPLES, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("domain", metavar="DOMAIN", help="an XML file, - for stdin, or a name")
     sources.add_host_options(parser)
     parser.add_argument("--only", metavar="CONCERN,…", help=f"some of {','.join(CONCERNS)}")

@@ -37,7 +37,7 @@ _TELLING: Final = ("run/kvmhooks", "run/libvirt/qemu", "etc/libvirt/qemu")
 def take(sources: Sources, *specs: VmSpec, parts: Sequence[str] = ()) -> Inventory:
     """Take the inventory on which ``specs`` are planned, or any domain if there are none.
 
-    ``parts`` of the host are looked at besides (``placement.plan.parts_of``). Raises
+    ``parts`` of the host are looked at besides (``host.read``). Raises
     ``KvmhooksError`` for a source that cannot be read, but where only root may read it: that is
     among the warnings.
     """

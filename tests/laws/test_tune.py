@@ -95,7 +95,7 @@ def described(at: int) -> Host:
 
 
 def oracle(document: bytes | str, at: int, foreign: set[int]) -> tuple[int, ...]:
-    """How a domain's vCPUs lie, by its XML and the host's description; less is better.
+    """Measure how a domain's vCPUs lie, by its XML and the host's description; less is better.
 
     First what no vCPU may have (CPUs that are not there, others' CPUs, too few for all), then as
     the objective ranks it: isolated CPUs, nodes, far devices, shared cores, L3 caches, cores.

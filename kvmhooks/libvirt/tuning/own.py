@@ -33,10 +33,10 @@ def is_written_by_kvmhooks(root: Element) -> bool:
     (``libvirt.xml``). What such a domain is silent about, its ``vm.toml`` is silent about.
     """
     policy = root.find(_POLICY)
-    said = () if policy is None else [name for name in ("exclusive", "strict") if policy.get(name)]
+    words = () if policy is None else [name for name in ("exclusive", "strict") if policy.get(name)]
     parts = ("cpu/topology", "cpu/numa/cell", "cputune/emulatorpin")
     return (
-        len(said) == 2
+        len(words) == 2
         and all(root.find(path) is not None for path in parts)
         and vcpu_pins(root).keys() == set(range(vcpus_of(root)))
     )

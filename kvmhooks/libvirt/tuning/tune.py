@@ -28,7 +28,6 @@ from kvmhooks.libvirt.tuning.own import PlaceOf, addresses_of, is_written_by_kvm
 from kvmhooks.libvirt.tuning.situation import Situation
 from kvmhooks.machine.target import ITS_OWN, OLDEST, Target
 from kvmhooks.placement import Plan, plan
-from kvmhooks.placement.plan import parts_of
 from kvmhooks.spec.model import CpuModel, VmSpec
 from kvmhooks.spec.security import Security
 
@@ -62,7 +61,7 @@ class Tuned:
     advice: tuple[str, ...]
     """Improvements that are left to its owner, and what was left as it is."""
     gains: tuple[str, ...] = ()
-    """What the changes gain; empty where there are none."""
+    """The gains of the changes, in words; empty where there are none."""
     pieces: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """The text before and after, piece by piece."""
 
@@ -135,13 +134,13 @@ def tune(  # noqa: PLR0913 -- the words of the command line
 
 
 def parts_for(document: str | bytes, name: str) -> tuple[str, ...]:
-    """Return the parts of the host to look at for a domain, as ``survey.take`` takes them.
+    """Return the parts of the host that a domain's place depends on beside those of every VM.
 
-    Raises ``InputError`` for what is no domain that kvmhooks can plan.
+    Raises ``InputError`` for what is no domain's XML.
     """
-    source = parse(document, name)
-    has_devices = any(addresses_of(source.root))
-    return (*parts_of(import_source(source).spec), *(("pci",) if has_devices else ()))
+    root = parse(document, name).root
+    has_devices = root.find("devices/hostdev") is not None or any(addresses_of(root))
+    return ("pci",) if has_devices else ()
 
 
 def _advise_of_place(situation: Situation, place_of: PlaceOf) -> None:

@@ -117,7 +117,7 @@ def test_a_place_that_is_as_good_stays(
 
 @pytest.mark.parametrize("tag", ["hostdev", "interface", "disk"])
 def test_a_devices_node_counts(host: Host, tag: str) -> None:
-    """However libvirt has it: the VM goes to its node, and stays there."""
+    """In each way that libvirt has for it the VM goes to its node, and stays there."""
     kind = {"disk": "disk's node (0000:b1:00.0)"}.get(tag, "network card's node (0000:af:00.0)")
     bus = "0xb1" if tag == "disk" else "0xaf"
     tuned = placed(domain("1;2", devices=card(bus, tag)), host)
