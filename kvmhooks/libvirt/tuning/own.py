@@ -45,11 +45,14 @@ def is_written_by_kvmhooks(root: Element) -> bool:
 class PlaceOf:
     """The place of a domain on a host: the one that it has, or a better one."""
 
-    def __init__(self, root: Element, inventory: Inventory, *, keep_pins: bool) -> None:
+    def __init__(
+        self, root: Element, inventory: Inventory, *, keep_pins: bool, keep_nodes: bool
+    ) -> None:
         self.root = root
         self.inventory = inventory
         self.own = own_place(root, inventory.host)
         self._keep_pins = keep_pins
+        self._keep_nodes = keep_nodes
 
     @property
     def pins(self) -> Mapping[int, CpuSet]:
@@ -60,6 +63,9 @@ class PlaceOf:
         """Return the plan of its VM, where it is if that is as good. Raises ``PlanError``."""
         spec = with_own_words(spec, self.root, self.inventory.host)
         inventory = with_own_pages(self.inventory, spec, self.own)
+        bound = union(nodes_of(self.root).values()) if self._keep_nodes else None
+        if bound and self.inventory.host.nodes:
+            spec = evolve(spec, memory=evolve(spec.memory, nodes=bound))
         if self.own is None or self._keep_pins:
             return plan(spec, inventory, target=target)
         return place_or_stay(spec, self.own, inventory, target=target)
@@ -99,13 +105,19 @@ def _nodes(root: Element, cells: int, host: Host) -> tuple[CpuSet | None, ...]:
     """Return the host nodes that the memory of each cell is bound to."""
     if not host.nodes:
         return (None,) * cells
-    memory = root.find("numatune/memory")
-    whole = None
-    if memory is not None and memory.get("placement") != "auto" and memory.get("nodeset"):
-        whole = cpu_set(memory, "nodeset")
-        whole = whole if len(whole) == 1 else None
-    bound = {each.get("cellid"): cpu_set(each, "nodeset") for each in root.all("numatune/memnode")}
+    bound = nodes_of(root)
+    whole = bound.get(None)
+    whole = whole if whole is not None and len(whole) == 1 else None
     return tuple(bound.get(str(cell), whole) for cell in range(cells))
+
+
+def nodes_of(root: Element) -> dict[str | None, CpuSet]:
+    """Return the host nodes that the memory of each cell is bound to; under None the whole's."""
+    bound = {each.get("cellid"): cpu_set(each, "nodeset") for each in root.all("numatune/memnode")}
+    memory = root.find("numatune/memory")
+    if memory is not None and memory.get("placement") != "auto" and memory.get("nodeset"):
+        return {None: cpu_set(memory, "nodeset"), **bound}
+    return bound
 
 
 def with_own_words(spec: VmSpec, root: Element, host: Host) -> VmSpec:

@@ -79,7 +79,8 @@ def tune(  # noqa: PLR0913 -- the words of the command line
 ) -> Tuned:
     """Tune a domain's XML for ``place`` beside the VMs that made ``claims`` too.
 
-    ``only`` names some of ``CONCERNS``. Pins that are as good as the planner's stay; with
+    ``only`` names some of ``CONCERNS``: without ``memory`` vCPUs go to nodes that it is bound to
+    already, without ``cpu`` it goes to theirs. Pins that are as good as the planner's stay; with
     ``keep_pins`` all that are there do, and the memory follows them. Those of a VM that another
     program places (``managers``) change with ``repin`` only, and those of one that does not fit
     this host not at all: ``advice`` says so. The words of ``profile``
@@ -87,7 +88,13 @@ def tune(  # noqa: PLR0913 -- the words of the command line
     is no domain that kvmhooks can plan, and ``PlanError`` for a profile that does not fit the host.
     """
     source = parse(document, name)
-    place_of = PlaceOf(source.root, inventory_on(place, claims), keep_pins=keep_pins)
+    keep_pins = keep_pins or "cpu" not in only
+    place_of = PlaceOf(
+        source.root,
+        inventory_on(place, claims),
+        keep_pins=keep_pins,
+        keep_nodes="memory" not in only,
+    )
     plain = import_source(source).spec
     spec = plain if profile is None else import_source(source, profile).spec
     editor = Editor(source)

@@ -77,9 +77,9 @@ def card(bus: str, tag: str = "hostdev") -> str:
     return f"<hostdev mode='subsystem' type='pci' managed='yes'>{source}</hostdev>"
 
 
-def placed(document: str, place: Host | Inventory, **words: bool) -> Tuned:
+def placed(document: str, place: Host | Inventory) -> Tuned:
     """A domain that is tuned in its place alone."""
-    return tune(document, place, only={"cpu", "memory"}, **words)
+    return tune(document, place, only={"cpu", "memory"})
 
 
 def pins_of(tuned: Tuned) -> str:
@@ -246,3 +246,16 @@ def test_shares_of_caches_bind_a_vm_to_them(host: Host) -> None:
     gone = placed(domain("2;6", cputune=f"{shares}</cachetune>"), host)
     assert pins_of(gone) == "2;3"
     assert "cputune/cachetune names caches of the CPUs before: change it" in gone.advice
+
+
+def test_pins_and_memory_stay_together_when_one_of_them_is_tuned(host: Host) -> None:
+    """`--only cpu` keeps vCPUs on the node of their memory, `--only memory` binds that there."""
+    bound = "<numatune><memory mode='strict' nodeset='1'/></numatune>"
+    tuned = tune(domain("2;3", more=bound), host, only={"cpu"})
+    assert pins_of(tuned) == "6;7"
+    assert b"nodeset='1'" in tuned.document
+    both = placed(domain("2;3", more=bound), host)
+    assert (pins_of(both), b"nodeset='0'" in both.document) == ("2;3", True)
+    alone = tune(domain("4;7"), host, only={"memory"})
+    assert pins_of(alone) == "4;7"
+    assert b"nodeset='1'" in alone.document
