@@ -78,11 +78,8 @@ def place_or_stay(
         ):
             return current
     mine = union(own.vcpus[vcpu] for vcpu in found.dedicated) & capacity.online
-    if inventory.kept_beside(others) is not None or mine.isdisjoint(capacity.housekeeping):
-        return found
-    cores = union(inventory.host.core_of(cpu) for cpu in mine)
-    kept = choose_housekeeping(inventory.host, capacity.held | cores)
-    if not kept or not kept.isdisjoint(mine):
+    kept = _kept_beside(mine, capacity)
+    if inventory.kept_beside(others) is not None or not kept:
         return found
     other = plan(spec, inventory, target=target, housekeeping=kept)
     if _nearness(found) <= _nearness(other):
@@ -90,7 +87,36 @@ def place_or_stay(
     for current in _readings(other, own, measure(inventory.host, others, kept)):
         if _nearness(current) <= _nearness(other):
             return current
-    return other
+    kept = _kept_beside(other.dedicated_cpus, capacity)
+    return _with_kept(other, measure(inventory.host, others, kept)) if kept else other
+
+
+def _kept_beside(own: CpuSet, capacity: Capacity) -> CpuSet:
+    """Return what is the host's if a VM has ``own``; empty if that makes no difference.
+
+    Cores that it has a CPU of are the host's last.
+    """
+    host = capacity.host
+    cores = union(host.core_of(cpu) for cpu in own)
+    if cores.isdisjoint(capacity.housekeeping):
+        return CpuSet()
+    kept = choose_housekeeping(host, capacity.held | cores)
+    return kept if kept.isdisjoint(own) else CpuSet()
+
+
+def _with_kept(current: Plan, capacity: Capacity) -> Plan:
+    """Return the plan with QEMU's other threads on what is the host's in the end."""
+    homes = {cell.node for cell in current.cells}
+    pins = {pin.vcpu: pin.cpus for pin in current.vcpus}
+    numa_nodes = [node for node in capacity.numa_nodes if node.node in homes]
+    emulator = emulator_cpus(current.spec, capacity, pins, numa_nodes)
+    return evolve(
+        current,
+        emulator=emulator,
+        vhost=emulator,
+        iothreads=tuple(evolve(each, cpus=emulator) for each in current.iothreads),
+        housekeeping=capacity.housekeeping,
+    )
 
 
 def _nearness(current: Plan) -> tuple[int, ...]:

@@ -98,7 +98,8 @@ def oracle(document: bytes | str, at: int, foreign: set[int]) -> tuple[int, ...]
     """Measure how a domain's vCPUs lie, by its XML and the host's description; less is better.
 
     First what no vCPU may have (CPUs that are not there, others' CPUs, too few for all), then as
-    the objective ranks it: isolated CPUs, nodes, far devices, shared cores, L3 caches, cores.
+    the objective ranks it: isolated CPUs, nodes, far devices, shared cores, L3 caches, cores. The
+    last three are nothing to vCPUs that float.
     """
     root = ET.fromstring(document)  # noqa: S314 -- our own
     threads, isolated = DESCRIBED[at].threads, CpuSet.parse(DESCRIBED[at].isolated)
@@ -115,8 +116,9 @@ def oracle(document: bytes | str, at: int, foreign: set[int]) -> tuple[int, ...]
         for cpu in cpus:
             on.setdefault(cpu // threads, set()).add(vcpu // guest)
     company = sum(len(guests) for guests in on.values() if len(guests) > 1)
-    is_realtime = root.find("cputune/vcpusched") is not None and bool(isolated)
-    return (
+    floats = any(len(cpus) > 1 for cpus in pins.values())
+    is_realtime = root.find("cputune/vcpusched") is not None and bool(isolated) and not floats
+    numbers = (
         len(set(used) - here),
         len(here & foreign),
         max(
@@ -129,6 +131,7 @@ def oracle(document: bytes | str, at: int, foreign: set[int]) -> tuple[int, ...]
         len({cpu // (2 * threads) for cpu in here}),
         len(on),
     )
+    return numbers[:6] if floats else numbers
 
 
 def pins_of(root: ET.Element) -> dict[int, set[int]]:
@@ -145,7 +148,7 @@ def listed(text: str) -> set[int]:
 
 @st.composite
 def pinned(draw: st.DrawFn, threads: int) -> str:
-    """A domain with a CPU for each vCPU, most of them where nobody would put them."""
+    """A domain with a CPU for each vCPU or some for all, most where nobody would put them."""
     guest = draw(st.sampled_from([1, threads]))
     cores = draw(st.integers(1, 4))
     count = guest * cores
@@ -154,7 +157,10 @@ def pinned(draw: st.DrawFn, threads: int) -> str:
         | st.integers(threads, 8 * threads - count).map(lambda at: list(range(at, at + count)))
         | st.lists(st.integers(0, 8 * threads + 1), min_size=count, max_size=count)
     )
-    pins = "".join(f"<vcpupin vcpu='{at}' cpuset='{cpu}'/>" for at, cpu in enumerate(cpus))
+    sets = [str(cpu) for cpu in cpus]
+    if draw(st.integers(0, 3)) == 0:
+        sets = [str(CpuSet(cpus) | CpuSet((draw(st.integers(0, 8 * threads - 1)),)))] * count
+    pins = "".join(f"<vcpupin vcpu='{at}' cpuset='{text}'/>" for at, text in enumerate(sets))
     emulator = draw(st.sampled_from(["", "<emulatorpin cpuset='0'/>"]))
     realtime = draw(st.sampled_from(["", f"<vcpusched vcpus='0-{count - 1}' scheduler='fifo'/>"]))
     bus = draw(st.sampled_from(["", "0x3b", "0xaf"]))
