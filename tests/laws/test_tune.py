@@ -41,7 +41,7 @@ def test_what_kvmhooks_wrote_stays(vm: str, host: str) -> None:
     assert (tuned.changes, tuned.gains) == ((), ())
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(hosts, st.data())
 def test_what_kvmhooks_wrote_stays_on_any_host(host: Host, data: st.DataObject) -> None:
     """So it is with any VM of any profile beside any others, also when it runs and holds it all."""
@@ -180,7 +180,7 @@ def pinned(draw: st.DrawFn, threads: int) -> str:
     )
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(st.data())
 def test_a_tuned_domain_is_at_least_as_good_as_it_was(data: st.DataObject) -> None:
     """By the objective where the pins may stay, and by the oracle in any case; twice is once.
