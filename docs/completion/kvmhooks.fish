@@ -171,7 +171,7 @@ complete -c kvmhooks -n '_shtab_kvmhooks_using status' -s h -l help -d 'show thi
 complete -c kvmhooks -n '_shtab_kvmhooks_using status' -l root -xka "(__fish_complete_path)" -d 'a host'"'"'s root directory'
 complete -c kvmhooks -n '_shtab_kvmhooks_using status' -l json -d 'print JSON'
 complete -c kvmhooks -n '_shtab_kvmhooks_using status; and test $_shtab_kvmhooks_npos -eq 0' -ka "(_kvm_launch_names)" -d 'a VM'"'"'s name or UUID: tell what it asks for alone'
-complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a tune -d 'make a libvirt domain better, and lose nothing of it'
+complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a tune -d 'Print a libvirt domain'"'"'s XML with what improves it for this host; every other byte stays. It tells on stderr what that gains. Pins stay that are as good as the planner'"'"'s, and so do those of a VM that OpenStack Nova, oVirt, KubeVirt, Harvester or Proxmox VE places, or that does not fit this host: the advice says which, and why. Of a domain that kvmhooks wrote, only the place is tuned.'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -s h -l help -d 'show this help message and exit'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l host -xka "(__fish_complete_path)" -d 'plan for a captured host'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l claims -xka "(__fish_complete_path)" -d 'the holdings of other VMs, instead of the live ones'
@@ -179,6 +179,7 @@ complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l defined -d 'domains that
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l run-dir -xka "(__fish_complete_path)" -d 'where kvm-launch'"'"'s VMs have their sockets'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l only -x -d 'some of profile,disks,network,cpu,memory,clock,features'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l keep-pins -d 'pins that are there stay'
+complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l repin -d 'change those that Nova or another program chose, too'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l profile -x -d 'one of general, compute, database, web, realtime, desktop, edge, confidential'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l connect -x -d URI
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l diff -d 'print what changes instead'

@@ -42,12 +42,17 @@ def add_host_options(parser: argparse.ArgumentParser) -> None:
 
 
 def take(
-    arguments: argparse.Namespace, specs: Sequence[VmSpec], *, has_libvirt: bool = False
+    arguments: argparse.Namespace,
+    specs: Sequence[VmSpec],
+    *,
+    has_libvirt: bool = False,
+    parts: Sequence[str] = (),
 ) -> Inventory:
     """Return the inventory for these VMs; its flaws go to stderr. Raises ``KvmhooksError``."""
     from kvmhooks.survey.survey import take as take_inventory
 
-    inventory = take_inventory(sources_of(arguments, has_libvirt=has_libvirt), *specs)
+    sources = sources_of(arguments, has_libvirt=has_libvirt)
+    inventory = take_inventory(sources, *specs, parts=parts)
     tell(inventory)
     return inventory
 

@@ -34,15 +34,16 @@ _TELLING: Final = ("run/kvmhooks", "run/libvirt/qemu", "etc/libvirt/qemu")
 """The directories of a host of which one is there where VMs are."""
 
 
-def take(sources: Sources, *specs: VmSpec) -> Inventory:
+def take(sources: Sources, *specs: VmSpec, parts: Sequence[str] = ()) -> Inventory:
     """Take the inventory on which ``specs`` are planned, or any domain if there are none.
 
-    Raises ``KvmhooksError`` for a source that cannot be read, but where only root may read it: that
-    is among the warnings.
+    ``parts`` of the host are looked at besides (``host.read``). Raises
+    ``KvmhooksError`` for a source that cannot be read, but where only root may read it: that is
+    among the warnings.
     """
     hypervisors: dict[str, Hypervisor] = {}
-    parts = tuple(dict.fromkeys(part for spec in specs for part in parts_of(spec))) or PLANNED
-    host = read(sources.host, parts)
+    needed = [part for spec in specs for part in parts_of(spec)] or PLANNED
+    host = read(sources.host, tuple(dict.fromkeys((*needed, *parts))))
     for spec in specs:
         hypervisors[spec.name] = _hypervisor_of(sources, spec, host)
     default = next(iter(hypervisors.values()), Hypervisor())

@@ -45,7 +45,7 @@ BELOW = {
         *("spec", "machine", "placement"),
     },
     "libvirt": {
-        *("distribution", "errors", "values"),
+        *("distribution", "errors", "values", "wording"),
         *("isolate", "host", "spec", "inventory", "machine", "placement"),
     },
     "kvm": {"files", "signals"},
@@ -93,7 +93,7 @@ WINGS = {
         {"reasons"},
         {"refusal"},
         {"plan"},
-        {"claim", "contract", "planned_usage", "slots", "replan"},
+        {"claim", "contract", "own_place", "planned_usage", "slots", "replan"},
         {"together"},
     ),
     "qemu": (
