@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 VERB: Final = "functions"
 """The former name of `vfs`, which the kvmhooks of every version knows that may be installed."""
+ANSWER_SECONDS: Final = 20.0
+"""The time for one answer of it: on a host that has just been busy a program of Python's takes
+seconds to begin. A start's own budget bounds it as well."""
 _UP: Final = 0x1
 """``IFF_UP`` (linux/if.h)."""
 
@@ -167,7 +170,7 @@ def _ask(access: Access, *words: str) -> str:
             "functions are set by `kvmhooks vfs`, and there is no kvmhooks that nobody but "
             "root can change: install it so, then run `kvmhooks hooks install`"
         )
-    return access.system.ask_program([*access.helper, VERB, *words], access.seconds())
+    return access.system.ask_program([*access.helper, VERB, *words], access.seconds(ANSWER_SECONDS))
 
 
 def _check_up(system: System, pf: str) -> None:
