@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", text)
     if config.getoption("--lab", default=None):
         is_worker = hasattr(config, "workerinput")
-        config.pluginmanager.register(proof.Proof(tells_at_once=not is_worker), "lab-proof")
+        config.pluginmanager.register(proof.Proof(is_worker=is_worker), "lab-proof")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -28,8 +28,8 @@ class Proof:
     """The time that each test took so far, its labs' restoring included."""
     again: list[tuple[str, str]] = field(default_factory=list)
     """Tests that were tried once more, each with what it failed with."""
-    tells_at_once: bool = True
-    """Not in a worker of another process, whose reports come here as well."""
+    is_worker: bool = False
+    """It is one of several processes: their reports all come to the first, which alone prints."""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Take each test's specification; one without is a mistake."""
@@ -59,7 +59,7 @@ class Proof:
             if outcome == "skipped" and NO_TIME in report.longreprtext:
                 outcome = LATE
             self.lines.append((outcome, sentence, parameters, total))
-            if outcome == "failed" and self.tells_at_once:
+            if outcome == "failed" and not self.is_worker:
                 name = order.name_of(report.nodeid)
                 text = f"{name} failed after {total:.0f} s: {_first_line(report)}"
                 print(f"\nlab: {text}", flush=True)
@@ -74,7 +74,7 @@ class Proof:
 
     def pytest_unconfigure(self, config: pytest.Config) -> None:
         """Print it below all else; a worker of another process has nothing to print."""
-        if hasattr(config, "workerinput"):
+        if self.is_worker:
             return
         if config.getoption("--regen"):
             order.write(self.seconds.items())
