@@ -13,6 +13,11 @@ from dataclasses import dataclass, field
 
 BUS = "sys/bus/pci"
 WRITE_ONLY = {"bind", "unbind", "drivers_probe"}
+HOSTDEV = (
+    "<devices><hostdev mode='subsystem' type='pci' managed='yes'><source>"
+    "<address domain='0x0000' bus='0x01' slot='0x10' function='0x0'/></source></hostdev></devices>"
+)
+"""0000:01:10.0, in a domain."""
 
 
 @dataclass

@@ -22,16 +22,12 @@ from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.isolate.system.system import System
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
+from tests.isolate_model.pci import HOSTDEV
 from tests.isolate_model.tree import add_process, plant
 from tests.isolate_model.world import Vm, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-HOSTDEV = (
-    "<devices><hostdev mode='subsystem' type='pci' managed='yes'><source>"
-    "<address domain='0x0000' bus='0x01' slot='0x10' function='0x0'/></source></hostdev></devices>"
-)
 
 
 class Tree:

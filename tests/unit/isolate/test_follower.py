@@ -21,14 +21,10 @@ from kvmhooks.isolate.vm import strays
 from kvmhooks.isolate.vm.affinity import moved, stale
 from kvmhooks.values import CpuSet, union
 from tests.isolate_model.kernel import Kernel, Record
-from tests.isolate_model.pci import Function
+from tests.isolate_model.pci import HOSTDEV, Function
 from tests.isolate_model.tree import add_process
 from tests.isolate_model.world import ISOLATION, Vm, World, effective_state, intruders
 
-HOSTDEV = (
-    "<devices><hostdev mode='subsystem' type='pci' managed='yes'><source>"
-    "<address domain='0x0000' bus='0x01' slot='0x10' function='0x0'/></source></hostdev></devices>"
-)
 HOSTDEV_XML = f"{HOSTDEV}</domain>".encode()
 CPUS = st.sets(st.integers(0, 15), min_size=1, max_size=3).map(CpuSet)
 PINS = st.dictionaries(st.integers(0, 5), CPUS, max_size=6)
