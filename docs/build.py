@@ -22,6 +22,7 @@ import shtab
 from kvm_launch.commands import main as launch
 from kvm_launch.commands import verbs
 from kvmhooks.cli.main import VERBS
+from kvmhooks.exits import CODES
 from kvmhooks.spec.schema import schema
 
 HERE: Final = Path(__file__).parent
@@ -42,15 +43,6 @@ A VM is described by a file in TOML. Nothing in it is coerced, an unknown key is
 that is wrong is told at once. Sizes are written with KiB, MiB, GiB or TiB; CPUs and nodes as lists
 such as "0-3,8". Relative paths start at the folder of the file. The text of a key that is true or
 false says what true means. kvmhooks schema prints the same as a JSON Schema."""
-
-EXITS: Final = {
-    "kvmhooks": """\
-0 done; 1 refused, nothing was changed; 2 usage; 3 QEMU or libvirt failed; 4 the host could not be
-restored completely.""",
-    "kvm-launch": """\
-0 the guest powered off and all was as planned; 1 refused, nothing was changed; 2 usage; 3 QEMU
-failed, or something was not as planned; 4 the host could not be restored completely.""",
-}
 
 FILES: Final = {
     "kvmhooks": {
@@ -210,7 +202,8 @@ def page_of(parser: argparse.ArgumentParser) -> Iterator[str]:
     yield ".SH EXAMPLES"
     yield from verbatim(parser.epilog or "kvmhooks plan vm.toml")
     yield ".SH EXIT STATUS"
-    yield plain(EXITS[parser.prog])
+    for code, name, meaning in CODES:
+        yield from entry(f"{code} {name}", meaning)
     yield ".SH FILES"
     for path, what in FILES[parser.prog].items():
         yield from entry(path, what)

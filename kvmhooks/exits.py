@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Final
 
 from kvmhooks.errors import KvmhooksError, OutputError
 from kvmhooks.output import plain
+
+DRIFT: Final = 5
+
+CODES: Final = (
+    (0, "done", "done; of kvm-launch: the guest powered off, and all was as planned"),
+    (1, "refused", "refused, and nothing was changed"),
+    (2, "usage", "the command line is not as expected"),
+    (3, "failed", "QEMU or libvirt failed; of kvm-launch also: something was not as planned"),
+    (4, "not restored", "the host could not be restored completely"),
+    (DRIFT, "drift", "of kvmhooks status: somebody else has changed what VMs hold of the host"),
+)
+"""Every exit code of both commands: its name, and its meaning. ``KvmhooksError`` has those of
+errors."""
+
+
+def told_codes() -> str:
+    """Return the table for a person, a line for each code."""
+    return "".join(f"  {code}  {meaning}\n" for code, _, meaning in CODES)
 
 
 def exit_code_of(command: Callable[[], int], *, interrupted: str) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 
 from kvmhooks import files
 from kvmhooks.errors import InputError
-from kvmhooks.isolate.claims.claim import Claim
 
 
 def read_document(name: str, limit: int = 4 << 20) -> bytes:
@@ -34,14 +33,3 @@ def read_json(name: str) -> Any:
         return json.loads(read_document(name))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: found no JSON: {error}") from error
-
-
-def read_claims(name: str) -> tuple[Claim, ...]:
-    """Return the claims in a JSON file: a list of what ``kvmhooks claim`` prints.
-
-    Raises ``InputError``, and ``IsolationError`` for one that is no claim.
-    """
-    document = read_json(name)
-    if not isinstance(document, list):
-        raise InputError(f"{name}: found no list, expected a JSON list of claims")
-    return tuple(Claim.from_file(claim) for claim in document)

@@ -95,7 +95,7 @@ _REMEDY = "stop them before, or have it given back under them: `kvmhooks hooks u
 
 def _told(held: Held, state: State) -> str:
     """Return one line of what a VM holds."""
-    from kvmhooks.cli.isolation import pages_of
+    from kvmhooks.cli.status import pages_of
     from kvmhooks.isolate.kinds.bound_functions import FunctionDemand
 
     claim = held.claim

@@ -30,7 +30,7 @@ VERBS = {
     "replan": ("kvmhooks.cli.replan", "move a running VM to better CPUs, if there are any"),
     "schema": ("kvmhooks.cli.schema", "print the JSON Schema of vm.toml"),
     "simulate": ("kvmhooks.cli.simulate", "list every write that a start and a stop would make"),
-    "status": ("kvmhooks.cli.isolation", "show what VMs hold of this host, and the originals"),
+    "status": ("kvmhooks.cli.status", "show what VMs hold of this host, and whether it is so"),
     "tune": ("kvmhooks.cli.tune", "make a libvirt domain better, and lose nothing of it"),
     "undo": ("kvmhooks.cli.isolation", "give back what a running VM holds"),
     "vfs": ("kvmhooks.cli.vfs", "show or set what a card lets its virtual functions do"),

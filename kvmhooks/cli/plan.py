@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvmhooks.cli import ground
+from kvmhooks.cli import sources
 from kvmhooks.cli.drawings import write_drawing
 from kvmhooks.errors import InputError, PlanError
 
 if TYPE_CHECKING:
-    from kvmhooks.host import Host
-    from kvmhooks.inventory.usage import Holding
+    from kvmhooks.inventory.inventory import Inventory
     from kvmhooks.placement import Together
     from kvmhooks.spec import VmSpec
 
@@ -35,23 +34,20 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.spec import load_vm
 
     arguments = parser_of(verb).parse_args(argv)
-    specs = [load_vm(file) for file in arguments.vms]
+    specs = [sources.with_accel(arguments, load_vm(file)) for file in arguments.vms]
     _check_names(specs)
-    host, others = ground.read_ground(arguments, specs)
-    together = plan_all(
-        specs,
-        host,
-        others,
-        target=lambda spec: ground.target_of(arguments, spec, has_libvirt=True),
-    )
+    inventory = sources.take(arguments, specs, has_libvirt=True)
+    together = plan_all(specs, inventory)
     if arguments.svg is not None and together.plans:
         from kvmhooks.show.plan_map import placed_drawing
 
-        write_drawing(placed_drawing(host, together.plans, others), arguments.svg)
+        others = inventory.others_of(*(plan.uuid for plan in together.plans))
+        drawn = placed_drawing(inventory.host, together.plans, others)
+        write_drawing(drawn, arguments.svg)
     if arguments.json:
         _print_json(specs, together)
     elif arguments.svg is None and together.plans:
-        _print_text(host, together, others)
+        _print_text(inventory, together)
     for name, refusal in together.refused.items():
         print(f"{name}: {refusal}", file=sys.stderr)
     return PlanError.exit_code if together.refused else 0
@@ -68,7 +64,7 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("vms", metavar="VM.toml", type=Path, nargs="+", help="the VMs' descriptions")
-    ground.add_options(parser)
+    sources.add_options(parser)
     add("--json", action="store_true", help="print the plan, or a list of plans, as JSON")
     add("--svg", metavar="FILE", type=Path, help="draw the host with the VMs; - is standard output")
     return parser
@@ -97,7 +93,7 @@ def _print_json(specs: Sequence[VmSpec], together: Together) -> None:
     print(json.dumps(document, indent=2))
 
 
-def _print_text(host: Host, together: Together, others: Sequence[Holding]) -> None:
+def _print_text(inventory: Inventory, together: Together) -> None:
     """Print a table for each VM, then the host with all of them in place."""
     from kvmhooks.show.plan_map import placed_text
     from kvmhooks.show.plan_text import picture
@@ -106,4 +102,5 @@ def _print_text(host: Host, together: Together, others: Sequence[Holding]) -> No
         print(picture(plan))
     if len(together.plans) > 1:
         print(f"planned in this order: {', '.join(plan.name for plan in together.plans)}\n")
-    sys.stdout.write(placed_text(host, together.plans, others))
+    others = inventory.others_of(*(plan.uuid for plan in together.plans))
+    sys.stdout.write(placed_text(inventory.host, together.plans, others))

@@ -14,6 +14,7 @@ from kvmhooks.cli.roots import used
 from kvmhooks.errors import IsolationError
 
 if TYPE_CHECKING:
+    from kvmhooks.inventory.inventory import Inventory
     from kvmhooks.isolate.claims.claim import Claim
     from kvmhooks.isolate.registry.registry import Registry
     from kvmhooks.libvirt.tuning.replan import Replanned
@@ -36,7 +37,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     registry = Registry(System(arguments.root), Store(arguments.root))
     if arguments.domain == "-":
         with used(arguments.root):
-            answer = _answer(registry, arguments.root)
+            answer = _answer(arguments.root)
         output.document(answer)
         return 0
     with used(arguments.root):
@@ -64,33 +65,40 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _answer(registry: Registry, root: str) -> bytes:
+def _inventory(root: str) -> Inventory:
+    """Return what a VM is planned on; its flaws go to stderr."""
+    from kvmhooks.cli.sources import tell
+    from kvmhooks.survey.sources import Sources
+    from kvmhooks.survey.survey import take
+
+    inventory = take(Sources(host=root))
+    tell(inventory)
+    return inventory
+
+
+def _answer(root: str) -> bytes:
     """Return the XML on stdin with other pins, or nothing where those that it has are of use."""
     from kvmhooks.cli.documents import read_document
-    from kvmhooks.host import PLANNED, read
     from kvmhooks.libvirt.tuning.replan import misfit, replan
 
     document = read_document("-")
-    host = read(root, PLANNED)
-    claims = registry.claims()
-    return replan(document, host, claims).document if misfit(document, host, claims) else b""
+    inventory = _inventory(root)
+    return replan(document, inventory).document if misfit(document, inventory) else b""
 
 
 def _move(registry: Registry, arguments: argparse.Namespace) -> dict[str, Any]:
     """Move a VM if it is better elsewhere; what was found, and what was done."""
-    from kvmhooks.host import PLANNED, read
     from kvmhooks.libvirt.repin import RunningDomain
     from kvmhooks.libvirt.tuning.replan import misfit, replan
 
-    host = read(arguments.root, PLANNED)
-    claims = registry.claims()
+    inventory = _inventory(arguments.root)
     with RunningDomain.connected(arguments.connect, arguments.domain) as running:
         document = running.document()
         held = registry.look().held.get(f"qemu-{running.uuid}")
         if held is None:
             raise IsolationError(f"{arguments.domain}: it holds no CPUs of its own here")
-        found = replan(document, host, claims)
-        why = misfit(document, host, claims)
+        found = replan(document, inventory)
+        why = misfit(document, inventory)
         stays = _reason_to_stay(found, running.nodes(document))
         is_better = bool(why) or found.before is None or found.after < found.before
         result = {

@@ -11,34 +11,53 @@ from pathlib import Path
 import attrs
 
 from kvmhooks import output
-from kvmhooks.cli.documents import read_claims, read_document
+from kvmhooks.cli import sources
+from kvmhooks.cli.documents import read_document
 from kvmhooks.errors import UsageError
 from kvmhooks.libvirt.tuning.tune import CONCERNS, Tuned
 from kvmhooks.spec.profiles import PROFILES
 
+_DESCRIPTION = """\
+Print a libvirt domain's XML with what improves it for this host; every other byte stays.
+
+It tells on stderr what that gains. Pins stay that are as good as the planner's, and so
+do those of a VM that OpenStack Nova, oVirt, KubeVirt, Harvester or Proxmox VE places, or that does
+not fit this host: the advice says which, and why. Of a domain that kvmhooks wrote, only the place
+is tuned."""
+
+_EXAMPLES = """\
+examples:
+  kvmhooks tune web --diff              say what would be better, and what that gains
+  kvmhooks tune web --apply             define it; its next start has it
+  kvmhooks tune - --keep-pins < web.xml all but the pins
+  kvmhooks tune web --profile realtime  and what the profile says where the domain does not
+"""
+
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Print the tuned XML, or what ``--diff``, ``--check``, ``--json`` or ``--apply`` ask for."""
-    from kvmhooks.host import PLANNED, read
-    from kvmhooks.libvirt.tuning.tune import tune
+    from kvmhooks.libvirt.tuning.tune import parts_for, tune
 
     arguments = parser_of(verb).parse_args(argv)
+    if arguments.keep_pins and arguments.repin:
+        raise UsageError("--repin: found --keep-pins beside it, expected one of the two")
     is_file = arguments.domain == "-" or "/" in arguments.domain or Path(arguments.domain).exists()
     if arguments.profile is not None and arguments.profile not in PROFILES:
         known = ", ".join(PROFILES)
         raise UsageError(f"--profile: found {arguments.profile!r}, expected one of {known}")
     only = tuple(CONCERNS) if arguments.only is None else _concerns(arguments.only)
-    claims = read_claims(arguments.claims) if arguments.claims is not None else ()
     document = read_document(arguments.domain) if is_file else _dump(arguments)
     tuned = tune(
         document,
-        read(arguments.host, PLANNED),
-        claims,
+        sources.take(arguments, (), parts=parts_for(document, arguments.domain)),
         name=arguments.domain,
         only=only,
         keep_pins=arguments.keep_pins,
+        repin=arguments.repin,
         profile=arguments.profile,
     )
+    gains = f"gains: {', '.join(tuned.gains)}" if tuned.gains else "nothing to gain"
+    print(gains, file=sys.stderr)
     _say(arguments, tuned)
     for sentence in tuned.advice:
         print(f"advice: {sentence}", file=sys.stderr)
@@ -52,14 +71,17 @@ def main(verb: str, argv: Sequence[str]) -> int:
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
     """Return the command line of ``verb``."""
-    parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=f"kvmhooks {verb}", description=_DESCRIPTION, epilog=_EXAMPLES, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("domain", metavar="DOMAIN", help="an XML file, - for stdin, or a name")
-    parser.add_argument(
-        "--host", metavar="DIR|FILE.tar", default="/", help="tune for a captured host"
-    )
-    parser.add_argument("--claims", metavar="FILE", help="a JSON list of what other VMs hold")
+    sources.add_host_options(parser)
     parser.add_argument("--only", metavar="CONCERN,…", help=f"some of {','.join(CONCERNS)}")
     parser.add_argument("--keep-pins", action="store_true", help="pins that are there stay")
+    parser.add_argument(
+        "--repin", action="store_true", help="change those that Nova or another program chose, too"
+    )
     parser.add_argument("--profile", metavar="NAME", help=f"one of {', '.join(PROFILES)}")
     parser.add_argument("--connect", metavar="URI", default="qemu:///system")
     parser.add_argument("--diff", action="store_true", help="print what changes instead")
@@ -90,7 +112,11 @@ def _say(arguments: argparse.Namespace, tuned: Tuned) -> None:
 
     if arguments.json:
         changes = [_hidden(attrs.asdict(change)) for change in tuned.changes]
-        document = {"changes": changes, "advice": list(tuned.advice)}
+        document = {
+            "gains": list(tuned.gains),
+            "changes": changes,
+            "advice": list(tuned.advice),
+        }
         if not (arguments.apply or arguments.check or arguments.diff):
             document["xml"] = tuned.document.decode(errors="replace")
         print(json.dumps(document, indent=2))

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from kvmhooks.errors import PlanError
 from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.isolate.claims.hugepage_demand import ANY_NODE
 from kvmhooks.isolate.kinds.bound_functions import FunctionDemand
 from kvmhooks.isolate.kinds.hugepage_pools import HugePageDemand
+from kvmhooks.isolate.kinds.mdevs import MdevDemand
 from kvmhooks.values import CpuSet, PciAddress
 
+Item = TypeVar("Item")
+
 FORMAT: Final = 1
-"""The version of the JSON form."""
+"""The version of the JSON form; keys are only added to it."""
+
+SECOND: Final = "~"
+"""The name, within a VM's UUID, of a second QEMU of it; no VM's name has it."""
+
+_MOST: Final = 1 << 53
+"""No number of a holding is larger: JSON's readers agree up to here (RFC 8259, 6)."""
+
+
+def second_identity_of(identity: str) -> str:
+    """Return the UUID under which a second QEMU of a VM holds what it has.
+
+    It is empty for what is no UUID, of which there is no second.
+    """
+    try:
+        return str(uuid.uuid5(uuid.UUID(identity), SECOND))
+    except ValueError:
+        return ""
 
 
 @frozen(kw_only=True)
@@ -41,8 +63,12 @@ class Holding:
     the kernel still counts them as free. Node -1 is any node."""
     ways: tuple[tuple[int, int], ...] = ()
     """(L3 cache id, mask): its own ways."""
+    bandwidth: tuple[tuple[int, int], ...] = ()
+    """(L3 cache id, percent): its share of the memory bandwidth there."""
     pci: tuple[PciAddress, ...] = ()
     """The devices that it has."""
+    mdevs: tuple[str, ...] = ()
+    """The UUIDs of its mediated devices."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the holding as JSON types, with the format's version."""
@@ -61,8 +87,42 @@ class Holding:
                 for node, size_kib, count in self.hugepages
             ],
             "ways": [{"cache": cache, "mask": f"{mask:x}"} for cache, mask in self.ways],
+            "bandwidth": [
+                {"cache": cache, "percent": percent} for cache, percent in self.bandwidth
+            ],
             "pci": [str(address) for address in self.pci],
+            "mdevs": list(self.mdevs),
         }
+
+
+def merged(holdings: Iterable[Holding]) -> tuple[Holding, ...]:
+    """Return each VM once, in the order of the first of each: a claim and a domain are one VM.
+
+    The first has the say on the CPUs that are its alone and on its huge pages; what only a later
+    one knows is added.
+    """
+    found: dict[str, Holding] = {}
+    for holding in holdings:
+        known = found.get(holding.uuid)
+        found[holding.uuid] = holding if known is None else _both(known, holding)
+    return tuple(found.values())
+
+
+def _both(known: Holding, more: Holding) -> Holding:
+    """Return one VM of which two places tell."""
+    shared = known.exclusive | known.dedicated
+    return evolve(
+        known,
+        dedicated=known.dedicated | ((more.dedicated | more.exclusive) - known.exclusive),
+        idle=known.idle | (more.idle - shared),
+        floating=known.floating or more.floating,
+        memory=known.memory or more.memory,
+        hugepages=known.hugepages,
+        ways=known.ways or more.ways,
+        bandwidth=known.bandwidth or more.bandwidth,
+        pci=tuple(dict.fromkeys((*known.pci, *more.pci))),
+        mdevs=tuple(dict.fromkeys((*known.mdevs, *more.mdevs))),
+    )
 
 
 def of_claim(claim: Claim, *, is_mapped: bool = False) -> Holding:
@@ -75,6 +135,7 @@ def of_claim(claim: Claim, *, is_mapped: bool = False) -> Holding:
         keeps_siblings=claim.setting("isolation.siblings") == "idle",
         hugepages=() if is_mapped else _hugepages_of(claim),
         pci=tuple(map(PciAddress.parse, dict.fromkeys((*claim.devices, *bound)))),
+        mdevs=claim.asks_of(MdevDemand.KIND),
     )
 
 
@@ -107,34 +168,82 @@ def of_pins(
 
 
 def from_json(document: object) -> Holding:
-    """Read back what ``Holding.to_json`` wrote, or a claim's own JSON (a claim has no ``memory``).
+    """Read back what ``Holding.to_json`` wrote, or a claim's JSON.
 
-    Raises ``PlanError`` for anything else.
+    A claim says nothing of ordinary memory and cache ways but in what ``kvmhooks claim`` prints
+    beside it. Raises ``PlanError`` for anything else, ``IsolationError`` for a wrong claim.
     """
     if not isinstance(document, dict):
         raise PlanError("claims", type(document).__name__, "an object for each VM")
-    if "settings" in document:
-        return of_claim(Claim.from_file(document))
-    if document.get("format") != FORMAT:
-        raise PlanError("claims", f"format {document.get('format')!r}", f"format {FORMAT}")
     try:
+        if "settings" in document:
+            held = of_claim(Claim.from_file(document))
+            return evolve(held, **_amounts(document, is_whole=False))
+        if document.get("format") != FORMAT:
+            raise PlanError("claims", f"format {document.get('format')!r}", f"format {FORMAT}")
+        identity = str(document["uuid"])
+        if str(uuid.UUID(identity)) != identity:
+            raise PlanError("claims: uuid", repr(identity)[:60], "a lower-case UUID")
         return Holding(
             name=str(document["name"]),
-            uuid=str(document["uuid"]),
+            uuid=identity,
             exclusive=CpuSet.parse(document["exclusive"]),
             dedicated=CpuSet.parse(document["dedicated"]),
             idle=CpuSet.parse(document["idle"]),
             keeps_siblings=document["keeps_siblings"] is True,
             floating=tuple(
-                (CpuSet.parse(share["cpus"]), int(share["vcpus"])) for share in document["floating"]
+                (CpuSet.parse(share["cpus"]), _count(share["vcpus"]))
+                for share in document["floating"]
             ),
-            memory=tuple((int(share["node"]), int(share["kib"])) for share in document["memory"]),
             hugepages=tuple(
-                (int(pages["node"]), int(pages["size_kib"]), int(pages["count"]))
+                (_node(pages["node"]), _count(pages["size_kib"], 1), _count(pages["count"]))
                 for pages in document["hugepages"]
             ),
-            ways=tuple((int(ways["cache"]), int(ways["mask"], 16)) for ways in document["ways"]),
             pci=tuple(PciAddress.parse(address) for address in document["pci"]),
+            mdevs=tuple(str(mdev) for mdev in document.get("mdevs", ())),
+            **_amounts(document, is_whole=True),
         )
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise PlanError("claims", f"{type(error).__name__}: {error}", "a holding") from error
+
+
+def _amounts(document: dict[str, Any], *, is_whole: bool) -> dict[str, Any]:
+    """Return what a document says of memory, cache ways and bandwidth.
+
+    The first two have to be there where it ``is_whole``. Raises ``LookupError``, ``TypeError`` or
+    ``ValueError``.
+    """
+
+    def rows(key: str, row: Callable[[Any], Item], *, is_needed: bool) -> tuple[Item, ...]:
+        items = document[key] if is_needed else document.get(key, ())
+        return tuple(row(item) for item in items)
+
+    return {
+        "memory": rows(
+            "memory",
+            lambda share: (_node(share["node"]), _count(share["kib"])),
+            is_needed=is_whole,
+        ),
+        "ways": rows(
+            "ways",
+            lambda ways: (_count(ways["cache"]), _count(int(ways["mask"], 16))),
+            is_needed=is_whole,
+        ),
+        "bandwidth": rows(
+            "bandwidth",
+            lambda share: (_count(share["cache"]), _count(share["percent"])),
+            is_needed=False,
+        ),
+    }
+
+
+def _node(value: object) -> int:
+    """Return the number of a node, or that of any. Raises ``ValueError``."""
+    return ANY_NODE if value == ANY_NODE and type(value) is int else _count(value)
+
+
+def _count(value: object, least: int = 0) -> int:
+    """Return a number of things. Raises ``ValueError`` for one that is none."""
+    if type(value) is not int or not least <= value <= _MOST:
+        raise ValueError(f"found {value!r:.40}, expected a whole number of at least {least}")
+    return value

@@ -18,8 +18,9 @@ _KINDS: Final = {"kvm": "kvm", "tcg": "qemu"}
 def told_by(document: str | bytes, name: str = "domain capabilities") -> frozenset[str]:
     """Return what ``Target.domain`` says of a libvirt that gave this answer.
 
-    ``devices/tpm/backendModel=emulator`` and ``features/sev`` are there, and with a ``?`` behind
-    them the places of which something is told at all. Raises ``InputError``.
+    ``devices/tpm/backendModel=emulator``, ``features/sev`` and ``features/sev/cbitpos=51`` are
+    there, and with a ``?`` behind them the places of which something is told at all. Raises
+    ``InputError``.
     """
     root = parse(document, name).root
     if root.tag != "domainCapabilities":
@@ -34,6 +35,8 @@ def _words(element: Element, at: str) -> Iterator[str]:
         if supported == "yes":
             yield at
     for child in element.children:
+        if not child.children and child.text.strip():
+            yield f"{at}/{child.tag}={child.text.strip()}"
         if child.tag != "enum":
             yield from _words(child, f"{at}/{child.tag}")
             continue

@@ -1,7 +1,14 @@
-"""The encryption of a guest's memory."""
+"""The encryption of a guest's memory: what the host can do, and what the guest must be.
+
+What the host can do KVM tells by parameters of its modules, which read ``N`` where the processor,
+its firmware or the kernel cannot (``sev_hardware_setup()``, arch/x86/kvm/svm/sev.c; ``enable_tdx``,
+arch/x86/kvm/vmx/tdx.c): ``kvm_amd`` has ``sev_es`` since 5.11 and ``sev_snp`` since 6.11, and
+``kvm_intel`` has ``tdx`` since 6.16 where it is built with it (CONFIG_KVM_INTEL_TDX).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from attrs import frozen
@@ -9,7 +16,9 @@ from attrs import frozen
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
 from kvmhooks.machine.qemu_features import SEV, SEV_SNP, TDX, Feature, FeatureUse
+from kvmhooks.machine.target import Target
 from kvmhooks.spec.model import VmSpec
+from kvmhooks.spec.security import SNP_SMT, TYPES_OF_POLICIES
 
 FEATURES: Final[dict[str, Feature]] = {"sev": SEV, "sev-es": SEV, "sev-snp": SEV_SNP, "tdx": TDX}
 
@@ -18,11 +27,36 @@ POLICIES: Final = {"sev": "0x3", "sev-es": "0x7", "sev-snp": "0x30000", "tdx": "
 SEV API specification, table 2, the SEV-SNP firmware ABI, table 9 (bit 17 must be set), and for TDX
 of ATTRIBUTES, whose bit 28 (SEPT_VE_DISABLE) Linux guests insist on (qapi/qom.json)."""
 
-MODULES: Final = {"sev": "sev", "sev-es": "sev_es", "sev-snp": "sev_snp", "tdx": "tdx"}
-"""Parameters of kvm_amd and kvm_intel that say what is switched on."""
+MODULES: Final = {
+    "sev": "kvm_amd.sev",
+    "sev-es": "kvm_amd.sev_es",
+    "sev-snp": "kvm_amd.sev_snp",
+    "tdx": "kvm_intel.tdx",
+}
+"""The module's parameter that says what is switched on, as ``host.kvm.module_parameters`` has it.
+"""
 
 VENDORS: Final = {"sev": "amd", "sev-es": "amd", "sev-snp": "amd", "tdx": "intel"}
 """The vendors whose processors have it."""
+
+_OFF: Final = frozenset({"N", "n", "0"})
+
+_MOST_GUESTS: Final = {"sev": "maxGuests", "sev-es": "maxESGuests", "sev-snp": "maxESGuests"}
+"""libvirt's element that tells how many guests the processor has keys (ASIDs) for: of sev-snp the
+same as of sev-es (https://libvirt.org/formatdomaincaps.html#sev-capabilities)."""
+
+_WITHOUT_FLASH: Final = frozenset({"sev-snp", "tdx"})
+"""Their firmware is memory of the guest's own, measured at the start: flash, which is
+read-only slots, is none (QEMU's «hw/i386: Add support for loading BIOS using guest_memfd», 9.1;
+docs/system/i386/tdx.rst)."""
+
+_WITHOUT_SMM: Final = frozenset({"sev-es", "sev-snp", "tdx"})
+"""Guests whose registers are encrypted have no system management mode («KVM: SVM: Do not report
+support for SMM for an SEV-ES guest», since 5.11), which keeps secure boot's variables."""
+
+_C_BITS: Final = {0x17: 47}
+"""Family of the processor (EPYC 7001 and 7002): the bit of an address that says encrypted, which
+CPUID 0x8000001F tells (AMD64 manual, volume 3). All later ones have 51."""
 
 
 @frozen(kw_only=True)
@@ -46,18 +80,111 @@ def choose_security(
     found = f'"{asked.type}"'
     if accel != "kvm":
         raise PlanError("security.type", f"{found} under {accel}", "KVM")
-    vendor = host.kvm.vendor if host.kvm else None
-    if vendor is not None and vendor != VENDORS[asked.type]:
-        raise PlanError("security.type", f"{found} on a processor of {vendor}", VENDORS[asked.type])
-    parameters = (host.kvm.module_parameters if host.kvm else None) or {}
-    value = parameters.get(MODULES[asked.type])
-    if value in {"N", "0"}:
-        raise PlanError("security.type", found, f"a host that has it: KVM says {asked.type} is off")
+    _check_vendor(asked.type, host)
     features.require(FEATURES[asked.type], "security.type", found)
+    if not features.target.runs_it:
+        _check_host(asked.type, host)
+        _check_guests(asked.type, features.target)
+        _check_firmware(spec)
+        _check_policy(spec, host)
     return LaunchSecurity(
         type=asked.type,
         policy=asked.policy or POLICIES[asked.type],
         kernel_hashes=asked.kernel_hashes,
-        cbitpos=asked.cbitpos or (51 if asked.type == "sev-snp" else 47),
+        cbitpos=_cbitpos(spec, host, features.target),
         reduced_phys_bits=asked.reduced_phys_bits,
     )
+
+
+def security_warnings(spec: VmSpec) -> Iterator[str]:
+    """Tell of a policy by which the host may read the guest after all."""
+    kind, policy = spec.security.type, spec.security.policy
+    if policy is not None and kind in TYPES_OF_POLICIES:
+        bit, is_debug_if_set = TYPES_OF_POLICIES[kind]
+        if bool(int(policy, 16) & bit) is is_debug_if_set:
+            yield (
+                f"security.policy: {policy} lets the host debug the guest, so the host can read "
+                f"its memory ({'set' if is_debug_if_set else 'clear'} is {bit:#x})"
+            )
+
+
+def _check_vendor(kind: str, host: Host) -> None:
+    vendor = host.kvm.vendor if host.kvm else None
+    if vendor is not None and vendor != VENDORS[kind]:
+        raise PlanError("security.type", f'"{kind}" on a processor of {vendor}', VENDORS[kind])
+
+
+def _check_host(kind: str, host: Host) -> None:
+    """See that the host's KVM has it, as far as the host is known. Raises ``PlanError``."""
+    found = f'"{kind}"'
+    parameters = (host.kvm.module_parameters if host.kvm else None) or {}
+    module, _, name = MODULES[kind].partition(".")
+    is_told = any(known.startswith(f"{module}.") for known in parameters)
+    value = parameters.get(MODULES[kind])
+    if value is None and is_told:
+        why = f"this {module} has no parameter {name}: the kernel is older, or built without it"
+        raise PlanError("security.type", found, f"a host that has it: {why}")
+    if value in _OFF:
+        raise PlanError(
+            "security.type", found, f"a host that has it: {MODULES[kind]} is {value} here"
+        )
+
+
+def _check_guests(kind: str, target: Target) -> None:
+    """See that the processor has a key for one guest of this kind. Raises ``PlanError``."""
+    name = _MOST_GUESTS.get(kind)
+    if name is not None and f"features/sev/{name}=0" in (target.domain or ()):
+        raise PlanError(
+            "security.type",
+            f'"{kind}"',
+            f"a host with keys for it: libvirt tells {name} 0, see «minimum SEV ASID» in the "
+            "firmware's setup",
+        )
+
+
+def _check_firmware(spec: VmSpec) -> None:
+    """See that the guest's firmware can be what this needs. Raises ``PlanError``."""
+    kind, boot = spec.security.type, spec.boot
+    if kind in _WITHOUT_FLASH and boot.firmware == "uefi":
+        raise PlanError(
+            "security.type",
+            f'"{kind}" with boot.firmware = "uefi", which is flash',
+            "boot.firmware = the path of an OVMF that is one file, such as OVMF.amdsev.fd",
+        )
+    if kind in _WITHOUT_SMM and boot.secure_boot:
+        raise PlanError(
+            "boot.secure_boot", f'true with security.type = "{kind}"', "false: it has no SMM"
+        )
+
+
+def _check_policy(spec: VmSpec, host: Host) -> None:
+    """See that the host fulfils what the guest's owner wants. Raises ``PlanError``.
+
+    Without bit 16 the firmware refuses a guest of sev-snp while the host has SMT («KVM: SVM: Allow
+    SNP guest policy disallow running with SMT enabled»).
+    """
+    policy = spec.security.policy
+    if spec.security.type != "sev-snp" or policy is None or int(policy, 16) & SNP_SMT:
+        return
+    if any(len(cpu.siblings) > 1 for cpu in host.cpus or () if cpu.siblings):
+        raise PlanError(
+            "security.policy",
+            f"{policy}, which forbids SMT, on a host with it",
+            f"bit 16 ({SNP_SMT:#x}) set, or SMT off (/sys/devices/system/cpu/smt/control)",
+        )
+
+
+def _cbitpos(spec: VmSpec, host: Host, target: Target) -> int:
+    """Return the bit that is said, that libvirt tells, or that processors of this family have.
+
+    QEMU refuses another than the processor's («cbitpos check failed», target/i386/sev.c).
+    """
+    asked = spec.security.cbitpos
+    told = [word for word in target.domain or () if word.startswith("features/sev/cbitpos=")]
+    known = next((int(text) for word in told if (text := word.partition("=")[2]).isdigit()), None)
+    if asked is not None and known is not None and asked != known:
+        raise PlanError("security.cbitpos", str(asked), f"{known}, as libvirt tells of this host")
+    family = host.processor.family if host.processor else None
+    if asked is None and known is None and family is not None:
+        known = _C_BITS.get(family, 51)
+    return asked or known or (51 if spec.security.type == "sev-snp" else 47)

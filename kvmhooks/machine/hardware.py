@@ -14,6 +14,7 @@ from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
 from kvmhooks.machine.clock import GuestClock, choose_clock
 from kvmhooks.machine.confidential import LaunchSecurity, choose_security
+from kvmhooks.machine.cpu_model import check_names
 from kvmhooks.machine.guest_cpu import CpuInterface, choose_interface
 from kvmhooks.machine.memory_backing import Backing, choose_backing
 from kvmhooks.machine.pci_layout import Layout, lay_out
@@ -88,6 +89,7 @@ def choose_hardware(
     features = FeatureUse(target)
     _check_cells(spec, decided.cell_count)
     _require(spec, features)
+    check_names(spec.cpu, host, features, accel=accel)
     interface = choose_interface(spec, features, accel=accel, model=decided.model)
     backing, why_backing = choose_backing(spec)
     disks, scsi = choose_disks(spec, features, identity, decided.iothreads)

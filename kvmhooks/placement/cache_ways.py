@@ -6,7 +6,9 @@ The kernel takes masks of ways in a row, of ``min_cbm_bits`` at least, for each 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from attrs import frozen
 
@@ -16,6 +18,9 @@ from kvmhooks.host.resources import CacheAllocation
 from kvmhooks.inventory.usage import Holding
 from kvmhooks.placement.model import CacheShare
 from kvmhooks.values import CpuSet, union
+
+WHOLE: Final = 100
+"""All of a cache's memory bandwidth, in percent."""
 
 Row = tuple[int, int]
 """(the first way, how many)."""
@@ -91,6 +96,29 @@ def cpus_with(ways: Ways, count: int, host: Host) -> CpuSet:
         and cache.type != "Instruction"
         and ways.choose(cache.id, count) is not None
     )
+
+
+def cpus_with_bandwidth(host: Host, holdings: Sequence[Holding], percent: int) -> CpuSet:
+    """Return the CPUs of the L3 caches that have so much of their memory bandwidth left.
+
+    libvirt gives no more than all of it to the VMs of a cache together
+    (``virResctrlAllocMemoryBandwidth()``, src/util/virresctrl.c). Raises ``PlanError`` where no
+    cache has as much.
+    """
+    held: Counter[int] = Counter()
+    for holding in holdings:
+        held.update(dict(holding.bandwidth))
+    short = [
+        cache
+        for cache in host.caches or ()
+        if cache.level == 3 and held[cache.id] and held[cache.id] + percent > WHOLE
+    ]
+    left = host.online - union(cache.cpus for cache in short)
+    if not left:
+        most = max(WHOLE - held[cache.id] for cache in short)
+        at = "isolation.memory_bandwidth"
+        raise PlanError(at, f"{percent} % beside what other VMs have", f"{most} % at most")
+    return left
 
 
 def shares(ways: Ways, count: int, caches: Iterable[int], host: Host) -> tuple[CacheShare, ...]:

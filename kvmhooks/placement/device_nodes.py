@@ -24,13 +24,17 @@ def check_devices(spec: VmSpec, host: Host, holdings: Sequence[Holding]) -> None
     """See that each device is there, and nobody else's. Raises ``PlanError``."""
     there = _devices(host)
     owners = {address: holding.name for holding in holdings for address in holding.pci}
+    _check_mdevs(spec, holdings)
+    for at, address, first in spec.repeats():  # also by its name, which was no address before
+        raise PlanError(at, str(address), f"each device once: {first} is the same")
+    for at, address in spec.functions():
+        if address in owners:
+            found = f"{address}, which {owners[address]} has"
+            raise PlanError(at, found, "a device that is free")
     for index, device in enumerate(spec.pci):
-        at = f"pci[{index}].address"
         if host.pci is not None and device.chosen not in there:
+            at = f"pci[{index}].address"
             raise PlanError(at, str(device.chosen), "a PCI device of the host")
-        if device.chosen in owners:
-            name = owners[device.chosen]
-            raise PlanError(at, f"{device.chosen}, which {name} has", "a device that is free")
         is_lost = _node(there, index, spec) is None and len(host.nodes or ()) > 1
         if device.locality == "required" and is_lost:
             raise PlanError(
@@ -38,6 +42,16 @@ def check_devices(spec: VmSpec, host: Host, holdings: Sequence[Holding]) -> None
                 f'"required" for {device.chosen}, whose node is not known',
                 '"preferred" or "ignore"',
             )
+
+
+def _check_mdevs(spec: VmSpec, holdings: Sequence[Holding]) -> None:
+    """See that no other VM has a mediated device. Raises ``PlanError``."""
+    owners = {identity: holding.name for holding in holdings for identity in holding.mdevs}
+    for index, mdev in enumerate(spec.mdev):
+        identity = str(mdev.chosen)
+        if identity in owners:
+            found = f"{identity}, which {owners[identity]} has"
+            raise PlanError(f"mdev[{index}].uuid", found, "a mediated device that is free")
 
 
 def affinity_of(spec: VmSpec, capacity: Capacity) -> NodeAffinity:

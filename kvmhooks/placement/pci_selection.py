@@ -29,7 +29,7 @@ def choose_devices(spec: VmSpec, host: Host, holdings: Sequence[Holding]) -> VmS
         return spec
     there = [device for device in host.pci or () if not (device.class_ or "").startswith(_BRIDGE)]
     taken = {address for holding in holdings for address in holding.pci}
-    taken |= {device.address for device in spec.pci if device.address is not None}
+    taken |= {address for _, address in spec.functions()}
     chosen: list[Pci] = []
     for index, device in enumerate(spec.pci):
         if device.address is None and device.sriov is not None:

@@ -11,17 +11,27 @@ from attrs import evolve, frozen
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import PLANNED, Host
-from kvmhooks.inventory.usage import Holding, of_claim
+from kvmhooks.inventory.hypervisor import Hypervisor
+from kvmhooks.inventory.inventory import Inventory, inventory_on
+from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.machine.confidential import security_warnings
 from kvmhooks.machine.cpu_model import choose_cpu
 from kvmhooks.machine.hardware import Decided, choose_hardware
 from kvmhooks.machine.iothreads import serve_disks
 from kvmhooks.machine.mdev import choose_parents
 from kvmhooks.machine.sriov import with_coming
-from kvmhooks.machine.target import OLDEST, Target
+from kvmhooks.machine.target import Target
 from kvmhooks.machine.topology import check_limits, choose_topology
 from kvmhooks.placement import refusal
-from kvmhooks.placement.cache_ways import Ways, cpus_with, shares, ways_of
+from kvmhooks.placement.cache_ways import (
+    Ways,
+    cpus_with,
+    cpus_with_bandwidth,
+    shares,
+    ways_of,
+)
+from kvmhooks.placement.cells import cells_of, distances_of, placed_of
 from kvmhooks.placement.device_nodes import (
     affinity_of,
     check_devices,
@@ -31,7 +41,6 @@ from kvmhooks.placement.device_nodes import (
 from kvmhooks.placement.emulator import emulator_cpus
 from kvmhooks.placement.model import (
     ORDINARY_PAGE_KIB,
-    Cell,
     IothreadPin,
     Plan,
     VcpuPin,
@@ -39,9 +48,9 @@ from kvmhooks.placement.model import (
 from kvmhooks.placement.pci_selection import choose_devices
 from kvmhooks.placement.pins import Pins, pin
 from kvmhooks.placement.profile import give_way
-from kvmhooks.placement.reasons import Settled, reasons, warnings
+from kvmhooks.placement.reasons import Settled, reasons, warnings, without_effect
 from kvmhooks.placement.request import requests
-from kvmhooks.placement.search.capacity import Capacity, NodeCapacity, measure
+from kvmhooks.placement.search.capacity import Capacity, measure
 from kvmhooks.placement.search.choose import Choice, Terms, choose
 from kvmhooks.placement.search.evaluate import Placed, score
 from kvmhooks.placement.search.search import Effort, NodeAffinity, SearchLimit
@@ -50,10 +59,6 @@ from kvmhooks.values import CpuSet, union
 
 NAMESPACE: Final = uuid.UUID("7e0d6d9e-7f5b-5f0a-9b53-6b766d686f6f")
 """The name space of UUIDs that are derived from a VM's name (RFC 9562, version 5)."""
-
-SAME_NODE_DISTANCE: Final = 11
-"""Between guest cells on one host node: Linux takes no 10 but for a node itself
-(``slit_valid()``, drivers/acpi/numa/srat.c)."""
 
 
 @frozen(kw_only=True)
@@ -67,27 +72,52 @@ class Present:
 
 def plan(
     spec: VmSpec,
-    host: Host,
+    place: Host | Inventory,
     claims: Sequence[Claim | Holding] = (),
     *,
     housekeeping: CpuSet | None = None,
-    target: Target = OLDEST,
+    target: Target | None = None,
     effort: Effort | None = None,
 ) -> Plan:
-    """Decide where the VM of ``spec`` lives on ``host`` beside the VMs that made ``claims``.
+    """Decide where the VM of ``spec`` lives at ``place``, beside the VMs that made ``claims`` too.
 
-    A claim counts its huge pages as promised and not mapped yet. ``housekeeping`` are the CPUs that
-    no dedicated vCPU is put on; without it some are chosen. ``target`` says which QEMU and libvirt
-    will run it: only what they have is used. It reads nothing but its arguments.
-    Raises ``PlanError`` when the VM does not fit; the message names what binds.
+    A bare ``Host`` is one that nobody else uses, without an administrator's limits. A claim counts
+    its huge pages as promised and not mapped yet. ``housekeeping`` are the CPUs that no dedicated
+    vCPU is put on; without it those of the administrator, else some that are chosen. ``target``
+    says which QEMU and libvirt will run it, if not those of the inventory: only what they have is
+    used. It reads nothing but its arguments. Raises ``PlanError`` when the VM does not fit; the
+    message names what binds.
     """
+    inventory = inventory_on(place, claims)
+    hypervisor = inventory.hypervisor_of(spec.name)
+    if target is not None:
+        hypervisor = hypervisor.on(target)
     identity = identity_of(spec)
-    holdings = holdings_of(claims, without=identity)
-    capacity = measure(host, holdings, housekeeping)
+    others = inventory.others_of(identity)
+    kept = inventory.kept_beside(others) if housekeeping is None else housekeeping
+    capacity = measure(inventory.host, others, kept)
+    effort = effort or Effort()
+    decided = _with_defaults(spec, capacity, effort, hypervisor)
+    expected = inventory.expected_beside(identity)
+    if not expected:
+        return decided
+    beside = measure(inventory.host, [*others, *expected], capacity.housekeeping)
+    names = [other.name for other in expected]
+    try:
+        other = plan_on(decided.spec, beside, effort=effort, hypervisor=hypervisor)
+    except PlanError:
+        other = None
+    return _apart(decided, other, capacity, names)
+
+
+def _with_defaults(
+    spec: VmSpec, capacity: Capacity, effort: Effort, hypervisor: Hypervisor
+) -> Plan:
+    """Return the plan, for which defaults of the profile give way. Raises ``PlanError``."""
     given_up: list[str] = []
     while True:
         try:
-            decided = plan_on(spec, capacity, effort=effort or Effort(), target=target)
+            decided = plan_on(spec, capacity, effort=effort, hypervisor=hypervisor)
         except PlanError as error:
             other = give_way(spec, error)
             if other is None:
@@ -98,10 +128,26 @@ def plan(
             return evolve(decided, warnings=(*given_up, *decided.warnings))
 
 
+def _apart(decided: Plan, other: Plan | None, capacity: Capacity, names: Sequence[str]) -> Plan:
+    """Return the plan that leaves their places to VMs that are yet to start, if it is as good."""
+    listed = ", ".join(sorted(names))
+    placed = None if other is None else placed_of(other, capacity)
+    if other is not None and placed is not None:
+        spec = other.spec
+        if score(spec, placed, capacity, affinity_of(spec, capacity)) == decided.score:
+            reason = f"of equal places one that leaves theirs to {listed}, which will start with "
+            why = (f"{reason}the host", *other.why)
+            return evolve(other, score=decided.score, why=why, warnings=decided.warnings)
+    message = f"{listed} will start with the host, and may want what this VM has then"
+    return evolve(decided, warnings=(*decided.warnings, message))
+
+
 def parts_of(spec: VmSpec) -> tuple[str, ...]:
     """Return the parts of the host that a plan for ``spec`` looks at (``kvmhooks.host.read``)."""
     has_types = any(mdev.type is not None for mdev in spec.mdev)
     more = ["pci"] if spec.pci or has_types else []
+    if spec.cpu.features or spec.security.type != "none":
+        more.append("processor")
     if spec.isolation.cache_ways is not None or spec.isolation.memory_bandwidth is not None:
         more.append("resctrl")
     return (*PLANNED, *more)
@@ -112,22 +158,13 @@ def identity_of(spec: VmSpec) -> str:
     return spec.uuid or str(uuid.uuid5(NAMESPACE, spec.name))
 
 
-def holdings_of(claims: Sequence[Claim | Holding], *, without: str) -> list[Holding]:
-    """Return the resources that the other VMs hold, in an order of their own."""
-    holdings = [of_claim(claim) if isinstance(claim, Claim) else claim for claim in claims]
-    return sorted(
-        (holding for holding in holdings if holding.uuid != without),
-        key=lambda holding: (holding.uuid, holding.name),
-    )
-
-
 def plan_on(
     spec: VmSpec,
     capacity: Capacity,
     *,
     effort: Effort,
     present: Present | None = None,
-    target: Target = OLDEST,
+    hypervisor: Hypervisor,
 ) -> Plan:
     """Return the plan on a host that was looked at. Raises ``PlanError``."""
     spec = choose_devices(spec, capacity.host, capacity.holdings)
@@ -136,7 +173,7 @@ def plan_on(
     capacity = capacity if host is capacity.host else evolve(capacity, host=host)
     check_limits(spec)
     check_devices(spec, host, capacity.holdings)
-    accel, why_accel = _accelerator(spec, host)
+    accel, why_accel = hypervisor.accelerator(spec.machine.accel, host)
     found = place(spec, capacity, effort=effort, present=present)
     settled = _settle(spec, capacity, found)
     choice, pins, cells, others = settled.choice, settled.pins, settled.cells, settled.others
@@ -154,7 +191,7 @@ def plan_on(
     hardware, why_hardware = choose_hardware(
         spec,
         host,
-        target,
+        hypervisor.target,
         Decided(
             accel=accel,
             model=cpu.model,
@@ -180,7 +217,7 @@ def plan_on(
         iothreads=tuple(IothreadPin(number, others) for number in served.iothreads),
         disk_iothreads=served.disks,
         cells=cells,
-        distances=_distances(choice.assignment.numa_nodes),
+        distances=distances_of(choice.assignment.numa_nodes),
         memory_mode=_memory_mode(spec, choice),
         hardware=hardware,
         macs=tuple(net.mac or derived_mac(identity, index) for index, net in enumerate(spec.net)),
@@ -197,11 +234,14 @@ def plan_on(
         score=settled.score,
         optimal=not choice.gap,
         gap=dict(choice.gap),
-        why=(*reasons(settled), *served.why, *why_accel, *why_cpu, *why_hardware),
+        why=(*reasons(settled), *served.why, *filter(None, [why_accel]), *why_cpu, *why_hardware),
         warnings=(
             *warnings(settled),
             *device_warnings(spec, host),
             *_address_warnings(spec),
+            *security_warnings(spec),
+            *without_effect(spec, iothreads=bool(served.iothreads), caches=bool(caches)),
+            *spec.left_out,
             *hardware.left_out,
         ),
     )
@@ -236,7 +276,7 @@ def place(
 def _settle(spec: VmSpec, capacity: Capacity, found: FoundPlace) -> Settled:
     """Return what the place decides: cells, QEMU's other threads, the score, the devices' nodes."""
     choice, pins = found.choice, found.pins
-    cells = _cells(choice)
+    cells = cells_of(choice)
     placed = Placed(
         vcpus=pins.vcpus,
         threads=choice.request.threads,
@@ -278,6 +318,8 @@ def terms_of(
         )
     if ways is not None and spec.isolation.cache_ways is not None:
         usable &= cpus_with(ways, spec.isolation.cache_ways, host)
+    if spec.isolation.memory_bandwidth is not None:
+        usable &= cpus_with_bandwidth(host, capacity.holdings, spec.isolation.memory_bandwidth)
     made = tuple(requests(spec, capacity.threads))
     now = CpuSet()
     if present is not None:
@@ -321,58 +363,6 @@ def _memory_mode(spec: VmSpec, choice: Choice) -> Literal["strict", "preferred"]
         return spec.memory.mode
     is_huge = choice.request.page_kib > ORDINARY_PAGE_KIB
     return "strict" if is_huge or spec.cpu.placement != "shared" else "preferred"
-
-
-def _accelerator(spec: VmSpec, host: Host) -> tuple[Literal["kvm", "tcg"], tuple[str, ...]]:
-    asked = spec.machine.accel
-    is_there = host.kvm is not None and host.kvm.available is True
-    if asked == "kvm" and not is_there:
-        raise PlanError("machine.accel", '"kvm"', 'a host whose /dev/kvm works, or "tcg"')
-    if asked != "auto":
-        return asked, ()
-    if is_there:
-        return "kvm", ("KVM: /dev/kvm works on this host",)
-    return "tcg", ("TCG, QEMU's own emulation: this host has no working /dev/kvm",)
-
-
-def _cells(choice: Choice) -> tuple[Cell, ...]:
-    request, assignment = choice.request, choice.assignment
-    is_huge = request.page_kib > ORDINARY_PAGE_KIB
-    left = {
-        node.index: node.pages.get(request.page_kib, 0) if is_huge else 0
-        for node in assignment.numa_nodes
-    }
-    made = []
-    for index, (cell, node) in enumerate(zip(assignment.cells, assignment.numa_nodes, strict=True)):
-        missing = max(cell.units - left[node.index], 0) if is_huge else 0
-        left[node.index] -= cell.units - missing
-        made.append(
-            Cell(
-                id=index,
-                node=node.node,
-                vcpus=cell.vcpus,
-                memory_kib=cell.units * request.unit_kib,
-                page_kib=request.page_kib,
-                allocate=missing,
-            )
-        )
-    return tuple(made)
-
-
-def _distances(numa_nodes: Sequence[NodeCapacity]) -> tuple[tuple[int, ...], ...]:
-    if len(numa_nodes) == 1:
-        return ()
-    return tuple(
-        tuple(
-            10
-            if at == other
-            else SAME_NODE_DISTANCE
-            if node is two
-            else max(node.distances[two.index], SAME_NODE_DISTANCE)
-            for other, two in enumerate(numa_nodes)
-        )
-        for at, node in enumerate(numa_nodes)
-    )
 
 
 def _address_warnings(spec: VmSpec) -> tuple[str, ...]:

@@ -31,5 +31,7 @@ def of_plan(plan: Plan, *, is_mapped: bool = False) -> Holding:
         memory=tuple(sorted(memory.items())),
         hugepages=() if is_mapped else promised,
         ways=tuple((share.cache, share.mask) for share in plan.caches if share.type != "data"),
-        pci=tuple(place.address for place in plan.pci),
+        bandwidth=plan.bandwidth,
+        pci=tuple(address for _, address in plan.spec.functions()),
+        mdevs=tuple(str(mdev.chosen) for mdev in plan.spec.mdev),
     )

@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from kvmhooks.errors import PlanError
+from kvmhooks.spec.enabling import unenabled
 from kvmhooks.spec.model import VmSpec
 
 
@@ -26,6 +27,8 @@ def give_way(spec: VmSpec, error: PlanError) -> tuple[VmSpec, str] | None:
         changed = attrs.evolve(getattr(spec, table), **{key: value})
         applied = (*spec.applied[:place], left, *spec.applied[place + 1 :])
         other = attrs.evolve(spec, **{table: changed, "applied": applied})
+        if next(unenabled(other), None) is not None:
+            return None  # the file says more that only the first value gives a meaning
         message = f"{default.at} is {_shown(value)} instead of {_shown(before)}"
         return other, f"profile {spec.profile}: {message}: {error.problem}"
     return None

@@ -11,6 +11,7 @@ from kvmhooks.placement.pins import Pins
 from kvmhooks.placement.search.capacity import Capacity
 from kvmhooks.placement.search.choose import Choice
 from kvmhooks.spec.model import VmSpec
+from kvmhooks.spec.tuning import Threads
 from kvmhooks.values import ByteSize, CpuSet, union
 from kvmhooks.wording import counted
 
@@ -150,6 +151,14 @@ def warnings(settled: Settled) -> Iterator[str]:
             f"not proven to be the best: not everything was tried; score.{name} could be lower by "
             f"{by} at most"
         )
+
+
+def without_effect(spec: VmSpec, *, iothreads: bool, caches: bool) -> Iterator[str]:
+    """Tell of keys that this place leaves without what they are for."""
+    if spec.tuning.iothreads != Threads() and not iothreads:
+        yield "tuning.iothreads is left out: the VM has no iothreads"
+    if spec.isolation.memory_bandwidth is not None and not caches:
+        yield "isolation.memory_bandwidth is left out: no L3 cache is its dedicated vCPUs' alone"
 
 
 def _odd_count(settled: Settled) -> Iterator[str]:

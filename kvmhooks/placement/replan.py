@@ -9,14 +9,15 @@ from attrs import evolve
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
+from kvmhooks.inventory.inventory import Inventory, inventory_on
 from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.placement.cells import placed_of
 from kvmhooks.placement.device_nodes import affinity_of
 from kvmhooks.placement.model import ORDINARY_PAGE_KIB, Plan
-from kvmhooks.placement.plan import Present, holdings_of, plan_on, terms_of, ways_for
-from kvmhooks.placement.request import MIB
+from kvmhooks.placement.plan import Present, plan_on, terms_of, ways_for
 from kvmhooks.placement.search.capacity import Capacity, measure
-from kvmhooks.placement.search.evaluate import Placed, better, score
+from kvmhooks.placement.search.evaluate import better, score
 from kvmhooks.placement.search.search import Effort
 from kvmhooks.spec.model import MemoryCell, Number, VmSpec
 from kvmhooks.values import ByteSize, CpuSet
@@ -24,7 +25,7 @@ from kvmhooks.values import ByteSize, CpuSet
 
 def replan(
     current: Plan,
-    host: Host,
+    place: Host | Inventory,
     claims: Sequence[Claim | Holding] = (),
     *,
     housekeeping: CpuSet | None = None,
@@ -41,13 +42,15 @@ def replan(
     that has to move fits nowhere.
     """
     spec = _as_it_is(current, memory_moves=memory_moves)
-    holdings = holdings_of(claims, without=current.uuid)
+    inventory = inventory_on(place, claims)
+    holdings = inventory.others_of(current.uuid)
     own: Counter[tuple[int | None, int]] = Counter()
     for cell in current.cells:
         if cell.is_huge:
             own[cell.node, cell.page_kib] += cell.pages
-    capacity = measure(host, holdings, housekeeping, own)
-    placed = _placed(current, capacity)
+    kept = inventory.kept_beside(holdings) if housekeeping is None else housekeeping
+    capacity = measure(inventory.host, holdings, kept, own)
+    placed = placed_of(current, capacity)
     now = None if placed is None else score(spec, placed, capacity, affinity_of(spec, capacity))
     may_stay = placed is not None and _may_stay(current, spec, capacity)
     present = Present(
@@ -55,7 +58,13 @@ def replan(
         homes=tuple(cell.node for cell in current.cells),
     )
     try:
-        found = plan_on(spec, capacity, effort=effort or Effort(), present=present)
+        found = plan_on(
+            spec,
+            capacity,
+            effort=effort or Effort(),
+            present=present,
+            hypervisor=inventory.hypervisor_of(spec.name),
+        )
     except PlanError:
         if may_stay:
             return None
@@ -67,7 +76,7 @@ def replan(
 
 def score_of(
     plan: Plan,
-    host: Host,
+    place: Host | Inventory,
     claims: Sequence[Claim | Holding] = (),
     *,
     housekeeping: CpuSet | None = None,
@@ -76,8 +85,11 @@ def score_of(
 
     Raises ``PlanError`` for a plan with a node that the host has not.
     """
-    capacity = measure(host, holdings_of(claims, without=plan.uuid), housekeeping)
-    placed = _placed(plan, capacity)
+    inventory = inventory_on(place, claims)
+    others = inventory.others_of(plan.uuid)
+    kept = inventory.kept_beside(others) if housekeeping is None else housekeeping
+    capacity = measure(inventory.host, others, kept)
+    placed = placed_of(plan, capacity)
     if placed is None:
         nodes = ", ".join(str(cell.node) for cell in plan.cells)
         raise PlanError("cells", f"nodes {nodes}", "nodes of the host")
@@ -100,6 +112,7 @@ def _as_it_is(current: Plan, *, memory_moves: bool) -> VmSpec:
     page_kib = current.cells[0].page_kib
     return evolve(
         spec,
+        machine=evolve(spec.machine, accel=current.accel),
         cpu=evolve(
             spec.cpu,
             sockets=shape.sockets,
@@ -117,25 +130,6 @@ def _as_it_is(current: Plan, *, memory_moves: bool) -> VmSpec:
         disk=tuple(
             evolve(disk, iothread=iothread)
             for disk, iothread in zip(spec.disk, current.disk_iothreads, strict=True)
-        ),
-    )
-
-
-def _placed(current: Plan, capacity: Capacity) -> Placed | None:
-    """Return the placement as it is; None when a node of it is gone."""
-    site_of = {node.node: node for node in capacity.numa_nodes}
-    if any(cell.node not in site_of for cell in current.cells):
-        return None
-    if not all(pin.cpus <= capacity.online for pin in current.vcpus):
-        return None
-    page_kib = current.cells[0].page_kib
-    unit = page_kib if page_kib > ORDINARY_PAGE_KIB else MIB
-    return Placed(
-        vcpus={pin.vcpu: pin.cpus for pin in current.vcpus},
-        threads=current.topology.threads,
-        page_kib=page_kib,
-        cells=tuple(
-            (cell.vcpus, cell.memory_kib // unit, site_of[cell.node]) for cell in current.cells
         ),
     )
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
+from kvmhooks.inventory.inventory import Inventory, inventory_on
 from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.claim import Claim
-from kvmhooks.machine.target import OLDEST, Target
+from kvmhooks.machine.target import Target
 from kvmhooks.placement.model import Plan
-from kvmhooks.placement.plan import holdings_of, identity_of, plan
+from kvmhooks.placement.plan import identity_of, plan
 from kvmhooks.placement.planned_usage import of_plan
 from kvmhooks.placement.search.capacity import measure
 from kvmhooks.placement.search.search import Effort
@@ -38,19 +39,19 @@ class Together:
 
 def plan_all(
     specs: Sequence[VmSpec],
-    host: Host,
+    place: Host | Inventory,
     claims: Sequence[Claim | Holding] = (),
     *,
     housekeeping: CpuSet | None = None,
     effort: Effort | None = None,
     tries: int = TRIES,
-    target: Callable[[VmSpec], Target] = lambda _: OLDEST,
+    target: Callable[[VmSpec], Target | None] = lambda _: None,
 ) -> Together:
-    """Plan several VMs beside each other and beside ``claims``.
+    """Plan several VMs beside each other and what holds something at ``place``, or made ``claims``.
 
     All orders are tried, the given one first and then the largest first, until all fit that fit at
-    all, or ``tries`` plans were made. ``target`` tells what will run each VM. Raises ``PlanError``
-    when two have one UUID.
+    all, or ``tries`` plans were made. ``target`` tells what will run each VM, if not what the
+    inventory says. Raises ``PlanError`` when two have one UUID.
     """
     identities = [identity_of(spec) for spec in specs]
     for at, identity in enumerate(identities):
@@ -58,13 +59,18 @@ def plan_all(
             raise PlanError(
                 "uuid", f"{specs[at].name} has the UUID of another, {identity}", "one for each VM"
             )
-    others = [claim for claim in claims if claim.uuid not in identities]
-    if housekeeping is None:
-        housekeeping = measure(host, holdings_of(others, without="")).housekeeping
+    inventory = inventory_on(place, claims)
+    inventory = evolve(
+        inventory,
+        holdings=tuple(inventory.others_of(*identities)),
+        expected=tuple(inventory.expected_beside(*identities)),
+    )
+    held = inventory.holdings
+    kept = inventory.kept_beside(held) if housekeeping is None else housekeeping
+    capacity = measure(inventory.host, held, kept)
     trial = _Trial(
-        host=host,
-        others=others,
-        housekeeping=housekeeping,
+        inventory=inventory,
+        housekeeping=capacity.housekeeping,
         effort=effort or Effort(),
         left=tries,
         targets={spec.name: target(spec) for spec in specs},
@@ -82,11 +88,11 @@ def plan_all(
 
 @define(kw_only=True)
 class _Trial:
-    host: Host
-    others: list[Claim | Holding]
+    inventory: Inventory
+    """It holds nothing of these VMs' own."""
     housekeeping: CpuSet
     effort: Effort
-    targets: Mapping[str, Target]
+    targets: Mapping[str, Target | None]
     left: int
     best: tuple[Plan, ...] = ()
     possible: int = -1
@@ -99,8 +105,8 @@ class _Trial:
         try:
             return plan(
                 spec,
-                self.host,
-                [*self.others, *map(of_plan, placed)],
+                self.inventory,
+                [*map(of_plan, placed)],
                 housekeeping=self.housekeeping,
                 effort=self.effort,
                 target=self.targets[spec.name],

@@ -26,7 +26,7 @@ from kvmhooks.qemu.emulator import PLACES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 """Of what is kept; counted up when more is asked."""
 
 _MOST: Final = 4 << 20
@@ -50,8 +50,12 @@ _ARGUMENTS: Final = (
     "-qmp",
     "stdio",
 )
-_OPTIONS_OF: Final = ("virtio-blk-pci", "virtio-scsi-pci", "virtio-net-pci", "vfio-pci")
-"""Devices whose options depend on the version (``iothread-vq-mapping`` and such)."""
+_OPTIONS_OF: Final = (
+    *("virtio-blk-pci", "virtio-scsi-pci", "virtio-net-pci", "vfio-pci"),
+    "max-x86_64-cpu",
+)
+"""Devices whose options depend on the version (``iothread-vq-mapping`` and such); those of the CPU
+model that has everything are the features that QEMU knows (``-cpu help``)."""
 _QUESTIONS: Final[tuple[tuple[str, Mapping[str, object]], ...]] = (
     ("query-version", {}),
     ("query-kvm", {}),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from kvmhooks.placement import claim, to_json
+from kvmhooks.placement.launchers import KVM_LAUNCH, LIBVIRT, left_out
 from kvmhooks.placement.model import Plan
+from kvmhooks.placement.planned_usage import of_plan
 from kvmhooks.qemu.argv import qemu_argv
 from kvmhooks.show.shell import command_line
 
@@ -36,11 +38,29 @@ def _xml(plan: Plan, as_json: bool) -> str:  # noqa: FBT001 -- as every form
 
 
 def _claim(plan: Plan, _as_json: bool) -> str:  # noqa: FBT001 -- as every form
-    """Return the claim, with its pages and functions as programs found them in format 1, too."""
+    """Return the claim, with its pages and functions as programs found them in format 1, too.
+
+    Beside it stands what a claim does not say and other VMs' plans have to know: ``--claims``.
+    """
     found = claim(plan).to_json()
     resources = found["resources"]
     bound = [function["address"] for function in resources.get("functions", ())]
-    return _text(found | {"hugepages": resources.get("hugepages", []), "bound": bound})
+    held = of_plan(plan).to_json()
+    more = {key: held[key] for key in ("memory", "ways", "bandwidth")}
+    return _text(found | {"hugepages": resources.get("hugepages", []), "bound": bound} | more)
+
+
+def untold(plan: Plan, what: str) -> Iterator[str]:
+    """Yield what a form of a plan does not say itself: the plan's warnings.
+
+    Above all that is what is left out, and by libvirt's XML and QEMU's arguments also the keys that
+    only the other launcher carries out.
+    """
+    if what == "plan":
+        return
+    launcher = {"xml": LIBVIRT, "argv": KVM_LAUNCH}.get(what)
+    others = () if launcher is None else left_out(plan.spec, launcher)
+    yield from (*plan.warnings, *others)
 
 
 FORMS: Final[dict[str, Callable[[Plan, bool], str]]] = {

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from kvmhooks.errors import Problem
 from kvmhooks.spec.model import VirtioMem, VmSpec
 from kvmhooks.spec.network import Net
 from kvmhooks.spec.present import DEVICES, devices_of
+from kvmhooks.spec.security import SEV_ES, SNP_ALWAYS
 from kvmhooks.spec.storage import Disk
+from kvmhooks.spec.tuning import IoDevice
 
 _NEEDS: Final = {
     "tap": "device",
@@ -28,8 +30,6 @@ _MEANT: Final = {
     "address": "the PCI address of a virtual function",
 }
 
-_QUEUED: Final = {"tap", "bridge", "macvtap", "vhost-user", "vdpa"}
-
 _MIB: Final = 1 << 20
 
 
@@ -46,6 +46,7 @@ def disagreements(spec: VmSpec) -> Iterator[Problem]:
         if not helper.command or not helper.command[0].startswith("/"):
             found = repr(helper.command[0]) if helper.command else "nothing"
             yield Problem(f"helper[{index}].command", found, "a program by its whole path")
+    yield from _policy(spec)
     yield from _devices(spec)
     yield from _tuning(spec)
     if spec.machine.type == "microvm":
@@ -54,15 +55,8 @@ def disagreements(spec: VmSpec) -> Iterator[Problem]:
 
 def _boot(spec: VmSpec) -> Iterator[Problem]:
     boot = spec.boot
-    if boot.firmware == "uefi":
-        if boot.variables is None:
-            yield Problem("boot.variables", "nothing", "the file with this VM's UEFI variables")
-        return
-    for key in ("code", "variables", "template"):
-        if getattr(boot, key) is not None:
-            yield Problem(f"boot.{key}", repr(str(getattr(boot, key))), 'boot.firmware = "uefi"')
-    if boot.secure_boot:
-        yield Problem("boot.secure_boot", "true", 'boot.firmware = "uefi"')
+    if boot.firmware == "uefi" and boot.variables is None:
+        yield Problem("boot.variables", "nothing", "the file with this VM's UEFI variables")
 
 
 _OWN_KEYS: Final = {
@@ -95,18 +89,13 @@ def _cpu(spec: VmSpec) -> Iterator[Problem]:
 
 def _memory(spec: VmSpec) -> Iterator[Problem]:
     memory = spec.memory
-    if (memory.backend == "file") != (memory.path is not None):
-        found = "nothing" if memory.path is None else repr(str(memory.path))
-        yield Problem("memory.path", found, 'the folder, and backend = "file"')
+    if memory.backend == "file" and memory.path is None:
+        yield Problem("memory.path", "nothing", 'the folder, for backend = "file"')
     if memory.backend == "ram" and (memory.hugepages or memory.share):
         why = "huge pages" if memory.hugepages else "memory that others map"
         yield Problem("memory.backend", '"ram"', f'"memfd" or "file" for {why}')
-    if memory.discard and memory.backend != "file":
-        yield Problem("memory.discard", "true", 'backend = "file"')
     if memory.prealloc is False and memory.hugepages:
         yield Problem("memory.prealloc", "false", "true: a guest dies where a huge page is missing")
-    if memory.prealloc_threads and not (memory.prealloc or memory.hugepages):
-        yield Problem("memory.prealloc_threads", "nothing is allocated", "prealloc = true")
     if memory.share is False:
         if spec.filesystem:
             yield Problem("memory.share", "false", "true: virtiofsd maps the guest's memory")
@@ -122,10 +111,7 @@ def _growing(spec: VmSpec) -> Iterator[Problem]:
         **{f"memory.virtio[{at}]": each.size for at, each in enumerate(memory.virtio)},
     }
     total = memory.size + sum(sizes.values())
-    if memory.maximum is None:
-        if sizes or memory.slots:
-            yield Problem("memory.maximum", "nothing", "how large the memory may grow")
-    elif memory.maximum < total:
+    if memory.maximum is not None and memory.maximum < total:
         found = f"{memory.maximum}, with {total // _MIB}MiB there at the start"
         yield Problem("memory.maximum", found, "no less than that")
     if memory.slots is not None and memory.slots < len(memory.dimm):
@@ -177,10 +163,6 @@ def _queues(disk: Disk, at: str) -> Iterator[Problem]:
         yield Problem(f"{at}.bus", f'"{bus}" with iothreads', '"virtio-blk" or "virtio-scsi"')
     if len(set(disk.iothreads)) != len(disk.iothreads):
         yield Problem(f"{at}.iothreads", str(list(disk.iothreads)), "each iothread once")
-    for key in ("queues", "queue_size"):
-        buses = {"virtio-blk"} if key == "queue_size" else {"virtio-blk", "virtio-scsi"}
-        if getattr(disk, key) is not None and bus not in buses:
-            yield Problem(f"{at}.{key}", f'bus = "{bus}"', " or ".join(sorted(buses)))
 
 
 def _net(net: Net, at: str) -> Iterator[Problem]:
@@ -190,20 +172,6 @@ def _net(net: Net, at: str) -> Iterator[Problem]:
         if key == needed and value is None:
             expected = f'{meant.format(net.type)}: type is "{net.type}"'
             yield Problem(f"{at}.{key}", "nothing", expected)
-        if key != needed and value is not None:
-            yield Problem(f"{at}.{key}", repr(str(value)), _no_such(net.type, key))
-    only: dict[str, tuple[Any, set[str]]] = {
-        "mode": (net.mode != "bridge", {"macvtap"}),
-        "server": (net.server, {"vhost-user"}),
-        "managed": (not net.managed, {"hostdev"}),
-        "vlan": (net.vlan, {"hostdev"}),
-        "queues": (net.queues, _QUEUED if net.model == "virtio" else set()),
-        "vhost": (net.vhost, {"tap", "bridge", "macvtap"} if net.model == "virtio" else set()),
-    }
-    for key, (is_said, types) in only.items():
-        if is_said and net.type not in types:
-            found = str(getattr(net, key)).lower()
-            yield Problem(f"{at}.{key}", found, _no_such(net.type, key))
     if net.model != "virtio" and net.type in {"hostdev", "vdpa", "vhost-user"}:
         yield Problem(f"{at}.model", f'"{net.model}"', f'"virtio": type is "{net.type}"')
     for key in ("rx_queue_size", "tx_queue_size"):
@@ -212,8 +180,21 @@ def _net(net: Net, at: str) -> Iterator[Problem]:
             yield Problem(f"{at}.{key}", str(size), "256, 512 or 1024")
 
 
-def _no_such(kind: str, key: str) -> str:
-    return f'nothing: type "{kind}" has no {key}'
+def _policy(spec: VmSpec) -> Iterator[Problem]:
+    """Yield bits of a policy that make another type of it, or none at all."""
+    kind, policy = spec.security.type, spec.security.policy
+    if policy is None:
+        return
+    bits = int(policy, 16)
+    expected = ""
+    if kind == "sev" and bits & SEV_ES:
+        expected = f'bit 2 ({SEV_ES:#x}) clear, or type = "sev-es"'
+    if kind == "sev-es" and not bits & SEV_ES:
+        expected = f'bit 2 ({SEV_ES:#x}) set, or type = "sev"'
+    if kind == "sev-snp" and not bits & SNP_ALWAYS:
+        expected = f"bit 17 ({SNP_ALWAYS:#x}) set, as in every such policy"
+    if expected:
+        yield Problem("security.policy", f'{policy} with type = "{kind}"', expected)
 
 
 def _devices(spec: VmSpec) -> Iterator[Problem]:
@@ -228,15 +209,14 @@ def _devices(spec: VmSpec) -> Iterator[Problem]:
 
 def _tuning(spec: VmSpec) -> Iterator[Problem]:
     tuning = spec.tuning
-    for name in ("vcpus", "emulator", "iothreads"):
-        threads = getattr(tuning, name)
-        if threads.priority is not None and threads.scheduler not in {"fifo", "rr"}:
-            found = f'{threads.priority} with scheduler = "{threads.scheduler}"'
-            yield Problem(f"tuning.{name}.priority", found, '"fifo" or "rr"')
     for name in ("total", "vcpus", "emulator", "iothreads"):
         period = getattr(tuning, name).period
         if period is not None and period > 1_000_000:
             yield Problem(f"tuning.{name}.period", str(period), "a second at most: 1000000")
+    for index, device in enumerate(tuning.io.device):
+        if device == IoDevice(path=device.path):
+            at = f"tuning.io.device[{index}]"
+            yield Problem(at, f"{str(device.path)!r} alone", "a weight or a limit beside it")
 
 
 def _microvm(spec: VmSpec) -> Iterator[Problem]:

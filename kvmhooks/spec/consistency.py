@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ import attrs
 
 from kvmhooks.errors import Problem
 from kvmhooks.spec.agreement import disagreements
+from kvmhooks.spec.enabling import unenabled
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
 
@@ -23,8 +24,13 @@ _SHARED: Final = {"filesystem"}
 _ANY_NAME: Final = ", ".join(_NAMES)
 
 
-def inconsistencies(spec: VmSpec) -> Iterator[Problem]:
-    """Yield what is wrong with a spec whose every value is well-formed."""
+def inconsistencies(spec: VmSpec, document: Mapping[str, Any] | None = None) -> Iterator[Problem]:
+    """Yield what is wrong with a spec whose every value is well-formed.
+
+    ``document`` is what it was made of, where there is one: a key that stands there may do nothing
+    though it says what is so by default.
+    """
+    yield from unenabled(spec, document)
     yield from _files(spec, "")
     yield from _topology(spec)
     yield from _current(spec)
@@ -35,8 +41,6 @@ def inconsistencies(spec: VmSpec) -> Iterator[Problem]:
     yield from _cells(spec)
     yield from _pci(spec)
     yield from _mediated(spec)
-    yield from _boot(spec)
-    yield from _isolation(spec)
     yield from disagreements(spec)
 
 
@@ -59,8 +63,6 @@ def _mediated(spec: VmSpec) -> Iterator[Problem]:
     for index, mdev in enumerate(spec.mdev):
         if mdev.uuid is None and mdev.type is None:
             yield Problem(f"mdev[{index}]", "neither uuid nor type", "one of them")
-        if mdev.parent is not None and mdev.type is None:
-            yield Problem(f"mdev[{index}].parent", "a parent without type", "the two together")
 
 
 def _current(spec: VmSpec) -> Iterator[Problem]:
@@ -88,27 +90,18 @@ def _topology(spec: VmSpec) -> Iterator[Problem]:
 
 
 def _placement(spec: VmSpec) -> Iterator[Problem]:
-    """Yield keys that only dedicated, shared or mixed vCPUs have."""
+    """Yield what is wrong with the vCPUs of a mixed VM that have a CPU each."""
     cpu = spec.cpu
-    message = f'with cpu.placement = "{cpu.placement}"'
     if cpu.placement == "mixed" and cpu.dedicated is None:
         yield Problem("cpu.dedicated", "nothing", "the vCPUs of a mixed VM that have a CPU each")
-    if cpu.dedicated is not None:
+    if cpu.placement == "mixed" and cpu.dedicated is not None:
         every = CpuSet(range(cpu.vcpus))
-        if cpu.placement != "mixed":
-            yield Problem("cpu.dedicated", f"{cpu.dedicated} {message}", 'cpu.placement = "mixed"')
-        elif not cpu.dedicated or not cpu.dedicated < every:
+        if not cpu.dedicated or not cpu.dedicated < every:
             yield Problem(
                 "cpu.dedicated", repr(str(cpu.dedicated)), f"some of the vCPUs {every}, not all"
             )
         elif cpu.threads is not None:
             yield from _uncut("cpu.dedicated", cpu.dedicated, cpu.threads)
-    if cpu.placement == "shared":
-        for key, default in (("smt", "share"), ("kind", None), ("realtime", False)):
-            if getattr(cpu, key) != default:
-                yield Problem(f"cpu.{key}", message, "dedicated or mixed: shared vCPUs float")
-    if cpu.placement == "dedicated" and cpu.ratio is not None:
-        yield Problem("cpu.ratio", message, "shared or mixed: a dedicated vCPU has a CPU to itself")
 
 
 def _uncut(at: str, vcpus: CpuSet, threads: int) -> Iterator[Problem]:
@@ -162,30 +155,11 @@ def _cells(spec: VmSpec) -> Iterator[Problem]:
 
 
 def _pci(spec: VmSpec) -> Iterator[Problem]:
-    seen = set()
     for index, device in enumerate(spec.pci):
         named = [name for name in _NAMES if getattr(device, name) is not None]
         if len(named) != 1:
             yield Problem(f"pci[{index}]", " and ".join(named) or "none", f"one of {_ANY_NAME}")
         if device.sriov is not None and not device.managed:
             yield Problem(f"pci[{index}].managed", "false", "true: the function is made and bound")
-        if device.index is not None and device.id is None:
-            yield Problem(f"pci[{index}].index", str(device.index), "id beside it")
-        if device.address is not None and device.address in seen:
-            yield Problem(f"pci[{index}].address", str(device.address), "each device once")
-        seen.add(device.address)
-
-
-def _boot(spec: VmSpec) -> Iterator[Problem]:
-    for key in ("initrd", "cmdline"):
-        if spec.boot.kernel is None and getattr(spec.boot, key) is not None:
-            yield Problem(f"boot.{key}", "no boot.kernel", "boot.kernel beside it")
-
-
-def _isolation(spec: VmSpec) -> Iterator[Problem]:
-    if spec.isolation.exclusive and spec.cpu.placement != "dedicated":
-        yield Problem(
-            "isolation.exclusive",
-            f'true with cpu.placement = "{spec.cpu.placement}"',
-            'cpu.placement = "dedicated": shared CPUs cannot be one VM\'s own',
-        )
+    for at, address, first in spec.repeats():
+        yield Problem(at, str(address), f"each device once: {first} names it")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from kvmhooks.spec.enabling import enabled_by, on
 from kvmhooks.spec.forms import (
     BlockName,
     InterfaceName,
@@ -58,7 +59,7 @@ class Pci:
     sriov."""
     id: PciId | None = None
     """Vendor and device, as `lspci -n` has them: 10de:2204."""
-    index: Number | None = None
+    index: Number | None = enabled_by("id")
     """The number of the one among those with this id, from 0 by address; by default the first that
     is free.
     """
@@ -112,9 +113,9 @@ class Mdev:
     """Its UUID below /sys/bus/mdev/devices; by default derived where it has a type."""
     type: MdevName | None = None
     """Its type, as `kvmhooks devices --json` lists them: it is made when the VM starts."""
-    parent: PciAddress | None = None
+    parent: PciAddress | None = enabled_by("type")
     """The device that it is made of; by default the one that can make the most of the type."""
-    display: bool = False
+    display: bool = enabled_by(on("graphics.type", "vnc", "spice"), default=False)
     """It is the guest's screen."""
 
     @property

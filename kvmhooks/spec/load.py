@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from kvmhooks import files
 from kvmhooks.errors import Problem, SpecError
 from kvmhooks.spec.consistency import inconsistencies
+from kvmhooks.spec.enabling import unenabled
 from kvmhooks.spec.model import VmSpec
-from kvmhooks.spec.profiles import with_profile
+from kvmhooks.spec.profiles import with_profile, without
 from kvmhooks.spec.structure import Unsuitable, structure
 
 MAX_BYTES = 1 << 20
@@ -57,15 +60,57 @@ def parse_vm(text: str, *, folder: Path, source: str = "vm.toml") -> VmSpec:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
         raise _refused(source, "", str(error), "TOML") from error
-    document, applied = with_profile(document)
     try:
-        spec = attrs.evolve(structure(document, folder), source=source, applied=applied)
+        return _described(document, folder, source)
     except Unsuitable as error:
         raise SpecError(source, error.problems) from error
-    problems = tuple(inconsistencies(spec))
+
+
+def _described(document: Mapping[str, Any], folder: Path, source: str) -> VmSpec:
+    """Return the VM of a document, with its profile under it. Raises ``Unsuitable``.
+
+    A profile's default gives way to the file where it would do nothing: the file has switched off
+    what it is of.
+    """
+    made, applied = with_profile(dict(document))
+    left_out: tuple[str, ...] = ()
+    while True:
+        spec = attrs.evolve(
+            structure(made, folder), source=source, applied=applied, left_out=left_out
+        )
+        idle = {problem.at: problem for problem in unenabled(spec, made)}
+        given = [default for default in applied if default.at in idle]
+        if not given:
+            break
+        made = without(made, *(default.at for default in given))
+        applied = tuple(default for default in applied if default not in given)
+        left_out += tuple(
+            f"profile {spec.profile}: {at} is left out: it needs {idle[at].expected}"
+            for at in (default.at for default in given)
+        )
+    problems = tuple(inconsistencies(spec, made))
     if problems:
-        raise SpecError(source, problems)
+        raise Unsuitable(tuple(_blamed(problems, spec, made, folder)))
     return spec
+
+
+def _blamed(
+    problems: Sequence[Problem], spec: VmSpec, document: dict[str, Any], folder: Path
+) -> Iterator[Problem]:
+    """Yield the problems, each with the default of the profile without which it is none."""
+    by: dict[Problem, str] = {}
+    for default in spec.applied:
+        other = without(document, default.at)
+        try:
+            left = set(inconsistencies(structure(other, folder), other))
+        except Unsuitable:
+            continue
+        by |= {each: default.at for each in problems if each not in left and each not in by}
+    for problem in problems:
+        found = problem.found
+        if problem in by:
+            found += f", with {by[problem]} of profile {spec.profile}"
+        yield Problem(problem.at, found, problem.expected)
 
 
 def _refused(source: str, at: str, found: str, expected: str) -> SpecError:

@@ -7,18 +7,21 @@ absolute here: in the file they are relative to the file.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
 
 from kvmhooks.spec.clock import Clock
+from kvmhooks.spec.cpu import Cpu
 from kvmhooks.spec.device import device
 from kvmhooks.spec.devices import (
     Helper,
     Mdev,
     Pci,
 )
+from kvmhooks.spec.enabling import enabled_by, on
 from kvmhooks.spec.forms import (
     TEXT_FORMS,
     CellId,
@@ -35,12 +38,13 @@ from kvmhooks.spec.forms import (
     Uuid,
     VmName,
 )
+from kvmhooks.spec.memory import Dimm, Memory, MemoryCell, VirtioMem
 from kvmhooks.spec.network import Net
 from kvmhooks.spec.profiles import Applied
 from kvmhooks.spec.security import Security
 from kvmhooks.spec.storage import Disk, Nvme
 from kvmhooks.spec.tuning import Tuning
-from kvmhooks.values import ByteSize, CpuSet
+from kvmhooks.values import ByteSize, PciAddress
 
 if TYPE_CHECKING:
     from kvmhooks.machine.devices.balloon import Balloon
@@ -124,173 +128,22 @@ class Boot:
 
     firmware: Firmware = "bios"
     """bios (SeaBIOS), uefi (OVMF), or the path of a ROM image."""
-    code: Path | None = None
+    code: Path | None = enabled_by(on("firmware", "uefi"))
     """OVMF's code; by default Debian's for secure boot or without."""
-    variables: Path | None = None
+    variables: Path | None = enabled_by(on("firmware", "uefi"))
     """The file with this VM's own UEFI variables."""
-    template: Path | None = None
+    template: Path | None = enabled_by(on("firmware", "uefi"))
     """The file that it is first copied from; by default Debian's."""
-    secure_boot: bool = False
+    secure_boot: bool = enabled_by(on("firmware", "uefi"), default=False)
     """UEFI starts only what is signed; the guest cannot write to the firmware's memory."""
     menu: bool = False
     """The firmware waits for a key to choose what to start."""
     kernel: Path | None = None
     """A Linux kernel to start without a boot loader."""
-    initrd: Path | None = None
+    initrd: Path | None = enabled_by("kernel")
     """The initramfs of that kernel."""
-    cmdline: str | None = None
+    cmdline: str | None = enabled_by("kernel")
     """The command line of that kernel."""
-
-
-@frozen(kw_only=True)
-class Cpu:
-    """The virtual CPUs."""
-
-    vcpus: int
-    """The number of vCPUs: sockets x dies x cores x threads."""
-    current: Number | None = None
-    """The number of them at the start; by default all. All have their places already."""
-    placement: Literal["dedicated", "shared", "mixed"] = "shared"
-    """dedicated: each vCPU has a host CPU to itself; shared: they float over a pool; mixed: those
-    that `dedicated` names have one, the others float."""
-    dedicated: CpuSet | None = None
-    """Of a mixed VM, the vCPUs that have a host CPU each, as a list: "0-1,4"."""
-    smt: Literal["share", "require", "isolate"] = "share"
-    """Of dedicated vCPUs: share: other VMs may use the siblings of their CPUs; require: whole host
-    cores, every thread of them a vCPU; isolate: whole host cores, what the guest does not use of
-    them stays idle."""
-    kind: Literal["performance", "efficiency"] | None = None
-    """Of dedicated vCPUs, the kind of core they need; by default any, performance cores first."""
-    realtime: bool = False
-    """Dedicated vCPUs run with real-time priority (SCHED_FIFO), on CPUs that the kernel isolates
-    (isolcpus) if there are any.
-    """
-    ratio: int | None = None
-    """Of shared vCPUs: at most so many on each CPU of the pool, other VMs' counted; by default
-    without limit."""
-    iothreads: Number | None = None
-    """The number of iothreads for the disks that name none: 0 is QEMU's main loop; by default one
-    for each such disk, at most one for two vCPUs.
-    """
-    model: CpuModel = CpuModel("host")
-    """host, max, or a named model of QEMU. Under tcg host means max."""
-    features: tuple[CpuFeature, ...] = ()
-    """Features to add (+name) or take away (-name)."""
-    migratable: bool | None = None
-    """Only features that can be migrated are shown; false for all of the host's CPU."""
-    pmu: bool | None = None
-    """The guest has performance counters; by default as the model."""
-    caches: Literal["auto", "host", "emulated"] = "auto"
-    """The caches that the guest sees: the host's, QEMU's own with an L3, or as the model."""
-    l3: Literal["core", "die", "socket"] | None = None
-    """The part of the guest's topology that shares an L3 cache (QEMU 10.0, not in libvirt)."""
-    hidden: bool = False
-    """The guest is not told that it runs under KVM."""
-    hint_dedicated: bool | None = None
-    """The guest is told that its vCPUs are never preempted; by default if dedicated."""
-    poll_control: bool | None = None
-    """The guest may take over polling when idle from the host."""
-    pv_ipi: bool | None = None
-    """Interprocessor interrupts may be sent by hypercall."""
-    pv_eoi: bool | None = None
-    """The end of an interrupt may be told without leaving the guest."""
-    pv_spinlocks: bool | None = None
-    """A vCPU that waits for a lock may yield."""
-    cpu_pm: bool = False
-    """The guest puts idle host CPUs to sleep itself: quick to wake, looks busy."""
-    hyperv: Literal["auto", "full", "none"] = "auto"
-    """Hyper-V's interfaces: full: all that the target has; auto: full for Windows."""
-    sockets: int | None = None
-    """Guest sockets; by default one for each guest NUMA cell."""
-    dies: int | None = None
-    """Guest dies in a socket; by default 1."""
-    cores: int | None = None
-    """Guest cores in a die; by default what the others leave."""
-    threads: int | None = None
-    """Guest threads in a core; by default the host's when the vCPUs are dedicated, else 1."""
-
-
-@frozen(kw_only=True)
-class MemoryCell:
-    """One NUMA cell of the guest."""
-
-    vcpus: CpuSet = CpuSet()
-    """Its vCPUs, as a list: "0-3,8"; by default none: a cell of memory only."""
-    size: ByteSize
-    """The memory in it."""
-    node: Number | None = None
-    """The host node that it must be on; by default the planner chooses."""
-
-
-@frozen(kw_only=True)
-class Dimm:
-    """A memory module."""
-
-    size: ByteSize
-    """Its size."""
-    cell: CellId = CellId(0)
-    """The guest cell that it belongs to."""
-
-
-@frozen(kw_only=True)
-class VirtioMem:
-    """Memory that grows and shrinks while the guest runs."""
-
-    size: ByteSize
-    """Its largest size."""
-    requested: ByteSize | None = None
-    """The size that the guest shall make it at the start; by default all."""
-    block: ByteSize = ByteSize(2 << 20)
-    """In which steps: a power of two, 2MiB at least."""
-    cell: CellId = CellId(0)
-    """The guest cell that it belongs to."""
-
-
-@frozen(kw_only=True)
-class Memory:
-    """The guest's memory."""
-
-    size: ByteSize
-    """The size of all of it: 512MiB, 4GiB."""
-    cells: int | None = None
-    """The number of guest NUMA cells, all alike; by default one for each host node that is used."""
-    cell: tuple[MemoryCell, ...] = ()
-    """The guest NUMA cells one by one, where they are not alike."""
-    hugepages: HugePages = False
-    """The size of the explicit huge pages it is made of (2MiB, 1GiB); auto: the largest that fit;
-    or false."""
-    allocate: bool = False
-    """Huge pages that are not there yet may be allocated when the VM starts."""
-    mode: Literal["strict", "preferred"] | None = None
-    """The binding of memory to its nodes: strict, or preferred; by default strict for dedicated
-    vCPUs and for huge pages, else preferred.
-    """
-    nodes: CpuSet | None = None
-    """The host nodes that the VM may use, as a list: "0-1"; by default all."""
-    backend: Literal["auto", "ram", "memfd", "file"] = "auto"
-    """ram: anonymous; memfd: can be shared; file: in path; auto: memfd where pages need it."""
-    path: Path | None = None
-    """The folder for backend file: a mount of hugetlbfs, or of shared memory."""
-    prealloc: bool | None = None
-    """All of it is allocated before the start; by default huge pages are."""
-    prealloc_threads: int | None = None
-    """The number of threads that allocate it."""
-    share: bool | None = None
-    """Other processes can map it; by default if a device needs that (virtiofs)."""
-    locked: bool = False
-    """Neither it nor the rest of QEMU is ever swapped."""
-    discard: bool = False
-    """Its content is dropped at the end rather than written back (shared or file)."""
-    merge: bool = True
-    """Equal pages may be merged with other guests' (KSM)."""
-    maximum: ByteSize | None = None
-    """The size that it may grow to by adding DIMMs."""
-    slots: int | None = None
-    """The number of DIMMs that may be added; by default 16 where there is a maximum."""
-    dimm: tuple[Dimm, ...] = ()
-    """DIMMs that are there from the start and can be taken out."""
-    virtio: tuple[VirtioMem, ...] = ()
-    """Memory that grows and shrinks in blocks (virtio-mem)."""
 
 
 @frozen(kw_only=True)
@@ -305,7 +158,7 @@ class Console:
 class Guest:
     """The programs inside, as far as kvmhooks is concerned."""
 
-    report: bool = False
+    report: bool = enabled_by(on("console.type", "serial", "virtio"), default=False)
     """The guest prints kvmhooks' report of itself, to be compared with the plan."""
     os: Literal["linux", "windows", "other"] = "linux"
     """The operating system: windows wants Hyper-V's interfaces and a clock in local time."""
@@ -325,9 +178,9 @@ class Shutdown:
 class Isolation:
     """The VM's claims on the host while it runs."""
 
-    exclusive: bool = False
+    exclusive: bool = enabled_by(on("cpu.placement", "dedicated"), default=False)
     """Its dedicated CPUs are for its vCPUs alone: no task or interrupt of the host."""
-    strict: bool = False
+    strict: bool = enabled_by(on("exclusive", True), default=False)
     """The VM must not start when any part of this cannot be met."""
     cache_ways: int | None = None
     """The number of ways of each L3 cache that it runs on and has alone (resctrl); by default none.
@@ -348,7 +201,7 @@ class Run:
     """
     restart: Literal["never", "on-failure", "always"] = "never"
     """A VM that ended by itself is started again: always, or unless it powered off."""
-    restart_delay: int = 1
+    restart_delay: int = enabled_by(on("restart", "on-failure", "always"), default=1)
     """Seconds before a restart; twice as many after each that came to nothing, 300 at the most."""
     writable: tuple[Path, ...] = ()
     """Folders that QEMU may write to, for snapshots and backups (`kvm-launch qmp`): as root
@@ -367,7 +220,7 @@ class Image:
     """The size of the disk that the guest sees; by default as the base."""
     base: Path | None = None
     """The image that it begins as; what the guest writes goes to this one only."""
-    base_format: Literal["raw", "qcow2"] = "qcow2"
+    base_format: Literal["raw", "qcow2"] = enabled_by("base", default="qcow2")
     """The format of the base."""
 
 
@@ -481,5 +334,22 @@ class VmSpec:
     """The data for cloud-init in the guest."""
     applied: tuple[Applied, ...] = field(default=(), eq=False, metadata={"key": False})
     """The profile's defaults that can give way; not a key of the file."""
+    left_out: tuple[str, ...] = field(default=(), eq=False, metadata={"key": False})
+    """The profile's defaults that would do nothing beside the file's words, as sentences."""
     source: str = field(default="vm.toml", eq=False, metadata={"key": False})
     """The name of the file, for messages; not a key of it."""
+
+    def functions(self) -> Iterator[tuple[str, PciAddress]]:
+        """Yield each PCI function of the host that it names by its address, with the key."""
+        for name in ("pci", "nvme", "net"):
+            for index, table in enumerate(getattr(self, name)):
+                if table.address is not None:
+                    yield f"{name}[{index}].address", table.address
+
+    def repeats(self) -> Iterator[tuple[str, PciAddress, str]]:
+        """Yield each such function that another key names before, with that key."""
+        named: dict[PciAddress, str] = {}
+        for at, address in self.functions():
+            if address in named:
+                yield at, address, named[address]
+            named.setdefault(address, at)

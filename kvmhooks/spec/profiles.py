@@ -273,6 +273,17 @@ def with_profile(document: Document) -> tuple[Document, tuple[Applied, ...]]:
     return made, tuple(applied)
 
 
+def without(document: Document, *places: str) -> Document:
+    """Return the document without its keys at ``places``, which are as ``Applied`` has them."""
+    made = {key: _copied(value) for key, value in document.items()}
+    for at in places:
+        head, _, key = at.rpartition(".")
+        name, _, index = head.partition("[")
+        table: Any = made[name] if head else made
+        del (table[int(index.rstrip("]"))] if index else table)[key]
+    return made
+
+
 def _copied(value: Any) -> Any:
     """Return a copy as deep as defaults are put: of a table, or of the tables in an array."""
     if isinstance(value, dict):

@@ -11,19 +11,31 @@ import functools
 import inspect
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 import attrs
 
 from kvmhooks.spec.device import hints_of
+from kvmhooks.spec.enabling import Enabler, Rule, is_across, is_off, rules_of
 from kvmhooks.spec.forms import RANGES, TEXT_FORMS, HugePages
 from kvmhooks.spec.model import VmSpec
+from kvmhooks.spec.profiles import PROFILES
 from kvmhooks.spec.structure import is_key
 from kvmhooks.values import ByteSize, CpuSet, PciAddress
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
+
+Place = tuple[str, ...]
+"""Names of tables, from the outermost; of an array of tables with ``[]`` behind it."""
+
+_OFF: Final = ["none", False, []]
+"""The values with which a key switches nothing on."""
+
+_GIVEN: Final = frozenset(default.at for _, given in PROFILES.values() for default in given)
+"""The keys that profiles give."""
 
 _ITEM = "(\\^?[0-9]{1,5}|[0-9]{1,5}-[0-9]{1,5}(:[0-9]{1,5}/[0-9]{1,5})?)"
 """One item of a list of CPUs."""
@@ -51,9 +63,22 @@ _SIMPLE: dict[Any, dict[str, Any]] = {
 """The schema of every type that is not made of others."""
 
 
+@attrs.define
+class Conditions:
+    """The conditions on keys of several tables (``kvmhooks.spec.enabling``)."""
+
+    across: list[dict[str, Any]] = attrs.field(factory=list)
+    without_profile: list[dict[str, Any]] = attrs.field(factory=list)
+    """Those that are asked for where no profile could fulfil them."""
+
+
 def schema() -> dict[str, Any]:
     """Return the schema as JSON types."""
-    return {"$schema": DIALECT, "title": "A VM of kvmhooks", **_table(VmSpec)}
+    found = Conditions()
+    whole = _table(VmSpec, (), found)
+    alone = {"if": {"not": {"required": ["profile"]}}, "then": {"allOf": found.without_profile}}
+    whole["allOf"] = [*found.across, alone]
+    return {"$schema": DIALECT, "title": "A VM of kvmhooks", **whole}
 
 
 @functools.cache
@@ -73,36 +98,108 @@ def descriptions(module: str) -> dict[tuple[str, str], str]:
     }
 
 
-def _table(made: type) -> dict[str, Any]:
+def _table(made: type, at: Place, conditions: Conditions) -> dict[str, Any]:
+    """Return the schema of the table at a place; ``conditions`` gets those on other tables."""
     told = descriptions(made.__module__)
     hints = hints_of(made)
     keys = [field for field in attrs.fields(made) if is_key(field)]
+    within: list[dict[str, Any]] = []
+    for key in keys:
+        for rule in rules_of(key):
+            condition = _condition(key, rule, made, at)
+            places = {".".join((*at, enabler.key)) for enabler in rule}
+            if is_across(rule):
+                is_given = bool(_GIVEN & {enabler.key for enabler in rule})
+                (conditions.without_profile if is_given else conditions.across).append(condition)
+            elif places & _GIVEN:
+                conditions.without_profile.append(_at(at, condition))
+            else:
+                within.append(condition)
     return {
         "type": "object",
         "description": inspect.getdoc(made),
         "properties": {
             key.name: {
-                **_value(hints[key.name]),
-                "description": told[made.__name__, key.name],
+                **_value(hints[key.name], (*at, key.name), conditions),
+                "description": " ".join([told[made.__name__, key.name], *_needs(key)]),
             }
             for key in keys
         },
         "required": [key.name for key in keys if key.default is attrs.NOTHING],
+        **({"allOf": within} if within else {}),
         "additionalProperties": False,
     }
 
 
-def _value(made: Any) -> dict[str, Any]:
+def _value(made: Any, at: Place, conditions: Conditions) -> dict[str, Any]:
     origin = get_origin(made)
     if made in _SIMPLE:
         value = _SIMPLE[made]
     elif origin is Literal:
         value = {"enum": list(get_args(made))}
     elif origin is tuple:
-        value = {"type": "array", "items": _value(get_args(made)[0])}
+        of_items = (*at[:-1], f"{at[-1]}[]")
+        value = {"type": "array", "items": _value(get_args(made)[0], of_items, conditions)}
     elif origin in {Union, types.UnionType}:
-        some = [_value(kind) for kind in get_args(made) if kind is not type(None)]
+        some = [_value(kind, at, conditions) for kind in get_args(made) if kind is not type(None)]
         value = some[0] if len(some) == 1 else {"anyOf": some}
     else:
-        value = _table(made)
+        value = _table(made, at, conditions)
     return value
+
+
+def _needs(key: attrs.Attribute[Any]) -> Iterator[str]:
+    """Yield the sentences on what enables a key (``kvmhooks.spec.enabling``)."""
+    for rule in rules_of(key):
+        yield f"Only with {' or '.join(enabler.spelled for enabler in rule)}."
+
+
+def _condition(key: attrs.Attribute[Any], rule: Rule, made: type, at: Place) -> dict[str, Any]:
+    """Return the condition that a key of the table at a place needs what ``rule`` says."""
+    if is_across(rule):
+        wanted = _some([_wanted(enabler) for enabler in rule])
+        return {"if": _at(at, _said(key), is_there=True), "then": wanted}
+    return {"if": _said(key), "then": _some([_allowed(made, enabler) for enabler in rule])}
+
+
+def _some(schemas: list[dict[str, Any]]) -> dict[str, Any]:
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
+def _said(key: attrs.Attribute[Any]) -> dict[str, Any]:
+    """Return the schema of tables in which a key asks for something."""
+    asking: dict[str, Any] = {"required": [key.name]}
+    if is_off(key.default) and key.default is not None:
+        off = [] if key.default == () else key.default
+        asking["properties"] = {key.name: {"not": {"const": off}}}
+    return asking
+
+
+def _wanted(enabler: Enabler) -> dict[str, Any]:
+    """Return the schema of documents in which the key of another table enables."""
+    *above, key = enabler.key.split(".")
+    made: Any = VmSpec
+    for name in above:
+        hint = hints_of(made)[name]
+        made = next((kind for kind in get_args(hint) if attrs.has(kind)), hint)
+    table = _allowed(made, Enabler(key, enabler.values))
+    return _at(tuple(above), table, is_there="required" in table)
+
+
+def _allowed(made: type, enabler: Enabler) -> dict[str, Any]:
+    """Return the schema of tables of a kind that have an enabler, said or by default."""
+    value = {"enum": list(enabler.values)} if enabler.values else {"not": {"enum": _OFF}}
+    allowed: dict[str, Any] = {"properties": {enabler.key: value}}
+    if not enabler.enables(attrs.fields_dict(made)[enabler.key].default):
+        allowed["required"] = [enabler.key]
+    return allowed
+
+
+def _at(at: Place, schema: dict[str, Any], *, is_there: bool = False) -> dict[str, Any]:
+    """Return the schema of a document with such a table, or such ones, at a place."""
+    for name in reversed(at):
+        key = name.removesuffix("[]")
+        if name != key:
+            schema = {"contains": schema} if is_there else {"items": schema}
+        schema = {"properties": {key: schema}, **({"required": [key]} if is_there else {})}
+    return schema

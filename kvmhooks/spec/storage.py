@@ -7,6 +7,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from kvmhooks.spec.enabling import enabled_by, on
 from kvmhooks.spec.forms import Rate, Serial, Uuid
 from kvmhooks.values import ByteSize, PciAddress
 
@@ -57,9 +58,11 @@ class Disk:
     """The number (from 1) of the iothread that serves it; by default the main loop."""
     iothreads: tuple[int, ...] = ()
     """Several iothreads that share its queues (QEMU 9.0; virtio-scsi: 10.0)."""
-    queues: int | None = None
+    queues: int | None = enabled_by(
+        on("bus", "virtio-blk", "virtio-scsi"), (on("device", "disk"), on("bus", "virtio-scsi"))
+    )
     """The number of virtqueues; by default QEMU's choice."""
-    queue_size: int | None = None
+    queue_size: int | None = enabled_by(on("bus", "virtio-blk"), on("device", "disk"))
     """The number of requests that a virtqueue holds; by default QEMU's choice."""
     cache: Literal["none", "writeback", "writethrough", "unsafe"] = "none"
     """The host's page cache: none opens with O_DIRECT."""

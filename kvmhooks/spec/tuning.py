@@ -7,6 +7,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from kvmhooks.spec.enabling import enabled_by, on
 from kvmhooks.spec.forms import Microseconds, Priority, Rate, Shares, Weight
 from kvmhooks.values import ByteSize
 
@@ -27,7 +28,7 @@ class Threads:
 
     scheduler: Literal["other", "batch", "idle", "fifo", "rr"] = "other"
     """The scheduling class (sched(7)); fifo and rr are real-time."""
-    priority: Priority | None = None
+    priority: Priority | None = enabled_by(on("scheduler", "fifo", "rr"))
     """The priority of fifo and rr; by default 1."""
     period: Microseconds | None = None
     """The period in microseconds, at most a second; by default 100 ms."""

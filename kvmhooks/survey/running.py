@@ -1,8 +1,10 @@
-"""The resources that the VMs of this host hold: their claims, or else the pins of their threads.
+"""The resources that VMs hold here: by their claims, and libvirt's domains by its records.
 
-A domain without a claim of ours is known from libvirt's own record of it, the status file
+A running domain is known from libvirt's own record of it, the status file
 ``/run/libvirt/qemu/NAME.xml`` (``qemuDomainObjPrivateXMLFormatVcpus`` in src/qemu/qemu_domain.c
-writes the thread of each vCPU there); where a vCPU may run now is asked of the kernel.
+writes the thread of each vCPU there); where a vCPU may run now is asked of the kernel. A domain
+that is only defined is in ``/etc/libvirt/qemu``, and the links in ``autostart`` there name those
+that start with the host (``virDomainSetAutostart``, src/qemu/qemu_driver.c).
 """
 
 from __future__ import annotations
@@ -10,76 +12,123 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from lxml import etree
-
-from kvmhooks.errors import HostError, IsolationError
-from kvmhooks.inventory.usage import Holding, of_claim, of_pins
+from kvmhooks.errors import HostError, IsolationError, KvmhooksError
+from kvmhooks.host.model import Host
+from kvmhooks.inventory.usage import Holding, of_claim
+from kvmhooks.isolate.claims import xml
+from kvmhooks.isolate.claims.xml import Element
 from kvmhooks.isolate.record.state import RUNNING
-from kvmhooks.isolate.record.store import Store
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.isolate.system.system import System
+from kvmhooks.survey import domains
 from kvmhooks.values import CpuSet
 
-_DOMAINS: Final = "run/libvirt/qemu"
+_RUNNING: Final = "run/libvirt/qemu"
+_DEFINED: Final = "etc/libvirt/qemu"
+_AUTOSTART: Final = f"{_DEFINED}/autostart"
+_RESCTRL: Final = "sys/fs/resctrl"
 _SUFFIX: Final = ".xml"
-_MAX_CHARACTERS: Final = 4 << 20
 
 
-def live_holdings(root: str = "/") -> tuple[Holding, ...]:
-    """Return what all VMs hold that run on the host below ``root``.
-
-    Raises ``HostError`` where it may not be read, as for users other than root.
-    """
-    system = System(root)
-    store = Store(root)
+def claimed(registry: Registry) -> list[Holding]:
+    """Return what the VMs hold that have a claim and live, or are awaited. Raises ``HostError``."""
     try:
-        held = Registry(system, store).look().held.values()
+        state = registry.look()
+        gone = registry.ended(state)
+        awaited = [claim for claim in registry.claims() if claim.key not in state.held]
     except (IsolationError, OSError) as error:
         raise HostError(f"the holdings of VMs on this host cannot be read: {error}") from error
     finally:
-        store.close()
-    claimed = [of_claim(entry.claim, is_mapped=entry.state == RUNNING) for entry in held]
-    known = {holding.uuid for holding in claimed}
-    return (*claimed, *(holding for holding in _domains(system) if holding.uuid not in known))
+        registry.store.close()
+    held = [entry for key, entry in state.held.items() if key not in gone]
+    return [
+        *(of_claim(entry.claim, is_mapped=entry.state == RUNNING) for entry in held),
+        *map(of_claim, awaited),
+    ]
 
 
-def _domains(system: System) -> Iterator[Holding]:
-    """Yield what libvirt's running domains hold, from their pins."""
-    try:
-        names = [name for name in system.names(_DOMAINS) if name.endswith(_SUFFIX)]
-        online = CpuSet.parse(system.read("sys/devices/system/cpu/online"))
-        texts = [system.read(f"{_DOMAINS}/{name}") for name in names]
-    except OSError as error:
-        raise HostError(f"/{_DOMAINS}: cannot be read: {error.strerror}") from error
-    for name, text in zip(names, texts, strict=True):
-        status = _parse(name, text)
+def running_domains(system: System, host: Host) -> Iterator[Holding]:
+    """Yield what libvirt's running domains hold. Raises ``HostError`` for what is no record."""
+    groups: list[str] | None = None
+    for name, text in _documents(system, _RUNNING):
+        status = _parsed(f"/{_RUNNING}/{name}", text)
         domain = status.find("domain")
         if status.tag != "domstatus" or domain is None:
             continue
-        pins = [_affinity(system, vcpu.get("pid", "")) for vcpu in status.iterfind("vcpus/vcpu")]
-        yield of_pins(
-            [pin for pin in pins if pin],
-            online,
-            name=domain.findtext("name") or name.removesuffix(_SUFFIX),
-            uuid=(domain.findtext("uuid") or "").strip().lower(),
-        )
+        if groups is None:
+            groups = system.directories(_RESCTRL)
+        pins = [_affinity(system, vcpu.get("pid")) for vcpu in status.findall("vcpus/vcpu")]
+        own = f"qemu-{domain.get('id')}-"  # virDomainGenerateMachineName(), src/conf/domain_conf.c
+        schemata = [_schemata(system, group) for group in groups if group.startswith(own)]
+        try:
+            yield domains.running(domain, host, pins, schemata)
+        except (KvmhooksError, ValueError) as error:
+            raise HostError(f"/{_RUNNING}/{name}: {error}") from error
 
 
-def _parse(name: str, text: str) -> etree._Element:
-    if len(text) > _MAX_CHARACTERS:
-        raise HostError(f"/{_DOMAINS}/{name}: found more than {_MAX_CHARACTERS} characters")
-    parser = etree.XMLParser(resolve_entities=False, no_network=True)
+def defined_domains(system: System, host: Host) -> tuple[list[Holding], list[str]]:
+    """Return what the domains that are defined would hold, and what is wrong with the others."""
+    found: list[Holding] = []
+    problems: list[str] = []
     try:
-        return etree.fromstring(text.encode(), parser)
-    except etree.XMLSyntaxError as error:
-        raise HostError(f"/{_DOMAINS}/{name}: {error}") from error
+        documents = [*_documents(system, _DEFINED)]
+    except HostError as error:
+        return [], [f"{error}; planned as if no domain was defined"]
+    for name, text in documents:
+        try:
+            domain = _parsed(f"/{_DEFINED}/{name}", text)
+            if domain.tag == "domain":
+                found.append(domains.defined(domain, host))
+        except (KvmhooksError, ValueError) as error:
+            problems.append(f"/{_DEFINED}/{name}: {error}; planned as if it was not defined")
+    return found, problems
+
+
+def autostarted(system: System) -> set[str]:
+    """Return the names of the domains that start with the host, as far as we may know them."""
+    try:
+        names = system.names(_AUTOSTART)
+    except OSError:  # they only break ties
+        return set()
+    return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
+
+
+def _documents(system: System, directory: str) -> Iterator[tuple[str, str]]:
+    """Yield the documents of a directory; one that goes meanwhile is none. Raises ``HostError``."""
+    try:
+        names = [name for name in system.names(directory) if name.endswith(_SUFFIX)]
+    except OSError as error:
+        raise HostError(f"/{directory}: cannot be read: {error.strerror}") from error
+    for name in names:
+        try:
+            yield name, system.read(f"{directory}/{name}")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            message = f"/{directory}/{name}: cannot be read: {error.strerror}"
+            raise HostError(message) from error
+
+
+def _parsed(place: str, text: str) -> Element:
+    try:
+        return xml.parse(text.encode("utf-8", "surrogateescape"))
+    except IsolationError as error:
+        raise HostError(f"{place}: {error}") from error
 
 
 def _affinity(system: System, thread: str) -> CpuSet:
     """Return where a thread may run; nowhere when it has ended meanwhile."""
-    if not (thread.isascii() and thread.isdecimal()):
+    if not (thread.isascii() and thread.isdecimal() and len(thread) < 10):
         return CpuSet()
     try:
         return system.affinity(int(thread))
     except (FileNotFoundError, ProcessLookupError):
         return CpuSet()
+
+
+def _schemata(system: System, group: str) -> str:
+    """Return the shares of a group of resctrl; none of one that has gone."""
+    try:
+        return system.read(f"{_RESCTRL}/{group}/schemata")
+    except OSError:
+        return ""

@@ -27,6 +27,7 @@ HOSTS: Final[dict[str, dict[str, Any]]] = {
         "nodes": 2,
         "memory_mib": 16_384,
         "hugepages": {2048: (1024, 1024), 1_048_576: (4, 4)},
+        "files": {"sys/module/kvm_intel/parameters/tdx": "Y"},
     },
     "chiplets": {
         "cores": 8,
@@ -37,6 +38,9 @@ HOSTS: Final[dict[str, dict[str, Any]]] = {
         "isolated": "14-15",
         "hugepages": {2048: (1024, 768)},
         "kvm": "amd",
+        "files": {
+            f"sys/module/kvm_amd/parameters/{name}": "Y" for name in ("sev", "sev_es", "sev_snp")
+        },
     },
     "divided": {
         "packages": 2,

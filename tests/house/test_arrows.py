@@ -34,7 +34,7 @@ BELOW = {
     "host": {"errors", "values", "wording"},
     "devices": {"distribution", "errors", "values", "host"},
     "spec": {"errors", "files", "values"},
-    "inventory": {"errors", "values", "isolate"},
+    "inventory": {"errors", "values", "isolate", "host", "machine"},
     "machine": {"errors", "values", "wording", "host", "spec"},
     "placement": {
         *("errors", "values", "wording", "isolate", "host", "devices", "spec"),
@@ -45,12 +45,15 @@ BELOW = {
         *("spec", "machine", "placement"),
     },
     "libvirt": {
-        *("distribution", "errors", "values"),
-        *("isolate", "host", "spec", "machine", "placement"),
+        *("distribution", "errors", "values", "wording"),
+        *("isolate", "host", "spec", "inventory", "machine", "placement"),
     },
-    "kvm": {"errors", "files", "signals", "host", "spec", "qemu"},
+    "kvm": {"files", "signals"},
     "live": {"kvm"},  # names for supervisors of a92f6b5
-    "survey": {"errors", "values", "isolate", "spec", "inventory", "machine", "qemu"},
+    "survey": {
+        *("errors", "files", "values", "isolate", "host", "spec", "inventory", "machine"),
+        *("placement", "qemu", "libvirt", "kvm"),
+    },
     "show": {"values", "wording", "host", "inventory", "placement", "qemu", "libvirt"},
 }
 """Room: what it may import of kvmhooks, itself aside."""
@@ -83,14 +86,14 @@ WINGS = {
         {"capture", "drawing"},
     ),
     "placement": (
-        {"model", "profile"},
+        {"launchers", "model", "profile"},
         {"request", "pci_selection", "cache_ways"},
         {"search"},
-        {"pins", "emulator", "device_nodes"},
+        {"pins", "emulator", "cells", "device_nodes"},
         {"reasons"},
         {"refusal"},
         {"plan"},
-        {"claim", "contract", "planned_usage", "slots", "replan"},
+        {"claim", "contract", "own_place", "planned_usage", "slots", "replan"},
         {"together"},
     ),
     "qemu": (

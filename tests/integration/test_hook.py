@@ -227,6 +227,8 @@ def test_a_vm_outlives_libvirtd(host: Host, end: str) -> None:
     host.daemon.start()
     if end == "destroyed":
         eventually(lambda: host.is_running("owner"), 30)
+        # It waits until libvirtd has connected to the VM again, which a destroy would interrupt.
+        host.virsh("qemu-monitor-command", "owner", "--hmp", "info status")
         assert host.held == ["owner"]
         host.virsh("destroy", "owner")
     eventually(host.is_restored, 30)

@@ -144,6 +144,8 @@ class Kernel(System):
         self.record: str | None = None
         self.waiter = ""
         self.released: set[str] = set()
+        self.locked: set[str] = set()
+        """The locks that another call holds."""
         self.affinities: dict[str, CpuSet] = {}
         """The units with ``CPUAffinity=``."""
         self.step: Callable[[str], None] = nothing
@@ -183,7 +185,7 @@ class Kernel(System):
 
     def read(self, path: str) -> str:
         self.looked += 1
-        if path.startswith(f"{POLICIES}/") and not self._policy(path) & self.online:
+        if path.startswith(f"{POLICIES}/policy") and not self._policy(path) & self.online:
             raise OSError(errno.EBUSY, "an inactive policy", path)
         return self._text(path)
 
@@ -784,3 +786,7 @@ class Record(Store):
     def lock(self, system: System, timeout: float, name: str = RECORD) -> Iterator[None]:
         del system, timeout, name
         yield
+
+    def is_busy(self, system: System, name: str = RECORD) -> bool:
+        del system
+        return name in self._kernel.locked

@@ -8,11 +8,13 @@ concerned, and of cgroup-v1/cpusets.rst.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from kvm_launch.host.claimed_plan import plan_and_claim
 from kvm_launch.host.lease import Lease
+from kvmhooks.inventory.inventory import Inventory, inventory_on
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.isolate.system.dbus import BusError
 from kvmhooks.values import CpuSet
@@ -157,6 +159,11 @@ class LaunchSystemd(ModelSystemd):
         kernel._move(pid, kernel.groups.make(path))
 
 
+def looking(kernel: Kernel, host: Host) -> Callable[[], Inventory]:
+    """A look at the host with the claims that live on the model by then."""
+    return lambda: inventory_on(host, Registry(kernel, Record(kernel)).claims())
+
+
 class LaunchedVm:
     """A VM whose supervisor is the model's ``kvm-launch``."""
 
@@ -176,7 +183,7 @@ class LaunchedVm:
         assert isinstance(kernel, LaunchKernel)
         lease = Lease(Registry(kernel, Record(kernel)), kernel.supervisor)
         try:
-            decided = plan_and_claim(lease, spec, host)
+            decided = plan_and_claim(lease, spec, looking(kernel, host))
             self.pid = kernel.spawn("child", parent=kernel.supervisor,
                                     group=kernel.tasks[kernel.supervisor].group.path)  # fmt: skip
             self.helper = kernel.spawn("child", parent=kernel.supervisor,

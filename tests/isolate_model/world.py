@@ -9,9 +9,12 @@ import contextlib
 import uuid
 from typing import TYPE_CHECKING
 
+from kvmhooks.cli import status, status_text
 from kvmhooks.errors import KvmhooksError
 from kvmhooks.isolate.hook import entry, fastpath
+from kvmhooks.isolate.record.comparison import DRIFTED, Comparison
 from kvmhooks.isolate.record.state import State
+from kvmhooks.isolate.registry.drift import compare
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.isolate.system.scheduling import COOKIE, NEW
 from kvmhooks.values import CpuSet
@@ -186,6 +189,19 @@ class World:
     def state(self) -> State:
         """The state on record."""
         return Registry(self.kernel, Record(self.kernel)).look()
+
+    def compared(self) -> dict[str, Comparison]:
+        """All that is on record beside the host, by its key."""
+        return {row.key: row for row in compare(self.registry, self.state)}
+
+    def drifted(self) -> dict[str, Comparison]:
+        """All of it that somebody else has changed."""
+        return {key: row for key, row in self.compared().items() if row.state == DRIFTED}
+
+    def told(self) -> str:
+        """``kvmhooks status``, for a person."""
+        found = [*self.compared().values()]
+        return status_text.told(status.held_things(self.registry, self.state, found), found)
 
     def _launch(self, vm: Vm) -> None:
         """QEMU starts, and libvirt makes its groups, CPU sets and pins; EINVAL would be ours."""

@@ -92,7 +92,7 @@ class Launched:
 
     def cpus(self) -> tuple[int, ...]:
         """Its own CPUs, by the record."""
-        document = json.loads(self.lab.output("kvmhooks status --json"))
+        document = json.loads(self.lab.kvmhooks("status", "--json").stdout)
         (claim,) = (claim for claim in document["claims"] if claim["name"] == self.name)
         assert (claim["driver"], claim["state"]) == ("kvm-launch", "running")
         assert str(claim["pid"]) == self.qemu()

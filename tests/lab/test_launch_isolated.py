@@ -41,7 +41,7 @@ def test_a_launched_vm_has_its_cpus_alone_and_leaves_nothing(warm: Lab) -> None:
     partitions = warm.output("cd /sys/fs/cgroup; cat machine*/*/libvirt/vcpu*/cpuset.cpus.partition"
                              " 2> /dev/null | sort -u; true")  # fmt: skip
     during = vm.intruders()
-    (claim,) = json.loads(warm.output("kvmhooks status --json"))["claims"]
+    (claim,) = json.loads(warm.kvmhooks("status", "--json").stdout)["claims"]
     follower = warm.output(f"tr '\\0' ' ' < /proc/{claim['follower']}/cmdline")
     vm.stop()
     settle(warm, "own", code=0)

@@ -177,3 +177,38 @@ def test_a_follower_that_starts_is_not_missing_and_a_dead_vm_does_not_run(lab: L
     lab.kvmhooks("reconcile")
     assert status(lab)["claims"] == []
     lab.output(f"kill -CONT {daemon}")
+
+
+def test_status_tells_of_drift(lab: Lab, variant: Variant) -> None:
+    """An interrupt that somebody lets onto the VM's CPUs again: the file, the values and the VM,
+    with exit code 5, until `reconcile` has put it right. Nothing else has drifted before or after.
+    """
+    isolated.start(lab, "own", (6, 7))
+    eventually(lambda: isinstance(status(lab)["claims"][0]["follower"], int))
+    before = lab.kvmhooks("status")
+    print(f"{variant.name}: {before.stdout}")
+    assert (before.exit_code, "drifted" in before.stdout) == (0, False), before.stdout
+    held = [knob for knob in status(lab)["knobs"] if knob["state"] == "held"]
+    knob = next(
+        knob for knob in held if knob["knob"].startswith("irq/") and knob["knob"] != "irq/default"
+    )
+    assert knob["by"] == ["own"]
+    place = knob["place"]
+    # In one command: the follower puts it right as soon as it looks at the host for any reason.
+    command = f"echo {knob['was']} > {place}; kvmhooks status"
+    found: list[Any] = []
+
+    def is_told() -> bool:
+        found.append(lab.run(command))
+        return bool(found[-1].exit_code == 5)
+
+    eventually(is_told)
+    assert (
+        f"  drifted: {place}: was {knob['was']}, should be {knob['should']} (own), "
+        f"is {knob['was']}: run `kvmhooks reconcile`, which makes it {knob['should']}"
+    ) in found[-1].stdout.split("\n")
+    assert lab.kvmhooks("reconcile").exit_code == 0
+    after = lab.kvmhooks("status")
+    assert (after.exit_code, "drifted" in after.stdout) == (0, False), after.stdout
+    assert lab.output(f"cat {place}") == knob["should"]
+    isolated.stop(lab, "own")

@@ -69,9 +69,12 @@ def _desktops(draw: st.DrawFn) -> dict[str, Any]:
             "bus": st.sampled_from(["usb", "virtio"]),
         }
     )
-    video = st.sampled_from(["auto", "virtio", "vga", "qxl", "bochs"])
+    video = draw(st.sampled_from(["auto", "virtio", "vga", "qxl", "bochs"]))
+    graphics: dict[str, Any] = {"type": kind, "video": video}
+    if video in {"virtio", "qxl"} or (kind, video) in {("vnc", "auto"), ("spice", "auto")}:
+        graphics["heads"] = draw(st.integers(1, 2))
     return {
-        "graphics": {"type": kind, "video": draw(video), "heads": draw(st.integers(1, 2))},
+        "graphics": graphics,
         "input": draw(st.lists(inputs, max_size=3)),
         "sound": {"model": draw(st.sampled_from(["none", "ich9"]))},
     }
@@ -85,9 +88,16 @@ _others = _table(
         hpet=_flags,
         kvmclock=_flags,
     ),
-    rng=_table(source=st.sampled_from(["none", "urandom", "builtin"]), rate=st.just("1KiB")),
-    vsock=_table(enabled=_flags, cid=st.integers(3, 1 << 31)),
-    watchdog=_table(model=st.just("i6300esb"), action=st.sampled_from(["reset", "pause", "none"])),
+    rng=st.just({"source": "none"})
+    | st.fixed_dictionaries(
+        {"source": st.sampled_from(["urandom", "builtin"])}, optional={"rate": st.just("1KiB")}
+    ),
+    vsock=_table(enabled=_flags)
+    | st.fixed_dictionaries({"enabled": st.just(value=True), "cid": st.integers(3, 1 << 31)}),
+    watchdog=st.fixed_dictionaries(
+        {"model": st.just("i6300esb")},
+        optional={"action": st.sampled_from(["reset", "pause", "none"])},
+    ),
     panic=_table(model=st.just("isa")),
     balloon=st.just({"enabled": True, "free_page_reporting": True}),
     iommu=_table(model=st.sampled_from(["none", "virtio"])),
@@ -126,4 +136,7 @@ def rich_documents(draw: st.DrawFn) -> dict[str, Any]:
         document["memory"] |= draw(_table(prealloc=_flags))
     document["disk"] = draw(st.lists(_disks(), max_size=4))
     document["net"] = draw(st.lists(_nets, max_size=3))
-    return document | draw(_desktops()) | draw(_others)
+    whole = document | draw(_desktops()) | draw(_others)
+    if whole.get("console", {}).get("type") == "none":
+        whole.get("guest", {}).pop("report", None)  # it is read from there
+    return whole

@@ -119,6 +119,9 @@ _nets = _table(type=st.just("user"), mac=_macs) | _table(
 )
 
 
+_REPORTS = _table(report=st.booleans())
+
+
 @st.composite
 def vm_documents(
     draw: st.DrawFn,
@@ -128,10 +131,12 @@ def vm_documents(
 ) -> dict[str, Any]:
     """The content of any ``vm.toml`` that is right, as what TOML's parser gives."""
     placed = draw(st.sampled_from(placement))
-    isolation = _table(
-        exclusive=st.booleans() if placed == "dedicated" else st.just(value=False),
-        strict=st.booleans(),
+    is_exclusive = placed == "dedicated" and draw(st.booleans())
+    isolation = st.fixed_dictionaries(
+        {"exclusive": st.just(is_exclusive)},
+        optional={"strict": st.booleans() if is_exclusive else st.just(value=False)},
     )
+    console = draw(st.sampled_from(["serial", "virtio", "none"]))
     return draw(
         _table(
             {"name": _names, "cpu": _cpu_tables(placed), "memory": _memory_tables()},
@@ -144,8 +149,8 @@ def vm_documents(
             boot=_boot_tables(),
             disk=st.lists(_disks, max_size=10),
             net=st.lists(_nets, max_size=3),
-            console=_table(type=st.sampled_from(["serial", "virtio", "none"])),
-            guest=_table(report=st.booleans()),
+            console=st.just({"type": console}),
+            guest=_table(report=st.just(value=False)) if console == "none" else _REPORTS,
             isolation=isolation,
         )
     )

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 from kvmhooks.errors import KvmhooksError
+from kvmhooks.isolate.record.comparison import UNKNOWN
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import KERNEL_THREAD, Kernel, nothing
 from tests.isolate_model.world import (
@@ -175,9 +176,14 @@ class Isolation(RuleBasedStateMachine):
 
     @rule()
     def reconcile(self) -> None:
-        """Everything is finished, and while a VM lives nothing else may use its CPUs."""
+        """Everything is finished, and while a VM lives nothing else may use its CPUs.
+
+        Nothing has drifted, and nobody is missing who asks for it.
+        """
         self.world.reconcile()
         assert list(intruders(self.kernel, self.world)) == []
+        assert self.world.drifted() == {}
+        assert [row for row in self.world.compared().values() if row.state == UNKNOWN] == []
 
     @invariant()
     def originals_are_on_record(self) -> None:

@@ -18,7 +18,7 @@ from kvmhooks.values import CpuSet
 from tests.fakedevices import FakePci
 from tests.fakehost import write_host
 from tests.isolate_model.kernel import Record, nothing
-from tests.isolate_model.launched import LaunchedVm, LaunchKernel
+from tests.isolate_model.launched import LaunchedVm, LaunchKernel, looking
 from tests.isolate_model.pci import Function
 from tests.isolate_model.world import Vm, World, effective_state, intruders, requested_state
 from tests.laws.test_every_instruction import FLAVOURS, Deaths
@@ -131,7 +131,7 @@ def test_a_claim_that_is_refused_changes_nothing(flavour: str) -> None:
     kernel.step = no_write
     second = Lease(registry, kernel.libvirtd)
     with second, pytest.raises(IsolationError, match=f"runs already: process {guest.pid}"):
-        plan_and_claim(second, spec(), host())
+        plan_and_claim(second, spec(), looking(kernel, host()))
     assert (second.claim, effective_state(kernel), kernel.record) == (None, before, record)
     kernel.step = nothing
     guest.stop(world, lease)

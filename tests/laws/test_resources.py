@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmhooks.cli.isolation import held_things, told
+from kvmhooks.cli.status import held_things
 from kvmhooks.errors import IsolationError, KvmhooksError
 from kvmhooks.isolate.claims import format_1
 from kvmhooks.isolate.claims.claim import Claim
@@ -387,10 +387,10 @@ def test_a_device_that_is_held_is_told_by_status(kind: str) -> None:
     world = World(kernel)
     world.start(vm)
     (key,) = world.state.resources[kind]
-    document = held_things(world.state, kernel)
+    document = held_things(world.registry, world.state)
     (row,) = [row for rows in document.values() for row in rows if key in dict(row).values()]
     assert row["by"] in ("guest", ["guest"])
-    assert len([line for line in told(document).split("\n") if key in line]) == 1
+    assert len([line for line in world.told().split("\n") if key in line]) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,8 +15,9 @@ import pytest
 
 from kvm_launch.tell.status import NAME, VmRecord, running
 from kvmhooks import files
-from kvmhooks.cli.documents import read_claims, read_document
+from kvmhooks.cli.documents import read_document
 from kvmhooks.cli.main import main
+from kvmhooks.cli.sources import read_holdings
 from kvmhooks.errors import InputError, SpecError
 from kvmhooks.kvm.verdict import MEMORY, recall
 from kvmhooks.spec import load_vm
@@ -54,7 +55,7 @@ def test_what_is_no_file_is_told_at_once(folder: Path, kind: str) -> None:
         files.read(path, 9)
     with pytest.raises(SpecError, match=f"^odd: {message}$"):
         load_vm(path)
-    for reader in (read_document, read_claims):
+    for reader in (read_document, read_holdings):
         with pytest.raises(InputError, match=f"^odd: {message}$"):
             reader("odd")
 

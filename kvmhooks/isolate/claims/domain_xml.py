@@ -107,6 +107,11 @@ def read_key(xml_text: str | bytes, driver: str = "qemu") -> str:
     return f"{driver}-{_parse(data).findtext('uuid', '').strip().lower()}"
 
 
+def devices_of(domain: Element) -> tuple[str, ...]:
+    """Return the PCI addresses of all that a domain has, NVMe controllers of disks too."""
+    return _devices_of(domain, has_disks=True)
+
+
 def devices_in(status: bytes) -> tuple[str, ...]:
     """Return the PCI addresses of a running VM's devices, by libvirt's record (``<domstatus>``).
 
@@ -284,11 +289,14 @@ def _disks_of(domain: Element) -> tuple[str, ...]:
     )
 
 
-def _devices_of(domain: Element, *, is_bound: bool = False) -> tuple[str, ...]:
+def _devices_of(
+    domain: Element, *, is_bound: bool = False, has_disks: bool = False
+) -> tuple[str, ...]:
     """Return the PCI addresses of the VM's devices: ``<hostdev>``, also as a network interface.
 
-    With ``is_bound`` only those that libvirt leaves to others to bind to ``vfio-pci``, which is
-    what it does without ``managed='yes'``; NVMe controllers of disks are then among them.
+    With ``has_disks`` NVMe controllers of disks are among them, and with ``is_bound``, which gives
+    only those that libvirt leaves to others to bind to ``vfio-pci``: it does so without
+    ``managed='yes'``.
     """
     found = []
     given = [
@@ -300,10 +308,11 @@ def _devices_of(domain: Element, *, is_bound: bool = False) -> tuple[str, ...]:
         if interface.get("type") == "hostdev"
     ]
     sources = [(device.get("managed"), device.findall("source/address")) for device in given]
-    if is_bound:
+    if is_bound or has_disks:
         disks = [disk for disk in domain.findall("devices/disk") if disk.get("type") == "nvme"]
         nvme = [source for disk in disks for source in disk.findall("source")]
         sources += [(source.get("managed"), source.findall("address")) for source in nvme]
+    if is_bound:
         sources = [(managed, addresses) for managed, addresses in sources if managed != "yes"]
     for _, addresses in sources:
         for address in addresses:

@@ -56,6 +56,22 @@ def of_domain(domain: Element) -> tuple[HugePageDemand, ...]:
     )
 
 
+def memory_of(domain: Element) -> dict[int, int]:
+    """Return the KiB of ordinary memory on each host node; none of a domain on huge pages.
+
+    Raises ``IsolationError`` or ``ValueFormatError``.
+    """
+    wanted: dict[int, int] = {}
+    if domain.find("memoryBacking/hugepages") is not None:
+        return wanted
+    for cell, memory_kib in _cells_of(domain):
+        nodes = tuple(_nodes_for(domain, cell))
+        for at, node in enumerate(nodes):
+            share = memory_kib * (at + 1) // len(nodes) - memory_kib * at // len(nodes)
+            wanted[node] = wanted.get(node, 0) + share
+    return wanted
+
+
 def _cells_of(domain: Element) -> list[tuple[int | None, int]]:
     """Return (guest cell, memory in KiB); the cell is None for a guest without cells.
 

@@ -92,6 +92,25 @@ class View:
             self._narrowed[original, setting] = found
         return found
 
+    def owners(self, cpus: CpuSet, setting: str = "") -> list[Held]:
+        """Return the claims that own one of these CPUs, of those with this setting on."""
+        return [
+            vm
+            for vm in self.held
+            if not cpus.isdisjoint(vm.claim.exclusive)
+            and (not setting or vm.claim.setting(setting) == "yes")
+        ]
+
+    def asking(self, setting: str, cpus: CpuSet | None = None) -> list[Held]:
+        """Return the claims with the value of ``setting`` that has the say (``requested``)."""
+        value = self.requested(setting, cpus)
+        return [
+            vm
+            for vm in (self.held if value else ())
+            if vm.claim.setting(setting) == value
+            and (cpus is None or not cpus.isdisjoint(vm.claim.exclusive))
+        ]
+
     def requested(self, setting: str, cpus: CpuSet | None = None) -> str:
         """Return the value of ``setting`` in the first claim that has one; empty if none has.
 
@@ -123,6 +142,9 @@ class Knob:
     before 6.2 take them out of a thread's mask (``__sched_setaffinity()``, kernel/sched/core.c).
     """
 
+    unset = "none"
+    """The word for an empty value, for people."""
+
     refusal = ""
     """The reason why it must not be set, where we refuse what the kernel would allow."""
 
@@ -130,6 +152,11 @@ class Knob:
         self.key = key
         """Its name in the journal, for people as well: ``irq/24``."""
         self.order = order
+
+    @property
+    def place(self) -> str:
+        """The file that has the value, or what else is set, for people."""
+        raise NotImplementedError
 
     def read(self, system: System) -> str:
         """Return the value there. Raises ``OSError`` or ``ValueFormatError``."""
@@ -151,6 +178,10 @@ class Knob:
         """Return the value that should stand there: pure."""
         raise NotImplementedError
 
+    def askers(self, original: str, view: View, system: System) -> list[Held]:
+        """Return the claims because of which the target is not the original."""
+        raise NotImplementedError
+
     def identity(self, system: System) -> str:  # noqa: ARG002 -- most knobs cannot be mistaken
         """Return a mark that a later one with the same key has not."""
         return ""
@@ -162,6 +193,10 @@ class Knob:
     def is_forced(self, current: str, system: System) -> bool:  # noqa: ARG002 -- as above
         """Return whether the kernel alone made it so, so that it is nobody's wish."""
         return False
+
+    def is_by_kernel(self, current: str, system: System) -> bool:
+        """Return whether the kernel may have made it so by itself, after it was as it should be."""
+        return self.is_forced(current, system)
 
     def steps(self, current: str, target: str) -> list[tuple[int, str]]:
         """Return the writes that lead from ``current`` to ``target``, each with its order."""
@@ -203,6 +238,10 @@ class CpuListKnob(Knob):
         self.is_mask = is_mask
         """The file speaks hex masks (``ff,00000003``) instead of lists."""
 
+    @property
+    def place(self) -> str:
+        return f"/{self.path}"
+
     def read(self, system: System) -> str:
         return canonical(system.read(self.path), is_mask=self.is_mask)
 
@@ -217,6 +256,9 @@ class CpuListKnob(Knob):
 
     def target(self, original: str, view: View) -> str:
         return view.narrowed(original, self.setting)
+
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        return view.owners(parsed(original), self.setting)
 
 
 class PolicyKnob(Knob):
@@ -239,6 +281,10 @@ class PolicyKnob(Knob):
         self.spelling = {} if spelling is None else spelling
         """The file's words for the policy's values, where they differ."""
 
+    @property
+    def place(self) -> str:
+        return f"/{self.path}"
+
     def read(self, system: System) -> str:
         return chosen(system.read(self.path))
 
@@ -248,6 +294,9 @@ class PolicyKnob(Knob):
     def target(self, original: str, view: View) -> str:
         requested = view.requested(self.setting)
         return self.spelling.get(requested, requested) or original
+
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        return view.asking(self.setting)
 
 
 _SETS: Final[dict[str, tuple[CpuSet, str]]] = {}

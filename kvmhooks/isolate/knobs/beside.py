@@ -154,6 +154,8 @@ class _Cpus(Knob):
 
     __slots__ = ("depth", "forbidden", "path", "possible")
 
+    unset = "all"
+
     def __init__(self, groups: Groups, group: str, forbidden: CpuSet, view: View) -> None:
         super().__init__(f"cpus/{group}", CGROUPS)
         self.path = f"{groups.base}/{group}"
@@ -161,6 +163,10 @@ class _Cpus(Knob):
         self.possible = view.possible if groups.is_unified else CpuSet()
         """The mask that is as good as none; a v1 group without CPUs holds no task."""
         self.depth = group.count("/")
+
+    @property
+    def place(self) -> str:
+        return f"/{self.path}/cpuset.cpus"
 
     def read(self, system: System) -> str:
         """Return empty for all CPUs, and without the controller enabled: the same for its tasks.
@@ -182,6 +188,9 @@ class _Cpus(Knob):
         if allowed.isdisjoint(self.forbidden):
             return original
         return str(allowed - self.forbidden or view.online - self.forbidden)
+
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        return view.owners((CpuSet.parse(original) or self.possible) & self.forbidden)
 
     def steps(self, current: str, target: str) -> list[tuple[int, str]]:
         """Return the widening writes from the top, then the narrowing ones from the bottom."""
@@ -250,6 +259,10 @@ class _Ended(_Unit):
 
     __slots__ = ()
 
+    @property
+    def place(self) -> str:
+        return f"AllowedCPUs of {self.unit}, which has ended (systemctl show {self.unit})"
+
     def read(self, system: System) -> str:
         """Return the CPUs of its drop-in, if that is ours."""
         for directory in self._drop_ins(system):
@@ -299,6 +312,9 @@ class _Raw(_Cpus):
     def target(self, original: str, view: View) -> str:
         return original or super().target(original, view)
 
+    def askers(self, original: str, view: View, system: System) -> list[Held]:
+        return [] if original else super().askers(original, view, system)
+
 
 class _Controller(Knob):
     """The CPU sets of a group's children; enabled from the top down, or EINVAL."""
@@ -310,6 +326,10 @@ class _Controller(Knob):
         self.path = f"{base}/{group}".rstrip("/") + "/cgroup.subtree_control"
         self.taken = taken
 
+    @property
+    def place(self) -> str:
+        return f"/{self.path}"
+
     def read(self, system: System) -> str:
         return "on" if "cpuset" in system.read(self.path).split() else "off"
 
@@ -318,6 +338,9 @@ class _Controller(Knob):
 
     def target(self, original: str, view: View) -> str:  # noqa: ARG002 -- the base's
         return "on" if self.taken else original
+
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        return view.owners(self.taken)
 
     def steps(self, current: str, target: str) -> list[tuple[int, str]]:
         if current == target:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from kvmhooks.isolate.engine.knob import View
-    from kvmhooks.isolate.record.state import Record
+    from kvmhooks.isolate.record.state import Held, Record
     from kvmhooks.isolate.system.system import System
 
 
@@ -50,6 +50,14 @@ class _DiskKnob(PolicyKnob):
                 return vm.claim.setting(self.setting)
         return original
 
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        value = self.target("", view)
+        return [
+            vm
+            for vm in view.held
+            if value and self.disk in vm.claim.disks and vm.claim.setting(self.setting) == value
+        ]
+
 
 class _Depth(_DiskKnob):
     """The depth of the queue: a change of the scheduler sets it to that scheduler's default."""
@@ -65,3 +73,7 @@ class _Depth(_DiskKnob):
 
     def is_forced(self, current: str, system: System) -> bool:  # noqa: ARG002 -- the base's
         return self.follows
+
+    def is_by_kernel(self, current: str, system: System) -> bool:  # noqa: ARG002 -- the base's
+        """Return False: with the scheduler it was set and read back."""
+        return False

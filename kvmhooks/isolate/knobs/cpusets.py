@@ -85,7 +85,7 @@ def _partitions(system: System, groups: Groups, records: Mapping[str, Record]) -
     for group, cpus in wanted.items():
         yield _Exclusive(groups.base, group, cpus)
     for group, cpus in vcpus.items():
-        yield _Partition(groups.base, group, is_wanted=bool(cpus))
+        yield _Partition(groups.base, group, cpus)
 
 
 def _vcpu_groups(system: System, base: str, scope: str) -> Iterator[tuple[str, CpuSet]]:
@@ -109,6 +109,10 @@ class _Exclusive(Knob):
         self.cpus = cpus
         self.depth = group.count("/")
 
+    @property
+    def place(self) -> str:
+        return f"/{self.path}"
+
     def read(self, system: System) -> str:
         return str(CpuSet.parse(system.read(self.path)))
 
@@ -117,6 +121,9 @@ class _Exclusive(Knob):
 
     def target(self, original: str, view: View) -> str:  # noqa: ARG002 -- the base's
         return str(CpuSet.parse(original) | self.cpus)
+
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        return view.owners(self.cpus)
 
     def steps(self, current: str, target: str) -> list[tuple[int, str]]:
         """Return the writes: sets grow from the top down, and shrink from the bottom up."""
@@ -133,12 +140,17 @@ class _Exclusive(Knob):
 class _Partition(Knob):
     """``cpuset.cpus.partition``: the write succeeds and the file then says why it is invalid."""
 
-    __slots__ = ("is_wanted", "path")
+    __slots__ = ("cpus", "path")
 
-    def __init__(self, base: str, group: str, *, is_wanted: bool) -> None:
+    def __init__(self, base: str, group: str, cpus: CpuSet) -> None:
         super().__init__(f"partition/{group}", _PARTITION)
         self.path = f"{base}/{group}/cpuset.cpus.partition"
-        self.is_wanted = is_wanted
+        self.cpus = cpus
+        """The CPUs that it isolates; none where no VM wants it."""
+
+    @property
+    def place(self) -> str:
+        return f"/{self.path}"
 
     def read(self, system: System) -> str:
         return system.read(self.path)
@@ -147,7 +159,10 @@ class _Partition(Knob):
         system.write(self.path, value)
 
     def target(self, original: str, view: View) -> str:  # noqa: ARG002 -- the base's
-        return "isolated" if self.is_wanted else original
+        return "isolated" if self.cpus else original
+
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        return view.owners(self.cpus)
 
     def steps(self, current: str, target: str) -> list[tuple[int, str]]:
         if current == target:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from kvmhooks.errors import ValueFormatError
 from kvmhooks.isolate.engine.knob import FIRST, Knob
-from kvmhooks.values import CpuSet
+from kvmhooks.values import CpuSet, union
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from kvmhooks.isolate.engine.knob import View
+    from kvmhooks.isolate.record.state import Held
     from kvmhooks.isolate.system.system import System
 
 _DIRECTORY: Final = "run/irqbalance"
@@ -47,12 +48,12 @@ def passed_through(system: System, view: View) -> CpuSet:
 
     They are where the VM's vCPUs are, and the daemon would move them away.
     """
-    given = [
-        device
-        for vm in view.held
-        for device in vm.claim.devices
-        if vm.claim.setting("isolation.irqs") == "yes"
-    ]
+    return union(_irqs_of(system, vm) for vm in view.held)
+
+
+def _irqs_of(system: System, vm: Held) -> CpuSet:
+    """Return the interrupts of one VM's devices."""
+    given = vm.claim.devices if vm.claim.setting("isolation.irqs") == "yes" else ()
     irqs = (irq for device in given for irq in system.names(f"{_DEVICES}/{device}/msi_irqs"))
     return CpuSet(int(irq) for irq in irqs if irq.isdecimal())
 
@@ -67,6 +68,10 @@ class _Bans(Knob):
     def __init__(self, path: str) -> None:
         super().__init__("irqbalance", FIRST)
         self.path = path
+
+    @property
+    def place(self) -> str:
+        return f"the CPUs that irqbalance leaves alone (/{self.path})"
 
     def identity(self, system: System) -> str:  # noqa: ARG002 -- the base's
         """Return the daemon's socket, which has its pid: a restarted one has forgotten our bans."""
@@ -85,6 +90,9 @@ class _Bans(Knob):
     def target(self, original: str, view: View) -> str:
         return str(CpuSet.parse(original) | view.taken("isolation.irqs"))
 
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        return view.owners(view.exclusive - CpuSet.parse(original), "isolation.irqs")
+
 
 class _BannedIrqs(Knob):
     """The banned interrupts; their numbers are written like a CPU list."""
@@ -97,6 +105,10 @@ class _BannedIrqs(Knob):
         super().__init__("irqbalance/irqs", FIRST)
         self.path = path
         self.irqs = irqs
+
+    @property
+    def place(self) -> str:
+        return f"the interrupts that irqbalance leaves alone (/{self.path})"
 
     def identity(self, system: System) -> str:  # noqa: ARG002 -- the base's
         """Return the socket, as for the CPUs."""
@@ -112,6 +124,10 @@ class _BannedIrqs(Knob):
 
     def target(self, original: str, view: View) -> str:  # noqa: ARG002 -- the base's
         return str(CpuSet.parse(original) | self.irqs)
+
+    def askers(self, original: str, view: View, system: System) -> list[Held]:
+        fresh = self.irqs - CpuSet.parse(original)
+        return [vm for vm in view.held if not fresh.isdisjoint(_irqs_of(system, vm))]
 
 
 def _tell(system: System, path: str, request: str) -> None:

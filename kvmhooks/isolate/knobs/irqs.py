@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from kvmhooks.isolate.engine.knob import View
-    from kvmhooks.isolate.record.state import Record
+    from kvmhooks.isolate.record.state import Held, Record
     from kvmhooks.isolate.system.system import System
 
 _DEFAULT: Final = "irq/default"
@@ -107,6 +107,16 @@ class IrqKnob(CpuListKnob):
         wide = super().target(original, view)
         rather = CpuSet() if self.near is None else _cpus(wide) & self.near
         return str(rather or wide)
+
+    def askers(self, original: str, view: View, system: System) -> list[Held]:
+        """Return whose CPUs are left out, or whose device it is, or is near to."""
+        if self.goal is not None:
+            return view.owners(self.goal)
+        found = super().askers(original, view, system)
+        if self.near is not None and self.target(original, view) != super().target(original, view):
+            near = vfio_irqs.having(system, view, self.number)
+            found += [vm for vm in near if vm not in found]
+        return found
 
     def identity(self, system: System) -> str:  # noqa: ARG002 -- the base's
         """Return the inode of ``/sys/kernel/irq/N``: chip, hwirq and mask live as long as it.

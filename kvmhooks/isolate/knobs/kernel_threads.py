@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from kvmhooks.isolate.engine.knob import View
-    from kvmhooks.isolate.record.state import Record
+    from kvmhooks.isolate.record.state import Held, Record
     from kvmhooks.isolate.system.system import System
     from kvmhooks.isolate.vm.cgroups import Groups
 
@@ -169,6 +169,10 @@ class KernelThread(Knob):
         self.given = given(record or inherited)
         """The mask that we gave it, or may have given it; empty for none but its own."""
 
+    @property
+    def place(self) -> str:
+        return f"Cpus_allowed_list of /proc/{self.tid}/status"
+
     def is_of_interest(self, cpus: CpuSet) -> bool:
         """Return whether it must be narrowed, or a partition will make it forget its own mask."""
         if not cpus.isdisjoint(self.rules.taken):
@@ -214,6 +218,9 @@ class KernelThread(Knob):
         left = cpus - taken if self.rules.are_masks_kept else (cpus - taken) & view.online
         return str(left or self.rules.allowed() - taken or view.online - taken)
 
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        return view.owners(parsed(original) & self.rules.taken)
+
     def is_forced(self, current: str, system: System) -> bool:  # noqa: ARG002 -- the base's
         """Return whether the kernel has put it on all that is in no partition."""
         allowed, cpus, was = self.rules.allowed(), parsed(current), parsed(self.was)
@@ -221,6 +228,10 @@ class KernelThread(Knob):
             return True
         # it still is where a partition has left it that has just gone, or is in the next one's way
         return not self.rules.is_fixed and cpus < was and was - cpus <= self.rules.partitioned
+
+    def is_by_kernel(self, current: str, system: System) -> bool:
+        """Return whether a partition has moved it: nothing else of the kernel's does."""
+        return not self.rules.is_fixed and self.is_forced(current, system)
 
     def first_original(self, current: str, records: dict[str, Record]) -> str:  # noqa: ARG002
         """Return kthreadd's original for one that was born of it while narrowed, else its own."""
@@ -268,9 +279,16 @@ class IrqThread(KernelThread):
         taken = self.rules.taken if self.rules.are_masks_lost else None
         return str(view.possible - taken) if taken else original
 
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        return view.owners(self.rules.taken) if self.rules.are_masks_lost else []
+
     def is_forced(self, current: str, system: System) -> bool:  # noqa: ARG002 -- the base's
         """Return True: a thread that was moved alone is moved until its interrupt is moved."""
         return True
+
+    def is_by_kernel(self, current: str, system: System) -> bool:
+        """Return True: it goes where its interrupt goes, whenever that comes."""
+        return self.is_forced(current, system)
 
     def note(self, system: System) -> str:  # noqa: ARG002 -- the base's
         return _FOLLOWS

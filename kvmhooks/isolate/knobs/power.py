@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from kvmhooks.isolate.engine.knob import View
-    from kvmhooks.isolate.record.state import Record
+    from kvmhooks.isolate.record.state import Held, Record
     from kvmhooks.isolate.system.system import System
 
 _BOOST: Final = "sys/devices/system/cpu/cpufreq/boost"
@@ -87,6 +87,9 @@ class _OwnKnob(PolicyKnob):
     def target(self, original: str, view: View) -> str:
         return view.requested(self.setting, self.cpus) or original
 
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        return view.asking(self.setting, self.cpus)
+
 
 class _Preference(_OwnKnob):
     """The energy preference: it follows the governor."""
@@ -102,6 +105,11 @@ class _Preference(_OwnKnob):
         if view.requested("power.governor", self.cpus) == "performance":
             return "performance"
         return super().target(original, view)
+
+    def askers(self, original: str, view: View, system: System) -> list[Held]:
+        if view.requested("power.governor", self.cpus) == "performance":
+            return view.asking("power.governor", self.cpus)
+        return super().askers(original, view, system)
 
     def is_forced(self, current: str, system: System) -> bool:
         governor = self.path.replace("energy_performance_preference", "scaling_governor")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from kvmhooks.isolate.engine.knob import View
-    from kvmhooks.isolate.record.state import Record
+    from kvmhooks.isolate.record.state import Held, Record
     from kvmhooks.isolate.system.system import System
 
 _BASE: Final = "sys/fs/resctrl"
@@ -155,6 +155,10 @@ class _Ways(Knob):
         self.pending = pending
         self.least = least
 
+    @property
+    def place(self) -> str:
+        return f"cache {self.cache} of {self.resource} in /{SCHEMATA}"
+
     def read(self, system: System) -> str:
         masks = _masks(system.read(SCHEMATA))
         if (self.resource, self.cache) not in masks:
@@ -168,3 +172,14 @@ class _Ways(Knob):
         if not any(vm.claim.caches for vm in view.held):
             return original
         return f"{remaining(int(original, 16), self.used, self.pending, self.least):x}"
+
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        """Return the VMs with ways of this cache; with ways of any, where others' are in use."""
+        every = [vm for vm in view.held if vm.claim.caches]
+        own = [
+            vm
+            for vm in every
+            for level, kind, cache, _ in vm.claim.caches
+            if (f"L{level}{_RESOURCES[kind]}", cache) == (self.resource, self.cache)
+        ]
+        return [*dict.fromkeys(own)] or every

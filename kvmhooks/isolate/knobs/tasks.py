@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from kvmhooks.isolate.engine.knob import View
-    from kvmhooks.isolate.record.state import Record
+    from kvmhooks.isolate.record.state import Held, Record
     from kvmhooks.isolate.system.system import System
 
 _KERNEL: Final = 0x0020_0000
@@ -143,6 +143,10 @@ class _Task(Knob):
         self.is_swept = is_swept
         """No group of it can be narrowed, so that its own mask must be."""
 
+    @property
+    def place(self) -> str:
+        return f"Cpus_allowed_list of /proc/{self.pid}/task/{self.tid}/status"
+
     def is_of_interest(self, cpus: CpuSet) -> bool:
         """Return whether its mask is its own, or must become so."""
         return self.is_swept or cpus != self.effective
@@ -162,6 +166,9 @@ class _Task(Knob):
         if cpus.isdisjoint(self.taken):
             return original
         return str(cpus - self.taken or self.effective - self.taken or view.online - self.taken)
+
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        return view.owners(CpuSet.parse(original) & self.taken, "isolation.tasks")
 
     def is_forced(self, current: str, system: System) -> bool:  # noqa: ARG002 -- the base's
         """Return whether it has its group's CPUs: older kernels give it these when they change."""

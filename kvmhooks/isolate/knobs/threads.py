@@ -160,15 +160,33 @@ def _unguarded(system: System, vm: Held) -> str:
     )
 
 
-class _Scheduling(Knob):
+class _OfVm(Knob):
+    """One thing about threads of a QEMU: its VM alone asks for it."""
+
+    __slots__ = ("pid",)
+
+    def __init__(self, pid: int, what: str) -> None:
+        super().__init__(f"{PREFIX}{pid}/{what}", TASKS + 1)
+        self.pid = pid
+
+    def askers(self, original: str, view: View, system: System) -> list[Held]:  # noqa: ARG002
+        vm = running(view).get(self.pid)
+        return [] if vm is None else [vm]
+
+
+class _Scheduling(_OfVm):
     """One thing about one thread."""
 
     __slots__ = ("tid", "what")
 
     def __init__(self, pid: int, tid: int, what: str) -> None:
-        super().__init__(f"{PREFIX}{pid}/{tid}/{what}", TASKS + 1)
+        super().__init__(pid, f"{tid}/{what}")
         self.tid = tid
         self.what = what
+
+    @property
+    def place(self) -> str:
+        return f"{self.what} of thread {self.tid}"
 
     def read(self, system: System) -> str:
         return system.scheduling(self.tid, self.what)
@@ -215,21 +233,24 @@ class _Clamp(_Scheduling):
         return f"{self.least or least}:{self.most or most}"
 
 
-class _Cookies(Knob):
+class _Cookies(_OfVm):
     """The threads of QEMU that share cores with each other and with nobody else.
 
     ``none``, ``vcpus`` (they have one cookie, the rest none), ``emulator`` (all have one), else
     ``partly``: a vCPU was plugged in, and its starter has no cookie, so that it has none.
     """
 
-    __slots__ = ("every", "pid", "refusal", "requested")
+    __slots__ = ("every", "refusal", "requested")
 
     def __init__(self, pid: int, every: list[Thread], requested: str) -> None:
-        super().__init__(f"{PREFIX}{pid}/sched_core", TASKS + 1)
-        self.pid = pid
+        super().__init__(pid, "sched_core")
         self.every = every
         self.requested = requested
         self.refusal = ""
+
+    @property
+    def place(self) -> str:
+        return f"core scheduling of process {self.pid}"
 
     def identity(self, system: System) -> str:
         return _start_of(system, self.pid)
@@ -280,7 +301,7 @@ class _Cookies(Knob):
         return current == "partly"
 
 
-class _Worker(Knob):
+class _Worker(_OfVm):
     """The CPUs of a vhost worker: the emulator's, or the policy's."""
 
     __slots__ = ("emulator", "requested", "tid")
@@ -290,11 +311,15 @@ class _Worker(Knob):
     def __init__(
         self, pid: int, tid: int, requested: CpuSet | None, emulator: CpuSet | None
     ) -> None:
-        super().__init__(f"{PREFIX}{pid}/{tid}/cpus", TASKS + 1)
+        super().__init__(pid, f"{tid}/cpus")
         self.tid = tid
         self.requested = requested
         self.emulator = emulator
         """The CPUs of QEMU's main thread; None once the worker is to be left alone."""
+
+    @property
+    def place(self) -> str:
+        return f"Cpus_allowed_list of /proc/{self.tid}/status"
 
     def identity(self, system: System) -> str:
         return _start_of(system, self.tid)

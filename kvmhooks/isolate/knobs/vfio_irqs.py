@@ -56,6 +56,19 @@ def places(
     return goals, near
 
 
+def having(system: System, view: View, name: str) -> list[Held]:
+    """Return the VMs of whose devices, or of their cards, an interrupt is."""
+    try:
+        address = parse(system.read(f"sys/kernel/irq/{name}/actions"))[1]
+    except OSError:  # it was freed, or nothing tells what it is
+        address = ""
+    return [
+        vm
+        for vm in view.held
+        if address in vm.claim.devices or name in _of_cards(system, vm.claim.devices)
+    ]
+
+
 def _of_cards(system: System, owned: Iterable[str]) -> dict[str, CpuSet]:
     """Return the CPUs near to the cards of virtual functions, by their interrupts' names."""
     links = (system.link(f"{DEVICES}/{address}/physfn") for address in owned)

@@ -159,6 +159,26 @@ class Store:
         """
         return _Lock(self._open(create=True), name, system, timeout)
 
+    def is_busy(self, system: System, name: str = RECORD) -> bool:
+        """Return whether somebody holds a lock now, without holding it for a moment.
+
+        A hook that does not wait would be kept from its work by that. ``/proc/locks`` names files
+        by device and inode (``lock_get_status()``, fs/locks.c). Raises ``IsolationError``.
+        """
+        directory = self._open(create=False)
+        if directory is None:
+            return False
+        try:
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            lines = system.lines("proc/locks")
+        except FileNotFoundError:  # nobody ever held it, or a tree of files has no locks
+            return False
+        except OSError as error:
+            raise _unusable(name, error) from error
+        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+        file = f"{device}:{status.st_ino}"
+        return any("FLOCK" in words and file in words for words in map(str.split, lines))
+
     def close(self) -> None:
         """Let go of the directory."""
         if self._directory is not None:
@@ -184,6 +204,11 @@ class Store:
             return None
         except OSError as error:
             os.close(descriptor)
+            if error.errno == errno.EACCES:
+                raise IsolationError(
+                    "/run/kvmhooks: cannot be read: what VMs hold of the host is root's to see; "
+                    "run as root"
+                ) from error
             raise IsolationError(
                 f"/run/kvmhooks: {error.strerror}: expected root's own directory, and no link"
             ) from error

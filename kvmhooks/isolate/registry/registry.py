@@ -10,15 +10,15 @@ from __future__ import annotations
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.claims import administrator
 from kvmhooks.isolate.claims.administrator import BUDGET, Limits
-from kvmhooks.isolate.record.report import FAILED, REFUSAL, Report, Result
+from kvmhooks.isolate.record.report import FAILED, REFUSAL, Report
 from kvmhooks.isolate.record.state import PENDING, RUNNING, Held, State
 from kvmhooks.isolate.registry.admission import check, check_housekeeping, check_partitions
 from kvmhooks.isolate.registry.convergence import converge_all, isolate
-from kvmhooks.isolate.registry.liveness import adopt, daemon, drop_dead, is_live
+from kvmhooks.isolate.registry.liveness import adopt, daemon, drop_dead
+from kvmhooks.isolate.registry.readings import Readings
 from kvmhooks.isolate.registry.transaction import (
     LOCK_SHARE,
     Transaction,
-    Transactions,
     check_resources,
     mark_pending,
 )
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.system.system import System
 
 
-class Registry:
+class Registry(Readings):
     """One host's claims. Every method raises ``IsolationError`` when the claim is refused."""
 
     def __init__(
@@ -43,13 +43,11 @@ class Registry:
         budget: float | None = None,
         helper: Sequence[str] = (),
     ) -> None:
-        self.system = system
-        self.store = store
+        super().__init__(system, store, helper)
         self.budget = BUDGET if budget is None else budget
         self._most = budget
         """The seconds that whoever made us allows, where these are fewer than the host's."""
         self._is_limited = False
-        self._transactions = Transactions(system, store, helper)
 
     def prepare(
         self, claim: Claim, holder: Process | None = None, *, is_placed: bool = False
@@ -214,11 +212,6 @@ class Registry:
             self.store.note_waiter("")
         return True
 
-    def waiter(self) -> Process | None:
-        """Return the process that waits, if it lives. Raises ``IsolationError``."""
-        found = Process.from_text(self.store.waiter())
-        return found if found is not None and found.is_alive(self.system) else None
-
     def owes(self, report: Report) -> bool:
         """Tell whether a transaction with this report has left what must be tried again.
 
@@ -260,18 +253,6 @@ class Registry:
             report = converge_all(self.system, self.store, state)
         return self._give_resources(report)
 
-    def claims(self) -> list[Claim]:
-        """Return the claims of VMs that live or are awaited, without the lock and a change."""
-        state = self.look()
-        ended = self.store.released()
-        claims = [held.claim for held in state.held.values() if is_live(self.system, held, ended)]
-        return claims + [claim for claim, _ in self._awaited(state) if claim.key not in state.held]
-
-    def ended(self, state: State) -> set[str]:
-        """Return the keys of the claims whose VMs are gone: the next transaction drops them."""
-        noted = self.store.released()
-        return {key for key, held in state.held.items() if not is_live(self.system, held, noted)}
-
     def reserve(self, claim: Claim, seconds: float) -> None:
         """Keep CPUs for a VM that is about to come; nobody else may claim them until then.
 
@@ -312,25 +293,6 @@ class Registry:
                 take_reserved(self.system, held, awaited[key].exclusive)
             held.fallback = False
             return isolate(self.system, self.store, state, held)
-
-    def _awaited(self, state: State) -> list[tuple[Claim, int]]:
-        """Return the reservations that have not expired; the rest is forgotten."""
-        now = self.system.now()
-        state.reserved = {key: known for key, known in state.reserved.items() if now < known[1]}
-        return list(state.reserved.values())
-
-    def left_over(self, report: Report) -> list[Result]:
-        """Return the results that are not as before, after a claim was given back.
-
-        While other VMs live, the kernel's refusals are refusals to them.
-        """
-        state = self.look()
-        refused = [] if state.held else report.of(REFUSAL)
-        return [*report.of(FAILED), *(result for result in refused if result.key in state.records)]
-
-    def look(self) -> State:
-        """Return the state on record, without the lock and without a change."""
-        return self._transactions.look()
 
     def _limits(self) -> Limits:
         """Read the host's. Raises ``IsolationError`` for a mistake in the administrator's file."""

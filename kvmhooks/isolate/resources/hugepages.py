@@ -17,13 +17,15 @@ from kvmhooks.isolate.resources.resource import Resource, held_by
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from typing import Final
 
     from kvmhooks.isolate.claims.administrator import Limits
     from kvmhooks.isolate.claims.claim import Claim
+    from kvmhooks.isolate.record.comparison import Comparison
     from kvmhooks.isolate.record.report import Report
     from kvmhooks.isolate.record.state import Held, State
-    from kvmhooks.isolate.resources.resource import Means
+    from kvmhooks.isolate.resources.resource import Access, Means
     from kvmhooks.isolate.system.system import System
 
 _ATTEMPTS: Final = 3
@@ -59,7 +61,7 @@ class PagePools(Resource):
             for pool, count in intended:
                 if attempt:
                     _compact(system, pool)
-                system.write(f"{_path(pool)}/nr_hugepages", str(count))
+                system.write(f"{pool_path(pool)}/nr_hugepages", str(count))
             with means.begin() as state:
                 held = held_by(state, claim.key)
                 for pool, _ in intended:
@@ -99,6 +101,13 @@ class PagePools(Resource):
                 if given:
                     report.add(f"{self.LABEL}/{key}", APPLIED, f"-{given}")
 
+    def compare(
+        self, access: Access, state: State, live: Sequence[Held], *, is_busy: bool
+    ) -> Iterator[Comparison]:
+        from kvmhooks.isolate.resources.comparing_pages import compared  # noqa: PLC0415 -- no hook does
+
+        return compared(access.system, state, live, is_busy=is_busy)
+
 
 RESOURCE: Final = PagePools()
 
@@ -109,7 +118,7 @@ def _missing(system: System, state: State, claim: Claim) -> list[tuple[str, int,
     Raises ``IsolationError`` for a pool that this host does not have.
     """
     found = []
-    for node, size, count in _wanted(system, claim):
+    for node, size, count in wanted_by(system, claim):
         pool = f"{node}/{size}"
         try:
             need = count - _available(system, state, pool, claim.key)
@@ -122,7 +131,7 @@ def _missing(system: System, state: State, claim: Claim) -> list[tuple[str, int,
     return found
 
 
-def _wanted(system: System, claim: Claim) -> list[tuple[int, int, int]]:
+def wanted_by(system: System, claim: Claim) -> list[tuple[int, int, int]]:
     """Return (node, size in KiB, pages), with the host's default size filled in."""
     found = []
     for pages in claim.of(HugePageDemand):
@@ -145,7 +154,7 @@ def _give_back(means: Means, key: str) -> int:
         means.save(state)
     if count is None:
         return 0
-    means.system.write(f"{_path(key)}/nr_hugepages", str(count))
+    means.system.write(f"{pool_path(key)}/nr_hugepages", str(count))
     with means.begin() as state:
         moved = _conclude(means.system, key, state.acquired(HugePagePool)[key])
         state.acquired(HugePagePool)[key].owed += moved
@@ -187,7 +196,7 @@ def _intend(system: System, state: State, key: str, delta: int) -> int:
     """
     pool = state.acquired(HugePagePool).setdefault(key, HugePagePool())
     pool.owed += _conclude(system, key, pool)
-    pool.before = int(system.read(f"{_path(key)}/nr_hugepages"))
+    pool.before = int(system.read(f"{pool_path(key)}/nr_hugepages"))
     pool.want = pool.before + delta
     return pool.want
 
@@ -197,7 +206,7 @@ def _conclude(system: System, key: str, pool: HugePagePool) -> int:
     if pool.want is None or pool.before is None:
         return 0
     before, want = pool.before, pool.want
-    moved = int(system.read(f"{_path(key)}/nr_hugepages")) - before
+    moved = int(system.read(f"{pool_path(key)}/nr_hugepages")) - before
     pool.before = pool.want = None
     least, most = sorted((0, want - before))
     return max(least, min(moved, most))
@@ -205,7 +214,7 @@ def _conclude(system: System, key: str, pool: HugePagePool) -> int:
 
 def _available(system: System, state: State, key: str, asking: str) -> int:
     """Return the free pages without those reserved, or promised to claims and not yet mapped."""
-    path = _path(key)
+    path = pool_path(key)
     free = int(system.read(f"{path}/free_hugepages"))
     size = key.split("/")[1]
     try:
@@ -216,7 +225,7 @@ def _available(system: System, state: State, key: str, asking: str) -> int:
         count
         for vm in state.held.values()
         if vm.claim.key != asking and vm.state == PENDING
-        for node, size_kib, count in _wanted(system, vm.claim)
+        for node, size_kib, count in wanted_by(system, vm.claim)
         if f"{node}/{size_kib}" == key
     )
     return free - reserved - promised
@@ -229,7 +238,7 @@ def _compact(system: System, key: str) -> None:
         system.write(path, "1")
 
 
-def _path(key: str) -> str:
+def pool_path(key: str) -> str:
     node, size = key.split("/")
     if int(node) == ANY_NODE:
         return f"{_GLOBAL}/hugepages-{size}kB"

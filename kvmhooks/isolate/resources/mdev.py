@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
     from kvmhooks.isolate.record.state import State
     from kvmhooks.isolate.resources.foreseen import ForeseenMdevs
-    from kvmhooks.isolate.resources.resource import Means
+    from kvmhooks.isolate.resources.resource import Access, Means
     from kvmhooks.isolate.system.processes import StuckError
     from kvmhooks.isolate.system.system import System
 
 DEVICES: Final = "sys/bus/mdev/devices"
 PARENTS: Final = "sys/class/mdev_bus"
+_NONE: Final = "not there"
 
 
 class MediatedDevices(Devices):
@@ -87,6 +88,19 @@ class MediatedDevices(Devices):
             raise IsolationError(f"{parent} did not make a {kind}: {error}") from error
         if kind_of(means.system, demand.uuid) != kind:
             raise IsolationError(f"{parent} made none: the kernel's log may say why")
+
+    def place(self, key: str) -> str:
+        """Return the device."""
+        return f"/{DEVICES}/{key}"
+
+    def see(
+        self, access: Access, key: str, found: Mediated, demand: MdevDemand | None
+    ) -> tuple[str, str, str]:
+        """Return types and parents."""
+        system, kind = access.system, kind_of(access.system, key)
+        ours = f"{found.type} of {found.parent}"
+        now = f"{kind} of {_parent_of(system, key)}" if kind else _NONE
+        return _NONE, _NONE if demand is None else ours, now
 
     def stuck(self, demand: MdevDemand, error: StuckError) -> str:
         """Return the words for a parent that does not answer."""

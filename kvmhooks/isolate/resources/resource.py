@@ -18,13 +18,14 @@ from kvmhooks.isolate.system.processes import StuckError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from typing import Any, Final
 
     from kvmhooks.isolate.claims.administrator import Limits
     from kvmhooks.isolate.claims.claim import Claim
     from kvmhooks.isolate.kinds.kind import Acquisition
+    from kvmhooks.isolate.record.comparison import Comparison
     from kvmhooks.isolate.record.report import Report
     from kvmhooks.isolate.record.state import Held, State
     from kvmhooks.isolate.resources.foreseen import Foreseen
@@ -34,24 +35,13 @@ PATIENCE: Final = 8.0
 """Seconds for one write: a driver may have to wait for its hardware."""
 
 
-class Means:
-    """Everything with which a resource is acquired and given back."""
+class Access:
+    """Everything with which a resource is looked at."""
 
-    __slots__ = ("begin", "helper", "save", "system", "until")
+    __slots__ = ("helper", "system", "until")
 
-    def __init__(
-        self,
-        system: System,
-        begin: Callable[[], AbstractContextManager[State]],
-        save: Callable[[State], None],
-        helper: Sequence[str],
-        until: float | None = None,
-    ) -> None:
+    def __init__(self, system: System, helper: Sequence[str], until: float | None = None) -> None:
         self.system = system
-        self.begin = begin
-        """Opens the record."""
-        self.save = save
-        """Puts it on record as it is now."""
         self.helper = helper
         """The words that run `kvmhooks`, for what the standard library cannot do."""
         self.until = until
@@ -68,6 +58,26 @@ class Means:
                 f"has (budget_devices of [host] in /{HOST})"
             )
         return min(most, left)
+
+
+class Means(Access):
+    """Everything with which a resource is acquired and given back."""
+
+    __slots__ = ("begin", "save")
+
+    def __init__(
+        self,
+        system: System,
+        begin: Callable[[], AbstractContextManager[State]],
+        save: Callable[[State], None],
+        helper: Sequence[str],
+        until: float | None = None,
+    ) -> None:
+        super().__init__(system, helper, until)
+        self.begin = begin
+        """Opens the record."""
+        self.save = save
+        """Puts it on record as it is now."""
 
 
 class Resource:
@@ -118,6 +128,15 @@ class Resource:
         """Give back everything that is owed, under ``LOCK``; ``report`` tells what came of each."""
         raise NotImplementedError
 
+    def compare(
+        self, access: Access, state: State, live: Sequence[Held], *, is_busy: bool
+    ) -> Iterator[Comparison]:
+        """Yield all that is on record of this kind beside the host, without a change.
+
+        ``live`` are the claims of VMs that live. ``is_busy`` says that somebody holds ``LOCK``.
+        """
+        raise NotImplementedError
+
 
 class Devices(Resource):
     """A kind of which each thing is had and given back by itself; subclasses say how."""
@@ -139,6 +158,29 @@ class Devices(Resource):
 
         Raises ``IsolationError``.
         """
+
+    def place(self, key: str) -> str:
+        """Return the file that has it, or what else is set, for people."""
+        raise NotImplementedError
+
+    def see(self, access: Access, key: str, found: Any, demand: Any) -> tuple[str, str, str] | None:
+        """Return what a thing was, should be and is; None where it is no more.
+
+        Without a ``demand`` it should be what it was. Raises ``IsolationError`` or ``OSError``.
+        """
+        raise NotImplementedError
+
+    def is_open(self, found: Any) -> bool:
+        """Return whether somebody has begun to make it and has not come to the end."""
+        del found
+        return False
+
+    def compare(
+        self, access: Access, state: State, live: Sequence[Held], *, is_busy: bool
+    ) -> Iterator[Comparison]:
+        from kvmhooks.isolate.resources.comparing import compared  # noqa: PLC0415 -- no hook does
+
+        return compared(self, access, state, live, is_busy=is_busy)
 
     def look(self, means: Means, claim: Claim, demand: Any) -> Any:
         """Return what has to be known of a demand before the record is opened."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.kinds.vf_pools import VfPoolDemand
     from kvmhooks.isolate.record.state import State
     from kvmhooks.isolate.resources.foreseen_vfs import ForeseenVfs
-    from kvmhooks.isolate.resources.resource import Means
+    from kvmhooks.isolate.resources.resource import Access, Means
     from kvmhooks.isolate.system.processes import StuckError
     from kvmhooks.isolate.system.system import System
 
@@ -115,6 +115,23 @@ class VfPools(Devices):
             pool = state.acquired(VfPool)[pf]
             pool.probe, pool.made = "", seen
             means.save(state)
+
+    def place(self, key: str) -> str:
+        """Return the file with their number."""
+        return f"/{DEVICES}/{key}/{COUNT}"
+
+    def see(
+        self, access: Access, key: str, found: VfPool, demand: VfPoolDemand | None
+    ) -> tuple[str, str, str] | None:
+        """Return their numbers."""
+        if found.identity != identity_of(access.system, key):
+            return None
+        now = access.system.read(f"{DEVICES}/{key}/{COUNT}")
+        return "0", "0" if demand is None else str(found.made or found.wanted), now
+
+    def is_open(self, found: VfPool) -> bool:
+        """Return whether they are being made, or no driver may take them yet."""
+        return not found.made or bool(found.probe)
 
     def stuck(self, demand: VfPoolDemand, error: StuckError) -> str:
         """Return the words for a driver that hesitates."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.kinds.vf_powers import VfSettingsDemand
     from kvmhooks.isolate.record.state import State
     from kvmhooks.isolate.resources.foreseen import ForeseenPowers
-    from kvmhooks.isolate.resources.resource import Means
+    from kvmhooks.isolate.resources.resource import Access, Means
     from kvmhooks.isolate.system.processes import StuckError
     from kvmhooks.isolate.system.system import System
 
@@ -89,6 +89,30 @@ class VfPowers(Devices):
                 f"found that {', '.join(wrong)} afterwards, expected {to_words(wanted)}"
             )
 
+    def place(self, key: str) -> str:
+        """Return the function's number and its card."""
+        pf, _, number = key.partition("/")
+        return f"the settings of function {number} of {pf} (kvmhooks vfs {pf})"
+
+    def see(
+        self, access: Access, key: str, found: VfSettings, demand: VfSettingsDemand | None
+    ) -> tuple[str, str, str] | None:
+        """Return its settings, of those that were set."""
+        pf, _, number = key.partition("/")
+        is_gone = int(number) >= len(functions_of(access.system, pf))
+        if found.identity != identity_of(access.system, pf) or is_gone:
+            return None
+        now, wanted = _read(access, key), {} if demand is None else demand.settings
+        return (
+            to_words(found.was),
+            to_words(found.was | wanted),
+            to_words({name: now.get(name, "-") for name in (found.was | wanted)}),
+        )
+
+    def is_open(self, found: VfSettings) -> bool:
+        """Return whether a hook has died while it set it: more than one value may stand there."""
+        return any("|" in text for text in found.ours.values())
+
     def stuck(self, demand: VfSettingsDemand, error: StuckError) -> str:
         """Return the words for a helper that does not end."""
         del demand
@@ -123,10 +147,10 @@ class VfPowers(Devices):
 RESOURCE: Final = VfPowers()
 
 
-def _read(means: Means, place: str) -> dict[str, str]:
+def _read(access: Access, place: str) -> dict[str, str]:
     """Return a function's settings, by name; ``-`` for one that its driver does not know."""
     pf, _, number = place.partition("/")
-    for line in _ask(means, pf).split("\n"):
+    for line in _ask(access, pf).split("\n"):
         head, _, rest = line.partition(" ")
         if head == number:
             return from_words(rest)
@@ -140,13 +164,13 @@ def _write(means: Means, place: str, settings: dict[str, str]) -> None:
         _ask(means, pf, number, *to_words(settings).split())
 
 
-def _ask(means: Means, *words: str) -> str:
-    if not means.helper:
+def _ask(access: Access, *words: str) -> str:
+    if not access.helper:
         raise IsolationError(
             "functions are set by `kvmhooks vfs`, and there is no kvmhooks that nobody but "
             "root can change: install it so, then run `kvmhooks hooks install`"
         )
-    return means.system.ask_program([*means.helper, VERB, *words], means.seconds(ANSWER_SECONDS))
+    return access.system.ask_program([*access.helper, VERB, *words], access.seconds(ANSWER_SECONDS))
 
 
 def _check_up(system: System, pf: str) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.claims.claim import Claim
     from kvmhooks.isolate.record.state import State
     from kvmhooks.isolate.resources.foreseen import ForeseenDrivers
-    from kvmhooks.isolate.resources.resource import Means
+    from kvmhooks.isolate.resources.resource import Access, Means
     from kvmhooks.isolate.system.processes import StuckError
     from kvmhooks.isolate.system.system import System
 
@@ -33,6 +33,7 @@ BUS: Final = "sys/bus/pci"
 DEVICES: Final = f"{BUS}/devices"
 _NONE: Final = "(null)"
 """The text of a ``driver_override`` that is not set (``%s`` of a null pointer)."""
+_NO_DRIVER: Final = "no driver"
 _BRIDGE: Final = "0x06"
 _WAITING: Final = frozenset({"", DRIVER, "pci-stub"})
 """Drivers with which a group may be given to a VM (Documentation/driver-api/vfio.rst)."""
@@ -106,6 +107,19 @@ class BoundFunctions(Devices):
             is_loaded = system.has(f"{BUS}/drivers/{DRIVER}")
             problem = "did not take it" if is_loaded else "is not there: run `modprobe vfio-pci`"
             raise IsolationError(f"{DRIVER} {problem}{why}: the kernel's log says more")
+
+    def place(self, key: str) -> str:
+        """Return the link to its driver."""
+        return f"/{DEVICES}/{key}/driver"
+
+    def see(
+        self, access: Access, key: str, found: Origin, demand: FunctionDemand | None
+    ) -> tuple[str, str, str] | None:
+        """Return its drivers."""
+        system, was = access.system, found.driver or _NO_DRIVER
+        if found.identity != identity_of(system, key):
+            return None
+        return was, was if demand is None else DRIVER, driver_of(system, key) or _NO_DRIVER
 
     def stuck(self, demand: FunctionDemand, error: StuckError) -> str:
         """Return the words for a driver that hesitates."""

@@ -92,7 +92,7 @@ class HostFiles:
         """Return the text of a file that the administrator alone can change, or None without it.
 
         Raises ``IsolationError`` for a link and whatever else is no file, and where another user
-        owns the file or its directory or may write there.
+        than root or ourselves owns the file or its directory, or may write there.
         """
         above, _, name = path.rpartition("/")
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -290,7 +290,7 @@ class HostFiles:
 
 
 def _check_administrators(path: str, status: os.stat_result) -> None:
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+    if status.st_uid not in {0, os.geteuid()} or status.st_mode & 0o022:
         raise IsolationError(
             f"/{path}: found owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}, "
             f"expected owner {os.geteuid()}, and that nobody else may write it"

@@ -19,7 +19,7 @@ def _pci(reading: Reading) -> Tables:
     tables = []
     for element in reading.root.all("devices/hostdev"):
         source = element.find("source/address")
-        address = None if source is None else _address(source)
+        address = None if source is None else address_of(source)
         if element.get("type") != "pci" or source is None or address is None:
             continue
         reading.read(element, "mode", "type", "managed")
@@ -38,7 +38,7 @@ def _pci(reading: Reading) -> Tables:
     return {"pci": tables} if tables else {}
 
 
-def _address(element: Element) -> PciAddress | None:
+def address_of(element: Element) -> PciAddress | None:
     """Return the address of a device of the host; the domain may be left out."""
     parts = [element.get(name, "0") for name in ("domain", "bus", "slot", "function")]
     try:

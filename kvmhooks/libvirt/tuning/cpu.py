@@ -6,6 +6,7 @@ from kvmhooks.libvirt.edit.editor import New
 from kvmhooks.libvirt.edit.text import Element
 from kvmhooks.libvirt.importing.cpu import cpu_set
 from kvmhooks.libvirt.tuning.situation import Situation
+from kvmhooks.placement.model import Plan
 from kvmhooks.values import CpuSet, union
 
 
@@ -15,6 +16,8 @@ def pins(situation: Situation) -> None:
     Shared vCPUs that may run on every CPU of the host need none, and with one CPU for each they
     would look as if they owned it.
     """
+    if situation.stays:
+        return
     root = situation.root
     plan = situation.plan
     is_everywhere = all(pin.cpus >= situation.host.online for pin in plan.vcpus)
@@ -37,8 +40,12 @@ def _vcpus(situation: Situation, why: str) -> None:
     if vcpu is not None and vcpu.get("placement") == "auto":
         editor.set(vcpu, "placement", "static", "numad would undo the pins")
     present = {pin.get("vcpu"): pin for pin in root.all("cputune/vcpupin")}
+    has_set = vcpu is not None and vcpu.get("placement") != "auto" and vcpu.get("cpuset")
+    default = cpu_set(vcpu, "cpuset") if vcpu is not None and has_set else None
     for pin in situation.plan.vcpus:
         found = present.get(str(pin.vcpu))
+        if found is None and pin.cpus == default:
+            continue
         if found is None:
             attributes = {"vcpu": str(pin.vcpu), "cpuset": str(pin.cpus)}
             editor.add(situation.child("cputune", why), New("vcpupin", attributes), why)
@@ -77,8 +84,8 @@ def model(situation: Situation) -> None:
     (``kvmhooks.machine.cpu_model``); the host's caches are worth seeing where the vCPUs do not
     move between them.
     """
-    editor, root, plan = situation.editor, situation.root, situation.plan
-    if not situation.is_kvm:
+    editor, root = situation.editor, situation.root
+    if not situation.is_kvm or situation.is_own:
         return
     cpu = root.find("cpu")
     why = "the host's own CPU, not QEMU's model of 2003"
@@ -92,7 +99,9 @@ def model(situation: Situation) -> None:
     if mode not in {"host-passthrough", "maximum"}:
         return
     target = situation.child("cpu", why)
-    if "+topoext" in plan.cpu.features and plan.topology.threads > 1:
+    plan = situation.placed
+    has_shape = not situation.stays or root.find("cpu/topology") is not None
+    if plan is not None and has_shape and _needs_topoext(plan):
         named = [each.get("name") for each in editor.children(target, "feature")]
         if "topoext" not in named:
             attributes = {"policy": "require", "name": "topoext"}
@@ -102,6 +111,10 @@ def model(situation: Situation) -> None:
         editor.add(target, cache, "pinned vCPUs schedule better when they see the host's caches")
 
 
+def _needs_topoext(plan: Plan) -> bool:
+    return "+topoext" in plan.cpu.features and plan.topology.threads > 1
+
+
 def names_no_model(cpu: Element | None) -> bool:
     """Return whether a domain leaves the model of its CPU to QEMU."""
     return cpu is None or not (cpu.get("mode") or cpu.get("match") or cpu.find("model"))
@@ -109,9 +122,10 @@ def names_no_model(cpu: Element | None) -> bool:
 
 def topology(situation: Situation) -> None:
     """Give the planned sockets, cores and threads, where the domain names none."""
-    root, plan = situation.root, situation.plan
-    if root.find("cpu/topology") is not None or situation.kept_pins:
+    root = situation.root
+    if root.find("cpu/topology") is not None or situation.kept_pins or situation.stays:
         return
+    plan = situation.plan
     if root.find("cpu") is None and not situation.is_kvm:
         return
     shape = plan.topology

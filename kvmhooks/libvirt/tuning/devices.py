@@ -29,6 +29,8 @@ def iothreads(situation: Situation) -> None:
     As many iothreads as there are, else one for each such disk, one for two vCPUs at most.
     """
     root, editor = situation.root, situation.editor
+    if situation.is_own:
+        return
     waiting = list(_without_iothread(situation))
     if not waiting or situation.spec.cpu.iothreads == 0:  # a profile's word
         return
@@ -106,6 +108,8 @@ def aio(situation: Situation) -> None:
     The guest has a cache of its own. A file is left as it is: its file system may know neither
     (O_DIRECT).
     """
+    if situation.is_own:
+        return
     why = "a block device needs no second cache and no threads"
     for disk in situation.devices("disk"):
         is_device = disk.get("type") == "block" and disk.get("device", "disk") == "disk"
@@ -123,7 +127,7 @@ def aio(situation: Situation) -> None:
 def queues(situation: Situation) -> None:
     """Add a queue for each vCPU, up to eight, for virtio interfaces whose tap libvirt makes."""
     count = min(situation.vcpus, MAX_QUEUES)
-    if count < 2 or not situation.is_kvm:
+    if count < 2 or not situation.is_kvm or situation.is_own:
         return
     why = "each vCPU sends and receives on a queue of its own"
     for interface in situation.devices("interface"):

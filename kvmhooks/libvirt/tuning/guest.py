@@ -33,7 +33,7 @@ _HYPERV: Final[tuple[tuple[str, dict[str, str]], ...]] = (
 
 def clock(situation: Situation) -> None:
     """Remove the HPET: guests that see one may use it, and each read of it leaves the guest."""
-    if not situation.is_kvm:
+    if not situation.is_kvm or situation.is_own:
         return
     why = "the HPET is emulated in QEMU; guests have better clocks"
     wanted = _TIMERS if situation.is_windows else _TIMERS[2:]
@@ -57,7 +57,7 @@ def hyperv(situation: Situation) -> None:
     One that is there and off stays off, and with it all that need it.
     """
     root, editor = situation.root, situation.editor
-    if not situation.is_kvm or not situation.is_windows:
+    if not situation.is_kvm or not situation.is_windows or situation.is_own:
         return
     element = root.find("features/hyperv")
     if element is not None and element.get("mode", "custom") != "custom":
@@ -82,7 +82,7 @@ def hints(situation: Situation) -> None:
     root = situation.root
     cpu = root.find("cpu")
     is_passthrough = cpu is None or situation.editor.get(cpu, "mode") == "host-passthrough"
-    if not situation.is_kvm or situation.is_windows or not is_passthrough:
+    if situation.is_own or not situation.is_kvm or situation.is_windows or not is_passthrough:
         return
     if not situation.is_dedicated or root.find("features/kvm/hint-dedicated") is not None:
         return

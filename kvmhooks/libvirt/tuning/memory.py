@@ -12,8 +12,11 @@ from kvmhooks.values import CpuSet, union
 
 def cells(situation: Situation) -> None:
     """Add a guest cell for each host node that a VM without cells is spread over."""
-    root, plan = situation.root, situation.plan
-    if root.find("cpu/numa") is not None or len(plan.cells) < 2 or situation.kept_pins:
+    root = situation.root
+    if root.find("cpu/numa") is not None or situation.kept_pins or situation.stays:
+        return
+    plan = situation.plan
+    if len(plan.cells) < 2:
         return
     if root.find("maxMemory") is not None or not situation.editor.children(root, "cpu"):
         return
@@ -41,7 +44,7 @@ def nodes(situation: Situation) -> None:
 
     A host with one node has no choice; ``<numatune>`` for it would only be in the way of a move.
     """
-    if len(situation.host.nodes or ()) < 2:
+    if len(situation.host.nodes or ()) < 2 or situation.stays:
         return
     where = _nodes_by_cell(situation)
     if not where or None in where.values():
@@ -107,6 +110,8 @@ def balloon(situation: Situation) -> None:
     Not with huge pages, locked memory or devices that hold all of it (VFIO): there it cannot work.
     """
     root, wished = situation.root, situation.spec.memory
+    if situation.is_own:
+        return
     if root.find("memoryBacking/hugepages") is not None or root.find("devices/hostdev") is not None:
         return
     if wished.hugepages or wished.locked:  # of a profile

@@ -49,6 +49,8 @@ def profile(situation: Situation) -> None:
     wished, plain = situation.with_and_without()
     why = f"profile {situation.spec.profile}"
     situation.advice += [warning for warning in wished.warnings if warning.startswith(why)]
+    already = plain.hardware.left_out
+    situation.advice += [each for each in wished.hardware.left_out if each not in already]
     with_it, without = (parse(domain_xml(plan), "rendering").root for plan in (wished, plain))
     _Profile(situation, why).compare(with_it, without, situation.root)
 

@@ -15,10 +15,13 @@ from attrs import frozen
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
+from kvmhooks.inventory.inventory import Inventory, inventory_on
+from kvmhooks.inventory.usage import Holding
+from kvmhooks.isolate.claims.administrator import HOST
 from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.libvirt.edit.editor import Change, Editor
 from kvmhooks.libvirt.edit.text import Source, parse
-from kvmhooks.libvirt.importing.cpu import cpu_set, vcpu_pins
+from kvmhooks.libvirt.importing.cpu import cpu_set, vcpu_pins, wants_exclusive
 from kvmhooks.libvirt.importing.importing import import_source
 from kvmhooks.libvirt.tuning import cpu, devices, memory
 from kvmhooks.libvirt.tuning.situation import Situation
@@ -62,11 +65,13 @@ class Replanned:
     """The host nodes of the new CPUs; empty where the host has none."""
 
 
-def misfit(document: bytes, host: Host, claims: Sequence[Claim]) -> str:
-    """Return why a domain's pins and nodesets are of no use on ``host``; empty when they are.
+def misfit(document: bytes, place: Host | Inventory, claims: Sequence[Claim | Holding] = ()) -> str:
+    """Return why a domain's pins and nodesets are of no use at ``place``; empty when they are.
 
     Raises ``InputError`` for what is no domain, and ``SpecError`` for a set that is none.
     """
+    inventory = inventory_on(place, claims)
+    host = inventory.host
     root = parse(document).root
     own = root.find("uuid")
     identity = "" if own is None else own.text.strip().lower()
@@ -75,9 +80,12 @@ def misfit(document: bytes, host: Host, claims: Sequence[Claim]) -> str:
         cpus |= cpu_set(pin, "cpuset")
     if not cpus <= host.online:
         return f"CPUs {(cpus - host.online).brief()} are not online here"
-    for other in claims:
-        if other.uuid != identity and not other.exclusive.isdisjoint(cpus):
+    for other in inventory.others_of(identity):
+        if not other.exclusive.isdisjoint(cpus):
             return f"CPUs {(other.exclusive & cpus).brief()} are {other.name}'s alone"
+    kept = union(vcpu_pins(root).values()) & inventory.limits.housekeeping
+    if kept and wants_exclusive(root):
+        return f"CPUs {kept.brief()} are the host's (/{HOST}: host.housekeeping)"
     here = CpuSet(node.id for node in host.nodes or ())
     for found in (*root.all("numatune/memory"), *root.all("numatune/memnode")):
         nodes = cpu_set(found, "nodeset")
@@ -86,18 +94,22 @@ def misfit(document: bytes, host: Host, claims: Sequence[Claim]) -> str:
     return ""
 
 
-def replan(document: bytes, host: Host, claims: Sequence[Claim] = ()) -> Replanned:
-    """Place the VM of a domain on ``host`` beside those of ``claims``.
+def replan(
+    document: bytes, place: Host | Inventory, claims: Sequence[Claim | Holding] = ()
+) -> Replanned:
+    """Place the VM of a domain at ``place`` beside those of ``claims`` too.
 
     Raises ``InputError`` for what is no domain that can be planned, ``PlanError`` when it does not
     fit as it is.
     """
+    inventory = inventory_on(place, claims)
+    host = inventory.host
     source = parse(document)
     spec = import_source(source).spec
     editor = Editor(source)
     editor.concern = "cpu"
     situation = Situation(
-        editor=editor, spec=spec, host=host, make_plan=partial(_plan, source, spec, host, claims)
+        editor=editor, spec=spec, host=host, make_plan=partial(_plan, source, spec, inventory)
     )
     made = situation.plan
     cells = len(list(source.root.all("cpu/numa/cell"))) or 1
@@ -110,7 +122,7 @@ def replan(document: bytes, host: Host, claims: Sequence[Claim] = ()) -> Replann
         editor.concern = "memory"
         memory.nodes(situation)
     result = editor.written(editor.result())
-    _check(editor.changes, result, host, claims)
+    _check(editor.changes, result, inventory)
     pins = {pin.vcpu: pin.cpus for pin in made.vcpus}
     own = union(pins.values())
     return Replanned(
@@ -143,17 +155,17 @@ def _known(found: Measure | None) -> Measure:
     return found
 
 
-def _plan(source: Source, spec: VmSpec, host: Host, claims: Sequence[Claim]) -> Plan:
+def _plan(source: Source, spec: VmSpec, inventory: Inventory) -> Plan:
     """Return the plan of the VM with the iothreads that it has; its origin is not checked."""
     ids = devices.iothreads_of(source.root)
-    return plan(devices.with_iothreads(spec, ids), host, claims, target=ITS_OWN)
+    return plan(devices.with_iothreads(spec, ids), inventory, target=ITS_OWN)
 
 
-def _check(changes: Sequence[Change], result: bytes, host: Host, claims: Sequence[Claim]) -> None:
+def _check(changes: Sequence[Change], result: bytes, inventory: Inventory) -> None:
     """Check the promise of this module, on its own result."""
     for change in changes:
         if not change.at.startswith(PLACES):
             raise PlanError(change.at, change.before or "nothing", "what a guest sees, as it is")
-    why = misfit(result, host, claims)
+    why = misfit(result, inventory)
     if why:
         raise PlanError("cputune", why, "a place where the domain fits as it is")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
+from kvmhooks.errors import PlanError
 from kvmhooks.libvirt.importing.cpu import cpu_set, vcpu_pins, vcpus_of
 from kvmhooks.values import CpuSet, union
 
@@ -33,6 +34,10 @@ class Situation:
     with_and_without: Callable[[], tuple[Plan, Plan]] | None = field(default=None, repr=False)
     """Plans the VM, all its devices included, with the profile that was asked for and without."""
     keep_pins: bool = False
+    manager: str = ""
+    """The program that chooses the domain's place, which therefore stays; empty for none."""
+    is_own: bool = False
+    """kvmhooks wrote the domain: what it is silent about, its ``vm.toml`` leaves as it is."""
     advice: list[str] = field(factory=list)
     """Improvements that are left to its owner, each as a sentence."""
 
@@ -45,6 +50,20 @@ class Situation:
     def plan(self) -> Plan:
         """The plan; it is made when something of it is needed. Raises ``PlanError``."""
         return self.make_plan()
+
+    @cached_property
+    def placed(self) -> Plan | None:
+        """The plan, or None when the VM does not fit this host: its owner is told why, once."""
+        try:
+            return self.plan
+        except PlanError as error:
+            self.advice.append(f"not placed on this host, and its pins stay: {error}")
+            return None
+
+    @property
+    def stays(self) -> bool:
+        """The place is not changed: another program chooses it, or there is none here."""
+        return bool(self.manager) or self.placed is None
 
     @property
     def is_kvm(self) -> bool:
@@ -65,8 +84,8 @@ class Situation:
 
     @cached_property
     def kept_pins(self) -> dict[int, CpuSet]:
-        """The pins of vCPUs that stay as they are: those that are there, with ``keep_pins``."""
-        if not self.keep_pins:
+        """The pins of vCPUs that stay as they are: those that are there."""
+        if not (self.keep_pins or self.stays):
             return {}
         pins = vcpu_pins(self.root)
         vcpu = self.root.find("vcpu")
@@ -77,12 +96,14 @@ class Situation:
     @property
     def pins(self) -> dict[int, CpuSet]:
         """The CPUs of each vCPU that is or will be pinned."""
-        return self.kept_pins or {pin.vcpu: pin.cpus for pin in self.plan.vcpus}
+        if self.kept_pins or self.stays:
+            return self.kept_pins
+        return {pin.vcpu: pin.cpus for pin in self.plan.vcpus}
 
     @property
     def is_dedicated(self) -> bool:
         """Each vCPU will have a CPU of its own."""
-        if not self.kept_pins and self.plan.spec.cpu.placement == "shared":
+        if not self.kept_pins and not self.stays and self.plan.spec.cpu.placement == "shared":
             return False
         pins = self.pins
         singles = [cpus for cpus in pins.values() if len(cpus) == 1]

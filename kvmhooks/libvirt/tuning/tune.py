@@ -15,11 +15,16 @@ import attrs
 from attrs import field, frozen
 
 from kvmhooks.host.model import Host
+from kvmhooks.inventory.inventory import Inventory, inventory_on
+from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.libvirt.edit.editor import Change, Editor, New
 from kvmhooks.libvirt.edit.text import parse
 from kvmhooks.libvirt.importing.importing import import_source
 from kvmhooks.libvirt.tuning import cpu, devices, guest, memory, profile
+from kvmhooks.libvirt.tuning.gains import gains_of, gains_of_place
+from kvmhooks.libvirt.tuning.managers import manager_of
+from kvmhooks.libvirt.tuning.own import PlaceOf, addresses_of, is_written_by_kvmhooks
 from kvmhooks.libvirt.tuning.situation import Situation
 from kvmhooks.machine.target import ITS_OWN, OLDEST, Target
 from kvmhooks.placement import Plan, plan
@@ -40,6 +45,12 @@ CONCERNS: Final[dict[str, tuple[Step, ...]]] = {
 """Every concern with its steps, in their order: pins need to know the iothreads."""
 
 
+_OWN: Final = "kvmhooks wrote this domain: only its place is tuned here, the rest in its vm.toml"
+
+PLACING: Final = frozenset({"cpu", "memory"})
+"""The concerns that change a VM's place."""
+
+
 @frozen
 class Tuned:
     """A domain as it would be better."""
@@ -48,36 +59,49 @@ class Tuned:
     """The XML, in the encoding that it came in."""
     changes: tuple[Change, ...]
     advice: tuple[str, ...]
-    """Improvements that are left to its owner."""
+    """Improvements that are left to its owner, and what was left as it is."""
+    gains: tuple[str, ...] = ()
+    """The gains of the changes, in words; empty where there are none."""
     pieces: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """The text before and after, piece by piece."""
 
 
-def tune(
+def tune(  # noqa: PLR0913 -- the words of the command line
     document: str | bytes,
-    host: Host,
-    claims: Sequence[Claim] = (),
+    place: Host | Inventory,
+    claims: Sequence[Claim | Holding] = (),
     *,
     name: str = "domain XML",
     only: Collection[str] = tuple(CONCERNS),
     keep_pins: bool = False,
+    repin: bool = False,
     profile: str | None = None,
 ) -> Tuned:
-    """Tune a domain's XML for ``host`` beside the VMs that made ``claims``.
+    """Tune a domain's XML for ``place`` beside the VMs that made ``claims`` too.
 
-    ``only`` names some of ``CONCERNS``. With ``keep_pins`` the pins that are there stay, and the
-    memory follows them. The words of ``profile`` (``kvmhooks.spec.profiles``) that the domain has
-    not are added. Raises ``InputError`` for what is no domain that kvmhooks can plan, and
-    ``PlanError`` when its VM does not fit the host.
+    ``only`` names some of ``CONCERNS``: without ``memory`` vCPUs go to nodes that it is bound to
+    already, without ``cpu`` it goes to theirs. Pins that are as good as the planner's stay; with
+    ``keep_pins`` all that are there do, and the memory follows them. Those of a VM that another
+    program places (``managers``) change with ``repin`` only, and those of one that does not fit
+    this host not at all: ``advice`` says so. The words of ``profile``
+    (``kvmhooks.spec.profiles``) that the domain has not are added. Raises ``InputError`` for what
+    is no domain that kvmhooks can plan, and ``PlanError`` for a profile that does not fit the host.
     """
     source = parse(document, name)
+    keep_pins = keep_pins or "cpu" not in only
+    place_of = PlaceOf(
+        source.root,
+        inventory_on(place, claims),
+        keep_pins=keep_pins,
+        keep_nodes="memory" not in only,
+    )
     plain = import_source(source).spec
     spec = plain if profile is None else import_source(source, profile).spec
     editor = Editor(source)
 
     @cache
     def own() -> Plan:
-        return _plan_whole(plain, editor, host, claims, ITS_OWN)
+        return _plan_whole(plain, editor, place_of.inventory, ITS_OWN)
 
     def target() -> Target:
         """Return what runs it: of what a profile adds nothing is known but by what it has."""
@@ -88,14 +112,16 @@ def tune(
     situation = Situation(
         editor=editor,
         spec=spec,
-        host=host,
-        make_plan=lambda: _plan(spec, editor, host, claims, target()),
+        host=place_of.inventory.host,
+        make_plan=lambda: place_of.plan(_as_it_will_be(spec, editor), target()),
         with_and_without=(
             None
             if profile is None
-            else lambda: (_plan_whole(spec, editor, host, claims, target()), own())
+            else lambda: (_plan_whole(spec, editor, place_of.inventory, target()), own())
         ),
         keep_pins=keep_pins,
+        manager="" if repin else manager_of(source.root),
+        is_own=is_written_by_kvmhooks(source.root),
     )
     for concern, steps in CONCERNS.items():
         if concern in only:
@@ -103,26 +129,62 @@ def tune(
             for step in steps:
                 step(situation)
     devices.advise(situation)
+    if situation.is_own:
+        situation.advice.append(_OWN)
+    _advise_of_shares(situation)
+    if situation.manager and PLACING & set(only):
+        _advise_of_place(situation, place_of)
     pieces = editor.result()
     changes = tuple(editor.changes)
-    return Tuned(editor.written(pieces), changes, tuple(situation.advice), pieces)
+    gains = gains_of(situation, place_of.inventory, place_of.pins)
+    return Tuned(editor.written(pieces), changes, tuple(situation.advice), gains, pieces)
 
 
-def _plan(
-    spec: VmSpec, editor: Editor, host: Host, claims: Sequence[Claim], target: Target
-) -> Plan:
-    """Return the plan of the VM with the iothreads that it will have."""
-    root = editor.source.root
-    ids = devices.iothreads_of(root)
-    for new in editor.children(root, "iothreads"):
+def parts_for(document: str | bytes, name: str) -> tuple[str, ...]:
+    """Return the parts of the host that a domain's place depends on beside those of every VM.
+
+    Raises ``InputError`` for what is no domain's XML.
+    """
+    root = parse(document, name).root
+    has_devices = root.find("devices/hostdev") is not None or any(addresses_of(root))
+    return ("pci",) if has_devices else ()
+
+
+def _advise_of_place(situation: Situation, place_of: PlaceOf) -> None:
+    """Tell of the place that another program chose, and of the one that would be chosen here."""
+    if situation.placed is None:
+        return
+    pins = {pin.vcpu: pin.cpus for pin in situation.placed.vcpus}
+    better = (
+        []
+        if pins == place_of.pins
+        else [*gains_of_place(situation.placed, place_of.inventory, place_of.pins, pins)]
+    )
+    there = f"; others here would give it {', '.join(better)}" if better else ""
+    situation.advice.append(
+        f"{situation.manager} places this VM, so its pins and nodes stay{there} (--repin: "
+        "change them all the same)"
+    )
+
+
+def _advise_of_shares(situation: Situation) -> None:
+    """Tell of shares of caches and of bandwidth that the vCPUs have left."""
+    if any(change.at.startswith("cputune/vcpupin") for change in situation.editor.changes):
+        for tag in ("cachetune", "memorytune"):
+            if situation.root.find(f"cputune/{tag}") is not None:
+                situation.advice.append(f"cputune/{tag} names caches of the CPUs before: change it")
+
+
+def _as_it_will_be(spec: VmSpec, editor: Editor) -> VmSpec:
+    """Return the spec with the iothreads that the VM will have, as far as its place needs it."""
+    ids = devices.iothreads_of(editor.source.root)
+    for new in editor.children(editor.source.root, "iothreads"):
         if isinstance(new, New):
             ids = set(range(1, int(new.text) + 1))
-    return plan(devices.with_iothreads(_with_cells(spec, editor), ids), host, claims, target=target)
+    return devices.with_iothreads(_with_cells(spec, editor), ids)
 
 
-def _plan_whole(
-    spec: VmSpec, editor: Editor, host: Host, claims: Sequence[Claim], target: Target
-) -> Plan:
+def _plan_whole(spec: VmSpec, editor: Editor, inventory: Inventory, target: Target) -> Plan:
     """Return the plan of the VM with all that it has and will have, on any accelerator."""
     root = editor.source.root
     spec = attrs.evolve(spec, machine=attrs.evolve(spec.machine, accel="auto"))
@@ -130,7 +192,7 @@ def _plan_whole(
         spec = attrs.evolve(spec, security=Security())  # its own word, in both renderings
     if root.get("type") == "kvm" and cpu.names_no_model(root.find("cpu")):
         spec = attrs.evolve(spec, cpu=attrs.evolve(spec.cpu, model=CpuModel("host")))
-    return plan(_with_cells(spec, editor), host, claims, target=target)
+    return plan(_with_cells(spec, editor), inventory, target=target)
 
 
 def _with_cells(spec: VmSpec, editor: Editor) -> VmSpec:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Final
 
 from attrs import frozen
 
-from kvmhooks.errors import Problem
 from kvmhooks.machine.arguments import option
 from kvmhooks.machine.devices.device import Device, DeviceContext
 from kvmhooks.machine.domain_reading import DomainReading, Tables
 from kvmhooks.machine.element import Element, element
-from kvmhooks.spec.model import VmSpec
+from kvmhooks.spec.enabling import enabled_by, on
 
 _SWITCHES: Final = {
     "autodeflate": "deflate_on_oom",
@@ -30,16 +28,10 @@ class Balloon(Device):
 
     enabled: bool = False
     """The balloon is there."""
-    free_page_reporting: bool = False
+    free_page_reporting: bool = enabled_by(on("enabled", True), default=False)
     """The guest tells of free pages, so that the host can use them."""
-    deflate_on_oom: bool = False
+    deflate_on_oom: bool = enabled_by(on("enabled", True), default=False)
     """It gives memory back to a guest that has none left."""
-
-    def problems(self, spec: VmSpec, at: str) -> Iterator[Problem]:
-        """Yield what a balloon can do that is not there."""
-        del spec
-        if (self.free_page_reporting or self.deflate_on_oom) and not self.enabled:
-            yield Problem(f"{at}.enabled", "false", "true, for what it can do")
 
     @property
     def is_express(self) -> bool:

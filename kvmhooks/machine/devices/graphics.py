@@ -16,6 +16,7 @@ from kvmhooks.machine.domain_reading import DomainReading, Tables, fits, number
 from kvmhooks.machine.element import Element, element
 from kvmhooks.machine.qemu_features import Feature
 from kvmhooks.machine.target import OLDEST_LIBVIRT, OLDEST_QEMU
+from kvmhooks.spec.enabling import enabled_by, on
 from kvmhooks.spec.forms import IpAddress, Port
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.spec.present import has_device
@@ -42,11 +43,13 @@ class Graphics(Device):
     """The way to look at it."""
     video: Literal["auto", "none", "virtio", "vga", "qxl", "bochs", "ramfb"] = "auto"
     """The graphics card; auto: virtio where there is a screen, else none."""
-    listen: IpAddress = IpAddress("127.0.0.1")
+    listen: IpAddress = enabled_by("type", default=IpAddress("127.0.0.1"))
     """The address of the host on which it is served."""
-    port: Port = Port(5900)
+    port: Port = enabled_by("type", default=Port(5900))
     """Its port."""
-    heads: int = 1
+    heads: int = enabled_by(
+        on("video", "auto", "virtio", "qxl"), (on("type"), on("video", "virtio", "qxl")), default=1
+    )
     """The number of monitors of a virtio or qxl card."""
 
     @property

@@ -13,6 +13,7 @@ from kvmhooks.machine.arguments import option
 from kvmhooks.machine.devices.device import Device, DeviceContext, Order
 from kvmhooks.machine.domain_reading import DomainReading, Tables
 from kvmhooks.machine.element import Element, element
+from kvmhooks.spec.enabling import enabled_by, on
 from kvmhooks.spec.model import VmSpec
 
 _USB: Final = {"tablet": "usb-tablet", "mouse": "usb-mouse", "keyboard": "usb-kbd"}
@@ -27,9 +28,11 @@ class Input(Device):
 
     type: Literal["tablet", "mouse", "keyboard", "evdev"] = "tablet"
     """tablet: a pointer that needs not be caught; evdev: a device of the host."""
-    bus: Literal["usb", "virtio"] = "usb"
+    bus: Literal["usb", "virtio"] = enabled_by(
+        on("type", "tablet", "mouse", "keyboard"), default="usb"
+    )
     """The bus that it is attached to."""
-    path: Path | None = None
+    path: Path | None = enabled_by(on("type", "evdev"))
     """The device of evdev: /dev/input/by-id/..."""
 
     @property
@@ -38,11 +41,10 @@ class Input(Device):
         return self.bus == "usb" and self.type != "evdev"
 
     def problems(self, spec: VmSpec, at: str) -> Iterator[Problem]:
-        """Yield a device of the host that is not named, or named for nothing."""
+        """Yield a device of the host that is not named."""
         del spec
-        if (self.type == "evdev") != (self.path is not None):
-            found = "nothing" if self.path is None else repr(str(self.path))
-            yield Problem(f"{at}.path", found, 'the device of type "evdev", and of no other')
+        if self.type == "evdev" and self.path is None:
+            yield Problem(f"{at}.path", "nothing", 'the device of the host: type is "evdev"')
 
     def not_on_microvm(self) -> Iterator[str]:
         """Yield the whole table."""

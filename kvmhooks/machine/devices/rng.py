@@ -10,6 +10,7 @@ from kvmhooks.machine.arguments import option
 from kvmhooks.machine.devices.device import Device, DeviceContext
 from kvmhooks.machine.domain_reading import DomainReading, Tables, number
 from kvmhooks.machine.element import Element, element
+from kvmhooks.spec.enabling import enabled_by
 from kvmhooks.values import ByteSize
 
 FILE = "/dev/urandom"
@@ -24,9 +25,9 @@ class Rng(Device):
 
     source: Literal["none", "urandom", "builtin"] = "none"
     """urandom: the host's /dev/urandom; builtin: QEMU's own, which is the same without a file."""
-    rate: ByteSize | None = None
+    rate: ByteSize | None = enabled_by("source")
     """The most bytes in each period; by default all that is asked for."""
-    period: int = 1000
+    period: int = enabled_by("rate", default=1000)
     """The period in milliseconds."""
 
     @property

@@ -13,6 +13,7 @@ from kvmhooks.machine.devices.device import AUDIO, Device, DeviceContext, Order
 from kvmhooks.machine.domain_reading import DomainReading, Tables
 from kvmhooks.machine.element import Element, element
 from kvmhooks.machine.qemu_features import Feature
+from kvmhooks.spec.enabling import enabled_by
 from kvmhooks.spec.model import VmSpec
 
 VIRTIO: Final = Feature("virtio-sound", (8, 2), (10, 4), "virtio-sound-pci")
@@ -30,16 +31,16 @@ class Sound(Device):
 
     model: Literal["none", "ich9", "virtio"] = "none"
     """ich9: as real ones; virtio: QEMU 8.2, libvirt 10.4."""
-    backend: Literal["none", "spice", "pipewire", "pulseaudio", "alsa"] = "none"
+    backend: Literal["none", "spice", "pipewire", "pulseaudio", "alsa"] = enabled_by(
+        "model", default="none"
+    )
     """The place where it is heard; pipewire: QEMU 8.1, libvirt 9.10."""
 
     def problems(self, spec: VmSpec, at: str) -> Iterator[Problem]:
         """Yield a backend that is of no use."""
         screen = None if spec.graphics is None else spec.graphics.type
-        if self.backend == "spice" and screen != "spice":
+        if self.backend == "spice" and self.model != "none" and screen != "spice":
             yield Problem(f"{at}.backend", '"spice"', 'graphics.type = "spice"')
-        if self.backend != "none" and self.model == "none":
-            yield Problem(f"{at}.backend", f'"{self.backend}"', "a sound.model beside it")
 
     def needs(self) -> Iterator[tuple[Feature, str, str]]:
         """Yield what the newer card and the newer backend need."""

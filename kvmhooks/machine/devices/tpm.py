@@ -17,6 +17,7 @@ from kvmhooks.machine.domain_reading import DomainReading, Tables
 from kvmhooks.machine.element import Element, element
 from kvmhooks.machine.qemu_features import Feature
 from kvmhooks.machine.target import OLDEST_LIBVIRT, OLDEST_QEMU
+from kvmhooks.spec.enabling import enabled_by
 
 EMULATOR: Final = Feature(
     "a TPM's emulator (swtpm)",
@@ -34,7 +35,7 @@ class Tpm(Device):
 
     model: Literal["none", "crb", "tis"] = "none"
     """crb: as TPM 2.0 has it; tis: the older interface."""
-    state: Path | None = None
+    state: Path | None = enabled_by("model")
     """The folder with what the TPM knows, which is kept, for kvm-launch; by default below
     /var/lib/kvm-launch, or ~/.local/state/kvm-launch. libvirt has its own."""
 

@@ -10,6 +10,7 @@ from kvmhooks.machine.arguments import option
 from kvmhooks.machine.devices.device import Device, DeviceContext
 from kvmhooks.machine.domain_reading import DomainReading, Tables, number
 from kvmhooks.machine.element import Element, element
+from kvmhooks.spec.enabling import enabled_by, on
 from kvmhooks.spec.forms import Cid
 
 
@@ -23,7 +24,7 @@ class Vsock(Device):
 
     enabled: bool = False
     """The device is there."""
-    cid: Cid | None = None
+    cid: Cid | None = enabled_by(on("enabled", True))
     """The guest's address; by default derived from the VM's UUID."""
 
     @property

@@ -17,6 +17,7 @@ from kvmhooks.machine.domain_reading import DomainReading, Tables
 from kvmhooks.machine.element import Element, element
 from kvmhooks.machine.qemu_features import Feature
 from kvmhooks.machine.target import OLDEST_QEMU
+from kvmhooks.spec.enabling import enabled_by
 
 ITCO: Final = Feature("a working iTCO watchdog", OLDEST_QEMU, (9, 1))
 
@@ -29,7 +30,9 @@ class Watchdog(Device):
 
     model: Literal["none", "i6300esb", "itco"] = "none"
     """i6300esb: a PCI device; itco: the one of q35 itself."""
-    action: Literal["reset", "poweroff", "pause", "none", "inject-nmi"] = "reset"
+    action: Literal["reset", "poweroff", "pause", "none", "inject-nmi"] = enabled_by(
+        "model", default="reset"
+    )
     """The action that follows."""
 
     def needs(self) -> Iterator[tuple[Feature, str, str]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvm_launch.talk.tty import outliving
 from kvmhooks.errors import UsageError
-from kvmhooks.exits import exit_code_of
+from kvmhooks.exits import exit_code_of, told_codes
 from kvmhooks.output import document
 from kvmhooks.version import VERSION
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kvmhooks.isolate.system.system import System
     from kvmhooks.spec import VmSpec
 
-EXAMPLES: Final = """\
+EXAMPLES: Final = f"""\
 examples:
   kvm-launch vm.toml                       boot the VM and follow it to its end
   kvm-launch --dry-run vm.toml             check everything, show the plan, start nothing
@@ -39,10 +39,7 @@ examples:
   kvm-launch migrate vm.toml               plan it anew, and have its guest come while it runs
 
 exit codes:
-  0 the guest powered off and all was as planned   1 refused, nothing was changed
-  2 usage                                          3 QEMU failed, or not as planned
-  4 the host could not be restored completely
-"""
+{told_codes()}"""
 PRINTABLE: Final = ("argv", "xml", "plan", "claim")
 VERBS: Final = ("ps", "status", "stop", "qmp", "console", "set", "reload")
 """The commands for VMs that run; a file of such a name is given as ./ps."""
@@ -271,11 +268,13 @@ def _with_accel(spec: VmSpec, options: LaunchOptions) -> VmSpec:
 
 def _print(form: str, options: LaunchOptions, spec: VmSpec) -> int:
     from kvm_launch.prepare.planning import plan_to_print
-    from kvmhooks.show.printed import printed
+    from kvmhooks.show.printed import printed, untold
 
     plan = plan_to_print(spec, options)
     tell = sys.stdout.write if form == "plan" else document
     tell(printed(plan, form, as_json=options.is_json))
+    for sentence in untold(plan, form):
+        print(f"warning: {sentence}", file=sys.stderr)
     return 0
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kvmhooks.errors import IsolationError
-from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.isolate.hook import entry, fastpath
 from kvmhooks.isolate.record.store import Store
 from kvmhooks.isolate.registry.registry import Registry
@@ -33,14 +32,6 @@ def registry_of(system: System) -> Registry:
     return Registry(
         system, Store(system.root), helper=[sys.executable, "-I", "-m", "kvmhooks.cli.main"]
     )
-
-
-def live_claims(registry: Registry) -> list[Claim]:
-    """Return the claims of VMs that live: what a plan has to go around.
-
-    Only root can know them. Raises ``IsolationError``.
-    """
-    return registry.claims() if may_isolate(registry.system) else []
 
 
 def may_isolate(system: System) -> bool:

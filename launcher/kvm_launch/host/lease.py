@@ -7,7 +7,6 @@ VMs. An ordinary user, or a VM that asks for no CPUs of its own, holds nothing.
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -15,11 +14,12 @@ from typing import Final, Self
 
 from attrs import define, field
 
-from kvm_launch.host.isolation import live_claims, translated, unable
+from kvm_launch.host.isolation import translated, unable
 from kvm_launch.host.vm_groups import VmGroups
 from kvm_launch.tell.outcome import Isolated
 from kvmhooks.errors import IsolationError, KvmhooksError
-from kvmhooks.host import Host
+from kvmhooks.inventory.inventory import Inventory
+from kvmhooks.inventory.usage import SECOND, second_identity_of
 from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.isolate.hook import entry, follower_unit
 from kvmhooks.isolate.kinds.bound_functions import FunctionDemand
@@ -35,16 +35,11 @@ from kvmhooks.qemu.threads import repin
 from kvmhooks.signals import held_back, noted
 from kvmhooks.spec.model import VmSpec
 
-Survey = Callable[[], AbstractContextManager[tuple[Host, list[Claim]]]]
-"""The host as it is now with what its VMs hold, while nobody else plans."""
+Survey = Callable[[], AbstractContextManager[Inventory]]
+"""The inventory as it is now, while nobody else plans."""
 
-SUFFIX: Final = "~"
+SUFFIX: Final = SECOND
 """Of the groups of a second QEMU of a VM; no VM's name has it."""
-
-
-def second_identity_of(identity: str) -> str:
-    """Return the UUID under which a second QEMU of a VM holds what it has."""
-    return str(uuid.uuid5(uuid.UUID(identity), SUFFIX))
 
 
 @define(eq=False)
@@ -141,10 +136,6 @@ class Lease:
         )
         bound = self._claim.asks_of(FunctionDemand.KIND)
         return Isolated(self._claim.exclusive, refused, self._left, bound)
-
-    def live_claims(self) -> list[Claim]:
-        """Return the claims of VMs that live. Raises ``IsolationError``."""
-        return live_claims(self._registry)
 
     def acquire(self, decided: Plan) -> None:
         """Take the claim of a plan: isolate its CPUs from the host, and bind its devices.

@@ -10,8 +10,7 @@ from contextlib import contextmanager, nullcontext
 
 import attrs
 
-from kvm_launch.host.claimed_plan import foreign, plan_and_claim
-from kvm_launch.host.isolation import live_claims
+from kvm_launch.host.claimed_plan import plan_and_claim
 from kvm_launch.host.lease import Lease
 from kvm_launch.life.migration import Receiver
 from kvm_launch.life.restart import wait_of
@@ -19,7 +18,7 @@ from kvm_launch.life.stop import Stop, run_whole
 from kvm_launch.life.supervise import supervise
 from kvm_launch.options import LaunchOptions
 from kvm_launch.prepare import cloud_init, images, persistent_state, shared_memory
-from kvm_launch.prepare.planning import read_host, target_of
+from kvm_launch.prepare.planning import sources_of
 from kvm_launch.prepare.reservation import Reservation
 from kvm_launch.prepare.unit_warnings import unit_warnings
 from kvm_launch.prepare.user import maker_of
@@ -28,16 +27,16 @@ from kvm_launch.talk.tty import guests
 from kvm_launch.tell.outcome import Outcome, judge, not_restored
 from kvm_launch.tell.screen import screen_of, work_of
 from kvm_launch.tell.states import VmState
-from kvm_launch.tell.status import StatusReporter, pinned
+from kvm_launch.tell.status import StatusReporter
 from kvmhooks.errors import QemuError, RestoreError
-from kvmhooks.host import Host
-from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.isolate.kinds.bound_functions import FunctionDemand
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.placement import Plan, scheduler_of
 from kvmhooks.qemu.run_dir import RunDir, base_of, planning
 from kvmhooks.signals import held_back
 from kvmhooks.spec.model import VmSpec
+from kvmhooks.survey.survey import look_again, refresh
 
 
 class Launch:
@@ -47,19 +46,19 @@ class Launch:
         self,
         options: LaunchOptions,
         spec: VmSpec,
-        host: Host,
+        inventory: Inventory,
         registry: Registry,
         ready: Callable[[], None] | None = None,
         reservation: Reservation | None = None,
     ) -> None:
         self._options = options
         self._spec = spec
-        self._host = host
+        self._inventory = inventory
+        self._sources = sources_of(options, registry.system)
         self._registry = registry
         self._screen = screen_of(options)
         base = base_of(options.run_dir)
         self._receiver = Receiver(base, spec.name) if options.is_migration else None
-        self._target = target_of(spec, options)
         self._reporter = StatusReporter(spec, self._screen, ready)
         self._reservation = reservation
 
@@ -97,6 +96,7 @@ class Launch:
                     break
                 waited = wait
                 run_dir.clear()
+                self._inventory = refresh(self._inventory, self._sources, self._spec)
         if outcome is None:
             assert error is not None
             raise error
@@ -162,22 +162,23 @@ class Launch:
         reservation, self._reservation = self._reservation, None  # the first time only
         # Who made a reservation lets nobody else plan meanwhile.
         with planning(base) if reservation is None else nullcontext():
-            there = foreign(lease, pinned(base), self._spec)
-            others = there if reservation is None else reservation.beside(there)
+            others = () if reservation is None else reservation.others
+
+            def look() -> Inventory:
+                return look_again(self._inventory, self._sources, self._spec).beside(others)
+
             made = None if reservation is None else reservation.plan
-            decided = plan_and_claim(lease, self._spec, self._host, others, self._target, made)
+            decided = plan_and_claim(lease, self._spec, look, made)
             self._reporter.planned(decided)
         if reservation is not None:
             reservation.taken()
         return decided
 
     @contextmanager
-    def _survey(self) -> Iterator[tuple[Host, list[Claim]]]:
+    def _survey(self) -> Iterator[Inventory]:
         """Give the host as it is now and what the VMs on it hold; nobody else plans meanwhile."""
-        base = base_of(self._options.run_dir)
-        with planning(base):
-            host = read_host(self._options, self._spec)
-            yield host, [*live_claims(self._registry), *pinned(base)]
+        with planning(base_of(self._options.run_dir)):
+            yield refresh(self._inventory, self._sources, self._spec)
 
     def _begin(self, decided: Plan, lease: Lease, *, is_incoming: bool) -> None:
         """Tell what was decided and claimed, and make what the VM needs that is not there yet."""

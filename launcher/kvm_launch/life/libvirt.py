@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from threading import Thread
 from typing import Final
 
-import attrs
-
 from kvm_launch.life.stop import Stop
 from kvm_launch.talk.console import Console
 from kvm_launch.tell.outcome import Ended
@@ -17,7 +15,6 @@ from kvmhooks.errors import QemuError
 from kvmhooks.libvirt.connection import Domain, connected, define
 from kvmhooks.placement.model import Plan
 from kvmhooks.qemu import threads as live_threads
-from kvmhooks.spec.model import Run, VmSpec
 
 POLL_SECONDS: Final = 0.1
 CONSOLE_SECONDS: Final = 5.0
@@ -51,16 +48,6 @@ async def follow(plan: Plan, uri: str, *, console: Console, stop: Stop) -> Ended
     is_clean = ending == "shutdown"
     message = "the guest powered off" if is_clean else f"the domain ended: {forced or ending}"
     return Ended(pins, message, is_clean, console.report)
-
-
-def omitted(spec: VmSpec) -> Iterator[str]:
-    """Yield the keys of a spec that only a QEMU of kvm-launch's own has something of."""
-    usual = Run()
-    for key in attrs.fields(Run):
-        if getattr(spec.run, key.name) != getattr(usual, key.name):
-            yield f"run.{key.name}"
-    if spec.tpm is not None and spec.tpm.state is not None:
-        yield "tpm.state"
 
 
 def _relay(plan: Plan, domain: Domain, console: Console) -> Thread | None:

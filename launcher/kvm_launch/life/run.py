@@ -6,11 +6,11 @@ import gc
 import sys
 from collections.abc import Callable
 
-from kvm_launch.host.isolation import live_claims, registry_of
+from kvm_launch.host.isolation import registry_of
 from kvm_launch.life.stop import Stop, run_whole
 from kvm_launch.options import LaunchOptions
 from kvm_launch.prepare import cloud_init, images
-from kvm_launch.prepare.planning import read_host, target_of
+from kvm_launch.prepare.planning import accelerator_line, sources_of, tell
 from kvm_launch.prepare.preparation import prepare
 from kvm_launch.prepare.reservation import Reservation
 from kvm_launch.prepare.unit_warnings import unit_warnings
@@ -20,8 +20,7 @@ from kvm_launch.talk.tty import guests, is_written
 from kvm_launch.tell.outcome import Outcome, as_text, judge
 from kvm_launch.tell.screen import Screen, screen_of
 from kvmhooks.errors import QemuError
-from kvmhooks.host import Host
-from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.isolate.system.system import System
 from kvmhooks.output import document
 from kvmhooks.placement.claim import claim
@@ -29,6 +28,7 @@ from kvmhooks.placement.model import Plan
 from kvmhooks.placement.plan import plan
 from kvmhooks.signals import held_back
 from kvmhooks.spec.model import VmSpec
+from kvmhooks.survey.survey import take
 
 
 def run(
@@ -42,21 +42,19 @@ def run(
     ``system`` is the host whose CPUs are isolated: this machine without it. ``ready`` is called
     when the guest runs.
     """
-    host = read_host(options, spec)
     screen = screen_of(options)
     registry = registry_of(System() if system is None else system)
-    claims: list[Claim] = []
+    inventory = take(sources_of(options, registry.system), spec)
     if options.captured_host is None:
-        choice = prepare(options, spec, host, registry)
-        spec = choice.spec
-        screen.line(choice.why)
-        claims = live_claims(registry)
+        inventory = prepare(options, spec, inventory, registry)
+        screen.line(accelerator_line(spec, inventory))
+    tell(inventory)
     if not options.is_dry_run and options.libvirt_uri is None:
         from kvm_launch.life.launch import Launch
 
-        decided, outcome = Launch(options, spec, host, registry, ready).run()
+        decided, outcome = Launch(options, spec, inventory, registry, ready).run()
         return _told(options, decided, outcome)
-    decided = plan(spec, host, claims, target=target_of(spec, options))
+    decided = plan(spec, inventory)
     screen.plan(decided)
     if options.is_dry_run or options.libvirt_uri is None:
         tree = options.captured_host
@@ -76,7 +74,7 @@ def run(
 def run_planned(
     options: LaunchOptions,
     reservation: Reservation,
-    host: Host,
+    inventory: Inventory,
     system: System | None = None,
     ready: Callable[[], None] | None = None,
 ) -> int:
@@ -85,19 +83,17 @@ def run_planned(
 
     registry = registry_of(System() if system is None else system)
     decided, outcome = Launch(
-        options, reservation.plan.spec, host, registry, ready, reservation
+        options, reservation.plan.spec, inventory, registry, ready, reservation
     ).run()
     return _told(options, decided, outcome)
 
 
 def _run_in_libvirt(options: LaunchOptions, uri: str, decided: Plan, screen: Screen) -> Outcome:
     """Have libvirt run the VM of a plan, and make before what it needs that is not there yet."""
-    from kvm_launch.life.libvirt import follow, omitted
+    from kvm_launch.life.libvirt import follow
 
     gc.enable()
     spec = decided.spec
-    for at in omitted(spec):
-        screen.line(f"warning: {at}: left out: libvirt runs the VM, and has its own way")
     with held_back():
         maker = maker_of(spec)
         images.make(spec, maker)

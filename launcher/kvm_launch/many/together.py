@@ -12,13 +12,13 @@ from kvm_launch.host.isolation import registry_of
 from kvm_launch.life.run import run_planned
 from kvm_launch.many.supervisors import Supervisors
 from kvm_launch.options import LaunchOptions
-from kvm_launch.prepare.planning import read_host
+from kvm_launch.prepare.planning import accelerator_line, sources_of, tell
 from kvm_launch.prepare.preparation import prepare
 from kvm_launch.prepare.reservation import Reservation, plan_together, with_others
 from kvm_launch.prepare.unit_warnings import unit_warnings
 from kvmhooks.errors import InputError, SpecError, UsageError
 from kvmhooks.exits import exit_code_of
-from kvmhooks.host import Host
+from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.isolate.system.system import System
@@ -27,6 +27,7 @@ from kvmhooks.placement.model import Plan
 from kvmhooks.qemu.run_dir import base_of, planning
 from kvmhooks.signals import interrupt, noted
 from kvmhooks.spec import VmSpec, load_vm
+from kvmhooks.survey.survey import look_again, take
 
 Given = TypeVar("Given")
 
@@ -72,11 +73,12 @@ def run_many(options: LaunchOptions, specs: Sequence[VmSpec], system: System | N
     place. A signal is passed on to each: asked once they power off, asked twice they quit.
     """
     registry = registry_of(System() if system is None else system)
-    host = read_host(options, *specs)
-    specs = _prepare_all(options, specs, host, registry)
+    sources = sources_of(options, registry.system)
+    inventory = _prepare_all(options, specs, take(sources, *specs), registry)
+    tell(inventory)
     base = base_of(options.run_dir)
     if options.is_dry_run:
-        plans = plan_together(options, specs, host, registry)
+        plans = plan_together(specs, inventory)
         _show(options, plans)
         for warning in unit_warnings(registry, [claim(plan) for plan in plans]):
             print(f"warning: {warning}", flush=True)
@@ -84,9 +86,10 @@ def run_many(options: LaunchOptions, specs: Sequence[VmSpec], system: System | N
     supervisors = Supervisors(is_detached=options.is_detached, out=sys.stdout)
     with noted(supervisors.signal):
         with planning(base) as supervisors.lock:
-            plans = plan_together(options, specs, host, registry)
+            inventory = look_again(inventory, sources, *specs)
+            plans = plan_together(specs, inventory)
             for plan, others in with_others(plans):
-                supervisors.start(plan.name, _supervisor(options, plan, others, host, system))
+                supervisors.start(plan.name, _supervisor(options, plan, others, inventory, system))
             supervisors.follow_to_places()
         return supervisors.follow()
 
@@ -104,20 +107,21 @@ def _show(options: LaunchOptions, plans: Iterable[Plan]) -> None:
 
 
 def _prepare_all(
-    options: LaunchOptions, specs: Sequence[VmSpec], host: Host, registry: Registry
-) -> list[VmSpec]:
-    """Check each, and decide its accelerator. Raises ``InputError`` with all that is missing."""
+    options: LaunchOptions, specs: Sequence[VmSpec], inventory: Inventory, registry: Registry
+) -> Inventory:
+    """Check each, and try KVM for it. Raises ``InputError`` with all that is missing."""
 
     def prepared(spec: VmSpec) -> VmSpec:
-        choice = prepare(options, spec, host, registry)
+        nonlocal inventory
+        inventory = prepare(options, spec, inventory, registry)
         if not options.is_quiet:
-            print(f"[{spec.name}] {choice.why}", flush=True)
-        return choice.spec
+            print(f"[{spec.name}] {accelerator_line(spec, inventory)}", flush=True)
+        return spec
 
-    found, problems = _each(specs, prepared)
+    _, problems = _each(specs, prepared)
     if problems:
         raise InputError("\n".join(problems))
-    return found
+    return inventory
 
 
 def _each(
@@ -138,7 +142,7 @@ def _supervisor(
     options: LaunchOptions,
     plan: Plan,
     others: tuple[Holding, ...],
-    host: Host,
+    inventory: Inventory,
     system: System | None,
 ) -> Callable[[Callable[[], None], Callable[[], None] | None], int]:
     """Return what runs one of the VMs, in a process of its own."""
@@ -146,7 +150,9 @@ def _supervisor(
     def launch(taken: Callable[[], None], ready: Callable[[], None] | None) -> int:
         interrupt()
         return exit_code_of(
-            lambda: run_planned(options, Reservation(plan, others, taken), host, system, ready),
+            lambda: run_planned(
+                options, Reservation(plan, others, taken), inventory, system, ready
+            ),
             interrupted="interrupted: nothing is running",
         )
 

@@ -16,6 +16,7 @@ from kvm_launch.prepare.vfio import UNLIMITED, locked_memory
 from kvmhooks.devices.rom import MAX_BYTES, Image, mismatch, parse_rom, read_rom
 from kvmhooks.errors import HostError, Problem, SpecError
 from kvmhooks.host import Host
+from kvmhooks.placement import launchers
 from kvmhooks.placement.pci_selection import is_meant
 from kvmhooks.spec.model import Net, VmSpec
 from kvmhooks.values import PciAddress
@@ -43,7 +44,8 @@ def check(
 ) -> None:
     """Raise ``SpecError`` with everything that is missing, or that ``user`` may not open.
 
-    libvirt starts the programs that a device needs. ``binds`` says whether the devices that are
+    libvirt starts the programs that a device needs; keys that the launcher does not carry out are
+    refused. ``binds`` says whether the devices that are
     managed will be bound to ``vfio-pci``.
     """
     roots = [at for at, disk in enumerate(spec.disk) if user is not None and roots_path(disk)]
@@ -53,7 +55,8 @@ def check(
         *_lacking(list(_disks(spec, roots)), None),
         *_interfaces(spec),
         *_owners(spec, user),
-        *(_unstarted(spec) if has_libvirt else _helpers(spec, user)),
+        *launchers.foreign(spec, launchers.LIBVIRT if has_libvirt else launchers.KVM_LAUNCH),
+        *([] if has_libvirt else _helpers(spec, user)),
         *_devices(spec, binds=binds),
         *([] if has_libvirt else locked(spec)),
     )
@@ -158,12 +161,6 @@ def _helpers(spec: VmSpec, user: User | None) -> Iterator[Problem]:
         if os.geteuid() != 0 and (name := _opened(net)):
             expected = "root, or a tap of this user's own, passt or --libvirt"
             yield Problem(f"net[{at}]", f"a device that needs {name}", expected)
-
-
-def _unstarted(spec: VmSpec) -> Iterator[Problem]:
-    """Yield the programs that somebody names and nobody starts: libvirt starts none."""
-    for at in range(len(spec.helper)):
-        yield Problem(f"helper[{at}]", "a program to be started", "none: libvirt starts no such")
 
 
 def _devices(spec: VmSpec, *, binds: bool) -> Iterator[Problem]:

@@ -186,18 +186,22 @@ def _create(image: Image, blank: paths.Blank, user: User | None) -> None:
 
     It does not open the base (``-u``), so that who makes the image need not be who may read that.
     """
-    words = ["create", "-q", "-f", image.format]
     size = image.size
     if image.base is not None:
-        words += ["-u", "-b", str(image.base), "-F", image.base_format]
         found = info(image.base, image.base_format, user)
         if isinstance(found, str):
             raise LaunchError(f"{image.base}: {found}")
         size = size or found["virtual-size"]
-    words += [blank.path, str(int(size or 0))]
+    words = creation(image, blank.path, int(size or 0))
     done = _run(*words, user=blank.user, descriptors=blank.descriptors)
     if done.returncode != 0:
         raise LaunchError(f"{image.path}: {_why(done)}")
+
+
+def creation(image: Image, path: str, size: int) -> list[str]:
+    """Return qemu-img's words that make an image of ``size`` bytes at ``path``."""
+    base = [] if image.base is None else ["-u", "-b", str(image.base), "-F", image.base_format]
+    return ["create", "-q", "-f", image.format, *base, path, str(size)]
 
 
 def _why(done: subprocess.CompletedProcess[bytes]) -> str:

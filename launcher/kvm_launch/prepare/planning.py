@@ -4,69 +4,53 @@ from __future__ import annotations
 
 import sys
 
-import attrs
-
 from kvm_launch.options import LaunchOptions
-from kvmhooks.errors import LaunchError
-from kvmhooks.host import Host, read
-from kvmhooks.kvm import accel
-from kvmhooks.machine.target import OLDEST, Target
+from kvmhooks.inventory.inventory import Inventory
+from kvmhooks.isolate.system.system import System
 from kvmhooks.placement.model import Plan
-from kvmhooks.placement.plan import parts_of, plan
-from kvmhooks.qemu import emulator
-from kvmhooks.qemu.run_dir import base_of
+from kvmhooks.placement.plan import plan
 from kvmhooks.spec.model import VmSpec
+from kvmhooks.survey.sources import LIVE, Sources
+from kvmhooks.survey.survey import take
+
+_SLOW = {"tcg": " (QEMU emulates the CPU: slow, but it runs)", "kvm": ""}
 
 
 def plan_to_print(spec: VmSpec, options: LaunchOptions) -> Plan:
-    """Return the plan for ``--print``, which starts nothing: no probe of KVM either.
-
-    A verdict of an earlier probe is used; without one ``auto`` is KVM if it is there, and a
-    message says so.
-    """
-    host = read_host(options, spec)
-    if spec.machine.accel == "auto" and options.captured_host is None:
-        spec = _settled_from_memory(spec, host, options)
-    return plan(spec, host, target=target_of(spec, options))
+    """Return the plan for ``--print``, which starts nothing: no probe of KVM either."""
+    inventory = take(sources_of(options), spec)
+    tell(inventory)
+    return plan(spec, inventory)
 
 
-def read_host(options: LaunchOptions, *specs: VmSpec) -> Host:
-    """Return the host to plan for, as far as ``specs`` need it; tell stderr its flaws."""
-    parts = dict.fromkeys(part for spec in specs for part in parts_of(spec))
-    tree = options.captured_host
-    host = read("/" if tree is None else tree, parts=tuple(parts))
-    if tree is not None:
-        for warning in host.warnings:
-            print(f"{tree}: {warning}", file=sys.stderr)
-    return host
+def sources_of(options: LaunchOptions, system: System | None = None) -> Sources:
+    """Return what a plan is made on: libvirt has a part in it only if it is asked for.
 
-
-def _settled_from_memory(spec: VmSpec, host: Host, options: LaunchOptions) -> VmSpec:
-    try:
-        choice = accel.from_memory(spec, host, emulator.find(spec), base_of(options.run_dir))
-    except LaunchError:
-        choice = None  # no QEMU here, or no directory: the arguments can be printed all the same
-    if choice is None:
-        print("accelerator: auto, and KVM was not tried yet on this boot", file=sys.stderr)
-        return spec
-    return choice.spec
-
-
-def target_of(spec: VmSpec, options: LaunchOptions) -> Target:
-    """Return the target: the QEMU of this machine, and libvirt only if it is asked for.
-
-    Printed XML is for libvirt. For a captured host nothing is known of its programs.
+    Printed XML is for libvirt. ``system`` is the host whose claims count, if it is another one. On
+    a captured host run none of our VMs.
     """
     has_libvirt = options.libvirt_uri is not None or options.printed == "xml"
     if options.captured_host is not None:
-        return OLDEST if has_libvirt else attrs.evolve(OLDEST, libvirt=None)
-    from kvmhooks.survey.programs_here import target_for
+        return Sources(host=str(options.captured_host), has_libvirt=has_libvirt)
+    return Sources(
+        host=LIVE,
+        has_libvirt=has_libvirt,
+        uri=options.libvirt_uri,
+        run_dir=options.run_dir,
+        system=system,
+    )
 
-    target = target_for(spec, has_libvirt=has_libvirt)
-    if options.libvirt_uri is None:
-        return target
-    from kvmhooks.libvirt.capabilities import ask
-    from kvmhooks.libvirt.connection import connected
 
-    with connected(options.libvirt_uri) as connection:
-        return attrs.evolve(target, domain=ask(connection, spec))
+def tell(inventory: Inventory) -> None:
+    """Tell stderr the flaws and gaps of an inventory."""
+    for warning in inventory.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def accelerator_line(spec: VmSpec, inventory: Inventory) -> str:
+    """Return the accelerator of a VM and why, in one line. Raises ``PlanError`` without KVM."""
+    hypervisor = inventory.hypervisor_of(spec.name)
+    accel, why = hypervisor.accelerator(spec.machine.accel, inventory.host)
+    if not why:
+        return f"accelerator: {accel}, as asked for"
+    return f"accelerator: {accel}{_SLOW[accel]}: {hypervisor.words_on(inventory.host)}"

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from kvm_launch.host.isolation import unable
 from kvm_launch.options import LaunchOptions
 from kvm_launch.prepare import checks, cloud_init, images
+from kvm_launch.prepare.planning import sources_of
 from kvm_launch.prepare.user import maker_of, user_of
-from kvmhooks.host import Host
+from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.isolate.registry.registry import Registry
-from kvmhooks.kvm import accel
 from kvmhooks.qemu import emulator
-from kvmhooks.qemu.run_dir import base_of
 from kvmhooks.spec.model import VmSpec
+from kvmhooks.survey.survey import try_kvm
 
 
 def prepare(
-    options: LaunchOptions, spec: VmSpec, host: Host, registry: Registry
-) -> accel.AcceleratorChoice:
-    """Check that all is there that the VM needs, and decide its accelerator.
+    options: LaunchOptions, spec: VmSpec, inventory: Inventory, registry: Registry
+) -> Inventory:
+    """Check that all is there that the VM needs, and try KVM for one that is to start.
 
     Raises ``SpecError`` for what is missing, or may not be opened by the user that QEMU will be.
     """
@@ -26,10 +28,14 @@ def prepare(
     user = None if has_libvirt else user_of(spec)
     binds = has_libvirt or not unable(registry.system)
     checks.check(spec, user, has_libvirt=has_libvirt, binds=binds)
-    checks.check_roms(spec, host, user)
+    checks.check_roms(spec, inventory.host, user)
     maker = maker_of(spec)
     images.check(spec, maker)
     cloud_init.check(spec, maker)
-    choice = accel.choose(spec, host, emulator.find(spec), base_of(options.run_dir))
-    checks.check_accel(choice.spec, user)
-    return choice
+    emulator.find(spec)
+    if not options.is_dry_run:
+        inventory = try_kvm(inventory, sources_of(options, registry.system), spec)
+    hypervisor = inventory.hypervisor_of(spec.name)
+    accel, _ = hypervisor.accelerator(spec.machine.accel, inventory.host)
+    checks.check_accel(evolve(spec, machine=evolve(spec.machine, accel=accel)), user)
+    return inventory

@@ -6,19 +6,12 @@ from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
-from kvm_launch.host.isolation import live_claims
-from kvm_launch.options import LaunchOptions
-from kvm_launch.prepare.planning import target_of
-from kvm_launch.tell.status import pinned
 from kvmhooks.errors import InputError
-from kvmhooks.host import Host
+from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.inventory.usage import Holding
-from kvmhooks.isolate.claims.claim import Claim
-from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.placement.model import Plan
 from kvmhooks.placement.planned_usage import of_plan
 from kvmhooks.placement.together import plan_all
-from kvmhooks.qemu.run_dir import base_of
 from kvmhooks.spec.model import VmSpec
 
 
@@ -32,25 +25,13 @@ class Reservation:
     taken: Callable[[], None]
     """Called once the VM is known to have its place, or to have found another."""
 
-    def beside(self, known: Sequence[Claim]) -> tuple[Claim | Holding, ...]:
-        """Return what its place is planned around: the VMs that run, and those still to come."""
-        there = {claim.uuid for claim in known}
-        return (*known, *(claim for claim in self.others if claim.uuid not in there))
 
-
-def plan_together(
-    options: LaunchOptions, specs: Sequence[VmSpec], host: Host, registry: Registry
-) -> tuple[Plan, ...]:
+def plan_together(specs: Sequence[VmSpec], inventory: Inventory) -> tuple[Plan, ...]:
     """Plan all beside the VMs that run, in the order in which they fit.
 
     Raises ``InputError`` that tells each that does not fit, and why: none is started then.
     """
-    together = plan_all(
-        specs,
-        host,
-        (*live_claims(registry), *pinned(base_of(options.run_dir))),
-        target=lambda spec: target_of(spec, options),
-    )
+    together = plan_all(specs, inventory)
     if together.refused:
         raise InputError("\n".join(f"{name}: {why}" for name, why in together.refused.items()))
     return together.plans

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvm_launch.host.isolation import live_claims, unable
+from kvm_launch.host.isolation import unable
 from kvmhooks.errors import KvmhooksError
 from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.isolate.registry.registry import Registry
@@ -19,6 +19,6 @@ def unit_warnings(registry: Registry, claims: Sequence[Claim]) -> list[str]:
     if unable(registry.system):
         return []
     try:
-        return warnings(registry.system, claims, live_claims(registry))
+        return warnings(registry.system, claims, registry.claims())
     except (KvmhooksError, OSError, ValueError) as error:
         return [f"systemd: its units could not be looked at: {error}"]

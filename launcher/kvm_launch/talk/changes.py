@@ -19,7 +19,7 @@ import attrs
 from attrs import frozen
 
 from kvmhooks.errors import PlanError, Problem, SpecError, UsageError, ValueFormatError
-from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.inventory.usage import Holding
 from kvmhooks.placement.model import IothreadPin, Plan, VcpuPin
 from kvmhooks.qemu.threads import EMULATOR, planned_cpus
 from kvmhooks.spec.change import changed
@@ -87,14 +87,13 @@ def role_of(key: str) -> str:
     return f"{kinds[found[1]]} {int(found[2])}" if found else ""
 
 
-def check_owners(pins: dict[str, CpuSet], strangers: Iterable[Claim]) -> None:
+def check_owners(pins: dict[str, CpuSet], strangers: Iterable[Holding]) -> None:
     """Raise ``PlanError`` for a thread that would run on what another VM has alone."""
     for stranger in strangers:
+        own = stranger.exclusive | stranger.dedicated
         for role, cpus in pins.items():
-            if not cpus.isdisjoint(stranger.exclusive):
-                expected = (
-                    f"none of {stranger.exclusive.brief()}, which are {stranger.name}'s alone"
-                )
+            if not cpus.isdisjoint(own):
+                expected = f"none of {own.brief()}, which are {stranger.name}'s alone"
                 raise PlanError(role, f"CPUs {cpus.brief()}", expected)
 
 

@@ -144,8 +144,8 @@ class RunningVm:
             await asyncio.to_thread(self._move, before, threads)
 
     def _replan(self, threads: Mapping[str, int]) -> list[str]:
-        with self._survey() as (host, others):
-            found = replan(self.plan, host, others, memory_moves=False)
+        with self._survey() as inventory:
+            found = replan(self.plan, inventory, memory_moves=False)
             if found is None:
                 return ["it stays: nothing would be better"]
             messages = self._move(placed_as(self.plan, found), threads)
@@ -153,9 +153,10 @@ class RunningVm:
         return messages
 
     def _pin(self, wanted: Changes, threads: Mapping[str, int]) -> list[str]:
-        with self._survey() as (host, others):
-            check_owners(wanted.pins, (each for each in others if each.uuid != self.plan.uuid))
-            return self._move(with_pins(self.plan, wanted.pins, host.online), threads)
+        with self._survey() as inventory:
+            check_owners(wanted.pins, inventory.others_of(self.plan.uuid))
+            decided = with_pins(self.plan, wanted.pins, inventory.host.online)
+            return self._move(decided, threads)
 
     def _move(self, decided: Plan, threads: Mapping[str, int]) -> list[str]:
         """Go to where ``decided`` says; back if that is not to be."""

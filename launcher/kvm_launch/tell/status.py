@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, get_origin
 
-from attrs import asdict, evolve, fields, frozen, resolve_types
+from attrs import asdict, evolve, field, fields, frozen, resolve_types
 
 from kvm_launch.tell.notify import ServiceManager
 from kvm_launch.tell.states import Life, Step, VmState
 from kvmhooks import files
 from kvmhooks.errors import LaunchError, ValueFormatError
-from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.isolate.system.process_stat import start_time
 from kvmhooks.isolate.system.system import System
+from kvmhooks.placement.planned_usage import of_plan
 from kvmhooks.qemu.run_dir import RunDir, is_free
 from kvmhooks.values import CpuSet
 
@@ -72,6 +72,8 @@ class VmRecord:
     uuid: str = ""
     twin: bool = False
     """It holds its resources as a second one of its kind: it came here from the first."""
+    holding: dict[str, Any] = field(factory=dict)
+    """Everything that it holds of the host, for the plans of others (``inventory.usage``)."""
 
     def after(self, step: Step) -> Self:
         """Return the record after a step of the VM's life."""
@@ -85,6 +87,7 @@ class VmRecord:
             exclusive=str(plan.exclusive),
             dedicated=str(plan.dedicated_cpus),
             uuid=plan.uuid,
+            holding=of_plan(plan).to_json(),
         )
 
     def save(self, run_dir: RunDir) -> None:
@@ -273,18 +276,6 @@ def _is_held(base: Path, name: str) -> bool:
         return False
 
 
-def pinned(base: Path) -> Iterator[Claim]:
-    """Yield the VMs that run with dedicated vCPUs, as claims on their CPUs."""
-    for record in running(base):
-        if record.dedicated:
-            yield Claim(
-                driver="kvm-launch",
-                uuid=record.uuid,
-                name=record.name,
-                exclusive=CpuSet.parse(record.dedicated),
-            )
-
-
 def find(base: Path, name: str) -> VmRecord:
     """Return the VM ``name`` that runs. Raises ``LaunchError`` without one."""
     found = {record.name: record for record in running(base)}
@@ -335,4 +326,4 @@ def _is_sound(record: VmRecord) -> bool:
 
 def _is_a(value: object, kind: type[Any] | None) -> bool:
     """Return whether a value of JSON is of a field's type; a whole number is a ``float`` too."""
-    return type(value) is kind or (kind is float and type(value) is int)
+    return type(value) in {kind, get_origin(kind)} or (kind is float and type(value) is int)

@@ -19,12 +19,10 @@ from kvm_launch.commands.main import (
     parser_of,
     parser_of_migrate,
 )
-from kvm_launch.life.libvirt import omitted
 from kvm_launch.many.together import _show
 from kvm_launch.options import LaunchOptions
 from kvmhooks.show.plan_text import picture
 from kvmhooks.show.printed import FORMS
-from kvmhooks.spec import parse_vm
 from kvmhooks.values import CpuSet
 from kvmhooks.version import VERSION
 from tests.fakehost import write_host
@@ -181,13 +179,6 @@ def test_several_plans_are_shown_unless_quietly(
     out = capsys.readouterr().out
     quiet = "warning: tiny: a is left out\n"
     assert out == (quiet if is_quiet else f"{picture(plan)}\n")
-
-
-def test_libvirt_has_its_own_way_of_following_a_vm() -> None:
-    """Keys that are for kvm-launch's own QEMU are named; those that say the usual are not."""
-    text = 'run.restart = "always"\nrun.ready = "running"\ntpm.model = "crb"\ntpm.state = "t"\n'
-    assert list(omitted(parse_vm(VM + text, folder=Path("/")))) == ["run.restart", "tpm.state"]
-    assert list(omitted(parse_vm(VM, folder=Path("/")))) == []
 
 
 @pytest.mark.parametrize("kind", ["directory", "archive"])

@@ -9,12 +9,15 @@ import pytest
 
 from kvmhooks.cli.main import main
 from kvmhooks.host import read
+from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.inventory.usage import of_claim
 from kvmhooks.placement import claim, plan, plan_all, to_json
 from kvmhooks.show.plan_map import placed_drawing, placed_text
 from kvmhooks.show.plan_text import picture
 from kvmhooks.show.printed import printed
 from kvmhooks.spec import VmSpec, load_vm
+from kvmhooks.survey.sources import Sources
+from kvmhooks.survey.survey import take
 from tests.fakehost import write_host
 
 VM = """\
@@ -46,6 +49,11 @@ def run(files: Path, *words: str) -> int:
     return main(["plan", "--host", str(files / "host"), *named])
 
 
+def taken(files: Path) -> Inventory:
+    """The inventory on which the verb plans there."""
+    return take(Sources(host=str(files / "host")), *specs(files, "small"))
+
+
 def specs(files: Path, *names: str) -> list[VmSpec]:
     return [load_vm(files / f"{name}.toml") for name in names]
 
@@ -54,7 +62,7 @@ def test_a_plan_is_a_table_and_the_host(files: Path, capsys: pytest.CaptureFixtu
     """The renderers speak one after the other."""
     assert run(files, "small.toml") == 0
     host = read(files / "host")
-    decided = plan(specs(files, "small")[0], host)
+    decided = plan(specs(files, "small")[0], taken(files))
     expected = f"{picture(decided)}\n{placed_text(host, [decided])}"
     assert capsys.readouterr() == (expected, "")
 
@@ -72,7 +80,7 @@ def test_several_vms_are_shown_together(files: Path, capsys: pytest.CaptureFixtu
 def test_json_of_one_is_the_plan(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The JSON of one is that of ``to_json``; of several it is all that is known."""
     assert run(files, "--json", "small.toml") == 0
-    alone = plan(specs(files, "small")[0], read(files / "host"))
+    alone = plan(specs(files, "small")[0], taken(files))
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(to_json(alone)))
     assert run(files, "--json", "small.toml", "huge.toml") == 1
     document = json.loads(capsys.readouterr().out)
@@ -101,7 +109,7 @@ def test_claims_are_read_from_a_file(files: Path, capsys: pytest.CaptureFixture[
     for document in (held.to_json(), shown, [of_claim(held).to_json()]):
         (files / "claims.json").write_text(json.dumps(document))
         assert run(files, "small.toml", "--claims", "claims.json") == 0
-        beside = plan(specs(files, "small")[0], host, [held])
+        beside = plan(specs(files, "small")[0], taken(files), [held])
         out = capsys.readouterr().out
         assert out == f"{picture(beside)}\n{placed_text(host, [beside], [of_claim(held)])}"
         assert ":# " in out

@@ -102,7 +102,7 @@ def test_claims_of_other_vms_are_kept_clear_of(
     assert "cpuset='3'" in pins[0]
     claims.write_text("{}")
     assert main([*words, "--claims", str(claims)]) == 1
-    assert "expected a JSON list of claims" in capsys.readouterr().err
+    assert "claims: found format None, expected format 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -122,3 +122,98 @@ def test_what_cannot_be_tuned_is_one_message(
     assert main(["tune", *words]) == status
     output = capsys.readouterr()
     assert (output.out, message in output.err, "Traceback" in output.err) == ("", True, False)
+
+
+def test_running_vms_and_the_hosts_own_cpus_are_kept_clear_of(
+    host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start sees them, too: the domain that runs, and `host.housekeeping`."""
+    root = Path(host)
+    status = root / "run/libvirt/qemu/runs.xml"
+    status.parent.mkdir(parents=True)
+    status.write_text(
+        "<domstatus><vcpus><vcpu id='0' pid='77'/></vcpus><domain id='1'><name>runs</name>"
+        "<uuid>00000001-0000-0000-0000-000000000000</uuid></domain></domstatus>"
+    )
+    (root / "proc/77").mkdir(parents=True)
+    (root / "proc/77/status").write_text("Name:\tCPU 0/KVM\nCpus_allowed_list:\t1\n")
+    (root / "etc/kvmhooks").mkdir(parents=True)
+    (root / "etc/kvmhooks/kvmhooks.toml").write_text('[host]\nhousekeeping = "0,2,16,18"\n')
+    words = ["tune", str(DOMAINS / "gpu.xml"), "--host", host, "--only", "cpu", "--diff"]
+    assert main(words) == 0
+    pins = [line for line in capsys.readouterr().out.splitlines() if "+    <vcpupin" in line]
+    assert "cpuset='3'" in pins[0]
+
+
+NOVA = (
+    "<domain type='kvm'><name>instance-1</name><metadata>"
+    "<nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'/></metadata>"
+    "<memory unit='GiB'>1</memory><vcpu>2</vcpu><cputune><vcpupin vcpu='0' cpuset='2'/>"
+    "<vcpupin vcpu='1' cpuset='9'/></cputune><os><type arch='x86_64' machine='q35'>hvm</type></os>"
+    "</domain>"
+)
+
+
+def test_it_says_what_is_gained(
+    host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stderr before the advice, as JSON too, and that there is nothing where nothing is."""
+    file = tmp_path / "vm.xml"
+    file.write_text(NOVA.replace("nova/1.1", "mine/1.1"))
+    words = ["tune", str(file), "--host", host, "--only", "cpu,memory"]
+    assert main(words) == 0
+    tuned, told = capsys.readouterr()
+    assert told.startswith("gains: 1 node instead of 2, ")
+    assert main([*words, "--json"]) == 0
+    gains = json.loads(capsys.readouterr().out)["gains"]
+    assert told.splitlines()[0] == f"gains: {', '.join(gains)}"
+    file.write_text(tuned)
+    assert main([*words, "--check"]) == 0
+    assert capsys.readouterr() == ("", "nothing to gain\n")
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gains"] == []
+
+
+def test_another_programs_vm_is_moved_only_if_told_to(
+    host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--repin` says so; beside `--keep-pins` it is refused."""
+    file = tmp_path / "vm.xml"
+    file.write_text(NOVA)
+    words = ["tune", str(file), "--host", host]
+    assert main(words) == 0
+    tuned, told = capsys.readouterr()
+    assert "<vcpupin vcpu='0' cpuset='2'/><vcpupin vcpu='1' cpuset='9'/></cputune>" in tuned
+    assert "hpet" in tuned
+    assert "advice: OpenStack Nova places this VM, so its pins and nodes stay; others here" in told
+    assert main([*words, "--repin"]) == 0
+    tuned, told = capsys.readouterr()
+    assert "<vcpupin vcpu='1' cpuset='9'/>" not in tuned
+    assert "OpenStack Nova" not in told
+    assert main([*words, "--repin", "--keep-pins"]) == 2
+    assert "--repin: found --keep-pins beside it" in capsys.readouterr().err
+
+
+def test_what_kvmhooks_xml_wrote_is_left_as_it_is(
+    host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`kvmhooks xml X | kvmhooks tune --check` exits 0, its card's node counted by both."""
+    (device := tmp_path / "host/sys/bus/pci/devices/0000:3b:00.0").mkdir(parents=True)
+    for name, text in {
+        "class": "0x020000",
+        "numa_node": "1",
+        "vendor": "0x1",
+        "device": "0x1",
+    }.items():
+        (device / name).write_text(f"{text}\n")
+    file, vm = tmp_path / "vm.xml", tmp_path / "vm.toml"
+    vm.write_text(
+        'name = "vm"\ncpu.vcpus = 4\ncpu.placement = "dedicated"\nmemory.size = "1GiB"\n'
+        '[[pci]]\naddress = "0000:3b:00.0"\n'
+    )
+    assert main(["xml", str(vm), "--host", host]) == 0
+    file.write_text(capsys.readouterr().out)
+    assert 'nodeset="1"' in file.read_text()
+    assert main(["tune", str(file), "--host", host, "--check"]) == 0
+    output = capsys.readouterr()
+    assert (output.out, output.err.splitlines()[0]) == ("", "nothing to gain")

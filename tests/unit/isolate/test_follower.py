@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmhooks.cli.isolation import held_things
+from kvmhooks.cli.status import held_things
 from kvmhooks.isolate.claims.domain_xml import read_claim
 from kvmhooks.isolate.knobs.vfio_irqs import parse, posted
 from kvmhooks.isolate.record.state import Held, State
+from kvmhooks.isolate.record.store import Store
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.isolate.system.process_stat import Process
 from kvmhooks.isolate.system.system import System
@@ -21,6 +22,7 @@ from kvmhooks.isolate.vm.affinity import moved, stale
 from kvmhooks.values import CpuSet, union
 from tests.isolate_model.kernel import Kernel, Record
 from tests.isolate_model.pci import HOSTDEV, Function
+from tests.isolate_model.tree import add_process
 from tests.isolate_model.world import ISOLATION, Vm, World, effective_state, intruders
 
 HOSTDEV_XML = f"{HOSTDEV}</domain>".encode()
@@ -76,7 +78,7 @@ def test_a_vcpu_that_is_pinned_elsewhere_takes_its_isolation_along(flavour: str)
     kernel.pin(thread(kernel, "CPU 1/KVM"), CpuSet({4}))
     held = world.state.held[vm.key]
     assert stale(kernel, held) == "vCPU 1 is on 4 and was on 7"
-    told = held_things(world.state, kernel)["claims"][0]
+    told = held_things(world.registry, world.state)["claims"][0]
     assert (told["stale"], told["follower"]) == ("vCPU 1 is on 4 and was on 7", "missing")
     follow(world, vm)
     held = world.state.held[vm.key]
@@ -396,8 +398,10 @@ def test_posted_interrupts_make_it_moot(
     state = State("")
     claim = read_claim(Vm("a", CpuSet({6}), CpuSet({0})).xml.replace(b"</domain>", HOSTDEV_XML))
     assert claim is not None
-    state.held["a"] = Held(claim, holder=Process(1, 1))
-    warnings = held_things(state, system)["claims"][0]["warnings"]
+    add_process(tmp_path, 4_000)
+    state.held["a"] = Held(claim, holder=Process(4_000, 77))
+    registry = Registry(system, Store(str(tmp_path)))
+    warnings = held_things(registry, state)["claims"][0]["warnings"]
     assert any("moot" in warning for warning in warnings) is expected
     (tmp_path / "proc/cmdline").write_text("intremap=nopost")
     assert posted(system) == ""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmhooks.cli.isolation import held_things, told
+from kvmhooks.cli.status import held_things
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.claims import administrator
 from kvmhooks.isolate.registry.registry import Registry
@@ -197,7 +197,8 @@ def test_another_managers_group_is_theirs(flavour: str, word: str, is_late: bool
     found = [str(kernel.groups.effective(kernel.groups.find(path))) for path in (RAW, "kubepods")]
     free, _, set_ = RAW_GROUPS[flavour, word]
     assert found == [free, set_]
-    named = {group["group"]: group for group in held_things(world.state, kernel)["groups"]}
+    groups = held_things(world.registry, world.state)["groups"]
+    named = {group["group"]: group for group in groups}
     expected = {
         f"/{name}": [f"{name}d"]
         for name, cpus in ((RAW, free), ("kubepods", set_))
@@ -206,7 +207,7 @@ def test_another_managers_group_is_theirs(flavour: str, word: str, is_late: bool
     names = {path: [each["name"] for each in entry["processes"]] for path, entry in named.items()}
     assert names == expected
     for path in expected:
-        assert f"group {path} may run on 6-7" in told(held_things(world.state, kernel))
+        assert f"group {path} may run on 6-7" in world.told()
     world.stop(vm)
     left = requested_state(kernel)
     assert (left.pop(RAW).strip(), left.pop("kubepods").strip()) == ("member", "6-7  member")
@@ -318,7 +319,7 @@ def test_with_partitions_there_is_nothing_to_do() -> None:
     narrow(world)
     assert steps == []
     assert list(intruders(kernel, world)) == []
-    assert held_things(world.state, kernel)["groups"] == []
+    assert held_things(world.registry, world.state)["groups"] == []
 
 
 def test_status_names_what_runs_where_it_should_not() -> None:
@@ -329,7 +330,7 @@ def test_status_names_what_runs_where_it_should_not() -> None:
     pid = kernel.start_unit(SERVICE)
     off = kernel.spawn("elsewhere", group=SERVICE)
     kernel.pin(off, CpuSet({0}))
-    document = held_things(world.state, kernel)
+    document = held_things(world.registry, world.state)
     expected = {
         "group": f"/{SERVICE}",
         "cpus": "6-7",
@@ -337,9 +338,9 @@ def test_status_names_what_runs_where_it_should_not() -> None:
         "processes": [{"pid": pid, "name": "run-u1.service"}],
     }
     assert json.loads(json.dumps(document["groups"])) == [expected]
-    assert f"group /{SERVICE} may run on 6-7: run-u1.service {pid}" in told(document)
+    assert f"group /{SERVICE} may run on 6-7: run-u1.service {pid}" in world.told()
     narrow(world)
-    assert held_things(world.state, kernel)["groups"] == []
+    assert held_things(world.registry, world.state)["groups"] == []
 
 
 def test_a_process_adds_no_line_to_what_status_says() -> None:
@@ -350,7 +351,7 @@ def test_a_process_adds_no_line_to_what_status_says() -> None:
     kernel.start_unit(SERVICE)
     pid = kernel.spawn("x\nb: 2-3", group=SERVICE)
     kernel.pin(pid, kernel.online)
-    text = told(held_things(world.state, kernel))
+    text = world.told()
     assert [line for line in text.split("\n") if line.startswith("b")] == []
     assert f"x\\u000ab: 2-3 {pid}" in text
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmhooks.cli.isolation import held_things
+from kvmhooks.cli.status import held_things
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.claims.domain_xml import read_claim
 from kvmhooks.isolate.record.report import FAILED
@@ -50,7 +50,9 @@ def test_a_vm_has_its_devices_while_it_lives(kernel: MdevKernel) -> None:
     vm = guest(FIRST, SECOND)
     world.start(vm)
     assert kernel.made() == {FIRST: SMALL, SECOND: SMALL}
-    assert held_things(world.state, kernel)["mediated_devices"] == [
+    told = held_things(world.registry, world.state)["mediated_devices"]
+    assert [device.pop("host")["state"] for device in told] == ["held", "held"]
+    assert told == [
         {"uuid": uuid, "parent": PARENT, "type": SMALL, "by": "guest"} for uuid in (FIRST, SECOND)
     ]
     world.stop(vm)

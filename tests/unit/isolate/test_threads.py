@@ -258,6 +258,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 def test_a_real_thread_is_scheduled_and_given_back(process: subprocess.Popen[bytes]) -> None:
     """The class as chrt(1) would show it; its children do not inherit it."""
     system = System("/")
+    os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))  # tests may run as idle
     assert system.scheduling(process.pid, "scheduler") == "other:0"
     system.set_scheduling(process.pid, "scheduler", "fifo:2")
     assert system.scheduling(process.pid, "scheduler") == "fifo:2"

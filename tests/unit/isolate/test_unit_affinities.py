@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmhooks.cli.isolation import held_things
 from kvmhooks.cli.main import main
+from kvmhooks.cli.status import held_things
 from kvmhooks.isolate.claims.domain_xml import read_claim
 from kvmhooks.isolate.hook import entry
 from kvmhooks.isolate.registry.unit_affinities import PARTLY, doomed, told, warnings
@@ -347,16 +347,16 @@ def test_a_hook_names_them_at_prepare_and_status_while_they_cannot_start() -> No
     entry.foresee(world.registry, a.xml)
     assert kernel.logged == [f"a: {WHAT}one.service (7)"]
     world.start(a)
-    assert held_things(world.state, kernel)["units"] == [f"{WHAT}one.service (7)"]
+    assert held_things(world.registry, world.state)["units"] == [f"{WHAT}one.service (7)"]
     entry.foresee(world.registry, b.xml)
     assert kernel.logged[1:] == [f"b: {WHAT}two.service (5-7)"]
     world.start(b)
-    assert held_things(world.state, kernel)["units"] == [
+    assert held_things(world.registry, world.state)["units"] == [
         f"{WHAT}one.service (7), two.service (5-7)"
     ]
     world.stop(a)
     world.stop(b)
-    assert held_things(world.state, kernel)["units"] == []
+    assert held_things(world.registry, world.state)["units"] == []
 
 
 @pytest.mark.parametrize(

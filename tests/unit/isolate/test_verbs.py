@@ -47,6 +47,8 @@ def test_status_names_claims_knobs_originals_and_holders(
 ) -> None:
     """It tells who holds what at which value, and what it was."""
     start(root, A, B)
+    for path in root.glob("proc/irq/*/effective_affinity_list"):  # no kernel moves them here
+        path.write_text("0\n")
     assert main(["status", "--root", str(root), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [
@@ -57,12 +59,17 @@ def test_status_names_claims_knobs_originals_and_holders(
     ]
     knobs = {knob["knob"]: knob for knob in document["knobs"]}
     assert knobs["irq/1"] == {
-        "knob": "irq/1", "original": "4-5", "held": "0-3,6-7", "settled": True, "by": ["b"],
-    } | {"held": knobs["irq/1"]["held"]}  # fmt: skip
-    assert knobs["irq/1"]["held"] == "0-3"
+        "knob": "irq/1", "original": "4-5", "held": "0-3", "settled": True, "by": ["b"],
+        "place": "/proc/irq/1/smp_affinity_list", "was": "4-5", "should": "0-3", "now": "0-3",
+        "state": "held", "why": "", "remedy": "",
+    }  # fmt: skip
     assert knobs["irq/0"]["by"] == ["a", "b"]
     assert main(["status", "--root", str(root)]) == 0
-    assert "  irq/1: 4-5 -> 0-3 (b)\n" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in lines[:2]] == ["a: 6-7", "b: 4-5"]
+    (held,) = [line for line in lines if " held (" in line]
+    assert held.startswith(f"  {len(knobs)} held (")
+    assert held.endswith("): as the VMs that live ask for it")
 
 
 def processes(root: Path, *gone: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmhooks.cli.isolation import held_things, told
+from kvmhooks.cli.status import held_things
 from kvmhooks.devices import Uses, judge
 from kvmhooks.errors import IsolationError
 from kvmhooks.host.bus.devices import PciDevice
@@ -459,17 +459,19 @@ def test_status_tells_what_a_device_had_and_whose_it_is(kernel: Kernel) -> None:
     world = World(kernel)
     vm = guest(NIC, DISK)
     world.start(vm)
-    first = held_things(world.state, kernel)["devices"]
+    first = held_things(world.registry, world.state)["devices"]
+    for device in first:
+        del device["host"]
     assert first == [
         {"address": NIC, "driver": "e1000e", "override": "", "by": "guest", "waits_for": None},
         {"address": DISK, "driver": "nvme", "override": "", "by": "guest", "waits_for": None},
     ]
     Registry(kernel, Record(kernel)).undo(vm.key)
-    document = held_things(world.state, kernel)
+    document = held_things(world.registry, world.state)
     assert [(device["by"], device["waits_for"]) for device in document["devices"]] == [
         (None, vm.pid)
     ] * 2
-    assert told(document).splitlines()[-2:] == [
+    assert world.told().splitlines()[-2:] == [
         f"  device {NIC}: e1000e -> vfio-pci (given back when process {vm.pid} ends)",
         f"  device {DISK}: nvme -> vfio-pci (given back when process {vm.pid} ends)",
     ]

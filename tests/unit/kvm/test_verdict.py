@@ -6,18 +6,12 @@ import json
 import os
 from pathlib import Path
 
-import attrs
 import pytest
 
-from kvmhooks.host import Host, Kvm
-from kvmhooks.kvm.accel import choose, from_memory
 from kvmhooks.kvm.verdict import MEMORY, Verdict, recall, remember
 from kvmhooks.qemu.run_dir import private_directory
-from kvmhooks.spec import Machine, VmSpec, parse_vm
 
 GOOD = Verdict(is_usable=True, evidence="it ran")
-WITH_KVM = Host(kvm=Kvm(available=True))
-SPEC = parse_vm('name = "a"\ncpu.vcpus = 1\nmemory.size = "1GiB"', folder=Path("/"))
 
 
 @pytest.fixture
@@ -90,44 +84,3 @@ def test_a_link_is_no_verdict(base: Path, emulator: Path) -> None:
     assert recall(emulator, base) is None
     (base / MEMORY).symlink_to("elsewhere")
     assert recall(emulator, base) is None
-
-
-def test_auto_is_settled_from_memory(base: Path, emulator: Path, tmp_path: Path) -> None:
-    """KVM where a probe ran, TCG where it did not or there is no KVM, None where none was made."""
-    verdicts = {}
-    verdicts["good"] = from_memory(SPEC, WITH_KVM, emulator, base)
-    verdicts["without kvm"] = from_memory(SPEC, Host(), emulator, base)
-    verdicts["unknown"] = from_memory(SPEC, WITH_KVM, emulator, tmp_path)
-    keep(base, Verdict(is_usable=False, evidence="it got nowhere"), emulator)
-    verdicts["bad"] = from_memory(SPEC, WITH_KVM, emulator, base)
-    slow = "accelerator: tcg (QEMU emulates the CPU: slow, but it runs): "
-    assert {name: choice and (choice.spec, choice.why) for name, choice in verdicts.items()} == {
-        "good": (with_accel("kvm"), "accelerator: kvm: it ran"),
-        "without kvm": (with_accel("tcg"), slow + "there is no working /dev/kvm"),
-        "unknown": None,
-        "bad": (with_accel("tcg"), slow + "it got nowhere"),
-    }
-
-
-def test_what_the_spec_says_stands(emulator: Path, tmp_path: Path) -> None:
-    """An accelerator that is asked for is neither probed nor doubted."""
-    asked = with_accel("kvm")
-    choice = choose(asked, Host(), emulator, tmp_path / "run")
-    assert (choice.spec, choice.why) == (asked, "accelerator: kvm, as asked for")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_probe_that_could_not_start_is_not_remembered(tmp_path: Path) -> None:
-    """When QEMU ends at once, auto is TCG for now, with its last words, and is tried again."""
-    broken = tmp_path / "qemu"
-    broken.write_text("#!/bin/sh\necho first >&2\necho no such machine >&2\nexit 1\n")
-    broken.chmod(0o755)
-    choice = choose(SPEC, WITH_KVM, broken, tmp_path / "run")
-    assert choice.spec == with_accel("tcg")
-    assert choice.why.endswith("QEMU could not start a probe guest: no such machine")
-    assert list((tmp_path / "run").iterdir()) == []
-
-
-def with_accel(accel: str) -> VmSpec:
-    """The spec with an accelerator."""
-    return attrs.evolve(SPEC, machine=Machine(accel=accel))  # type: ignore[arg-type]

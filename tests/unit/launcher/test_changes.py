@@ -22,7 +22,8 @@ from kvm_launch.talk.live_changes import RunningVm, placed_as
 from kvm_launch.talk.vcpus import by_place
 from kvmhooks.errors import PlanError, QemuError, SpecError, UsageError
 from kvmhooks.host import Host, read
-from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.inventory.inventory import Inventory
+from kvmhooks.inventory.usage import Holding
 from kvmhooks.machine.devices.balloon import Balloon
 from kvmhooks.placement import Plan, plan, replan
 from kvmhooks.qemu.threads import planned_cpus
@@ -146,15 +147,15 @@ def test_a_thread_that_is_not_there_is_told(role: str) -> None:
 
 def test_cpus_of_another_vm_are_told_as_its_own() -> None:
     """They are online, so that is not what is wrong with them."""
-    claims = [
-        Claim(driver="kvm-launch", uuid=UUID, name=name, exclusive=CpuSet(cpus))
-        for name, cpus in (("near", {0}), ("far", {1, 2}))
+    holdings = [
+        Holding(name="near", uuid=UUID, exclusive=CpuSet({0})),
+        Holding(name="far", uuid=UUID, exclusive=CpuSet({1}), dedicated=CpuSet({2})),
     ]
     with pytest.raises(PlanError) as error:
-        check_owners({"emulator": CpuSet({3}), "vCPU 0": CpuSet({1})}, claims)
+        check_owners({"emulator": CpuSet({3}), "vCPU 0": CpuSet({1})}, holdings)
     found = "vCPU 0: found CPUs 1, expected none of 1-2, which are far's alone"
     assert str(error.value) == found
-    check_owners({"vCPU 0": CpuSet({1})}, claims[:1])
+    check_owners({"vCPU 0": CpuSet({1})}, holdings[:1])
 
 
 @pytest.mark.parametrize("error", [QemuError("no"), KeyError("a mistake")], ids=repr)
@@ -170,8 +171,8 @@ def test_what_fails_is_taken_back(error: Exception) -> None:
             raise error
 
     @contextmanager
-    def survey() -> Iterator[tuple[Host, list[object]]]:
-        yield host(), []
+    def survey() -> Iterator[Inventory]:
+        yield Inventory(host=host())
 
     lease: Any = SimpleNamespace(survey=survey, move=lambda decided, *_: moved.append(decided))
     monitor: Any = Qemu()

@@ -28,7 +28,7 @@ from kvmhooks.values import CpuSet
 from tests.fakedevices import FakePci
 from tests.fakehost import write_host
 from tests.isolate_model.kernel import Record
-from tests.isolate_model.launched import LaunchedVm, LaunchKernel
+from tests.isolate_model.launched import LaunchedVm, LaunchKernel, looking
 from tests.isolate_model.pci import Function
 from tests.isolate_model.world import World, effective_state
 
@@ -83,7 +83,7 @@ def test_a_launched_vm_has_its_devices_while_it_lives(kernel: LaunchKernel, head
     if head:
         lease = vm.run(world, spec(head=head), host())
     else:
-        plan_and_claim(lease, spec(), host())
+        plan_and_claim(lease, spec(), looking(kernel, host()))
         vm.pid = kernel.spawn("child", parent=kernel.supervisor, group="system.slice/cron.service")
         lease.adopt(vm.pid)
         lease.isolate(vm.pid, {})
@@ -105,7 +105,7 @@ def test_a_launched_vm_that_is_killed_leaves_its_devices_to_the_next(kernel: Lau
     world = World(kernel)
     before = effective_state(kernel)
     lease = Lease(Registry(kernel, Record(kernel)), kernel.supervisor)
-    plan_and_claim(lease, spec(), host())
+    plan_and_claim(lease, spec(), looking(kernel, host()))
     kernel.end(kernel.supervisor)
     before.pop(f"task/{kernel.supervisor}")
     world.reconcile()
@@ -125,7 +125,7 @@ def test_a_signal_that_comes_while_devices_go_back_is_noted(
         write(seconds, path, text)
 
     with Lease(Registry(kernel, Record(kernel)), kernel.supervisor) as lease:
-        plan_and_claim(lease, spec(), host())
+        plan_and_claim(lease, spec(), looking(kernel, host()))
         assert not lease.was_asked
         monkeypatch.setattr(kernel, "write_within", interrupted)
     assert (lease.was_asked, lease.left) == (True, ())
@@ -135,7 +135,9 @@ def test_a_signal_that_comes_while_devices_go_back_is_noted(
 def test_a_device_that_another_vm_has_is_planned_around(kernel: LaunchKernel) -> None:
     """By its claim; named by its address it is refused."""
     first = Lease(Registry(kernel, Record(kernel)), kernel.supervisor)
-    plan_and_claim(first, spec(f'[[pci]]\naddress = "{DISK}"', name="first"), host())
+    plan_and_claim(
+        first, spec(f'[[pci]]\naddress = "{DISK}"', name="first"), looking(kernel, host())
+    )
     claims = Registry(kernel, Record(kernel)).claims()
     free = plan(spec('[[pci]]\nid = "8086:1572"\n' * 2), host(), claims)
     assert [str(place.address) for place in free.pci] == [NIC, SPARE]
@@ -149,10 +151,10 @@ def test_what_the_host_uses_is_refused_with_the_key_of_the_file(kernel: LaunchKe
     kernel.files["proc/net/route"] = "enp5s0 00000000 01 0003 0 0 0 00000000 0 0 0"
     lease = Lease(Registry(kernel, Record(kernel)), kernel.supervisor)
     with pytest.raises(IsolationError, match="carries the default route") as caught:
-        plan_and_claim(lease, spec(), host())
+        plan_and_claim(lease, spec(), looking(kernel, host()))
     assert str(caught.value).endswith('give it another device, or say pci.allow = ["route"]')
     assert kernel.record is None
-    plan_and_claim(lease, spec(GIVEN.replace("bridge", "route")), host())
+    plan_and_claim(lease, spec(GIVEN.replace("bridge", "route")), looking(kernel, host()))
     assert kernel.pci.functions[NIC].driver == "vfio-pci"
 
 
@@ -223,7 +225,7 @@ def test_a_card_makes_functions_for_launched_vms(kernel: LaunchKernel) -> None:
         with TemporaryDirectory() as folder:
             there = read(write_host(Path(folder), cores=16, numbering="adjacent", pci=pci))
         lease = Lease(Registry(kernel, Record(kernel)), kernel.supervisor)
-        decided = plan_and_claim(lease, spec(table, name=name), there)
+        decided = plan_and_claim(lease, spec(table, name=name), looking(kernel, there))
         holds.append((lease, str(decided.pci[0].address)))
     addresses = [address for _, address in holds]
     assert addresses == ["0000:08:02.0", "0000:08:02.1"]

@@ -215,7 +215,8 @@ WORDS = [
     ),
     (
         {
-            "devices": "<hostdev mode='subsystem' type='mdev' model='vfio-pci' display='on'>"
+            "devices": "<graphics type='vnc' port='5900' autoport='no'/>"
+            "<hostdev mode='subsystem' type='mdev' model='vfio-pci' display='on'>"
             "<source><address uuid='C2177883-f1bb-47f0-914d-32a22e3a8804'/></source></hostdev>"
         },
         "mdev",
@@ -257,8 +258,9 @@ WORDS = [
     ),
     (
         {
+            "os": "<kernel>/k</kernel>",
             "rest": "<launchSecurity type='sev' kernelHashes='yes'><cbitpos>47</cbitpos>"
-            "<reducedPhysBits>1</reducedPhysBits><policy>0x0007</policy></launchSecurity>"
+            "<reducedPhysBits>1</reducedPhysBits><policy>0x0007</policy></launchSecurity>",
         },
         "security",
         {"type": "sev-es", "policy": "0x7", "kernel_hashes": True, "cbitpos": 47},

@@ -123,8 +123,8 @@ def test_a_type_that_nothing_makes_is_refused(host: Host, table: str, message: s
 def test_what_is_said_by_halves_is_refused() -> None:
     """Neither UUID nor type, or a parent of nothing."""
     with pytest.raises(SpecError) as caught:
-        spec("display = true", f'uuid = "{OWN}"\nparent = "{A}"')
+        spec("display = false", f'uuid = "{OWN}"\nparent = "{A}"')
     assert [str(problem) for problem in caught.value.problems] == [
+        f"mdev[1].parent: found '{A}', expected mdev[1].type beside it",
         "mdev[0]: found neither uuid nor type, expected one of them",
-        "mdev[1].parent: found a parent without type, expected the two together",
     ]

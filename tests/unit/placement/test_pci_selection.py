@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from kvmhooks.errors import PlanError
+from kvmhooks.errors import PlanError, SpecError
 from kvmhooks.host import Host, read
 from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.domain_xml import read_claim
@@ -218,3 +218,47 @@ def test_what_is_not_there_is_told_with_what_is(host: Host, table: str, message:
     with pytest.raises(PlanError) as caught:
         plan(spec(table), host)
     assert str(caught.value) == f"pci[0].{message}"
+
+
+TWICE = [
+    ("[[nvme]]\naddress = '0000:04:00.0'", "nvme[0].address"),
+    ("[[net]]\ntype = 'hostdev'\naddress = '0000:04:00.0'", "net[0].address"),
+    ("[[pci]]\naddress = '0000:04:00.0'", "pci[1].address"),
+]
+"""Tables that name the function of the first one, and where that is told."""
+
+
+@pytest.mark.parametrize(("table", "at"), TWICE)
+def test_a_function_that_two_tables_name_is_refused(table: str, at: str) -> None:
+    """The second one is told, with the first, in any tables."""
+    with pytest.raises(SpecError) as caught:
+        spec(f"address = '{DISK}'\n{table}")
+    expected = f"{at}: found {DISK}, expected each device once: pci[0].address names it"
+    assert str(caught.value) == f"vm.toml: {expected}"
+
+
+def test_a_function_that_two_tables_name_differently_is_refused(host: Host) -> None:
+    """A name becomes an address in the plan only, and then is the same."""
+    given = spec(f"block = 'nvme1n1'\n[[nvme]]\naddress = '{DISK}'")
+    with pytest.raises(PlanError) as caught:
+        plan(given, host)
+    expected = (
+        f"nvme[0].address: found {DISK}, expected each device once: pci[0].address is the same"
+    )
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(("table", "at"), TWICE)
+def test_a_function_is_one_vms_whatever_the_table(host: Host, table: str, at: str) -> None:
+    """Another VM cannot have it by another table."""
+    text = 'name = "other"\ncpu.vcpus = 1\nmemory.size = "1GiB"\n'
+    other = parse_vm(f"{text}{table}", folder=Path("/"))
+    first = plan(spec(f"address = '{DISK}'"), host)
+    place = at.replace("pci[1]", "pci[0]")
+    with pytest.raises(PlanError) as caught:
+        plan(other, host, [of_plan(first)])
+    assert (
+        str(caught.value) == f"{place}: found {DISK}, which vm has, expected a device that is free"
+    )
+    with pytest.raises(PlanError, match="which other has"):
+        plan(spec(f"address = '{DISK}'"), host, [of_plan(plan(other, host))])

@@ -35,7 +35,8 @@ ANSWERS = [
     {"error": {"class": "DeviceNotFound", "desc": "no such type"}, "id": 7},
     {"error": {"class": "DeviceNotFound", "desc": "no such type"}, "id": 8},
     {"error": {"class": "DeviceNotFound", "desc": "no such type"}, "id": 9},
-    {"error": {"class": "GenericError", "desc": "requires a regular file"}, "id": 10},
+    {"return": [{"name": "avx2"}, {"name": "sse4.1"}], "id": 10},
+    {"error": {"class": "GenericError", "desc": "requires a regular file"}, "id": 11},
     {"timestamp": {}, "event": "SHUTDOWN", "data": {}},
 ]
 EXPECTED = Qemu(
@@ -51,6 +52,7 @@ EXPECTED = Qemu(
         "virtio-scsi-pci": (),
         "virtio-net-pci": (),
         "vfio-pci": (),
+        "max-x86_64-cpu": ("avx2", "sse4.1"),
     },
     io_uring=True,
 )

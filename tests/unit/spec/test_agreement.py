@@ -37,7 +37,7 @@ DISAGREE = [
     ),
     (
         'memory.backend = "file"',
-        'memory.path: found nothing, expected the folder, and backend = "file"',
+        'memory.path: found nothing, expected the folder, for backend = "file"',
     ),
     (
         'memory.backend = "ram"\nmemory.share = true',
@@ -49,7 +49,7 @@ DISAGREE = [
     ),
     (
         "memory.discard = true",
-        'memory.discard: found true, expected backend = "file"',
+        'memory.discard: found true, expected memory.backend = "file"',
     ),
     (
         'memory.hugepages = "2MiB"\nmemory.prealloc = false',
@@ -57,7 +57,10 @@ DISAGREE = [
     ),
     (
         "memory.prealloc_threads = 2",
-        "memory.prealloc_threads: found nothing is allocated, expected prealloc = true",
+        (
+            "memory.prealloc_threads: found 2, expected memory.prealloc beside it or "
+            "memory.hugepages beside it"
+        ),
     ),
     (
         'memory.share = false\n[[filesystem]]\npath = "d"\ntag = "d"',
@@ -65,7 +68,7 @@ DISAGREE = [
     ),
     (
         '[[memory.dimm]]\nsize = "1GiB"',
-        "memory.maximum: found nothing, expected how large the memory may grow",
+        "memory.dimm: found an array, expected memory.maximum beside it",
     ),
     (
         'memory.maximum = "1GiB"\n[[memory.dimm]]\nsize = "1GiB"',
@@ -123,7 +126,7 @@ DISAGREE = [
     ),
     (
         '[[disk]]\npath = "d"\nbus = "sata"\nqueues = 2',
-        'disk[0].queues: found bus = "sata", expected virtio-blk or virtio-scsi',
+        'disk[0].queues: found 2, expected disk[0].bus = "virtio-blk" or "virtio-scsi"',
     ),
     (
         "boot.secure_boot = true",
@@ -155,7 +158,7 @@ DISAGREE = [
     ),
     (
         '[[net]]\ntype = "user"\nvhost = true',
-        'net[0].vhost: found true, expected nothing: type "user" has no vhost',
+        'net[0].vhost: found true, expected net[0].type = "tap", "bridge" or "macvtap"',
     ),
     (
         '[[net]]\ntype = "vdpa"\npath = "/dev/vhost-vdpa-0"\nmodel = "e1000e"',
@@ -167,7 +170,7 @@ DISAGREE = [
     ),
     (
         '[[input]]\ntype = "evdev"',
-        'input[0].path: found nothing, expected the device of type "evdev", and of no other',
+        'input[0].path: found nothing, expected the device of the host: type is "evdev"',
     ),
     (
         'usb.controller = "none"\n[[input]]\ntype = "tablet"\nbus = "usb"',
@@ -179,19 +182,27 @@ DISAGREE = [
     ),
     (
         'sound.backend = "alsa"',
-        'sound.backend: found "alsa", expected a sound.model beside it',
+        "sound.backend: found 'alsa', expected sound.model beside it",
     ),
     (
         "balloon.deflate_on_oom = true",
-        "balloon.enabled: found false, expected true, for what it can do",
+        "balloon.deflate_on_oom: found true, expected balloon.enabled = true",
     ),
     (
         "tuning.vcpus.priority = 5",
-        'tuning.vcpus.priority: found 5 with scheduler = "other", expected "fifo" or "rr"',
+        'tuning.vcpus.priority: found 5, expected tuning.vcpus.scheduler = "fifo" or "rr"',
     ),
     (
         "tuning.total.period = 2000000",
         "tuning.total.period: found 2000000, expected a second at most: 1000000",
+    ),
+    (
+        '[watchdog]\naction = "pause"',
+        "watchdog.action: found 'pause', expected watchdog.model beside it",
+    ),
+    (
+        '[tuning.io]\ndevice = [{ path = "/dev/sda" }]',
+        "tuning.io.device[0]: found '/dev/sda' alone, expected a weight or a limit beside it",
     ),
     (
         '[machine]\ntype = "microvm"\n[sound]\nmodel = "ich9"',

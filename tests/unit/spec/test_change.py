@@ -56,6 +56,6 @@ def test_what_a_file_may_not_say_is_refused(keys: dict[str, Any], message: str) 
 def test_a_change_that_contradicts_another_table_is_refused() -> None:
     """A table that is consistent in itself may not suit the rest of the VM."""
     with pytest.raises(
-        SpecError, match=r"vm.toml: isolation.exclusive: found true with cpu.placement"
+        SpecError, match=r"vm.toml: isolation.exclusive: found true, expected cpu.placement"
     ):
         changed(parse(), "isolation", {"exclusive": True})

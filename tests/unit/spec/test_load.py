@@ -265,8 +265,8 @@ MISTAKES = [
     (
         LEAST + 'boot.initrd = "i"\nboot.cmdline = "quiet"',
         (
-            "boot.initrd: found no boot.kernel, expected boot.kernel beside it\n"
-            "boot.cmdline: found no boot.kernel, expected boot.kernel beside it"
+            "boot.initrd: found '/vms/i', expected boot.kernel beside it\n"
+            "boot.cmdline: found 'quiet', expected boot.kernel beside it"
         ),
     ),
     (
@@ -313,7 +313,7 @@ MISTAKES = [
     ),
     (
         LEAST + "[[net]]\ndevice = 'tap0'",
-        "net[0].device: found 'tap0', expected nothing: type \"user\" has no device",
+        "net[0].device: found 'tap0', expected net[0].type = \"tap\", \"bridge\" or \"macvtap\"",
     ),
     (
         LEAST + "cpu.threads = 3",
@@ -325,10 +325,7 @@ MISTAKES = [
     ),
     (
         LEAST + "isolation.exclusive = true",
-        (
-            'isolation.exclusive: found true with cpu.placement = "shared", expected '
-            'cpu.placement = "dedicated": shared CPUs cannot be one VM\'s own'
-        ),
+        'isolation.exclusive: found true, expected cpu.placement = "dedicated"',
     ),
     (
         LEAST + "isolation.strict = 1\nguest.report = 'yes'",
@@ -446,13 +443,22 @@ def _example(made: dict[str, Any], key: str = "") -> Any:
     return {"boolean": True, "integer": made.get("minimum")}[made["type"]]
 
 
+def _forms(made: Any) -> Any:
+    """Return a schema without its conditions, which are of several keys together."""
+    if isinstance(made, list):
+        return [_forms(item) for item in made]
+    if not isinstance(made, dict):
+        return made
+    return {key: _forms(value) for key, value in made.items() if key != "allOf"}
+
+
 FULL: dict[str, Any] = _example(schema())
 ODD: tuple[Any, ...] = ("", "-", 0, 1, 1 << 40, 1.5, float("inf"), True, False, [], ["x"], [[]], {})
 
 
 def test_the_schema_and_the_reader_agree_on_any_value() -> None:
     """With any odd value in any place, both accept or both refuse, and no place but its own."""
-    validator = jsonschema.Draft202012Validator(schema())
+    validator = jsonschema.Draft202012Validator(_forms(schema()))
     disagreed = []
     for place in _places(FULL):
         for odd in ODD:
@@ -535,7 +541,7 @@ def _put(document: Any, place: tuple[Any, ...], value: Any) -> None:
             'sriov = {pf = "enp3s0", vf = "any"}',
             "pci[0].sriov.vf: found 'any', expected \"auto\" or a whole number from 0 to 65536",
         ),
-        ('net = "enp3s0"\nindex = 1', "pci[0].index: found 1, expected id beside it"),
+        ('net = "enp3s0"\nindex = 1', "pci[0].index: found 1, expected pci[0].id beside it"),
     ],
 )
 def test_a_device_has_one_name(table: str, message: str) -> None:

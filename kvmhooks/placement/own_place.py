@@ -1,0 +1,270 @@
+"""The place that a VM has by its own pins, and whether it may stay there.
+
+A place stays that is allowed by the rules of ``kvmhooks.placement.search.objective`` and whose
+score is not worse than that of the place that was found.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from attrs import evolve, field, frozen
+
+from kvmhooks.inventory.inventory import Inventory
+from kvmhooks.machine.target import Target
+from kvmhooks.machine.topology import Topology
+from kvmhooks.placement.cells import placed_of
+from kvmhooks.placement.device_nodes import affinity_of
+from kvmhooks.placement.emulator import emulator_cpus
+from kvmhooks.placement.model import ORDINARY_PAGE_KIB, Cell, IothreadPin, Plan, VcpuPin
+from kvmhooks.placement.plan import plan, terms_of, ways_for
+from kvmhooks.placement.request import MIB
+from kvmhooks.placement.search.capacity import (
+    Capacity,
+    NodeCapacity,
+    choose_housekeeping,
+    measure,
+)
+from kvmhooks.placement.search.evaluate import better, score
+from kvmhooks.placement.search.search import Effort
+from kvmhooks.spec.model import VmSpec
+from kvmhooks.values import CpuSet, union
+
+_NEARNESS: Final = (
+    "unisolated",
+    "nodes",
+    "distance",
+    "remote_devices",
+    "slow",
+    "company",
+    "l3",
+    "cores",
+)
+
+
+@frozen(kw_only=True)
+class OwnPlace:
+    """The place that a domain says itself."""
+
+    vcpus: Mapping[int, CpuSet]
+    """The CPUs of each vCPU."""
+    cells: tuple[CpuSet, ...]
+    """The vCPUs of each guest cell; one with all of them for a guest without cells."""
+    nodes: tuple[CpuSet | None, ...]
+    """The host nodes that the memory of each cell is bound to; None where it is not bound."""
+    emulator: CpuSet = CpuSet()
+    iothreads: Mapping[int, CpuSet] = field(factory=dict)
+    is_bound: bool = False
+    """It stays wherever it may be: it has shares of the L3 caches that it is on, or its ``vm.toml``
+    may have said more of its place than a domain can (``memory.nodes``, ``cpu.kind``)."""
+
+
+def place_or_stay(
+    spec: VmSpec, own: OwnPlace, inventory: Inventory, *, target: Target | None = None
+) -> Plan:
+    """Return the plan with the VM where it is, or in a better place. Raises ``PlanError``.
+
+    Where the administrator keeps no CPUs for the host, they are not taken from a VM that has them
+    already if it would be worse off without: then others are the host's.
+    """
+    found = plan(spec, inventory, target=target)
+    others = inventory.others_of(found.uuid)
+    capacity = measure(inventory.host, others, found.housekeeping)
+    for current in _readings(found, own, capacity):
+        if own.is_bound or (
+            not better(found.score, current.score) and _is_roomy(current, found.score["crowding"])
+        ):
+            return current
+    mine = union(own.vcpus[vcpu] for vcpu in found.dedicated) & capacity.online
+    kept = _kept_beside(mine, capacity)
+    if inventory.kept_beside(others) is not None or not kept:
+        return found
+    other = plan(spec, inventory, target=target, housekeeping=kept)
+    if _nearness(found) <= _nearness(other):
+        return found
+    for current in _readings(other, own, measure(inventory.host, others, kept)):
+        if _nearness(current) <= _nearness(other):
+            return current
+    kept = _kept_beside(other.dedicated_cpus, capacity)
+    return _with_kept(other, measure(inventory.host, others, kept)) if kept else other
+
+
+def _kept_beside(own: CpuSet, capacity: Capacity) -> CpuSet:
+    """Return what is the host's if a VM has ``own``; empty if that makes no difference.
+
+    Cores that it has a CPU of are the host's last.
+    """
+    host = capacity.host
+    cores = union(host.core_of(cpu) for cpu in own)
+    if cores.isdisjoint(capacity.housekeeping):
+        return CpuSet()
+    kept = choose_housekeeping(host, capacity.held | cores)
+    return kept if kept.isdisjoint(own) else CpuSet()
+
+
+def _with_kept(current: Plan, capacity: Capacity) -> Plan:
+    """Return the plan with QEMU's other threads on what is the host's in the end."""
+    homes = {cell.node for cell in current.cells}
+    pins = {pin.vcpu: pin.cpus for pin in current.vcpus}
+    numa_nodes = [node for node in capacity.numa_nodes if node.node in homes]
+    emulator = emulator_cpus(current.spec, capacity, pins, numa_nodes)
+    return evolve(
+        current,
+        emulator=emulator,
+        vhost=emulator,
+        iothreads=tuple(evolve(each, cpus=emulator) for each in current.iothreads),
+        housekeeping=capacity.housekeeping,
+    )
+
+
+def _nearness(current: Plan) -> tuple[int, ...]:
+    """Return the numbers of a score that tell how good a place is for the VM itself."""
+    return tuple(current.score[name] for name in _NEARNESS)
+
+
+def _readings(found: Plan, own: OwnPlace, capacity: Capacity) -> Iterator[Plan]:
+    """Yield the plans with the VM's own place that are allowed, each with its score.
+
+    A guest whose threads are open may have as many as were found, or one.
+    """
+    cells = _cells(found, own, capacity)
+    if cells is None:
+        return
+    current = _there(found, own, cells, capacity)
+    cpu = found.spec.cpu
+    readings = [current]
+    is_open = cpu.threads is None and (cpu.sockets is None or cpu.cores is None)
+    if is_open and found.topology.threads > 1:
+        readings.append(evolve(current, topology=Topology(sockets=len(found.vcpus))))
+    for reading in readings:
+        placed = placed_of(reading, capacity)
+        if placed is not None and _is_allowed(reading, capacity):
+            affinity = affinity_of(reading.spec, capacity)
+            yield evolve(reading, score=score(reading.spec, placed, capacity, affinity))
+
+
+def _there(found: Plan, own: OwnPlace, cells: tuple[Cell, ...], capacity: Capacity) -> Plan:
+    """Return the plan on the VM's own CPUs and nodes."""
+    homes = {cell.node for cell in cells}
+    numa_nodes = [node for node in capacity.numa_nodes if node.node in homes]
+    mine = union(own.vcpus[vcpu] for vcpu in found.dedicated)
+
+    def others(asked: CpuSet, chosen: CpuSet) -> CpuSet:
+        used = union(node.cpus for node in numa_nodes)
+        return _others(asked, chosen, own=mine, used=used, capacity=capacity)
+
+    emulator = others(own.emulator, emulator_cpus(found.spec, capacity, own.vcpus, numa_nodes))
+    return evolve(
+        found,
+        vcpus=tuple(VcpuPin(pin.vcpu, own.vcpus[pin.vcpu]) for pin in found.vcpus),
+        cells=cells,
+        distances=found.distances if len(cells) == len(found.cells) else (),
+        emulator=emulator,
+        vhost=emulator,
+        iothreads=tuple(
+            IothreadPin(each.id, others(own.iothreads.get(each.id, CpuSet()), emulator))
+            for each in found.iothreads
+        ),
+        exclusive=mine if found.exclusive else CpuSet(),
+        housekeeping=capacity.housekeeping,
+    )
+
+
+def _cells(found: Plan, own: OwnPlace, capacity: Capacity) -> tuple[Cell, ...] | None:
+    """Return the guest's cells where they are; None for one on no node, or on several."""
+    cells = found.cells
+    if len(own.cells) != len(cells):
+        if len(own.cells) != 1:
+            return None
+        memory_kib = sum(cell.memory_kib for cell in cells)
+        cells = (evolve(cells[0], vcpus=own.cells[0], memory_kib=memory_kib),)
+    placed = []
+    for cell, bound in zip(cells, own.nodes, strict=True):
+        cpus = union(own.vcpus[vcpu] for vcpu in cell.vcpus)
+        here = [
+            node
+            for node in capacity.numa_nodes
+            if (bound is None or bound == CpuSet(() if node.node is None else (node.node,)))
+            and cpus <= node.cpus
+        ]
+        if len(here) != 1 or (bound is None and not cpus):
+            return None
+        placed.append(evolve(cell, node=here[0].node))
+    return tuple(placed)
+
+
+def _others(
+    asked: CpuSet, chosen: CpuSet, *, own: CpuSet, used: CpuSet, capacity: Capacity
+) -> CpuSet:
+    """Return the CPUs of QEMU's other threads: those that were asked for, if they may be there.
+
+    They are as near as those that would be chosen, or nearer, and nobody's own.
+    """
+    allowed = capacity.online - capacity.held - own
+    near = used | union(
+        node.cpus for node in capacity.numa_nodes if not node.cpus.isdisjoint(chosen)
+    )
+    balanced = asked.isdisjoint(capacity.isolated) or not chosen.isdisjoint(capacity.isolated)
+    return asked if asked and asked <= allowed & near and balanced else chosen
+
+
+def _is_allowed(current: Plan, capacity: Capacity) -> bool:
+    """Return whether the rules allow the place; ``stay`` has seen to each cell's node."""
+    spec, threads = current.spec, current.topology.threads
+    terms = terms_of(spec, capacity, ways_for(spec, capacity), effort=Effort())
+    usable = terms.usable & capacity.free
+    pins = {pin.vcpu: pin.cpus for pin in current.vcpus}
+    own = current.dedicated_cpus
+    if not own <= usable or len(own) != len(current.dedicated):
+        return False
+    if any(len(pins[vcpu]) != 1 for vcpu in current.dedicated):
+        return False
+    pool = capacity.online - capacity.isolated - capacity.held - own
+    if not all(pins[vcpu] and pins[vcpu] <= pool for vcpu in pins if vcpu not in current.dedicated):
+        return False
+    guest_cores: Counter[CpuSet] = Counter()
+    for first in sorted({vcpu - vcpu % threads for vcpu in current.dedicated}):
+        cpus = union(pins[vcpu] for vcpu in range(first, first + threads))
+        core = capacity.host.core_of(cpus.first()) & capacity.online
+        if not cpus <= core:
+            return False
+        guest_cores[core] += 1
+    if spec.cpu.smt != "share" and not all(
+        count == 1 and core <= usable and (spec.cpu.smt == "isolate" or len(core) == threads)
+        for core, count in guest_cores.items()
+    ):
+        return False
+    return _has_room(current, capacity)
+
+
+def _has_room(current: Plan, capacity: Capacity) -> bool:
+    """Return whether each node has room for the memory of the cells there."""
+    page_kib = current.cells[0].page_kib
+    unit = page_kib if page_kib > ORDINARY_PAGE_KIB else MIB
+    asked: Counter[int | None] = Counter()
+    for cell in current.cells:
+        asked[cell.node] += cell.memory_kib // unit
+    there = {node.node: node for node in capacity.numa_nodes}
+    return all(
+        (room := _room(there[node], page_kib, current)) is None or units <= room
+        for node, units in asked.items()
+    )
+
+
+def _room(node: NodeCapacity, page_kib: int, current: Plan) -> int | None:
+    if page_kib > ORDINARY_PAGE_KIB:
+        return node.room(page_kib, allocate=current.spec.memory.allocate)
+    return None if node.memory_kib is None else node.memory_kib // MIB
+
+
+def _is_roomy(current: Plan, crowding: int) -> bool:
+    """Return whether shared vCPUs have as much room as in the place that was found.
+
+    The score counts them on their node's whole pool, which the pins may be a part of.
+    """
+    shared = [pin.cpus for pin in current.vcpus if pin.vcpu not in current.dedicated]
+    return all(
+        sum(other <= cpus for other in shared) <= max(crowding, 1) * len(cpus) for cpus in shared
+    )
