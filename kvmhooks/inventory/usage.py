@@ -99,12 +99,13 @@ def merged(holdings: Iterable[Holding]) -> tuple[Holding, ...]:
     """Return each VM once, in the order of the first of each: a claim and a domain are one VM.
 
     The first has the say on the CPUs that are its alone and on its huge pages; what only a later
-    one knows is added.
+    one knows is added. VMs without a UUID are told apart by their names.
     """
-    found: dict[str, Holding] = {}
+    found: dict[tuple[str, str], Holding] = {}
     for holding in holdings:
-        known = found.get(holding.uuid)
-        found[holding.uuid] = holding if known is None else _both(known, holding)
+        key = (holding.uuid, "" if holding.uuid else holding.name)
+        known = found.get(key)
+        found[key] = holding if known is None else _both(known, holding)
     return tuple(found.values())
 
 

@@ -34,8 +34,7 @@ def running(
     of its groups of resctrl. Raises ``KvmhooksError`` or ``ValueError`` for XML that is wrong.
     """
     known = [pin for pin in pins if pin]
-    name, identity = _named(domain)
-    held = of_pins(known, host.online, name=name, uuid=identity)
+    held = pinned(domain, host, known)
     ways, bandwidth = _shares(domain, schemata)
     return evolve(
         held,
@@ -45,6 +44,12 @@ def running(
         pci=tuple(map(PciAddress.parse, devices_of(domain))),
         mdevs=_mdevs(domain),
     )
+
+
+def pinned(domain: Element, host: Host, pins: Iterable[CpuSet]) -> Holding:
+    """Return what a running domain holds by its threads' CPUs alone."""
+    name, identity = _named(domain)
+    return of_pins([pin for pin in pins if pin], host.online, name=name, uuid=identity)
 
 
 def defined(domain: Element, host: Host) -> Holding:

@@ -16,7 +16,6 @@ from kvmhooks.errors import HostError, IsolationError, KvmhooksError
 from kvmhooks.host.model import Host
 from kvmhooks.inventory.usage import Holding, of_claim
 from kvmhooks.isolate.claims import xml
-from kvmhooks.isolate.claims.xml import Element
 from kvmhooks.isolate.record.state import RUNNING
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.isolate.system.system import System
@@ -47,11 +46,21 @@ def claimed(registry: Registry) -> list[Holding]:
     ]
 
 
-def running_domains(system: System, host: Host) -> Iterator[Holding]:
-    """Yield what libvirt's running domains hold. Raises ``HostError`` for what is no record."""
+def running_domains(system: System, host: Host) -> tuple[list[Holding], list[str]]:
+    """Return what libvirt's running domains hold, and what is wrong with records of others.
+
+    Of a domain whose XML is odd its vCPUs' CPUs count all the same. Raises ``HostError`` for a
+    record that may not be read.
+    """
+    found: list[Holding] = []
+    problems: list[str] = []
     groups: list[str] | None = None
     for name, text in _documents(system, _RUNNING):
-        status = _parsed(f"/{_RUNNING}/{name}", text)
+        try:
+            status = xml.parse(text.encode("utf-8", "surrogateescape"))
+        except IsolationError as error:
+            problems.append(f"/{_RUNNING}/{name}: {error}; planned as if this domain did not run")
+            continue
         domain = status.find("domain")
         if status.tag != "domstatus" or domain is None:
             continue
@@ -61,9 +70,13 @@ def running_domains(system: System, host: Host) -> Iterator[Holding]:
         own = f"qemu-{domain.get('id')}-"  # virDomainGenerateMachineName(), src/conf/domain_conf.c
         schemata = [_schemata(system, group) for group in groups if group.startswith(own)]
         try:
-            yield domains.running(domain, host, pins, schemata)
+            found.append(domains.running(domain, host, pins, schemata))
         except (KvmhooksError, ValueError) as error:
-            raise HostError(f"/{_RUNNING}/{name}: {error}") from error
+            problems.append(
+                f"/{_RUNNING}/{name}: {error}; planned as if this domain had its CPUs alone"
+            )
+            found.append(domains.pinned(domain, host, pins))
+    return found, problems
 
 
 def defined_domains(system: System, host: Host) -> tuple[list[Holding], list[str]]:
@@ -76,7 +89,7 @@ def defined_domains(system: System, host: Host) -> tuple[list[Holding], list[str
         return [], [f"{error}; planned as if no domain was defined"]
     for name, text in documents:
         try:
-            domain = _parsed(f"/{_DEFINED}/{name}", text)
+            domain = xml.parse(text.encode("utf-8", "surrogateescape"))
             if domain.tag == "domain":
                 found.append(domains.defined(domain, host))
         except (KvmhooksError, ValueError) as error:
@@ -107,13 +120,6 @@ def _documents(system: System, directory: str) -> Iterator[tuple[str, str]]:
         except OSError as error:
             message = f"/{directory}/{name}: cannot be read: {error.strerror}"
             raise HostError(message) from error
-
-
-def _parsed(place: str, text: str) -> Element:
-    try:
-        return xml.parse(text.encode("utf-8", "surrogateescape"))
-    except IsolationError as error:
-        raise HostError(f"{place}: {error}") from error
 
 
 def _affinity(system: System, thread: str) -> CpuSet:

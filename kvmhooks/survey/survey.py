@@ -134,7 +134,9 @@ def _held_here(
     found: list[Holding] = []
     try:
         found += running.claimed(sources.registry(system))
-        found += running.running_domains(system, host)
+        domains, problems = running.running_domains(system, host)
+        found += domains
+        told += problems
     except HostError as error:
         if sources.is_readable:
             raise
@@ -152,7 +154,7 @@ def _held_here(
     defined, problems = running.defined_domains(system, host)
     if sources.counts_defined:
         return merged([*found, *defined]), (), [*told, *problems]
-    known = {holding.uuid for holding in found}
+    known = {holding.uuid for holding in found if holding.uuid}
     expected = [each for each in defined if each.name in starting and each.uuid not in known]
     return merged(found), tuple(expected), told
 

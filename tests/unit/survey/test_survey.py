@@ -186,23 +186,58 @@ def test_a_host_where_nothing_runs_is_free(tmp_path: Path) -> None:
     assert (inventory.holdings, inventory.expected, inventory.housekeeping) == ((), (), None)
 
 
-def test_what_is_no_status_is_an_error(root: Path) -> None:
-    """It names the file; nothing is planned as if that VM were not there."""
-    (root / "run/libvirt/qemu/pinned.xml").write_text("<domstatus")
-    with pytest.raises(HostError, match=r"^/run/libvirt/qemu/pinned\.xml: "):
-        take(sources(root))
+ODD = ["<domstatus", "<!DOCTYPE x [<!ENTITY a 'b'>]><domstatus/>", "<a>" * 200, ""]
+
+
+@pytest.mark.parametrize("text", ODD, ids=range(4))
+def test_what_is_no_status_is_told(root: Path, text: str) -> None:
+    """It names the file; what the other VMs hold counts, and a plan is made.
+
+    Bounded in depth, without entities, and never a traceback.
+    """
+    before = take(sources(root)).holdings
+    (root / "run/libvirt/qemu/pinned.xml").write_text(text)
+    inventory = take(sources(root))
+    assert inventory.holdings == tuple(each for each in before if each.uuid != PINNED)
+    (warning,) = inventory.warnings
+    assert warning.startswith("/run/libvirt/qemu/pinned.xml: ")
+    assert warning.endswith("; planned as if this domain did not run")
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["<!DOCTYPE x [<!ENTITY a 'b'>]><domstatus/>", "<a>" * 200, "<domstatus><domain/>", ""],
-    ids=range(4),
+    "more",
+    [
+        PINNED_MORE.replace("'MiB'", "'furlong'", 1),
+        PINNED_MORE.replace("bus='0x3b'", "bus='0x3bb'"),
+        "<memory unit='MiB'>a lot</memory>",
+    ],
+    ids=range(3),
 )
-def test_a_hostile_status_is_one_error(root: Path, text: str) -> None:
-    """Bounded in depth, without entities, and never a traceback."""
+def test_a_domain_that_is_odd_has_its_cpus(root: Path, more: str) -> None:
+    """No other VM gets the CPUs of one that runs, whatever else its record says."""
+    domain = DOMAIN.format(id=5, name="pinned", uuid=PINNED, more=more)
+    text = STATUS.format(first=501, second=502, domain=domain)
     (root / "run/libvirt/qemu/pinned.xml").write_text(text)
-    with pytest.raises(HostError, match=r"^/run/libvirt/qemu/pinned\.xml: "):
-        take(sources(root))
+    inventory = take(sources(root))
+    assert inventory.holdings[-1] == Holding(
+        name="pinned",
+        uuid=PINNED,
+        dedicated=CpuSet([4]),
+        floating=((CpuSet.parse("4-7"), 1),),
+    )
+    (warning,) = inventory.warnings
+    assert warning.startswith("/run/libvirt/qemu/pinned.xml: ")
+    assert warning.endswith("; planned as if this domain had its CPUs alone")
+
+
+def test_domains_without_a_uuid_are_told_apart_by_their_names(root: Path) -> None:
+    """Each has its CPUs."""
+    for name, first in (("one", 401), ("two", 501)):
+        domain = DOMAIN.format(id=7, name=name, uuid="", more="")
+        text = STATUS.format(first=first, second=first, domain=domain)
+        (root / f"run/libvirt/qemu/{name}.xml").write_text(text)
+    held = {each.name: each.dedicated for each in take(sources(root)).holdings if not each.uuid}
+    assert held == {"one": CpuSet([1]), "two": CpuSet([4])}
 
 
 def test_given_holdings_stand_for_the_live_ones(root: Path) -> None:
