@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -27,13 +27,15 @@ _PLACES: Final = {
 }
 """The places of what a plan changes, and what that gains; the rest is counted by its concern."""
 
+_PLACED: Final = tuple(_PLACES)
+
 
 def gains_of(
     situation: Situation, inventory: Inventory, own: Mapping[int, CpuSet]
 ) -> tuple[str, ...]:
     """Return the gains of the changes: the place's, then the number of those of each concern."""
     changes = situation.editor.changes
-    placing = [change for change in changes if change.at.startswith(tuple(_PLACES))]
+    placing = [change for change in changes if change.at.startswith(_PLACED)]
     gains: list[str] = []
     if any(change.at.startswith(_PINS) for change in placing):
         gains += gains_of_place(situation.plan, inventory, own, situation.pins)
@@ -41,11 +43,8 @@ def gains_of(
     gains += [text for text in dict.fromkeys(told) if text]
     if placing and not gains:
         gains.append("pins that the plan's score is better with")
-    others = [change.concern for change in changes if change not in placing]
-    gains += [
-        f"{concern} ({counted(others.count(concern), 'change')})"
-        for concern in dict.fromkeys(others)
-    ]
+    others = Counter(change.concern for change in changes if not change.at.startswith(_PLACED))
+    gains += [f"{concern} ({counted(count, 'change')})" for concern, count in others.items()]
     return tuple(gains)
 
 
