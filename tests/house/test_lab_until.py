@@ -59,3 +59,21 @@ def test_what_was_not_begun_is_told_and_counts_as_skipped(
     assert "  no time b is so. [default] 0 s" in lines
     assert "NOT PROVED, since the time was over on this machine: 1 of them." in lines
     assert "1 passed, 0 failed, 2 skipped, 0 tried once more" in lines
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [
+        (["passed", "skipped"], pytest.ExitCode.OK),
+        (["skipped"], pytest.ExitCode.NO_TESTS_COLLECTED),
+        ([], pytest.ExitCode.NO_TESTS_COLLECTED),
+    ],
+)
+def test_a_run_that_proves_nothing_fails(outcomes: list[str], status: pytest.ExitCode) -> None:
+    """Its worst end would else look like its best one."""
+    told = proof.Proof()
+    for outcome in outcomes:
+        told.pytest_runtest_logreport(_report("a", outcome, "why" if outcome != "passed" else ""))
+    session = SimpleNamespace(exitstatus=pytest.ExitCode.OK)
+    told.pytest_sessionfinish(cast("Any", session))
+    assert session.exitstatus is status

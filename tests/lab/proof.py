@@ -72,6 +72,13 @@ class Proof:
         sentence, parameters = found
         return str(sentence), str(parameters)
 
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fail a run that has proved nothing, though nothing in it failed."""
+        is_good = session.exitstatus == pytest.ExitCode.OK
+        if is_good and not self.is_worker and all(line[0] != "passed" for line in self.lines):
+            print("\nlab: nothing was proved: no test was run to its end", flush=True)
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
     def pytest_unconfigure(self, config: pytest.Config) -> None:
         """Print it below all else; a worker of another process has nothing to print."""
         if self.is_worker:
