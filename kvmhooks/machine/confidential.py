@@ -16,7 +16,7 @@ from attrs import frozen
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
 from kvmhooks.machine.qemu_features import SEV, SEV_SNP, TDX, Feature, FeatureUse
-from kvmhooks.machine.target import Target
+from kvmhooks.machine.target import CpuAnswers, Target
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.spec.security import SNP_SMT, TYPES_OF_POLICIES
 
@@ -54,9 +54,13 @@ _WITHOUT_SMM: Final = frozenset({"sev-es", "sev-snp", "tdx"})
 """Guests whose registers are encrypted have no system management mode («KVM: SVM: Do not report
 support for SMM for an SEV-ES guest», since 5.11), which keeps secure boot's variables."""
 
-_C_BITS: Final = {0x17: 47}
-"""Family of the processor (EPYC 7001 and 7002): the bit of an address that says encrypted, which
-CPUID 0x8000001F tells (AMD64 manual, volume 3). All later ones have 51."""
+REDUCED_PHYS_BITS: Final = 1
+"""The bits by which a guest's addresses are shorter, where nobody tells another number: QEMU's own
+for every processor (``sev_get_capabilities()``, target/i386/sev.c)."""
+
+_NOT_IN_KVM: Final = "not enabled in KVM"
+"""QEMU's words where KVM has no SEV; others are about the keys of the platform, which it exports
+beside (``sev_get_capabilities()``, ``sev_get_pdh_info()``)."""
 
 
 @frozen(kw_only=True)
@@ -66,7 +70,8 @@ class LaunchSecurity:
     type: str
     policy: str
     kernel_hashes: bool
-    cbitpos: int
+    cbitpos: int | None
+    """None: not known, and libvirt fills it in (``qemuProcessUpdateSEVInfo()``)."""
     reduced_phys_bits: int
 
 
@@ -84,6 +89,7 @@ def choose_security(
     features.require(FEATURES[asked.type], "security.type", found)
     if not features.target.runs_it:
         _check_host(asked.type, host)
+        _check_qemu(asked.type, features.target)
         _check_guests(asked.type, features.target)
         _check_firmware(spec)
         _check_policy(spec, host)
@@ -92,7 +98,10 @@ def choose_security(
         policy=asked.policy or POLICIES[asked.type],
         kernel_hashes=asked.kernel_hashes,
         cbitpos=_cbitpos(spec, host, features.target),
-        reduced_phys_bits=asked.reduced_phys_bits,
+        reduced_phys_bits=asked.reduced_phys_bits
+        or _told_by_libvirt(features.target, "reducedPhysBits")
+        or _answers(features.target).reduced_phys_bits
+        or REDUCED_PHYS_BITS,
     )
 
 
@@ -174,17 +183,68 @@ def _check_policy(spec: VmSpec, host: Host) -> None:
         )
 
 
-def _cbitpos(spec: VmSpec, host: Host, target: Target) -> int:
-    """Return the bit that is said, that libvirt tells, or that processors of this family have.
+def _check_qemu(kind: str, target: Target) -> None:
+    """See that KVM has it, by QEMU's own answer where libvirt tells nothing. Raises ``PlanError``.
 
-    QEMU refuses another than the processor's («cbitpos check failed», target/i386/sev.c).
+    It is asked in one way for all of AMD's (``query-sev-capabilities``).
+    """
+    told = _answers(target).without_sev
+    is_told_by_libvirt = target.libvirt is not None and "features/sev?" in (target.domain or ())
+    if kind != "tdx" and told.endswith(_NOT_IN_KVM) and not is_told_by_libvirt:
+        raise PlanError("security.type", f'"{kind}"', f"a host that has it: QEMU says: {told}")
+
+
+def _cbitpos(spec: VmSpec, host: Host, target: Target) -> int | None:
+    """Return the bit that is said, that libvirt or QEMU tells, or that CPUID tells of this host.
+
+    QEMU refuses another than the processor's («cbitpos check failed», target/i386/sev.c), so none
+    is guessed: libvirt fills it in where none is said, and without it the VM is refused. Raises
+    ``PlanError``.
     """
     asked = spec.security.cbitpos
-    told = [word for word in target.domain or () if word.startswith("features/sev/cbitpos=")]
-    known = next((int(text) for word in told if (text := word.partition("=")[2]).isdigit()), None)
-    if asked is not None and known is not None and asked != known:
-        raise PlanError("security.cbitpos", str(asked), f"{known}, as libvirt tells of this host")
-    family = host.processor.family if host.processor else None
-    if asked is None and known is None and family is not None:
-        known = _C_BITS.get(family, 51)
-    return asked or known or (51 if spec.security.type == "sev-snp" else 47)
+    if spec.security.type == "tdx":
+        return asked
+    by_libvirt, by_qemu = _told_by_libvirt(target, "cbitpos"), _answers(target).cbitpos
+    sev = host.processor.sev if host.processor is not None else None
+    known, who = next(
+        (
+            (bit, who)
+            for bit, who in (
+                (by_libvirt, "libvirt tells"),
+                (by_qemu, "QEMU tells"),
+                (None if sev is None else sev.cbitpos, "CPUID tells"),
+            )
+            if bit is not None
+        ),
+        (None, ""),
+    )
+    if asked is not None and known not in {None, asked}:
+        raise PlanError("security.cbitpos", str(asked), f"{known}, as {who} of this host")
+    if asked is None and known is None and target.libvirt is None and not target.runs_it:
+        raise PlanError("security.cbitpos", f"nothing, and {_unknown(target)}", _WHERE_TOLD)
+    return known if asked is None else asked
+
+
+def _unknown(target: Target) -> str:
+    """Return why nobody tells the bit."""
+    told = _answers(target).without_sev
+    return f"QEMU does not tell it ({told})" if told else "nobody tells it of this host"
+
+
+_WHERE_TOLD: Final = (
+    "the processor's, such as 51: EBX[5:0] of CPUID 0x8000001F (`cpuid -1 -l 0x8000001f`; with the "
+    "module cpuid loaded root is told it here)"
+)
+
+
+def _answers(target: Target) -> CpuAnswers:
+    """Return QEMU's answers under KVM; empty ones where it was not asked."""
+    return target.answers.get("kvm") or CpuAnswers()
+
+
+def _told_by_libvirt(target: Target, name: str) -> int | None:
+    """Return a number of libvirt's ``<sev>``, of a target that has libvirt."""
+    start = f"features/sev/{name}="
+    words = () if target.libvirt is None else target.domain or ()
+    texts = (word.removeprefix(start) for word in words if word.startswith(start))
+    return next((int(text) for text in texts if text.isascii() and text.isdigit()), None)

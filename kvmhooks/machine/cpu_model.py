@@ -6,13 +6,14 @@ that the host lacks (``x86_cpu_filter_features()``, target/i386/cpu.c).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
 from kvmhooks.machine.guest_cpu import WHOLE, GuestCpu
 from kvmhooks.machine.qemu_features import FeatureUse
-from kvmhooks.spec.model import Cpu
+from kvmhooks.spec.model import Cpu, VmSpec
 
 MODEL: Final = "-x86_64-cpu"
 """The end of the name of a model's type (``X86_CPU_TYPE_SUFFIX``, target/i386/cpu.h)."""
@@ -33,6 +34,16 @@ _NAMES: Final = (
 ALIKE: Final = frozenset(_NAMES.split())
 """Features that a guest has only where the host's CPU has them, and that QEMU and the kernel (x86's
 cpufeatures.h) call alike, but for hyphens. KVM emulates others, such as x2apic and umip."""
+
+
+def asked_of_host(spec: VmSpec) -> Iterator[str]:
+    """Yield the keys with which a VM asks for what not every processor and kernel has."""
+    if spec.cpu.model not in WHOLE:
+        yield "cpu.model"
+    if spec.cpu.features:
+        yield "cpu.features"
+    if spec.security.type != "none":
+        yield "security.type"
 
 
 def choose_cpu(

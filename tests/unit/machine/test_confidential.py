@@ -11,7 +11,8 @@ import pytest
 from kvmhooks.errors import PlanError, SpecError
 from kvmhooks.host import Host, read
 from kvmhooks.libvirt.capabilities import told_by
-from kvmhooks.machine.target import ITS_OWN, Target
+from kvmhooks.libvirt.xml import domain_xml
+from kvmhooks.machine.target import ITS_OWN, CpuAnswers, Target
 from kvmhooks.placement import Plan, plan
 from kvmhooks.spec import VmSpec, parse_vm
 from tests.fakehost import write_host
@@ -197,16 +198,72 @@ def test_libvirt_tells_the_bit_and_how_many_guests_there_can_be(tmp_path: Path) 
     )
 
 
-@pytest.mark.parametrize(
-    ("family", "bit"), [(0x17, 47), (0x19, 51), (0x1A, 51), (None, 47)], ids=str
-)
-def test_the_processors_family_tells_the_bit(family: int | None, bit: int, tmp_path: Path) -> None:
-    """EPYC 7001 and 7002 have it at 47, all later ones at 51; unknown ones keep the old default."""
-    info = {} if family is None else {"proc/cpuinfo": f"processor\t: 0\ncpu family\t: {family}\n"}
-    host = host_of(tmp_path, files=info)
-    assert _security(plan(vm('type = "sev"'), host, target=NEW)).cbitpos == bit
-    asked = plan(vm('type = "sev", cbitpos = 50'), host, target=NEW)
-    assert _security(asked).cbitpos == 50
+CPUID = {"proc/cpuinfo": "vendor_id\t: AuthenticAMD", "dev/cpu/0/cpuid": "8000001f 17b 173 1fd 64"}
+"""Of an EPYC 7003: the bit is 51."""
+
+ALONE = attrs.evolve(NEW, libvirt=None)
+
+
+def answering(target: Target, **answers: Any) -> Target:
+    """Return a target whose QEMU was asked under KVM."""
+    return attrs.evolve(target, answers={"kvm": CpuAnswers(**answers)})
+
+
+def test_the_bit_is_told_and_never_guessed(tmp_path: Path) -> None:
+    """By libvirt, QEMU or CPUID, in this order; by none of them libvirt fills it in, else it is
+    refused, whatever the processor's family is.
+    """
+    spec = vm('type = "sev"')
+    info = {"proc/cpuinfo": "vendor_id\t: AuthenticAMD\ncpu family\t: 25"}
+    unknown, known = host_of(tmp_path / "a", files=info), host_of(tmp_path / "b", files=CPUID)
+    words = told_by(CAPABILITIES.format(es=9).replace("<cbitpos>51", "<cbitpos>49"))
+    by_libvirt = attrs.evolve(answering(NEW, cbitpos=50), domain=words)
+    for host, target, bit in (
+        (known, by_libvirt, 49),
+        (known, attrs.evolve(by_libvirt, libvirt=None), 50),
+        (known, ALONE, 51),
+        (unknown, NEW, None),
+    ):
+        made = _security(plan(spec, host, target=target))
+        assert (made.cbitpos, made.reduced_phys_bits) == (bit, 1)
+    assert refusal(spec, unknown, ALONE).startswith(
+        "security.cbitpos: found nothing, and nobody tells it of this host, expected the "
+        "processor's, such as 51: EBX[5:0] of CPUID 0x8000001F"
+    )
+    spec = vm('type = "sev", cbitpos = 50, reduced_phys_bits = 5')
+    made = _security(plan(spec, unknown, target=ALONE))
+    assert (made.cbitpos, made.reduced_phys_bits) == (50, 5)
+    assert refusal(spec, known, ALONE) == (
+        "security.cbitpos: found 50, expected 51, as CPUID tells of this host"
+    )
+
+
+def test_the_bit_that_is_not_told_is_not_written(tmp_path: Path) -> None:
+    """libvirt takes the definition without it, and reads its own host."""
+    made = plan(vm('type = "sev-snp"'), host_of(tmp_path), target=NEW)
+    assert "cbitpos" not in domain_xml(made)
+    assert "<reducedPhysBits>1</reducedPhysBits>" in domain_xml(made)
+
+
+REFUSED = "SEV is not enabled in KVM"
+"""QEMU 7.2's words (``sev_get_capabilities()``), seen."""
+
+
+def test_what_qemu_says_of_kvm_counts(tmp_path: Path) -> None:
+    """It refuses SEV, and a profile gives way; a missing key of the platform does not."""
+    host = host_of(tmp_path, files=CPUID)
+    without = answering(ALONE, without_sev=REFUSED)
+    expected = f'security.type: found "sev", expected a host that has it: QEMU says: {REFUSED}'
+    assert refusal(vm('type = "sev"'), host, without) == expected
+    told = attrs.evolve(
+        answering(NEW, without_sev=REFUSED), domain=told_by(CAPABILITIES.format(es=9))
+    )
+    assert plan(vm('type = "sev"'), host, target=told)
+    closed = answering(ALONE, without_sev="Failed to open /dev/sev: Permission denied")
+    assert _security(plan(vm('type = "sev"'), host, target=closed)).cbitpos == 51
+    assert "QEMU does not tell it (Failed to open /dev/sev" in refusal(
+        vm('type = "sev"'), host_of(tmp_path / "b"), closed
+    )
 
 
 def test_a_vm_that_runs_already_is_not_judged_anew(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from kvmhooks.isolate.record.store import Store
 from kvmhooks.isolate.system.process_stat import Process, start_time
 from kvmhooks.isolate.system.system import System
 from kvmhooks.kvm.verdict import Verdict, remember
-from kvmhooks.machine.target import OLDEST
+from kvmhooks.machine.target import OLDEST, CpuAnswers
 from kvmhooks.placement import claim, plan
 from kvmhooks.placement.planned_usage import of_plan
 from kvmhooks.qemu.run_dir import RunDir, private_directory
@@ -30,7 +30,7 @@ from kvmhooks.show.printed import printed
 from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.survey.records import recorded
 from kvmhooks.survey.sources import Sources
-from kvmhooks.survey.survey import look_again, take, try_kvm
+from kvmhooks.survey.survey import _recalled, ask_cpus, look_again, take, try_kvm
 from kvmhooks.values import CpuSet, PciAddress
 from tests.fakehost import write_host
 
@@ -574,3 +574,53 @@ def test_a_mediated_device_of_another_vm_is_refused(tmp_path: Path) -> None:
     inventory = take(sources(root, claims=(other,)), vm)
     with pytest.raises(KvmhooksError, match=f"{device}, which other has, expected a mediated"):
         plan(vm, inventory)
+
+
+ON_EPYC = f'{VM}machine.accel = "kvm"\ncpu.model = "EPYC"\ncpu.features = ["+avx2"]\n'
+NOT_ASKED = f"vm: cpu.model, cpu.features: {NOT_TRIED} on this boot: planned as if it works"
+
+
+def asking(folder: Path, body: str) -> tuple[VmSpec, Inventory, Sources]:
+    """A VM that asks for a CPU model, on a QEMU that does this, which nobody has asked yet."""
+    program = folder / "qemu"
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    vm = spec(f'{ON_EPYC}machine.emulator = "{program}"\n')
+    inventory = Inventory(
+        host=WITH_KVM, hypervisors={"vm": Hypervisor()}, warnings=("another", NOT_ASKED)
+    )
+    return vm, inventory, Sources(run_dir=folder / "run")
+
+
+def test_a_start_asks_qemu_under_kvm_once_a_boot(tmp_path: Path) -> None:
+    """Others take what it has left: no verb that only reads starts QEMU for it."""
+    runs = tmp_path / "runs"
+    results: list[Any] = [[{"name": "EPYC", "unavailable-features": ["sha-ni"]}], {}, {}]
+    lines = [json.dumps({"return": each, "id": at}) for at, each in enumerate([*results, {}, {}])]
+    answers = "\n".join(lines)
+    vm, inventory, here = asking(tmp_path, f"echo run >> {runs}\ncat <<'END'\n{answers}\nEND")
+    asked = ask_cpus(inventory, here, vm)
+    expected = CpuAnswers(lacking={"EPYC": ("sha-ni",)})
+    assert asked.hypervisor_of("vm").target.answers == {"kvm": expected}
+    assert asked.warnings == ("another",)
+    assert ask_cpus(asked, here, vm) is asked
+    assert runs.read_text() == "run\n"
+    assert _recalled(here, vm, WITH_KVM, OLDEST).answers == {"kvm": expected}
+    assert _recalled(here, spec(), WITH_KVM, OLDEST) is OLDEST
+    assert runs.read_text() == "run\n"
+
+
+def test_a_qemu_that_cannot_be_asked_is_told_of(tmp_path: Path) -> None:
+    """The VM is planned as if all worked: whether it starts, its start will tell."""
+    vm, inventory, here = asking(tmp_path, "echo 'no KVM' >&2; exit 1")
+    asked = ask_cpus(inventory, here, vm)
+    told = "vm: cpu.model, cpu.features: KVM could not be asked: "
+    assert asked.warnings == ("another", f"{told}{tmp_path}/qemu: no KVM: planned as if it works")
+    assert asked.hypervisor_of("vm").target.answers == {}
+
+
+@pytest.mark.parametrize("text", [VM, f"{ON_EPYC.replace('kvm', 'tcg')}"], ids=["host", "tcg"])
+def test_what_does_not_depend_on_kvm_is_not_asked(tmp_path: Path, text: str) -> None:
+    """A VM with the host's CPU as it is, or that is emulated."""
+    _, inventory, here = asking(tmp_path, "exit 1")
+    assert ask_cpus(inventory, here, spec(text)) is inventory
