@@ -8,7 +8,7 @@ arch/x86/kvm/vmx/tdx.c): ``kvm_amd`` has ``sev_es`` since 5.11 and ``sev_snp`` s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from attrs import frozen
@@ -16,7 +16,7 @@ from attrs import frozen
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
 from kvmhooks.machine.qemu_features import SEV, SEV_SNP, TDX, Feature, FeatureUse
-from kvmhooks.machine.target import CpuAnswers, Target
+from kvmhooks.machine.target import CpuAnswers, Target, number_told
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.spec.security import SNP_SMT, TYPES_OF_POLICIES
 
@@ -41,9 +41,11 @@ VENDORS: Final = {"sev": "amd", "sev-es": "amd", "sev-snp": "amd", "tdx": "intel
 
 _OFF: Final = frozenset({"N", "n", "0"})
 
-_MOST_GUESTS: Final = {"sev": "maxGuests", "sev-es": "maxESGuests", "sev-snp": "maxESGuests"}
-"""libvirt's element that tells how many guests the processor has keys (ASIDs) for: of sev-snp the
-same as of sev-es (https://libvirt.org/formatdomaincaps.html#sev-capabilities)."""
+KEYS: Final = {"sev": "sev", "sev-es": "sev_es", "sev-snp": "sev_es", "tdx": "tdx"}
+"""The kind of key that a guest has, by the kernel's name (kernel/cgroup/misc.c): of sev-snp it is
+the same as of sev-es (``sev_asid_new()``, arch/x86/kvm/svm/sev.c)."""
+
+_KEYS_NAMED: Final = {"sev": "ASIDs for SEV", "sev_es": "ASIDs for SEV-ES", "tdx": "HKIDs for TDX"}
 
 _WITHOUT_FLASH: Final = frozenset({"sev-snp", "tdx"})
 """Their firmware is memory of the guest's own, measured at the start: flash, which is
@@ -64,6 +66,18 @@ beside (``sev_get_capabilities()``, ``sev_get_pdh_info()``)."""
 
 
 @frozen(kw_only=True)
+class KeyCount:
+    """The number of keys of one kind that a host has for encrypted guests."""
+
+    total: int
+    used: int
+    source: str
+    """The place that tells the total."""
+    holders: tuple[str, ...] = ()
+    """The names of the VMs that are known to have one, or to be about to."""
+
+
+@frozen(kw_only=True)
 class LaunchSecurity:
     """The encryption of a guest's memory."""
 
@@ -76,9 +90,17 @@ class LaunchSecurity:
 
 
 def choose_security(
-    spec: VmSpec, host: Host, features: FeatureUse, *, accel: str
+    spec: VmSpec,
+    host: Host,
+    features: FeatureUse,
+    *,
+    accel: str,
+    keys: Mapping[str, KeyCount],
 ) -> LaunchSecurity | None:
-    """Return the one asked for, checked: without it the VM must not start. Raises ``PlanError``."""
+    """Return the one asked for, checked: without it the VM must not start.
+
+    ``keys`` are those that the host has, by ``KEYS``. Raises ``PlanError``.
+    """
     asked = spec.security
     if asked.type == "none":
         return None
@@ -90,7 +112,7 @@ def choose_security(
     if not features.target.runs_it:
         _check_host(asked.type, host)
         _check_qemu(asked.type, features.target)
-        _check_guests(asked.type, features.target)
+        _check_keys(asked.type, keys)
         _check_firmware(spec)
         _check_policy(spec, host)
     return LaunchSecurity(
@@ -99,7 +121,7 @@ def choose_security(
         kernel_hashes=asked.kernel_hashes,
         cbitpos=_cbitpos(spec, host, features.target),
         reduced_phys_bits=asked.reduced_phys_bits
-        or _told_by_libvirt(features.target, "reducedPhysBits")
+        or number_told(features.target, "features/sev/reducedPhysBits")
         or _answers(features.target).reduced_phys_bits
         or REDUCED_PHYS_BITS,
     )
@@ -139,16 +161,19 @@ def _check_host(kind: str, host: Host) -> None:
         )
 
 
-def _check_guests(kind: str, target: Target) -> None:
-    """See that the processor has a key for one guest of this kind. Raises ``PlanError``."""
-    name = _MOST_GUESTS.get(kind)
-    if name is not None and f"features/sev/{name}=0" in (target.domain or ()):
-        raise PlanError(
-            "security.type",
-            f'"{kind}"',
-            f"a host with keys for it: libvirt tells {name} 0, see «minimum SEV ASID» in the "
-            "firmware's setup",
-        )
+def _check_keys(kind: str, keys: Mapping[str, KeyCount]) -> None:
+    """See that the host has a key for one more guest of this kind. Raises ``PlanError``."""
+    count = keys.get(KEYS[kind])
+    if count is None or count.used < count.total:
+        return
+    there = f"{count.total} {_KEYS_NAMED[KEYS[kind]]} here ({count.source})"
+    if count.total == 0:
+        setup = "" if kind == "tdx" else ", see «minimum SEV ASID» in the firmware's setup"
+        raise PlanError("security.type", f'"{kind}", and {there}', f"a host with one{setup}")
+    others = count.used - len(count.holders)
+    who = [*count.holders, *([f"{others} that are not known here"] if others > 0 else [])]
+    used = f"{count.used} in use: {', '.join(who)}"
+    raise PlanError("security.type", f'"{kind}", and of {there} {used}', "one that is free")
 
 
 def _check_firmware(spec: VmSpec) -> None:
@@ -204,7 +229,7 @@ def _cbitpos(spec: VmSpec, host: Host, target: Target) -> int | None:
     asked = spec.security.cbitpos
     if spec.security.type == "tdx":
         return asked
-    by_libvirt, by_qemu = _told_by_libvirt(target, "cbitpos"), _answers(target).cbitpos
+    by_libvirt, by_qemu = number_told(target, "features/sev/cbitpos"), _answers(target).cbitpos
     sev = host.processor.sev if host.processor is not None else None
     known, who = next(
         (
@@ -240,11 +265,3 @@ _WHERE_TOLD: Final = (
 def _answers(target: Target) -> CpuAnswers:
     """Return QEMU's answers under KVM; empty ones where it was not asked."""
     return target.answers.get("kvm") or CpuAnswers()
-
-
-def _told_by_libvirt(target: Target, name: str) -> int | None:
-    """Return a number of libvirt's ``<sev>``, of a target that has libvirt."""
-    start = f"features/sev/{name}="
-    words = () if target.libvirt is None else target.domain or ()
-    texts = (word.removeprefix(start) for word in words if word.startswith(start))
-    return next((int(text) for text in texts if text.isascii() and text.isdigit()), None)

@@ -79,3 +79,11 @@ def told_by(types: Collection[str], options: Mapping[str, Collection[str]]) -> f
 def version_text(version: Version) -> str:
     """Return the text, ``9.0``."""
     return ".".join(map(str, version))
+
+
+def number_told(target: Target, name: str) -> int | None:
+    """Return a number of libvirt's domain capabilities, of a target that libvirt is a part of."""
+    start = f"{name}="
+    words = () if target.libvirt is None else target.domain or ()
+    texts = (word.removeprefix(start) for word in words if word.startswith(start))
+    return next((int(text) for text in texts if text.isascii() and text.isdigit()), None)

@@ -417,6 +417,7 @@ WRONG: dict[str, Any] = {
     "uuid": "A" * 36,
     "pci": [5],
     "exclusive": None,
+    "key": "sgx",
 }
 
 
@@ -438,6 +439,41 @@ def test_a_vm_that_two_places_know_is_one() -> None:
     (both,) = merged([of_its_claim, of_its_record])
     expected = evolve(of_its_claim, dedicated=CpuSet([2]), memory=((0, 5),))
     assert both == expected
+
+
+@pytest.mark.parametrize(
+    ("security", "key"),
+    [
+        ("<launchSecurity type='sev'><policy>0x3</policy></launchSecurity>", "sev"),
+        ("<launchSecurity type='sev'><policy>0x7</policy></launchSecurity>", "sev_es"),
+        ("<launchSecurity type='sev'><policy>no</policy></launchSecurity>", "sev"),
+        ("<launchSecurity type='sev-snp'><policy>0x30000</policy></launchSecurity>", "sev_es"),
+        ("<launchSecurity type='tdx'/>", "tdx"),
+        ("<launchSecurity type='s390-pv'/>", ""),
+        ("", ""),
+    ],
+)
+def test_an_encrypted_domain_holds_a_key(security: str, key: str, tmp_path: Path) -> None:
+    """One that runs has it, one that is only defined would be promised it."""
+    root = write_host(tmp_path, cores=8)
+    define(root, "secret", PINNED, f"<vcpu>1</vcpu>{security}")
+    (defined,) = take(sources(root, counts_defined=True)).holdings
+    assert (defined.key, defined.has_key) == (key, False)
+    folder = root / "run/libvirt/qemu"
+    folder.mkdir(parents=True)
+    domain = DOMAIN.format(id=5, name="secret", uuid=PINNED, more=f"<vcpu>1</vcpu>{security}")
+    (folder / "secret.xml").write_text(STATUS.format(first=501, second=502, domain=domain))
+    (runs,) = take(sources(root)).holdings
+    assert (runs.key, runs.has_key) == (key, bool(key))
+
+
+def test_a_launched_vm_has_its_key_once_it_runs(tmp_path: Path) -> None:
+    """Before that it is promised one."""
+    told = Holding(name="db1", uuid=PINNED, key="tdx").to_json()
+    for more, has_key in (({"state": "running"}, True), ({"state": "claimed", "qemu": 0}, False)):
+        record(tmp_path, **more, holding=told)
+        ((held,), _) = recorded(tmp_path, System())
+        assert (held.key, held.has_key) == ("tdx", has_key)
 
 
 WITH_KVM = Host(kvm=Kvm(available=True))
@@ -624,3 +660,21 @@ def test_what_does_not_depend_on_kvm_is_not_asked(tmp_path: Path, text: str) -> 
     """A VM with the host's CPU as it is, or that is emulated."""
     _, inventory, here = asking(tmp_path, "exit 1")
     assert ask_cpus(inventory, here, spec(text)) is inventory
+
+
+def test_a_start_counts_the_keys_again(tmp_path: Path) -> None:
+    """Somebody else may have taken one since: only of a VM that needs one is that looked at."""
+    files = {
+        "proc/mounts": "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0",
+        "sys/fs/cgroup/misc.capacity": "sev_es 2",
+        "sys/fs/cgroup/misc.current": "sev_es 1",
+    }
+    root = write_host(tmp_path, cores=8, kvm="amd", files=files)
+    vm = spec(f'{VM}security.type = "sev-es"\n')
+    inventory = take(sources(root, assumes_kvm=True), vm)
+    (root / "sys/fs/cgroup/misc.current").write_text("sev_es 2\n")
+    again = look_again(inventory, sources(root, assumes_kvm=True), vm)
+    for known, used in ((inventory, 1), (again, 2)):
+        assert known.host.cgroup is not None
+        assert known.host.cgroup.misc_used == {"sev_es": used}
+    assert look_again(inventory, sources(root), spec()).host is inventory.host
