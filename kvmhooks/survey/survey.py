@@ -110,19 +110,22 @@ def ask_cpus(inventory: Inventory, sources: Sources, spec: VmSpec) -> Inventory:
     from kvmhooks.kvm import cpus  # noqa: PLC0415 -- rarely needed: once per boot
 
     program, base = emulator.find(spec), base_of(sources.run_dir)
+    modules = _modules(inventory.host)
     others = tuple(each for each in inventory.warnings if each != _unasked(spec))
-    try:
-        answers = cpus.ask_under_kvm(program)
-    except LaunchError as error:
-        keys = ", ".join(asked_of_host(spec))
-        told = f"{spec.name}: {keys}: KVM could not be asked: {error}: planned as if it works"
-        return evolve(inventory, warnings=(*others, told))
-    directory = private_directory(base)
-    try:
-        with made(base / cpus.MEMORY):
-            cpus.remember(answers, program, directory, _modules(inventory.host))
-    finally:
-        os.close(directory)
+    answers = cpus.recall(program, base, modules)  # another VM's start may just have asked
+    if answers is None:
+        try:
+            answers = cpus.ask_under_kvm(program)
+        except LaunchError as error:
+            keys = ", ".join(asked_of_host(spec))
+            told = f"{spec.name}: {keys}: KVM could not be asked: {error}: planned as if it works"
+            return evolve(inventory, warnings=(*others, told))
+        directory = private_directory(base)
+        try:
+            with made(base / cpus.MEMORY):
+                cpus.remember(answers, program, directory, modules)
+        finally:
+            os.close(directory)
     target = evolve(known.target, answers={**known.target.answers, "kvm": answers})
     hypervisors = {**inventory.hypervisors, spec.name: known.on(target)}
     return evolve(inventory, hypervisors=hypervisors, warnings=others)

@@ -640,6 +640,7 @@ def test_a_start_asks_qemu_under_kvm_once_a_boot(tmp_path: Path) -> None:
     assert asked.hypervisor_of("vm").target.answers == {"kvm": expected}
     assert asked.warnings == ("another",)
     assert ask_cpus(asked, here, vm) is asked
+    assert ask_cpus(inventory, here, vm) == asked
     assert runs.read_text() == "run\n"
     assert _recalled(here, vm, WITH_KVM, OLDEST).answers == {"kvm": expected}
     assert _recalled(here, spec(), WITH_KVM, OLDEST) is OLDEST
