@@ -50,10 +50,18 @@ def foreseen(claim: Claim, root: str) -> list[Write]:
     from kvmhooks.cli.isolation import registry_of
     from kvmhooks.isolate.registry.dry_run import Write
     from kvmhooks.isolate.registry.unit_affinities import warnings
+    from kvmhooks.isolate.registry.unserved import unserved
 
     registry = registry_of(root)
-    sentences = warnings(registry.system, [claim], registry.claims())
-    return [Write("warning", "systemd", sentence) for sentence in sentences]
+    others = registry.claims()
+    sentences = warnings(registry.system, [claim], others)
+    return [
+        *(Write("warning", "systemd", sentence) for sentence in sentences),
+        *(
+            Write("warning", setting, f"left out: {why}")
+            for setting, why in unserved(registry.system, claim, others)
+        ),
+    ]
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from kvmhooks.isolate.kinds.kind import KINDS
 from kvmhooks.isolate.knobs.resctrl import SCHEMATA, merged
+from kvmhooks.isolate.record.report import FAILED, REFUSAL
 from kvmhooks.isolate.record.store import RECORD, Store
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.isolate.resources.resource import resource_of
@@ -43,6 +44,7 @@ class Write(NamedTuple):
 def rehearse(claim: Claim, root: str = "/", *, is_placed: bool = False) -> list[Write]:
     """Return every write that a start and a stop of this VM would make now.
 
+    What would be left out, since it cannot be read or written, is a row of the phase ``warning``.
     ``is_placed`` is as in ``Registry.prepare``.
 
     Raises ``IsolationError`` when the start would be refused.
@@ -51,13 +53,16 @@ def rehearse(claim: Claim, root: str = "/", *, is_placed: bool = False) -> list[
     registry = Registry(system, _Memory(root), helper=[_HELPER])
     for system.phase in ("prepare", "start", "started", "release"):
         if system.phase == "prepare":
-            registry.prepare(claim, is_placed=is_placed)
+            report = registry.prepare(claim, is_placed=is_placed)
         elif system.phase == "start":
-            registry.start(claim)
+            report = registry.start(claim)
         elif system.phase == "started":
-            registry.started(claim)
+            report = registry.started(claim)
         else:
-            registry.release(claim.key)
+            report = registry.release(claim.key)
+        for result in report.of(REFUSAL, FAILED):
+            row = Write("warning", result.key, result.why)
+            system.writes += [] if row in system.writes else [row]
     return system.writes
 
 

@@ -63,6 +63,9 @@ class Replanned:
     iothreads: dict[int, CpuSet]
     nodes: CpuSet
     """The host nodes of the new CPUs; empty where the host has none."""
+    warnings: tuple[str, ...] = ()
+    """The plan's, on the new place: what it leaves out or should be known of it. Of the guest's
+    hardware nothing is told: it is there, whatever libvirt's and QEMU's versions are."""
 
 
 def misfit(document: bytes, place: Host | Inventory, claims: Sequence[Claim | Holding] = ()) -> str:
@@ -134,6 +137,7 @@ def replan(
         emulator=made.emulator - own,
         iothreads={pin.id: pin.cpus - own for pin in made.iothreads},
         nodes=situation.nodes_of(own) or CpuSet(),
+        warnings=tuple(each for each in made.warnings if each not in made.hardware.left_out),
     )
 
 
