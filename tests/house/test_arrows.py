@@ -30,7 +30,8 @@ BELOW = {
     "distribution": set(),
     "cpu_lists": {"errors"},
     "values": {"cpu_lists", "errors"},
-    "isolate": {"errors", "values", "version"},
+    "policy": {"errors"},
+    "isolate": {"errors", "policy", "values", "version"},
     "host": {"errors", "values", "wording"},
     "devices": {"distribution", "errors", "values", "host"},
     "spec": {"errors", "files", "values"},
@@ -46,7 +47,7 @@ BELOW = {
     },
     "libvirt": {
         *("distribution", "errors", "values", "wording"),
-        *("isolate", "host", "spec", "inventory", "machine", "placement"),
+        *("isolate", "host", "spec", "inventory", "machine", "placement", "policy"),
     },
     "kvm": {"files", "signals"},
     "live": {"kvm"},  # names for supervisors of a92f6b5
@@ -137,6 +138,7 @@ STANDARD_ONLY = {
     "units",
     "cpu_lists",
     "values",
+    "policy",
     "isolate",
     "hooks",
 }

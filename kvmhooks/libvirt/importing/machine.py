@@ -6,10 +6,10 @@ import re
 from typing import Final
 
 from kvmhooks.errors import Problem, SpecError
-from kvmhooks.isolate.claims.policy import NAMESPACE
 from kvmhooks.libvirt.edit.text import Element
 from kvmhooks.libvirt.importing.reading import Reading
 from kvmhooks.machine.domain_reading import Tables, fits, number
+from kvmhooks.policy import NAMESPACE
 from kvmhooks.spec.model import MachineType, Uuid, VmName
 
 _SEV_ES: Final = 1 << 2

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kvmhooks.isolate.claims.policy import NAMESPACE
 from kvmhooks.machine.element import Element, element, yes_no
 from kvmhooks.placement.claim import device_settings
 from kvmhooks.placement.model import Plan
+from kvmhooks.policy import NAMESPACE
 
 
 def elements(plan: Plan) -> list[Element]:
