@@ -34,12 +34,12 @@ BELOW = {
     "isolate": {"errors", "policy", "values", "version"},
     "host": {"errors", "values", "wording"},
     "devices": {"distribution", "errors", "values", "host"},
-    "spec": {"errors", "files", "values"},
+    "spec": {"errors", "files", "policy", "values"},
     "inventory": {"errors", "values", "isolate", "host", "machine"},
     "machine": {"errors", "values", "wording", "host", "spec"},
     "placement": {
         *("errors", "values", "wording", "isolate", "host", "devices", "spec"),
-        *("inventory", "machine"),
+        *("inventory", "machine", "policy"),
     },
     "qemu": {
         *("bounded", "closed", "errors", "files", "signals", "values", "wording"),
@@ -87,7 +87,8 @@ WINGS = {
         {"capture", "drawing"},
     ),
     "placement": (
-        {"launchers", "model", "profile"},
+        {"model"},
+        {"defaults", "launchers"},
         {"request", "pci_selection", "cache_ways"},
         {"search"},
         {"pins", "emulator", "cells", "device_nodes"},
