@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.kinds.kind import KINDS, whole
-from kvmhooks.policy import check, value_of
+from kvmhooks.policy import SETTINGS, check, value_of
 from kvmhooks.values import CpuSet
 
 TYPE_CHECKING = False
@@ -179,6 +179,18 @@ class Claim:
     def has_devices(self) -> bool:
         """Something is bound, made or set for it."""
         return any(several[0].IS_DEVICE for several in self.demands.values())
+
+    @property
+    def has_settings(self) -> bool:
+        """Something of the host is set for it that needs no CPUs of its own."""
+        return any(SETTINGS[name].is_for_any for name, _ in self.settings)
+
+    @property
+    def has_thread_settings(self) -> bool:
+        """Something is set of QEMU's threads, once they are there."""
+        return any(
+            name.startswith("threads.") and SETTINGS[name].is_for_any for name, _ in self.settings
+        )
 
     def asks_of(self, kind: str) -> tuple[str, ...]:
         """Return its demands of one kind by their keys on record."""
