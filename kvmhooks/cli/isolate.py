@@ -16,7 +16,7 @@ DEFAULT = ("isolation.exclusive=yes",)
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Set the metadata element in the persistent definition, or print it."""
-    from kvmhooks.isolate.claims.policy import check
+    from kvmhooks.policy import check
 
     arguments = parser_of(verb).parse_args(argv)
     words = [word.partition("=") for word in arguments.policy]

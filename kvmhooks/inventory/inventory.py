@@ -15,7 +15,7 @@ from attrs import evolve, field, frozen
 from kvmhooks.host.model import Host
 from kvmhooks.inventory.hypervisor import Hypervisor
 from kvmhooks.inventory.usage import Holding, merged, of_claim, second_identity_of
-from kvmhooks.isolate.claims.administrator import Limits
+from kvmhooks.isolate.claims.administrator import HOST, Limits, file_of
 from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.values import CpuSet, union
 
@@ -35,6 +35,10 @@ class Inventory:
     nothing; of places that are equal one without theirs is taken."""
     limits: Limits = field(factory=Limits, eq=False)
     """The administrator's (``[host]`` of ``/etc/kvmhooks/kvmhooks.toml``)."""
+    defaults: Mapping[str, str] = field(factory=dict)
+    """The administrator's settings for every VM, as claims have them."""
+    policies: Mapping[str, Mapping[str, str]] = field(factory=dict)
+    """The administrator's settings for single VMs (``vm.d``), by their names."""
     hypervisor: Hypervisor = field(factory=Hypervisor)
     """The programs for a VM that names none of its own."""
     hypervisors: Mapping[str, Hypervisor] = field(factory=dict)
@@ -56,6 +60,12 @@ class Inventory:
             cpus for held in others for cpus in (held.exclusive, held.dedicated, held.idle)
         )
         return ((self.housekeeping or CpuSet()) - taken) or None
+
+    def settings_for(self, name: str) -> tuple[tuple[str, Mapping[str, str]], ...]:
+        """Return each file with settings of the administrator for a VM, the nearest to it last."""
+        own = self.policies.get(name)
+        there = [(f"/{HOST}", self.defaults)] if self.defaults else []
+        return (*there, *([(f"/{file_of(name)}", own)] if own else []))
 
     def hypervisor_of(self, name: str) -> Hypervisor:
         """Return the programs of a VM."""

@@ -89,6 +89,16 @@ class CacheShare:
     """The size of that part of the cache (libvirt's ``<cache size=>``)."""
 
 
+@frozen
+class Administered:
+    """A setting of the host that the administrator asks for a VM."""
+
+    value: str
+    """The value as claims have it."""
+    file: str
+    """The file that says it."""
+
+
 @frozen(kw_only=True)
 class Plan:
     """The place of one VM on one host, with the reasons."""
@@ -139,6 +149,8 @@ class Plan:
     """The first number of the score that could be lower, and by how much at most, if it is not
     optimal.
     """
+    administered: Mapping[str, Administered] = field(factory=dict)
+    """The administrator's settings for it; those that the VM itself says are its own."""
     why: tuple[str, ...]
     """A sentence for each decision."""
     warnings: tuple[str, ...]

@@ -33,6 +33,7 @@ from kvmhooks.placement.cache_ways import (
     ways_of,
 )
 from kvmhooks.placement.cells import cells_of, distances_of, placed_of
+from kvmhooks.placement.defaults import administered_of, give_way, with_administered
 from kvmhooks.placement.device_nodes import (
     affinity_of,
     check_devices,
@@ -48,7 +49,6 @@ from kvmhooks.placement.model import (
 )
 from kvmhooks.placement.pci_selection import choose_devices
 from kvmhooks.placement.pins import Pins, pin
-from kvmhooks.placement.profile import give_way
 from kvmhooks.placement.reasons import Settled, reasons, warnings, without_effect
 from kvmhooks.placement.request import requests
 from kvmhooks.placement.search.capacity import Capacity, measure
@@ -99,17 +99,19 @@ def plan(
     host = inventory.host_beside(identity)
     capacity = measure(host, others, kept)
     effort = effort or Effort()
+    settings = administered_of(spec.name, inventory)
+    spec, told = with_administered(spec, settings)
     decided = _with_defaults(spec, capacity, effort, hypervisor)
     expected = inventory.expected_beside(identity)
-    if not expected:
-        return decided
-    beside = measure(host, [*others, *expected], capacity.housekeeping)
-    names = [other.name for other in expected]
-    try:
-        other = plan_on(decided.spec, beside, effort=effort, hypervisor=hypervisor)
-    except PlanError:
-        other = None
-    return _apart(decided, other, capacity, names)
+    if expected:
+        beside = measure(host, [*others, *expected], capacity.housekeeping)
+        names = [other.name for other in expected]
+        try:
+            other = plan_on(decided.spec, beside, effort=effort, hypervisor=hypervisor)
+        except PlanError:
+            other = None
+        decided = _apart(decided, other, capacity, names)
+    return evolve(decided, administered=settings, why=(*told, *decided.why))
 
 
 def _with_defaults(

@@ -71,7 +71,12 @@ def replan(
         raise
     if may_stay and now is not None and not better(found.score, now):
         return None
-    return evolve(found, spec=current.spec, why=(*_moves(current, found, now), *found.why))
+    return evolve(
+        found,
+        spec=current.spec,
+        administered=current.administered,
+        why=(*_moves(current, found, now), *found.why),
+    )
 
 
 def score_of(

@@ -47,6 +47,7 @@ def disagreements(spec: VmSpec) -> Iterator[Problem]:
             found = repr(helper.command[0]) if helper.command else "nothing"
             yield Problem(f"helper[{index}].command", found, "a program by its whole path")
     yield from _policy(spec)
+    yield from _settings(spec)
     yield from _devices(spec)
     yield from _tuning(spec)
     if spec.machine.type == "microvm":
@@ -195,6 +196,22 @@ def _policy(spec: VmSpec) -> Iterator[Problem]:
         expected = f"bit 17 ({SNP_ALWAYS:#x}) set, as in every such policy"
     if expected:
         yield Problem("security.policy", f'{policy} with type = "{kind}"', expected)
+
+
+def _settings(spec: VmSpec) -> Iterator[Problem]:
+    """Yield settings of the host that do nothing for this VM, or contradict others."""
+    storage, threads = spec.policy.storage, spec.policy.threads
+    if not any(disk.is_block_device for disk in spec.disk):
+        for key in ("scheduler", "requests"):
+            value = getattr(storage, key)
+            if value is not None:
+                expected = "a disk of the host's, /dev/..., at disk[].path: no image has a queue"
+                yield Problem(f"policy.storage.{key}", repr(value), expected)
+    if spec.policy.memory.hugepages == "keep" and spec.memory.allocate:
+        yield Problem("memory.allocate", 'policy.memory.hugepages = "keep"', "one of the two")
+    least, most = threads.uclamp_min, threads.uclamp_max
+    if least is not None and most is not None and least > most:
+        yield Problem("policy.threads.uclamp_min", str(least), f"at most uclamp_max, {most}")
 
 
 def _devices(spec: VmSpec) -> Iterator[Problem]:

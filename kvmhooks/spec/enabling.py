@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 KEY: Final = "enabled"
 """The rules of a field, in its metadata."""
 
+MEANS: Final = "means"
+"""In it, what is so where nothing is said, of a field whose default is None."""
+
 SWITCHED_OFF: Final = (None, "none", ())
 """The values, beside false, with which a key switches nothing on."""
 
@@ -76,12 +79,16 @@ def on(key: str, *values: Any) -> Enabler:
     return Enabler(key, values)
 
 
-def enabled_by(*rules: str | Enabler | Rule, default: Any = None) -> Any:
+def enabled_by(
+    *rules: str | Enabler | Rule, default: Any = None, means: Any = None, **metadata: Any
+) -> Any:
     """Return a field whose key means nothing unless each of ``rules`` is fulfilled.
 
-    A rule is a key, an ``Enabler``, or several of which one is enough.
+    A rule is a key, an ``Enabler``, or several of which one is enough. ``means`` is what is so
+    where nothing is said, if the default does not tell.
     """
-    return attrs.field(default=default, metadata={KEY: tuple(map(_rule, rules))})
+    told = {**metadata, KEY: tuple(map(_rule, rules))} | ({} if means is None else {MEANS: means})
+    return attrs.field(default=default, metadata=told)
 
 
 def _rule(rule: str | Enabler | Rule) -> Rule:
@@ -93,6 +100,11 @@ def _rule(rule: str | Enabler | Rule) -> Rule:
 def is_across(rule: Rule) -> bool:
     """Return whether a rule is about a key of another table."""
     return any("." in enabler.key for enabler in rule)
+
+
+def unsaid(field: attrs.Attribute[Any]) -> Any:
+    """Return what is so where a key is not said."""
+    return field.metadata.get(MEANS, field.default)
 
 
 def rules_of(field: attrs.Attribute[Any]) -> Rules:
@@ -136,7 +148,7 @@ def _in_table(
 def _is_said(
     field: attrs.Attribute[Any], value: object, document: Mapping[str, Any] | None
 ) -> bool:
-    if value == field.default and is_off(value):
+    if value in (field.default, unsaid(field)) and is_off(value):
         return False
     return value != field.default if document is None else field.name in document
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final, Literal, NewType
 
+from kvmhooks.policy import SETTINGS, Setting
 from kvmhooks.values import ByteSize
 
 VmName = NewType("VmName", str)
@@ -35,6 +37,39 @@ MdevName = NewType("MdevName", str)
 """A type of mediated devices, as in ``mdev_supported_types``."""
 BlockName = NewType("BlockName", str)
 """A block device of the host, as in ``/sys/block``."""
+
+_SETTING_TEXTS: Final[dict[Any, tuple[str, str]]] = {}
+_SETTING_NUMBERS: Final[dict[Any, tuple[int, int]]] = {}
+MIXED: Final[dict[Any, tuple[tuple[int, int], tuple[str, ...], str]]] = {}
+"""The types that are numbers or one of some words, with what is expected."""
+
+_CHOICE: Final = re.compile(r"[a-z]+(\|[a-z]+)+")
+
+
+def _type_of(name: str, setting: Setting) -> Any:
+    """Return the type that a setting's values have in TOML."""
+    if setting.is_switch:
+        return bool
+    if setting.numbers is None and _CHOICE.fullmatch(setting.texts):
+        return Literal[tuple(setting.texts.split("|"))]
+    if setting.numbers is None:
+        text = NewType(name, str)  # type: ignore[misc]  # made of the table
+        _SETTING_TEXTS[text] = setting.texts, setting.expected
+        return text
+    number = NewType(name, int)  # type: ignore[misc]  # made of the table
+    _SETTING_NUMBERS[number] = setting.numbers
+    if not setting.texts:
+        return number
+    words = tuple(setting.texts.split("|"))
+    mixed = Literal[words] | number  # type: ignore[valid-type]  # made of the table
+    MIXED[mixed] = setting.numbers, words, setting.expected
+    return mixed
+
+
+SETTING_TYPES: Final = {
+    name: _type_of(name, setting) for name, setting in SETTINGS.items() if not setting.word
+}
+"""The types of the settings of the host that vm.toml has below ``policy``."""
 
 TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
     VmName: (
@@ -70,6 +105,7 @@ TEXT_FORMS: Final[dict[Any, tuple[str, str]]] = {
     MdevName: (r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", 'a type such as "nvidia-35"'),
     BlockName: (r"[a-z][A-Za-z0-9_-]{0,30}", 'a disk such as "nvme1n1"'),
     UsbId: (r"[0-9a-f]{4}:[0-9a-f]{4}", 'vendor and product such as "046d:c52b"'),
+    **_SETTING_TEXTS,
 }
 """The texts that have a form: its pattern, and what is said where a text has another."""
 
@@ -115,6 +151,7 @@ RANGES: Final[dict[Any, tuple[int, int]]] = {
     VlanId: (1, 4_094),
     CellId: (0, 255),
     Port: (5_900, 65_535),
+    **_SETTING_NUMBERS,
 }
 """The numbers, and the lowest and the highest of each kind."""
 

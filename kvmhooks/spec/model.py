@@ -43,7 +43,7 @@ from kvmhooks.spec.network import Net
 from kvmhooks.spec.profiles import Applied
 from kvmhooks.spec.security import Security
 from kvmhooks.spec.storage import Disk, Nvme
-from kvmhooks.spec.tuning import Tuning
+from kvmhooks.spec.tuning import Policy, Tuning
 from kvmhooks.values import ByteSize, PciAddress
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ __all__ = [
     "Nvme",
     "Pci",
     "Percentage",
+    "Policy",
     "Security",
     "Shutdown",
     "Tuning",
@@ -178,10 +179,12 @@ class Shutdown:
 class Isolation:
     """The VM's claims on the host while it runs."""
 
-    exclusive: bool = enabled_by(on("cpu.placement", "dedicated"), default=False)
-    """Its dedicated CPUs are for its vCPUs alone: no task or interrupt of the host."""
-    strict: bool = enabled_by(on("exclusive", True), default=False)
-    """The VM must not start when any part of this cannot be met."""
+    exclusive: bool | None = enabled_by(on("cpu.placement", "dedicated"), means=False)
+    """Its dedicated CPUs are for its vCPUs alone: no task or interrupt of the host; by default as
+    the administrator says, else not."""
+    strict: bool | None = enabled_by(on("exclusive", True), means=False)
+    """The VM must not start when any part of this cannot be met; by default as the administrator
+    says, else not."""
     cache_ways: int | None = None
     """The number of ways of each L3 cache that it runs on and has alone (resctrl); by default none.
     """
@@ -324,6 +327,8 @@ class VmSpec:
     """The way in which the VM is ended when it is asked to stop."""
     isolation: Isolation = Isolation()
     """The VM's claims on the host while it runs."""
+    policy: Policy = Policy()
+    """The settings of the host that the VM asks for while it runs."""
     run: Run = Run()
     """The way in which kvm-launch follows the VM."""
     image: tuple[Image, ...] = ()

@@ -11,18 +11,19 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
 import attrs
 
 from kvmhooks.spec.device import hints_of
-from kvmhooks.spec.enabling import Enabler, Rule, is_across, is_off, rules_of
+from kvmhooks.spec.enabling import Enabler, Rule, is_across, is_off, rules_of, unsaid
 from kvmhooks.spec.forms import RANGES, TEXT_FORMS, HugePages
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.spec.profiles import PROFILES
 from kvmhooks.spec.structure import is_key
+from kvmhooks.spec.tuning import DESCRIPTION
 from kvmhooks.values import ByteSize, CpuSet, PciAddress
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -121,7 +122,7 @@ def _table(made: type, at: Place, conditions: Conditions) -> dict[str, Any]:
         "properties": {
             key.name: {
                 **_value(hints[key.name], (*at, key.name), conditions),
-                "description": " ".join([told[made.__name__, key.name], *_needs(key)]),
+                "description": " ".join([_about(key, told, made), *_needs(key)]),
             }
             for key in keys
         },
@@ -129,6 +130,11 @@ def _table(made: type, at: Place, conditions: Conditions) -> dict[str, Any]:
         **({"allOf": within} if within else {}),
         "additionalProperties": False,
     }
+
+
+def _about(key: attrs.Attribute[Any], told: Mapping[tuple[str, str], str], made: type) -> str:
+    """Return the description of a key: that of a setting is in its table."""
+    return str(key.metadata.get(DESCRIPTION) or told[made.__name__, key.name])
 
 
 def _value(made: Any, at: Place, conditions: Conditions) -> dict[str, Any]:
@@ -169,8 +175,9 @@ def _some(schemas: list[dict[str, Any]]) -> dict[str, Any]:
 def _said(key: attrs.Attribute[Any]) -> dict[str, Any]:
     """Return the schema of tables in which a key asks for something."""
     asking: dict[str, Any] = {"required": [key.name]}
-    if is_off(key.default) and key.default is not None:
-        off = [] if key.default == () else key.default
+    default = unsaid(key)
+    if is_off(default) and default is not None:
+        off = [] if default == () else default
         asking["properties"] = {key.name: {"not": {"const": off}}}
     return asking
 

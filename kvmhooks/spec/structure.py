@@ -21,8 +21,9 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from kvmhooks.errors import Problem, ValueFormatError
 from kvmhooks.spec.device import NotLoaded, device_class, resolve_types
-from kvmhooks.spec.forms import RANGES, TEXT_FORMS, Firmware, HugePages, Number, VfChoice
+from kvmhooks.spec.forms import MIXED, RANGES, TEXT_FORMS, Firmware, HugePages, Number, VfChoice
 from kvmhooks.spec.model import VmSpec
+from kvmhooks.spec.tuning import word_of
 from kvmhooks.values import ByteSize, CpuSet, PciAddress
 
 Hook = Callable[[Any, Any], Any]
@@ -136,6 +137,8 @@ def _converter(folder: Path) -> Converter:
         converter.register_structure_hook(number, _count(least, most))
     for made, (pattern, expected) in TEXT_FORMS.items():
         converter.register_structure_hook(made, _text_form(pattern, expected))
+    for made, (numbers, words, expected) in MIXED.items():
+        converter.register_structure_hook(made | None, _mixed(numbers, words, expected))
     converter.register_structure_hook_factory(_is_choice, _choice)
     converter.register_structure_hook_factory(_is_array, lambda made: _array(made, converter))
     converter.register_structure_hook_factory(attrs.has, lambda made: _table(made, converter))
@@ -219,6 +222,18 @@ def _text_form(pattern: str, expected: str) -> Hook:
         return value
 
     return structure_text
+
+
+def _mixed(numbers: tuple[int, int], words: tuple[str, ...], expected: str) -> Hook:
+    count = _count(*numbers)
+
+    def structure_mixed(value: Any, made: Any) -> Any:
+        try:
+            return value if value in words else count(value, made)
+        except Mismatch as error:
+            raise Mismatch(value, expected) from error
+
+    return structure_mixed
 
 
 def _is_choice(made: Any) -> bool:
@@ -336,5 +351,6 @@ def _unknown_keys(inner: ForbiddenExtraKeysError, at: str) -> Iterator[Problem]:
     for number, key in enumerate(sorted(inner.extra_fields)):
         near = difflib.get_close_matches(key, known, n=1) if number < _GUESSED else []
         name = key if _BARE.fullmatch(key) else show(key)
-        expected = f'"{near[0]}"?' if near else every
-        yield Problem(f"{at}.{name}" if at else name, "an unknown key", expected)
+        path = f"{at}.{name}" if at else name
+        expected = word_of(path) or (f'"{near[0]}"?' if near else every)
+        yield Problem(path, "an unknown key", expected)

@@ -1,15 +1,38 @@
-"""``[tuning]``: what the VM gets of the host, and how its threads are scheduled."""
+"""``[tuning]`` and ``[policy]``: what the VM gets of the host, and asks of it.
+
+Each row of ``kvmhooks.policy.SETTINGS`` that no other key says is a key of ``[policy]``, in the
+table of its first word: ``power.governor`` is ``governor`` in ``[policy.power]``. What is a number,
+a text or a choice there is one here, with the same bounds.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Optional
 
+import attrs
 from attrs import frozen
 
-from kvmhooks.spec.enabling import enabled_by, on
-from kvmhooks.spec.forms import Microseconds, Priority, Rate, Shares, Weight
+from kvmhooks.policy import GROUPS, SETTINGS, Setting, from_toml
+from kvmhooks.spec.enabling import Enabler, enabled_by, on
+from kvmhooks.spec.forms import (
+    SETTING_TYPES,
+    Microseconds,
+    Priority,
+    Rate,
+    Shares,
+    Weight,
+)
 from kvmhooks.values import ByteSize
+
+if TYPE_CHECKING:
+    from kvmhooks.spec.model import VmSpec
+
+DESCRIPTION: Final = "description"
+"""The key of a field's description in its metadata, where its source has none."""
+
+_ENABLERS: Final[Mapping[str, Enabler]] = {"isolation.exclusive": on("isolation.exclusive", True)}
 
 
 @frozen(kw_only=True)
@@ -94,3 +117,61 @@ class Tuning:
     """Of QEMU's memory."""
     io: Io = Io()
     """Of block I/O."""
+
+
+def _field(name: str, setting: Setting) -> Any:
+    rules = [_ENABLERS.get(setting.needs, on(setting.needs))] if setting.needs else []
+    made = enabled_by(*rules, **{DESCRIPTION: setting.meaning})
+    made.type = Optional[SETTING_TYPES[name]]  # noqa: UP045 -- made of values
+    return made
+
+
+def _table(group: str) -> type:
+    keys = {
+        name.partition(".")[2]: _field(name, setting)
+        for name, setting in SETTINGS.items()
+        if name.startswith(f"{group}.") and not setting.word
+    }
+    made = attrs.make_class(f"{group.capitalize()}Policy", keys, frozen=True, kw_only=True)
+    made.__doc__ = GROUPS[group]
+    made.__module__ = __name__
+    return made
+
+
+def _tables() -> Iterator[tuple[str, Any]]:
+    for group, meaning in GROUPS.items():
+        table = _table(group)
+        if attrs.fields(table):
+            yield group, attrs.field(default=table(), type=table, metadata={DESCRIPTION: meaning})
+
+
+if TYPE_CHECKING:
+
+    class Policy:
+        """The settings of the host that the VM asks for while it runs."""
+
+        def __getattr__(self, group: str) -> Any: ...
+
+else:
+    Policy = attrs.make_class("Policy", dict(_tables()), frozen=True, kw_only=True)
+    Policy.__doc__ = "The settings of the host that the VM asks for while it runs."
+    Policy.__module__ = __name__
+
+
+def policy_of(spec: VmSpec) -> dict[str, str]:
+    """Return the settings that ``[policy]`` says, as claims have them."""
+    found = {}
+    for name, setting in SETTINGS.items():
+        group, _, key = name.partition(".")
+        value = None if setting.word else getattr(getattr(spec.policy, group), key)
+        if value is not None:
+            found[name] = from_toml(value)
+    return found
+
+
+def word_of(at: str) -> str:
+    """Return the key of vm.toml that says what an unknown key at a place means; empty for none."""
+    below = at.removeprefix("policy.")
+    if below not in SETTINGS:
+        return ""
+    return SETTINGS[below].word or f"policy.{below}"

@@ -1,6 +1,10 @@
-"""The administrator's limits: ``[host]`` of ``/etc/kvmhooks/kvmhooks.toml``, as the hook has it."""
+"""The administrator's limits and settings, from ``/etc/kvmhooks``, as the hook has them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from attrs import field, frozen
 
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.claims import administrator
@@ -8,16 +12,33 @@ from kvmhooks.isolate.claims.administrator import Limits
 from kvmhooks.survey.sources import Sources
 
 
-def limits_of(sources: Sources) -> tuple[Limits, tuple[str, ...]]:
-    """Return the limits, and what keeps them from being known.
+@frozen
+class Administration:
+    """All that the administrator says."""
 
-    Raises ``IsolationError`` for a mistake in the file: no VM of ours starts with it either.
+    limits: Limits = field(factory=Limits)
+    defaults: Mapping[str, str] = field(factory=dict)
+    policies: Mapping[str, Mapping[str, str]] = field(factory=dict)
+    """Those of ``vm.d``, by the VMs' names."""
+    warnings: tuple[str, ...] = ()
+    """The reasons why nothing of it is known."""
+
+
+def administration_of(sources: Sources, names: Iterable[str]) -> Administration:
+    """Return what the administrator says of every VM, and of those with these names.
+
+    Raises ``IsolationError`` for a mistake in a file: no VM of ours starts with it either.
     """
-    if sources.system is None:
-        return Limits(), ()
+    system = sources.system
+    if system is None:
+        return Administration()
     try:
-        return administrator.limits(sources.system), ()
+        limits, defaults = administrator.limits(system), administrator.defaults(system)
+        own = {name: administrator.policy_of(system, name) for name in names}
+        policies = {name: settings for name, settings in own.items() if settings is not None}
+        return Administration(limits, defaults, policies)
     except IsolationError as error:
         if sources.is_readable:
             raise
-        return Limits(), (f"{error}; planned as if it kept nothing for the host",)
+        missing = f"{error}; planned as if it kept nothing for the host"
+        return Administration(warnings=(missing,))

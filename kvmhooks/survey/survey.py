@@ -28,7 +28,7 @@ from kvmhooks.placement.plan import parts_of
 from kvmhooks.qemu import emulator
 from kvmhooks.qemu.run_dir import base_of, made, private_directory
 from kvmhooks.spec.model import VmSpec
-from kvmhooks.survey.administrator import limits_of
+from kvmhooks.survey.administrator import administration_of
 from kvmhooks.survey.sources import Sources
 
 _TELLING: Final = ("run/kvmhooks", "run/libvirt/qemu", "etc/libvirt/qemu")
@@ -159,8 +159,8 @@ def _untried(spec: VmSpec) -> str:
 def _with_holdings(inventory: Inventory, sources: Sources, specs: Sequence[VmSpec]) -> Inventory:
     """Return an inventory with the limits, and with what VMs hold and will hold."""
     host = inventory.host
-    limits, warnings = limits_of(sources)
-    told = [*(f"{sources.host}: {warning}" for warning in host.warnings), *warnings]
+    administration = administration_of(sources, [spec.name for spec in specs])
+    told = [*(f"{sources.host}: {warning}" for warning in host.warnings), *administration.warnings]
     holdings, expected = sources.claims or (), tuple[Holding, ...]()
     if sources.claims is None and sources.system is not None:
         holdings, expected, more = _held_here(sources, sources.system, host)
@@ -178,7 +178,13 @@ def _with_holdings(inventory: Inventory, sources: Sources, specs: Sequence[VmSpe
             if _is_unasked(spec, host, inventory.hypervisor_of(spec.name))
         ]
     return evolve(
-        inventory, holdings=holdings, expected=expected, limits=limits, warnings=tuple(told)
+        inventory,
+        holdings=holdings,
+        expected=expected,
+        limits=administration.limits,
+        defaults=administration.defaults,
+        policies=administration.policies,
+        warnings=tuple(told),
     )
 
 

@@ -137,6 +137,7 @@ CASES: Final = (
     ("whole", "divided"),
     ("small_cores", "hybrid"),
     ("mirror", "laptop"),
+    ("asking", "server"),
 )
 """VM, and the host with what runs it there."""
 

@@ -35,6 +35,7 @@ THE_HOSTS: Final[Fields] = {
     "Cell": "allocate",
     "Guest": "report",
     "Isolation": "cache_ways",
+    "Administered": "file value",
     "Plan": "exclusive housekeeping vhost",
     "Run": "hang_timeout ready restart restart_delay writable",
     "Shutdown": "timeout",
@@ -82,18 +83,27 @@ NOT_IN_ARGV: Final[Fields] = {
     "IoDevice": "path read_bytes read_operations weight write_bytes write_operations",
     "IothreadPin": "cpus",
     "Isolation": "exclusive strict",
+    "IsolationPolicy": "irqs network tasks vfio watchdog workqueues",
+    "KernelPolicy": (
+        "halt_poll nmi_watchdog perf_cpu_limit perf_sample_rate rt_runtime timer_migration"
+    ),
     "Machine": "emulator",
     "Mdev": "parent type",
     "MemoryLimits": "hard soft swap",
+    "MemoryPolicy": "hugepages ksm numa_balancing stat_interval thp",
     "Net": "managed mode vlan",
     "Nvme": "managed",
     "Pci": "allow managed sriov",
     "Sriov": "mac pf pool rate spoofchk trust vf vlan",
-    "Plan": "bandwidth caches dedicated emulator idle",
+    "Plan": "administered bandwidth caches dedicated emulator idle",
+    "Policy": "isolation kernel memory power storage threads",
+    "PowerPolicy": "boost epp governor latency",
+    "StoragePolicy": "requests scheduler",
     "Threads": "period priority quota scheduler",
+    "ThreadsPolicy": "sched_core uclamp_max uclamp_min vhost",
     "Tuning": "emulator io iothreads memory shares total vcpus",
     "VcpuPin": "cpus vcpu",
-    "VmSpec": "isolation tuning",
+    "VmSpec": "isolation policy tuning",
 }
 """Keys that QEMU has no argument for: pins and limits are its starter's, the VLAN of a virtual
 function is set on its physical one, and the emulator is the first word, which no concern writes.

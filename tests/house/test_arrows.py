@@ -30,15 +30,16 @@ BELOW = {
     "distribution": set(),
     "cpu_lists": {"errors"},
     "values": {"cpu_lists", "errors"},
-    "isolate": {"errors", "values", "version"},
+    "policy": {"errors"},
+    "isolate": {"errors", "policy", "values", "version"},
     "host": {"errors", "values", "wording"},
     "devices": {"distribution", "errors", "values", "host"},
-    "spec": {"errors", "files", "values"},
+    "spec": {"errors", "files", "policy", "values"},
     "inventory": {"errors", "values", "isolate", "host", "machine"},
     "machine": {"errors", "values", "wording", "host", "spec"},
     "placement": {
         *("errors", "values", "wording", "isolate", "host", "devices", "spec"),
-        *("inventory", "machine"),
+        *("inventory", "machine", "policy"),
     },
     "qemu": {
         *("bounded", "closed", "errors", "files", "signals", "values", "wording"),
@@ -46,7 +47,7 @@ BELOW = {
     },
     "libvirt": {
         *("distribution", "errors", "values", "wording"),
-        *("isolate", "host", "spec", "inventory", "machine", "placement"),
+        *("isolate", "host", "spec", "inventory", "machine", "placement", "policy"),
     },
     "kvm": {"errors", "files", "signals", "machine", "qemu"},
     "live": {"kvm"},  # names for supervisors of a92f6b5
@@ -86,7 +87,8 @@ WINGS = {
         {"capture", "drawing"},
     ),
     "placement": (
-        {"launchers", "model", "profile"},
+        {"model"},
+        {"defaults", "launchers"},
         {"request", "pci_selection", "cache_ways"},
         {"search"},
         {"pins", "emulator", "cells", "device_nodes"},
@@ -137,6 +139,7 @@ STANDARD_ONLY = {
     "units",
     "cpu_lists",
     "values",
+    "policy",
     "isolate",
     "hooks",
 }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import string
+from collections.abc import Iterable
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -16,6 +18,7 @@ from hypothesis.strategies import SearchStrategy
 
 from kvmhooks.host import Host, read
 from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.policy import SETTINGS, Setting
 from kvmhooks.values import MAX_CPU, ByteSize, CpuSet, PciAddress
 from tests.fakehost import FakeHost
 
@@ -246,3 +249,34 @@ def claims_on(draw: st.DrawFn, host: Host) -> tuple[Claim, ...]:
         )
         for number in range(draw(st.integers(0, 2)))
     )
+
+
+def setting_values(setting: Setting) -> SearchStrategy[Any]:
+    """Values of one setting, as TOML has them."""
+    if setting.is_switch:
+        return st.booleans()
+    some: list[SearchStrategy[Any]] = []
+    if setting.numbers is not None:
+        some.append(st.integers(*setting.numbers))
+    if setting.texts:
+        some.append(st.from_regex(re.compile(setting.texts, re.ASCII), fullmatch=True))
+    return st.one_of(some).filter(lambda value: not setting.repeated(str(value)))
+
+
+def settings_tables(names: Iterable[str]) -> SearchStrategy[dict[str, dict[str, Any]]]:
+    """Tables with some of these settings: of ``[policy]``, or of an administrator's file."""
+    chosen = st.lists(st.sampled_from(sorted(names)), unique=True, max_size=8)
+
+    def valued(some: list[str]) -> SearchStrategy[dict[str, dict[str, Any]]]:
+        values = {name: setting_values(SETTINGS[name]) for name in some}
+        return st.fixed_dictionaries(values).map(_in_tables)
+
+    return chosen.flatmap(valued)
+
+
+def _in_tables(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    tables: dict[str, dict[str, Any]] = {}
+    for name, value in flat.items():
+        group, _, key = name.partition(".")
+        tables.setdefault(group, {})[key] = value
+    return tables

@@ -191,7 +191,7 @@ def test_a_file_wins_over_its_profile_and_that_is_told() -> None:
     """A default that the file's own words leave without effect is left out, by its name."""
     spec = parse_vm(f'profile = "realtime"\n{LEAST}cpu.placement = "shared"', folder=FOLDER)
     needs = 'it needs cpu.placement = "dedicated"'
-    assert (spec.isolation.exclusive, spec.cpu.realtime, spec.cpu.smt) == (False, False, "share")
+    assert (spec.isolation.exclusive, spec.cpu.realtime, spec.cpu.smt) == (None, False, "share")
     assert spec.left_out == (
         f'profile realtime: cpu.smt is left out: {needs} or "mixed"',
         f'profile realtime: cpu.realtime is left out: {needs} or "mixed"',

@@ -86,6 +86,10 @@ TEXTS: Final = {
     "PhysicalName": "0000:c0:00.1",
     "MdevName": "other-1",
     "BlockName": "nvme9n1",
+    "governor": "schedutil",
+    "epp": "power",
+    "scheduler": "bfq",
+    "vhost": "keep",
     "str": "other",
 }
 """Another text of each form."""
@@ -105,8 +109,8 @@ def others(hint: Any, value: Any) -> Iterator[Any]:  # noqa: C901, PLR0912 -- a 
     elif origin is tuple:
         yield from _tuples(get_args(hint)[0], value)
     elif type(None) in get_args(hint):
-        (kind,) = (each for each in get_args(hint) if each is not type(None))
-        yield from others(kind, value)
+        for kind in get_args(hint):
+            yield from () if kind is type(None) else others(kind, value)
         if value is not None:
             yield None
     elif hint is bool:

@@ -4,7 +4,7 @@
 in ``[sriov.CARD]`` how many virtual functions a card is to have.
 ``vm.d/NAME.toml`` is the policy of a VM whose XML cannot be changed: it is one of ours like a VM
 with metadata. Both have a table for each element of the metadata and a key for each of its
-attributes (``kvmhooks.isolate.claims.policy``). The words nearest to the VM have the say: its
+attributes (``kvmhooks.policy``). The words nearest to the VM have the say: its
 metadata, then its file, then the host's.
 
 These files decide what root does: they are root's own, or they are refused.
@@ -13,7 +13,7 @@ These files decide what root does: they are root's own, or they are refused.
 from __future__ import annotations
 
 from kvmhooks.errors import IsolationError, ValueFormatError
-from kvmhooks.isolate.claims.policy import check
+from kvmhooks.policy import check, from_toml
 from kvmhooks.values import CpuSet
 
 TYPE_CHECKING = False
@@ -196,10 +196,8 @@ def _settings(path: str, tables: Mapping[str, Any]) -> dict[str, str]:
 
 def _text(path: str, at: str, value: object) -> str:
     """Return a value as the metadata has it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | str):
-        return str(value).strip()
+    if isinstance(value, bool | int | str):
+        return from_toml(value)
     raise _refused(path, at, value, "a text, a whole number, true or false")
 
 

@@ -8,8 +8,8 @@ plan both are equal.
 from __future__ import annotations
 
 from kvmhooks.errors import IsolationError
-from kvmhooks.isolate.claims import policy
 from kvmhooks.isolate.kinds.kind import KINDS, whole
+from kvmhooks.policy import SETTINGS, check, value_of
 from kvmhooks.values import CpuSet
 
 TYPE_CHECKING = False
@@ -56,7 +56,7 @@ class Claim:
     strict: bool
     """The VM must not start when any part of the claim cannot be met."""
     settings: tuple[tuple[str, str], ...]
-    """(name, value), in order: those unlike the defaults of ``kvmhooks.isolate.claims.policy``."""
+    """(name, value), in order: those unlike the defaults of ``kvmhooks.policy``."""
     disks: tuple[str, ...]
     """The block devices that ``storage`` settings are for; empty without such settings."""
     caches: tuple[tuple[int, str, int, int], ...]
@@ -159,7 +159,7 @@ class Claim:
         if known["format"] != 1:
             known = format_1.downgraded(claim.to_json())
         texts = {str(name): str(text) for name, text in known["settings"].items()}
-        policy.check(texts, "claim")
+        check(texts, "claim")
         return claim
 
     @property
@@ -169,7 +169,7 @@ class Claim:
 
     def setting(self, name: str) -> str:
         """Return the policy's value of ``name``; empty where the host stays as it is."""
-        return policy.value_of(self.settings, name)
+        return value_of(self.settings, name)
 
     def of(self, kind: type[D]) -> tuple[D, ...]:
         """Return the demands of one kind, by the class of them."""
@@ -179,6 +179,18 @@ class Claim:
     def has_devices(self) -> bool:
         """Something is bound, made or set for it."""
         return any(several[0].IS_DEVICE for several in self.demands.values())
+
+    @property
+    def has_settings(self) -> bool:
+        """Something of the host is set for it that needs no CPUs of its own."""
+        return any(SETTINGS[name].is_for_any for name, _ in self.settings)
+
+    @property
+    def has_thread_settings(self) -> bool:
+        """Something is set of QEMU's threads, once they are there."""
+        return any(
+            name.startswith("threads.") and SETTINGS[name].is_for_any for name, _ in self.settings
+        )
 
     def asks_of(self, kind: str) -> tuple[str, ...]:
         """Return its demands of one kind by their keys on record."""

@@ -2,7 +2,7 @@
 
 The XML alone says everything: the pins are libvirt's own ``<cputune>``, the nodes ``<numatune>``,
 the pages ``<memoryBacking>`` (https://libvirt.org/formatdomain.html), and the policy is the
-``<kvmhooks:vm>`` element in ``<metadata>`` (``kvmhooks.isolate.claims.policy``). A domain without
+``<kvmhooks:vm>`` element in ``<metadata>`` (``kvmhooks.policy``). A domain without
 that element makes no claim.
 """
 
@@ -11,8 +11,8 @@ from __future__ import annotations
 from kvmhooks.errors import IsolationError, ValueFormatError
 from kvmhooks.isolate.claims import administrator, hugepage_demand, xml
 from kvmhooks.isolate.claims.claim import Claim
-from kvmhooks.isolate.claims.policy import NAMESPACE, check, value_of
 from kvmhooks.isolate.kinds.kind import from_settings
+from kvmhooks.policy import NAMESPACE, check, value_of
 from kvmhooks.values import CpuSet, union
 
 TYPE_CHECKING = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from xml.parsers import expat
 
 from kvmhooks.errors import IsolationError
-from kvmhooks.isolate.claims.policy import NAMESPACE
+from kvmhooks.policy import NAMESPACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -185,7 +185,8 @@ def texts() -> dict[str, tuple[bool, str]]:
     """
     package = Path(__file__).parents[2]
     found: dict[str, tuple[bool, str]] = {"kvmhooks": (True, "")}
-    paths = [package / f"{name}.py" for name in ("cpu_lists", "errors", "values", "version")]
+    shared = ("cpu_lists", "errors", "policy", "values", "version")
+    paths = [package / f"{name}.py" for name in shared]
     for path in [*paths, *sorted((package / "isolate").rglob("*.py"))]:
         parts = path.relative_to(package.parent).with_suffix("").parts
         is_package = parts[-1] == "__init__"

@@ -27,7 +27,7 @@ class ResourceKind:
         self.resource = resource
         """The module of ``resources`` that acts on it."""
         self.setting = setting
-        """The attribute of a VM's metadata that asks for it (``claims.policy``); empty for none."""
+        """The setting that asks for it (``kvmhooks.policy``); empty for none."""
 
     @property
     def demand(self) -> type[Demand]:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from kvmhooks.errors import Problem, SpecError, ValueFormatError
-from kvmhooks.isolate.claims.policy import NAMESPACE
 from kvmhooks.libvirt.edit.text import Element
 from kvmhooks.libvirt.importing.reading import Reading
 from kvmhooks.machine.domain_reading import Tables, fits, number
 from kvmhooks.placement.slots import DEFAULT
+from kvmhooks.policy import NAMESPACE
 from kvmhooks.spec.model import CpuFeature, CpuModel
 from kvmhooks.values import ByteSize, CpuSet, union
 

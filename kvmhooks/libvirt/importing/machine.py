@@ -6,13 +6,14 @@ import re
 from typing import Final
 
 from kvmhooks.errors import Problem, SpecError
-from kvmhooks.isolate.claims.policy import NAMESPACE
 from kvmhooks.libvirt.edit.text import Element
 from kvmhooks.libvirt.importing.reading import Reading
 from kvmhooks.machine.domain_reading import Tables, fits, number
+from kvmhooks.policy import GROUPS, NAMESPACE, SETTINGS
 from kvmhooks.spec.model import MachineType, Uuid, VmName
 
 _SEV_ES: Final = 1 << 2
+_GROUP_OF: Final = {f"{{{NAMESPACE}}}{group}": group for group in GROUPS}
 _ACCELERATORS: Final = {"kvm": "kvm", "qemu": "tcg"}
 
 
@@ -161,25 +162,39 @@ def security(reading: Reading) -> Tables:
 
 
 def isolation(reading: Reading) -> Tables:
-    """Return the policy in kvmhooks' own metadata, and the wish for huge pages of the pool."""
+    """Return the settings in kvmhooks' own metadata, and the wish for huge pages of the pool."""
     if reading.find("metadata") is None:
         return {}
     element = reading.find(f"metadata/{{{NAMESPACE}}}vm")
     if element is None:
         return {}
-    table: Tables = {}
-    child = element.find(f"{{{NAMESPACE}}}isolation")
-    if child is not None:
-        reading.read(child, "exclusive", "strict")
-        for name in ("exclusive", "strict"):
-            if child.get(name) == "yes":
-                table[name] = True
-    tables: Tables = {"isolation": table} if table else {}
-    if child is not None and child.get("siblings") in {"idle", "share"}:
-        reading.read(child, "siblings")
-        if child.get("siblings") == "idle":
-            tables["cpu"] = {"smt": "isolate"}
+    tables: Tables = {}
+    for child in element.children:
+        group = _GROUP_OF.get(child.tag)
+        if group is None:
+            continue
+        for key in child.attributes:
+            _said(reading, child, f"{group}.{key}", tables)
     return tables
+
+
+def _said(reading: Reading, child: Element, name: str, tables: Tables) -> None:
+    """Put a setting into the table of vm.toml that has it, if there is one for it."""
+    group, _, key = name.partition(".")
+    setting, value = SETTINGS.get(name), (child.get(key) or "").strip()
+    if setting is None or not setting.allows(value):
+        return
+    if not setting.word:
+        policy = tables.setdefault("policy", {})
+        policy.setdefault(group, {})[key] = setting.to_toml(value)
+    elif setting.word == name:
+        tables.setdefault(group, {})[key] = setting.to_toml(value)
+    elif name == "isolation.siblings":
+        if value == "idle":
+            tables["cpu"] = {"smt": "isolate"}
+    else:
+        return  # a concern of the devices and the threads that it is about
+    reading.read(child, key)
 
 
 def constants(reading: Reading) -> Tables:

@@ -9,6 +9,7 @@ from kvmhooks.libvirt.edit.text import Element
 from kvmhooks.libvirt.importing.cpu import amount, vcpus_of
 from kvmhooks.libvirt.importing.reading import Reading
 from kvmhooks.machine.domain_reading import Tables, number
+from kvmhooks.policy import NAMESPACE, SETTINGS
 from kvmhooks.values import ByteSize, CpuSet
 
 _BANDWIDTHS: Final = {
@@ -23,6 +24,8 @@ _SCHEDULERS: Final = {
     "iothreadsched": ("iothreads", "iothreads"),
 }
 """Element: the table of its threads, and the attribute that lists them."""
+
+_THREADS: Final = f"metadata/{{{NAMESPACE}}}vm/{{{NAMESPACE}}}threads"
 
 _CLASSES: Final = {"batch", "idle", "fifo", "rr"}
 
@@ -79,7 +82,18 @@ def _schedulers(reading: Reading) -> Tables:
         if element.get("priority") is not None:
             reading.read(element, "priority")
             table[key]["priority"] = number(element.get("priority", ""), f"{element.path}@priority")
-    return table
+    return _in_metadata(reading) | table
+
+
+def _in_metadata(reading: Reading) -> Tables:
+    """Return the class of the vCPUs that kvmhooks' own metadata asks for."""
+    element = reading.root.find(_THREADS)
+    value = "" if element is None else (element.get("vcpus") or "").strip()
+    if element is None or not SETTINGS["threads.vcpus"].allows(value):
+        return {}
+    reading.read(element, "vcpus")
+    scheduler, _, priority = value.partition(":")
+    return {"vcpus": {"scheduler": scheduler, "priority": int(priority)}}
 
 
 def _is_of_all(reading: Reading, element: Element, listed: str) -> bool:

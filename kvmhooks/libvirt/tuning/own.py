@@ -10,7 +10,6 @@ from attrs import evolve
 from kvmhooks.host.model import Host, Node
 from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.inventory.usage import second_identity_of
-from kvmhooks.isolate.claims.policy import NAMESPACE
 from kvmhooks.libvirt.edit.text import Element
 from kvmhooks.libvirt.importing.cpu import cpu_set, vcpu_pins, vcpus_of
 from kvmhooks.libvirt.importing.passthrough import address_of
@@ -19,6 +18,7 @@ from kvmhooks.machine.target import Target
 from kvmhooks.placement import Plan, plan
 from kvmhooks.placement.own_place import OwnPlace, place_or_stay
 from kvmhooks.placement.plan import identity_of
+from kvmhooks.policy import NAMESPACE
 from kvmhooks.spec.model import Pci, VmSpec
 from kvmhooks.values import CpuSet, PciAddress, union
 

@@ -1,23 +1,24 @@
-"""The isolation policy, in an element of our own name space."""
+"""The settings that the VM asks of the host, in an element of our own name space."""
 
 from __future__ import annotations
 
-from kvmhooks.isolate.claims.policy import NAMESPACE
-from kvmhooks.machine.element import Element, element, yes_no
-from kvmhooks.placement.claim import device_settings
+from kvmhooks.machine.element import Element, element
+from kvmhooks.placement.claim import metadata_settings
 from kvmhooks.placement.model import Plan
+from kvmhooks.policy import GROUPS, NAMESPACE
 
 
 def elements(plan: Plan) -> list[Element]:
-    """Return ``<metadata>``: the policy only, since the pins are libvirt's own elements."""
-    policy = plan.spec.isolation
-    attributes = {"exclusive": yes_no(policy.exclusive), "strict": yes_no(policy.strict)}
-    if plan.idle:
-        attributes["siblings"] = "idle"
-    children = [element(f"{{{NAMESPACE}}}isolation", attributes)]
-    settings = device_settings(plan)
-    if settings:
-        devices = {name.removeprefix("devices."): value for name, value in settings.items()}
-        children.append(element(f"{{{NAMESPACE}}}devices", devices))
+    """Return ``<metadata>``: the settings only, since the pins are libvirt's own elements."""
+    settings = metadata_settings(plan)
+    children = []
+    for group in GROUPS:
+        attributes = {
+            name.removeprefix(f"{group}."): value
+            for name, value in settings.items()
+            if name.startswith(f"{group}.")
+        }
+        if attributes:
+            children.append(element(f"{{{NAMESPACE}}}{group}", attributes))
     vm = element(f"{{{NAMESPACE}}}vm", {}, children, namespaces={"kvmhooks": NAMESPACE})
     return [element("metadata", children=[vm])]

@@ -138,17 +138,17 @@ class Lease:
         return Isolated(self._claim.exclusive, refused, self._left, bound)
 
     def acquire(self, decided: Plan) -> None:
-        """Take the claim of a plan: isolate its CPUs from the host, and bind its devices.
+        """Take the claim of a plan: isolate its CPUs, set what it asks for, and bind its devices.
 
-        Nothing is claimed for a VM that asks for neither, nor where nothing can be had, but for one
-        that asks strictly or has devices. Raises ``IsolationError``; nothing was changed then.
+        Nothing is claimed for a VM that asks for none of it, nor where nothing can be had, but for
+        one that asks strictly or has devices. Raises ``IsolationError``; nothing was changed then.
         """
         wanted = claim(decided)
         self._name = wanted.name + (SUFFIX if self._is_second_instance else "")
         if self._is_second_instance:
             wanted = wanted.by(second_identity_of(wanted.uuid))
         self._groups.plan(self._name, decided)
-        if not (wanted.exclusive or wanted.has_devices):
+        if not (wanted.exclusive or wanted.has_devices or wanted.has_settings):
             return
         self._on_claiming(decided)
         self._omitted = unable(self._registry.system)
@@ -171,6 +171,7 @@ class Lease:
         Raises ``IsolationError``.
         """
         is_due = self.has_cpus or (self._is_service and self._groups.can_be_apart)
+        is_due |= self._claim is not None and self._claim.has_thread_settings
 
         def enter() -> None:
             self._groups.enter(pid, is_due=is_due)
@@ -239,8 +240,8 @@ class Lease:
             follower_unit.ensure(self._registry, self._claim.key)
 
     def _isolate_groups(self, pid: int) -> None:
-        """Isolate the groups of a VM that has CPUs of its own."""
-        if self._claim is not None and self.has_cpus:
+        """Isolate the groups of a VM that has CPUs of its own, and set what its threads have."""
+        if self._claim is not None and (self.has_cpus or self._claim.has_thread_settings):
             self._report = self._registry.started(self._claim, pid)
 
     def _give_back(self, held: Claim) -> None:

@@ -36,6 +36,7 @@ from kvmhooks.placement import Plan, scheduler_of
 from kvmhooks.qemu.run_dir import RunDir, base_of, planning
 from kvmhooks.signals import held_back
 from kvmhooks.spec.model import VmSpec
+from kvmhooks.spec.tuning import policy_of
 from kvmhooks.survey.survey import look_again, refresh
 
 
@@ -191,6 +192,8 @@ class Launch:
         takes = "a real-time class takes CPUs of its own (isolation.exclusive)"
         warnings = {
             f"isolation.exclusive: {stays}": lease.omitted and decided.exclusive,
+            f"policy: {lease.omitted}: the host stays as it is": lease.omitted
+            and (policy_of(decided.spec) or decided.administered),
             f"tuning.vcpus.scheduler: left out: {takes}": scheduler_of(decided)
             and not lease.has_cpus,
             f"tuning: left out: {lease.unlimited}": lease.unlimited,

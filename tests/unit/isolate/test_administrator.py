@@ -10,9 +10,9 @@ import pytest
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.claims import administrator
 from kvmhooks.isolate.claims.domain_xml import read_claim
-from kvmhooks.isolate.claims.policy import SETTINGS
 from kvmhooks.isolate.hook import entry, fastpath
 from kvmhooks.isolate.system.system import System
+from kvmhooks.policy import SETTINGS
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
 from tests.isolate_model.tree import plant, snapshot

@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from kvmhooks.isolate.claims import xml
-from kvmhooks.isolate.claims.policy import NAMESPACE
+from kvmhooks.policy import NAMESPACE
 
 OURS = f"domain/metadata/{{{NAMESPACE}}}vm"
 

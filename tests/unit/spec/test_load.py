@@ -169,8 +169,8 @@ MISTAKES = [
             "colour: found an unknown key, expected one of name, uuid, profile, machine, boot, "
             "cpu, memory, clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, "
             "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, "
-            "shared_memory, security, tuning, console, guest, shutdown, isolation, run, image, "
-            "helper, cloud_init"
+            "shared_memory, security, tuning, console, guest, shutdown, isolation, policy, run, "
+            "image, helper, cloud_init"
         ),
     ),
     (
@@ -179,8 +179,8 @@ MISTAKES = [
             "source: found an unknown key, expected one of name, uuid, profile, machine, boot, "
             "cpu, memory, clock, disk, net, nvme, pci, mdev, filesystem, channel, input, host_usb, "
             "usb, graphics, sound, vsock, rng, tpm, watchdog, panic, balloon, iommu, "
-            "shared_memory, security, tuning, console, guest, shutdown, isolation, run, image, "
-            "helper, cloud_init"
+            "shared_memory, security, tuning, console, guest, shutdown, isolation, policy, run, "
+            "image, helper, cloud_init"
         ),
     ),
     (LEAST + "disks = []", 'disks: found an unknown key, expected "disk"?'),
@@ -420,6 +420,7 @@ TEXTS = {
     "listen": "::1",
     "policy": "0x1",
     "id": "046d:c52b",
+    "vhost": "0-1",
     "secret": "6f5e6d5c-4b3a-4291-8807-f6e5d4c3b2a1",
 }
 
