@@ -46,6 +46,7 @@ def disagreements(spec: VmSpec) -> Iterator[Problem]:
         if not helper.command or not helper.command[0].startswith("/"):
             found = repr(helper.command[0]) if helper.command else "nothing"
             yield Problem(f"helper[{index}].command", found, "a program by its whole path")
+    yield from _made(spec)
     yield from _policy(spec)
     yield from _settings(spec)
     yield from _devices(spec)
@@ -86,6 +87,24 @@ def _cpu(spec: VmSpec) -> Iterator[Problem]:
         yield Problem("cpu.l3", repr(spec.cpu.l3), 'nothing beside cpu.caches = "host"')
     if spec.cpu.realtime and spec.tuning.vcpus.scheduler != "other":
         yield Problem("tuning.vcpus.scheduler", "cpu.realtime beside it", "one of the two")
+
+
+def _made(spec: VmSpec) -> Iterator[Problem]:
+    """Yield files that kvm-launch is to make and that the guest does not see as they are."""
+    disks = {disk.path for disk in spec.disk}
+    bases = {image.base for image in spec.image}
+    made = {image.path: image.format for image in spec.image}
+    for index, disk in enumerate(spec.disk):
+        if made.get(disk.path, disk.format) != disk.format:
+            expected = f'"{made[disk.path]}", as [[image]] makes it'
+            yield Problem(f"disk[{index}].format", f'"{disk.format}"', expected)
+    for index, image in enumerate(spec.image):
+        if image.path not in disks | bases:
+            found = f"{str(image.path)!r}, which no disk is"
+            yield Problem(f"image[{index}].path", found, "the path of a disk")
+    if spec.cloud_init is not None and spec.cloud_init.seed not in disks:
+        found = f"{str(spec.cloud_init.seed)!r}, which no disk is"
+        yield Problem("cloud_init.seed", found, "the path of a disk, with readonly = true")
 
 
 def _memory(spec: VmSpec) -> Iterator[Problem]:

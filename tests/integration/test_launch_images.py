@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,19 @@ REFUSED = {
 }
 
 
+def disk_of(text: str) -> str:
+    """Return the disk that a file to be made is for."""
+    told = tomllib.loads(text)
+    image = told.get("image", [{}])[0]
+    path = image.get("path") or told["cloud_init"]["seed"]
+    kind = image.get("format", "qcow2" if image else "raw")
+    return f'[[disk]]\npath = "{path}"\nformat = "{kind}"\ncache = "writeback"'
+
+
 def test_what_cannot_be_made_is_refused(launcher: Launcher, base: Path) -> None:
     """With its place, exit code 1, and nothing was made."""
     for text, message in REFUSED.items():
-        spec = vm(launcher, text)
+        spec = vm(launcher, f"{text}\n{disk_of(text)}")
         before = {path.name: path.stat().st_mtime_ns for path in base.parent.iterdir()}
         ran = launcher.run(spec)
         assert ran.returncode == 1, text

@@ -38,6 +38,7 @@ path = "disk.qcow2"
 size = "4MiB"
 [[disk]]
 path = "disk.qcow2"
+format = "qcow2"
 """
 
 

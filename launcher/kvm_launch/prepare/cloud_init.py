@@ -34,7 +34,7 @@ OpenStack 64 KiB (nova, ``MAX_USERDATA_SIZE``).
 
 
 def check(spec: VmSpec, user: User | None) -> None:
-    """Raise ``SpecError`` for files that cannot be read, and for a seed that is none of ours.
+    """Raise ``SpecError`` for files that cannot be read, and for a seed where another file is.
 
     Each is looked at by who opens it for a QEMU that is ``user`` (``kvm_launch.prepare.paths``).
     """
@@ -42,9 +42,6 @@ def check(spec: VmSpec, user: User | None) -> None:
     if told is None:
         return
     problems = [*_sources(told, user), *_place(told, user)]
-    if told.seed not in {disk.path for disk in spec.disk}:
-        expected = f"a disk with that path: path = {str(told.seed)!r}, readonly = true"
-        problems.append(Problem("cloud_init.seed", "no disk", expected))
     if problems:
         raise SpecError(spec.source, tuple(problems))
 

@@ -126,8 +126,9 @@ KEYS = {
     "helper.socket": 'helper = [{command = ["/bin/true"], socket = "x"}]',
     "helper.command": 'helper = [{command = ["FOLDER/x"], user = "root"}]',
     "run.writable": 'run.writable = ["x"]',
-    "image.path": 'image = [{path = "x", size = "1MiB"}]\ndisk = [{path = "x"}]',
-    "image.base": 'image = [{path = "i", base = "x", base_format = "raw", size = "1MiB"}]',
+    "image.path": 'image = [{path = "x", size = "1MiB"}]\ndisk = [{path = "x", format = "qcow2"}]',
+    "image.base": 'image = [{path = "i", base = "x", base_format = "raw", size = "1MiB"}]\n'
+    'disk = [{path = "i", format = "qcow2"}]',
     "cloud_init.seed": 'cloud_init.seed = "x"\ndisk = [{path = "x"}]',
     "cloud_init.user_data": 'cloud_init = {seed = "s", user_data = "x"}\ndisk = [{path = "s"}]',
     "cloud_init.meta_data": 'cloud_init = {seed = "s", meta_data = "x"}\ndisk = [{path = "s"}]',
@@ -417,7 +418,9 @@ def test_an_image_of_roots_folder_is_made_over_a_base_of_the_users(hall: Path) -
     base = hall / "home" / "base.qcow2"
     subprocess.run([QEMU_IMG, "create", "-q", "-f", "qcow2", base, "3M"], check=True)
     theirs(base)
-    text = f'image = [{{path = "{hall}/images/x", base = "{base}"}}]'
+    made = f"{hall}/images/x"
+    text = f'image = [{{path = "{made}", base = "{base}"}}]\n'
+    text += f'disk = [{{path = "{made}", format = "qcow2"}}]'
     spec = vm(text, hall)
     images.check(spec, USER)
     assert images.make(spec, USER) == [hall / "images" / "x"]
@@ -432,7 +435,10 @@ def test_an_image_of_roots_folder_is_made_over_a_base_of_the_users(hall: Path) -
 def test_images_are_all_made_or_none(hall: Path) -> None:
     """The second cannot be made, whoever makes them."""
     for folder in ("home", "images"):
-        text = f'image = [{{path = "{folder}/a", size = "1MiB"}}, {{path = "no/b", size = "1MiB"}}]'
+        paths_there = (f"{folder}/a", "no/b")
+        made = ", ".join(f'{{path = "{path}", size = "1MiB"}}' for path in paths_there)
+        disks = ", ".join(f'{{path = "{path}", format = "qcow2"}}' for path in paths_there)
+        text = f"image = [{made}]\ndisk = [{disks}]"
         with pytest.raises(LaunchError, match="no: No such file"):
             images.make(vm(text, hall), USER)
         assert list((hall / folder).iterdir()) == []
@@ -451,7 +457,7 @@ def test_a_link_of_the_administrators_to_where_an_image_is_to_be_is_followed(hal
     """With another user and without, as it ever was; what fails takes nothing but what it made."""
     for user in (None, USER):
         (hall / "x").symlink_to("images/real")
-        images.make(vm('image = [{path = "x", size = "1MiB"}]', hall), user)
+        images.make(vm(KEYS["image.path"], hall), user)
         assert (hall / "images" / "real").stat().st_uid == (0 if user is None else USER.uid)
         assert (hall / "x").is_symlink()
         (hall / "images" / "real").unlink()
@@ -479,7 +485,8 @@ def test_a_link_that_comes_and_goes_is_never_followed_as_root(hall: Path) -> Non
             (home / "new").replace(home / "x")
 
     text = (
-        'cloud_init = {seed = "x/s", user_data = "x/data"}\ndisk = [{path = "x/s"}]\n'
+        'cloud_init = {seed = "x/s", user_data = "x/data"}\n'
+        'disk = [{path = "x/s"}, {path = "x/i", format = "qcow2"}]\n'
         'tpm = {model = "crb", state = "x/tpm"}\nimage = [{path = "x/i", size = "1MiB"}]'
     )
     spec = vm(text, home)

@@ -193,6 +193,21 @@ DISAGREE = [
         'tuning.vcpus.priority: found 5, expected tuning.vcpus.scheduler = "fifo" or "rr"',
     ),
     (
+        'image = [{ path = "/a", size = "1MiB" }]',
+        "image[0].path: found '/a', which no disk is, expected the path of a disk",
+    ),
+    (
+        'image = [{ path = "/a", size = "1MiB" }]\ndisk = [{ path = "/a" }]',
+        'disk[0].format: found "raw", expected "qcow2", as [[image]] makes it',
+    ),
+    (
+        'cloud_init.seed = "/s"',
+        (
+            "cloud_init.seed: found '/s', which no disk is, "
+            "expected the path of a disk, with readonly = true"
+        ),
+    ),
+    (
         "tuning.total.period = 2000000",
         "tuning.total.period: found 2000000, expected a second at most: 1000000",
     ),
