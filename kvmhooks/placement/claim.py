@@ -19,7 +19,7 @@ from kvmhooks.machine.mdev import mdevs_of
 from kvmhooks.machine.sriov import pools_of, settings_of
 from kvmhooks.placement.model import Plan
 from kvmhooks.policy import SETTINGS, check, value_of
-from kvmhooks.spec.model import Net, Nvme, Pci
+from kvmhooks.spec.model import Net, Nvme, Pci, VmSpec
 from kvmhooks.spec.tuning import policy_of
 from kvmhooks.values import PciAddress
 
@@ -95,10 +95,19 @@ def asked_of(plan: Plan) -> dict[str, tuple[str, str]]:
     own = _own_settings(plan, is_libvirts=False)
     settings = check({name: each.value for name, each in plan.administered.items()} | own)
     return {
-        name: (settings[name], plan.spec.source if name in own else plan.administered[name].file)
+        name: (
+            settings[name],
+            _source(plan.spec, name) if name in own else plan.administered[name].file,
+        )
         for name in SETTINGS
         if name in settings and name not in _TOLD
     }
+
+
+def _source(spec: VmSpec, name: str) -> str:
+    """Return what says a setting of the VM's own: its profile, or its file."""
+    is_given = any(default.at == f"policy.{name}" for default in spec.applied)
+    return f"profile {spec.profile}" if is_given else spec.source
 
 
 def _own_settings(plan: Plan, *, is_libvirts: bool) -> dict[str, str]:
