@@ -163,12 +163,16 @@ def _claim(key: str, state: State, system: System, *, is_live: bool) -> dict[str
     from kvmhooks.isolate.vm.affinity import stale
 
     held = state.held[key]
+    files = dict(held.claim.origins)
     return {
         "name": held.claim.name,
         "uuid": held.claim.uuid,
         "driver": held.claim.driver,
         "state": held.state if is_live else ENDED,
         "exclusive": str(held.claim.exclusive),
+        "settings": {
+            name: {"value": value, "from": files.get(name)} for name, value in held.claim.settings
+        },
         "pid": held.holder.pid,
         "huge_pages": pages_of(key, state),
         "fallback": held.fallback,

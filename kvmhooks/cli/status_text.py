@@ -38,6 +38,7 @@ def told(document: dict[str, Any], found: Sequence[Comparison]) -> str:
         lines.append(_told_of(claim))
         if claim["stale"]:
             lines.append(f"  stale: {claim['stale']}: {_LEFT}")
+        lines += _told_of_settings(claim["settings"])
         lines += [f"  {warning}" for warning in claim["warnings"]]
     if document.get("owed"):
         lines.append(
@@ -125,6 +126,16 @@ def _told_of_group(group: dict[str, Any]) -> str:
     told += f" and {more} more" if more > 0 else ""
     why = "; it is another manager's, see host.raw_groups" if group["manager"] == "another" else ""
     return f"  group {group['group']} may run on {group['cpus']}: {told}{why}"
+
+
+def _told_of_settings(settings: dict[str, Any]) -> Iterator[str]:
+    """Yield one line of the settings that a file of the administrator's says, by the files."""
+    files: dict[str, list[str]] = {}
+    for name, setting in settings.items():
+        if setting["from"]:
+            files.setdefault(setting["from"], []).append(f"{name} {setting['value']}")
+    for file, names in sorted(files.items()):
+        yield f"  by {file}: {', '.join(names)}"
 
 
 def _told_of(claim: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
 from kvmhooks.isolate.claims.claim import Claim
@@ -19,9 +19,12 @@ from kvmhooks.machine.mdev import mdevs_of
 from kvmhooks.machine.sriov import pools_of, settings_of
 from kvmhooks.placement.model import Plan
 from kvmhooks.policy import SETTINGS, check, value_of
-from kvmhooks.spec.model import Net, Nvme, Pci
+from kvmhooks.spec.model import Net, Nvme, Pci, VmSpec
 from kvmhooks.spec.tuning import policy_of
 from kvmhooks.values import PciAddress
+
+_TOLD: Final = ("isolation.exclusive", "isolation.strict", "isolation.siblings")
+"""The settings that are told with the CPUs."""
 
 L3: Final = 3
 """The level of the caches that a VM may have parts of."""
@@ -35,8 +38,13 @@ def claim(plan: Plan, *, driver: str = "kvm-launch") -> Claim:
     groups for parts of caches.
     """
     is_libvirts = driver == LIBVIRT
-    settings = check({name: each.value for name, each in plan.administered.items()}
-                     | _own_settings(plan, is_libvirts=is_libvirts))  # fmt: skip
+    own = _own_settings(plan, is_libvirts=is_libvirts)
+    settings = check({name: each.value for name, each in plan.administered.items()} | own)
+    origins = {
+        name: plan.administered[name].file
+        for name in settings
+        if name in plan.administered and name not in own
+    }
     is_strict = settings.pop("isolation.strict", "no") == "yes"
     settings.pop("isolation.exclusive", None)
     is_managed = settings.get("devices.managed") == "yes"
@@ -54,6 +62,7 @@ def claim(plan: Plan, *, driver: str = "kvm-launch") -> Claim:
         exclusive=plan.exclusive,
         strict=is_strict,
         settings=kept,
+        origins=tuple(sorted(origins.items())),
         disks=_disks(plan) if any(name.startswith("storage.") for name in settings) else (),
         caches=_caches(plan) if is_libvirts else (),
         devices=tuple(map(str, _devices(plan))) if plan.exclusive or bound else (),
@@ -78,9 +87,27 @@ def metadata_settings(plan: Plan) -> dict[str, str]:
     return {name: own[name] for name in SETTINGS if name in own}
 
 
-def own_settings(plan: Plan) -> Mapping[str, str]:
-    """Return the settings that the VM itself says, whoever runs it."""
-    return _own_settings(plan, is_libvirts=False)
+def asked_of(plan: Plan) -> dict[str, tuple[str, str]]:
+    """Return what a VM asks of the host, whoever runs it: each setting with the file that says it.
+
+    Values that are so by default are left out, and what else the plan tells: its own CPUs.
+    """
+    own = _own_settings(plan, is_libvirts=False)
+    settings = check({name: each.value for name, each in plan.administered.items()} | own)
+    return {
+        name: (
+            settings[name],
+            _source(plan.spec, name) if name in own else plan.administered[name].file,
+        )
+        for name in SETTINGS
+        if name in settings and name not in _TOLD
+    }
+
+
+def _source(spec: VmSpec, name: str) -> str:
+    """Return what says a setting of the VM's own: its profile, or its file."""
+    is_given = any(default.at == f"policy.{name}" for default in spec.applied)
+    return f"profile {spec.profile}" if is_given else spec.source
 
 
 def _own_settings(plan: Plan, *, is_libvirts: bool) -> dict[str, str]:

@@ -8,6 +8,7 @@ import attrs
 
 from kvmhooks.machine.hardware import Hardware
 from kvmhooks.machine.target import version_text
+from kvmhooks.placement.claim import asked_of
 from kvmhooks.placement.model import Plan
 
 
@@ -17,6 +18,9 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "name": plan.name,
         "uuid": plan.uuid,
         "accel": plan.accel,
+        "settings": {
+            name: {"value": value, "from": file} for name, (value, file) in asked_of(plan).items()
+        },
         "cpu": {
             "model": plan.cpu.model,
             "vendor": plan.cpu.vendor,

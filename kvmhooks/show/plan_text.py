@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import attrs
 
+from kvmhooks.placement.claim import asked_of
 from kvmhooks.placement.model import Cell, Plan
 from kvmhooks.show.table import table
 from kvmhooks.values import ByteSize
@@ -25,9 +27,19 @@ def sentences(plan: Plan) -> list[str]:
     lines = [_cell(plan, cell) for cell in plan.cells]
     if plan.exclusive:
         lines.append(f"exclusive: CPUs {plan.exclusive}; the host keeps {plan.housekeeping}")
+    lines += [*_settings(plan)]
     lines += [f"why: {reason}" for reason in plan.why]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return lines
+
+
+def _settings(plan: Plan) -> Iterator[str]:
+    """Yield what it asks of the host, a line for each file that says so."""
+    files: dict[str, list[str]] = {}
+    for name, (value, file) in asked_of(plan).items():
+        files.setdefault(file, []).append(f"{name} {value}")
+    for file, settings in files.items():
+        yield f"asks by {file}: {', '.join(settings)}"
 
 
 def headline(plan: Plan) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import attrs
 from kvmhooks import files
 from kvmhooks.errors import Problem, SpecError
 from kvmhooks.spec.consistency import inconsistencies
-from kvmhooks.spec.enabling import unenabled
+from kvmhooks.spec.enabling import is_off, unenabled
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.spec.profiles import with_profile, without
 from kvmhooks.spec.structure import Unsuitable, structure
@@ -79,6 +80,12 @@ def _described(document: Mapping[str, Any], folder: Path, source: str) -> VmSpec
             structure(made, folder), source=source, applied=applied, left_out=left_out
         )
         idle = {problem.at: problem for problem in unenabled(spec, made)}
+        idle |= {
+            default.at: Problem(default.at, "nothing", key)
+            for default in applied
+            for key in default.beside
+            if is_off(attrgetter(key)(spec))
+        }
         given = [default for default in applied if default.at in idle]
         if not given:
             break

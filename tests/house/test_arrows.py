@@ -95,7 +95,8 @@ WINGS = {
         {"reasons"},
         {"refusal"},
         {"plan"},
-        {"claim", "contract", "own_place", "planned_usage", "slots", "replan"},
+        {"claim"},
+        {"contract", "own_place", "planned_usage", "slots", "replan"},
         {"together"},
     ),
     "qemu": (

@@ -21,6 +21,7 @@ from kvmhooks.spec.model import VmSpec
 from kvmhooks.spec.profiles import PROFILES
 from kvmhooks.spec.schema import schema
 from kvmhooks.spec.structure import structure
+from kvmhooks.spec.tuning import policy_of
 from tests.laws.test_every_key import KEYS, Place, schema_of, with_value
 
 FOLDER = Path("/vms")
@@ -192,7 +193,7 @@ def test_a_file_wins_over_its_profile_and_that_is_told() -> None:
     spec = parse_vm(f'profile = "realtime"\n{LEAST}cpu.placement = "shared"', folder=FOLDER)
     needs = 'it needs cpu.placement = "dedicated"'
     assert (spec.isolation.exclusive, spec.cpu.realtime, spec.cpu.smt) == (None, False, "share")
-    assert spec.left_out == (
+    assert spec.left_out[:3] == (
         f'profile realtime: cpu.smt is left out: {needs} or "mixed"',
         f'profile realtime: cpu.realtime is left out: {needs} or "mixed"',
         f"profile realtime: isolation.exclusive is left out: {needs}",
@@ -200,6 +201,25 @@ def test_a_file_wins_over_its_profile_and_that_is_told() -> None:
     assert not {"cpu.smt", "cpu.realtime", "isolation.exclusive"} & {
         default.at for default in spec.applied
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ('cpu.placement = "shared"', set()),
+        ("isolation.exclusive = false", set()),
+        ("cpu.realtime = false", {"memory.thp", "power.governor", "kernel.timer_migration"}),
+        ("", {"memory.thp", "power.governor", "kernel.timer_migration", "kernel.rt_runtime"}),
+    ],
+)
+def test_the_host_changes_for_the_sake_of_what_is_there(text: str, kept: set[str]) -> None:
+    """A default that a profile asks of the host goes with the key that it is for; that is told."""
+    spec = parse_vm(f'profile = "realtime"\n{LEAST}{text}', folder=FOLDER)
+    asked = {"memory.thp", "power.governor", "kernel.timer_migration", "kernel.rt_runtime"}
+    assert policy_of(spec).keys() & asked == kept
+    for name in asked - kept:
+        prefix = f"profile realtime: policy.{name} is left out: it needs "
+        assert any(sentence.startswith(prefix) for sentence in spec.left_out)
 
 
 def test_a_default_that_contradicts_the_file_is_told_with_its_profile() -> None:

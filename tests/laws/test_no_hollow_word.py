@@ -124,7 +124,8 @@ def others(hint: Any, value: Any) -> Iterator[Any]:  # noqa: C901, PLR0912 -- a 
         yield from map(PciAddress.parse, ("0000:b1:00.0", "0000:77:00.0"))
     elif hint in RANGES:
         least, most = RANGES[hint]
-        yield from {least, min(least + 1, most), min((value or 0) * 2 or least, most)} - {value}
+        number = value if isinstance(value, int) else 0  # or a word
+        yield from {least, min(least + 1, most), min(number * 2 or least, most)} - {value}
     elif name in TEXTS:
         yield TEXTS[name]
     else:

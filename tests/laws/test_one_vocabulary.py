@@ -25,8 +25,9 @@ from kvmhooks.isolate.system.system import System
 from kvmhooks.libvirt.edit.toml import to_toml
 from kvmhooks.libvirt.importing.importing import read_domain
 from kvmhooks.libvirt.xml import domain_xml
-from kvmhooks.placement import Plan, claim, plan
+from kvmhooks.placement import Plan, claim, plan, to_json
 from kvmhooks.policy import SETTINGS, from_toml
+from kvmhooks.show.plan_text import picture
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.consistency import inconsistencies
 from kvmhooks.spec.schema import schema
@@ -192,11 +193,35 @@ def test_the_administrator_is_asked_in_the_hooks_order() -> None:
     assert dict(claim(decided).settings) == {
         "memory.thp": "madvise", "memory.ksm": "1", "kernel.halt_poll": "1",
     }  # fmt: skip
-    assert {name: each.file for name, each in decided.administered.items()} == {
-        "memory.thp": "/etc/kvmhooks/vm.d/vm.toml",
-        "memory.ksm": "/etc/kvmhooks/vm.d/vm.toml",
-        "kernel.halt_poll": "/etc/kvmhooks/kvmhooks.toml",
+    own_file = "/etc/kvmhooks/vm.d/vm.toml"
+    assert to_json(decided)["settings"] == {
+        "memory.thp": {"value": "madvise", "from": "vm.toml"},
+        "memory.ksm": {"value": "1", "from": own_file},
+        "kernel.halt_poll": {"value": "1", "from": HOST},
     }
+    assert claim(decided).origins == (("kernel.halt_poll", HOST), ("memory.ksm", own_file))
+    assert [line for line in picture(decided).splitlines() if line.startswith("asks")] == [
+        "asks by vm.toml: memory.thp madvise",
+        f"asks by {own_file}: memory.ksm 1",
+        f"asks by {HOST}: kernel.halt_poll 1",
+    ]
+
+
+def test_what_decides_the_place_is_said_of_the_administrators_file() -> None:
+    """CPUs of a VM's own, and siblings that stay idle, are planned as if its file said so."""
+    document = {
+        "name": NAME, "cpu": {"vcpus": 2, "placement": "dedicated"}, "memory": {"size": "1GiB"},
+    }  # fmt: skip
+    defaults = {"isolation": {"exclusive": True, "siblings": "idle"}}
+    with host_with(defaults, {"isolation": {"strict": True}}) as (_, inventory):
+        decided = plan(structure(document, Path("/vms")), inventory)
+    assert (len(decided.exclusive), decided.spec.cpu.smt) == (2, "isolate")
+    assert claim(decided).strict
+    assert decided.why[:3] == (
+        f"isolation.exclusive is yes: {HOST} says so",
+        "isolation.strict is yes: /etc/kvmhooks/vm.d/vm.toml says so",
+        f"isolation.siblings is idle: {HOST} says so",
+    )
 
 
 REFUSED = [

@@ -42,6 +42,7 @@ class Claim:
         "driver",
         "exclusive",
         "name",
+        "origins",
         "settings",
         "strict",
         "uuid",
@@ -57,6 +58,9 @@ class Claim:
     """The VM must not start when any part of the claim cannot be met."""
     settings: tuple[tuple[str, str], ...]
     """(name, value), in order: those unlike the defaults of ``kvmhooks.policy``."""
+    origins: tuple[tuple[str, str], ...]
+    """(name, file) of the settings that the administrator's files say, in order; all others are the
+    VM's own."""
     disks: tuple[str, ...]
     """The block devices that ``storage`` settings are for; empty without such settings."""
     caches: tuple[tuple[int, str, int, int], ...]
@@ -80,6 +84,7 @@ class Claim:
         caches: tuple[tuple[int, str, int, int], ...] = (),
         devices: tuple[str, ...] = (),
         demands: Iterable[Demand] = (),
+        origins: tuple[tuple[str, str], ...] = (),
     ) -> None:
         """Take the fields. Raises ``IsolationError`` for a UUID that is none."""
         groups = uuid.split("-")
@@ -92,6 +97,7 @@ class Claim:
         self.exclusive = exclusive
         self.strict = strict
         self.settings = settings
+        self.origins = origins
         self.disks = disks
         self.caches = caches
         self.devices = devices
@@ -127,6 +133,9 @@ class Claim:
                 exclusive=CpuSet.parse(_one_of(document, "exclusive", str)),
                 strict=_one_of(document, "strict", bool),
                 settings=tuple(sorted((str(k), str(v)) for k, v in document["settings"].items())),
+                origins=tuple(
+                    sorted((str(k), str(v)) for k, v in document.get("origins", {}).items())
+                ),
                 disks=tuple(str(disk) for disk in _one_of(document, "disks", list)),
                 caches=tuple(
                     (whole(level), str(kind), whole(cache), whole(kib))
@@ -213,7 +222,7 @@ class Claim:
             driver=self.driver, uuid=uuid, name=self.name, exclusive=exclusive,
             strict=self.strict, settings=self.settings, disks=self.disks, caches=self.caches,
             demands=[demand for several in self.demands.values() for demand in several],
-            devices=self.devices if devices is None else devices,
+            devices=self.devices if devices is None else devices, origins=self.origins,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
@@ -233,6 +242,7 @@ class Claim:
                 kind: [demand.to_json() for demand in several]
                 for kind, several in self.demands.items()
             },
+            **({"origins": dict(self.origins)} if self.origins else {}),
         }
 
     def __eq__(self, other: object) -> bool:

@@ -50,9 +50,10 @@ def read_claim(
     if policy is None and not has_files:
         return None
     name = _name_of(domain)
-    settings = _settled(policy, name, system)
-    if settings is None:
+    settled = _settled(policy, name, system)
+    if settled is None:
         return None
+    settings, origins = settled
     is_exclusive = settings.pop("isolation.exclusive", "no") == "yes"
     is_strict = settings.pop("isolation.strict", "no") == "yes"
     if "threads.vcpus" in settings and not is_exclusive:
@@ -73,6 +74,7 @@ def read_claim(
             exclusive=_exclusive_of(domain, name) if is_exclusive else CpuSet(),
             strict=is_strict,
             settings=kept,
+            origins=origins,
             disks=_disks_of(domain) if has_storage else (),
             caches=_caches_of(domain),
             devices=_devices_of(domain) if is_exclusive or bound else (),
@@ -169,16 +171,24 @@ def _policy_of(domain: Element) -> dict[str, str] | None:
 
 def _settled(
     policy: Mapping[str, str] | None, name: str, system: System | None
-) -> dict[str, str] | None:
-    """Return a VM's settings: its metadata, its file, then the host's; None if it is not ours."""
+) -> tuple[dict[str, str], tuple[tuple[str, str], ...]] | None:
+    """Return a VM's settings: its metadata, its file, then the host's; None if it is not ours.
+
+    With them the files of those that are not its metadata's.
+    """
     metadata = dict(policy or {})
     checked = check(metadata)
     if system is None:
-        return checked
+        return checked, ()
     own = administrator.policy_of(system, name)
     if policy is None and own is None:
         return None
-    return check(administrator.defaults(system) | (own or {}) | metadata)
+    defaults = administrator.defaults(system)
+    checked = check(defaults | (own or {}) | metadata)
+    files = dict.fromkeys(defaults, f"/{administrator.HOST}")
+    files |= dict.fromkeys(own or (), f"/{administrator.file_of(name)}")
+    origins = {each: files[each] for each in checked if each in files and each not in metadata}
+    return checked, tuple(sorted(origins.items()))
 
 
 def _name_of(domain: Element) -> str:

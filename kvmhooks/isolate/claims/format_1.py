@@ -38,6 +38,7 @@ def upgraded(document: dict[str, Any]) -> dict[str, Any]:
 def downgraded(document: dict[str, Any]) -> dict[str, Any]:
     """Return a claim of format 2 in format 1. Raises ``ValueError`` and its kin."""
     kept = {**document}
+    kept.pop("origins", None)
     demands = {
         kind: tuple(map(KINDS[kind].demand.from_json, several))
         for kind, several in kept.pop("resources").items()

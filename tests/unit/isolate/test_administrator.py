@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 
+from kvmhooks.cli import status
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.claims import administrator
 from kvmhooks.isolate.claims.domain_xml import read_claim
@@ -61,6 +63,31 @@ def test_the_nearest_has_the_say(root: Path) -> None:
     claim = read_claim(vm('<kvmhooks:isolation irqs="yes"/>').xml, system=system)
     assert claim is not None
     assert "isolation.irqs" not in dict(claim.settings)
+
+
+def test_status_tells_which_file_says_a_setting(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each that is not the VM's own has its file, in the record and for a person."""
+    write(root, '[memory]\nksm = 0\nthp = "never"\nstat_interval = 9')
+    write(root, '[memory]\nthp = "always"', "vm.d/web")
+    for path in ("sys/kernel/mm/ksm/run", "proc/sys/vm/stat_interval"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text("1\n")
+    guest = vm(ISOLATION + '<kvmhooks:memory stat_interval="7"/>')
+    for operation in ("prepare", "start"):
+        assert run(root, guest, operation) == 0
+    host, own = "/etc/kvmhooks/kvmhooks.toml", "/etc/kvmhooks/vm.d/web.toml"
+    status.main("status", ["--root", str(root), "--json"])
+    (claim,) = json.loads(capsys.readouterr().out)["claims"]
+    assert claim["settings"] == {
+        "memory.ksm": {"value": "0", "from": host},
+        "memory.stat_interval": {"value": "7", "from": None},
+        "memory.thp": {"value": "always", "from": own},
+    }
+    status.main("status", ["--root", str(root)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == [f"  by {host}: memory.ksm 0", f"  by {own}: memory.thp always"]
 
 
 def test_a_file_makes_a_vm_without_metadata_one_of_ours(root: Path) -> None:

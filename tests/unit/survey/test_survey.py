@@ -337,6 +337,23 @@ def test_the_administrators_housekeeping_is_the_plans(tmp_path: Path) -> None:
     assert decided.dedicated_cpus == CpuSet.parse("0-4")
 
 
+def test_the_administrators_settings_are_the_plans(tmp_path: Path) -> None:
+    """Those of every VM, and those of the VM that is asked about."""
+    root = write_host(tmp_path, cores=8)
+    folder = root / "etc/kvmhooks"
+    (folder / "vm.d").mkdir(parents=True)
+    (folder / "kvmhooks.toml").write_text("[memory]\nksm = 0\n")
+    (folder / "vm.d/vm.toml").write_text("[kernel]\nhalt_poll = 9\n")
+    (folder / "vm.d/other.toml").write_text("[kernel]\nhalt_poll = 8\n")
+    inventory = take(sources(root), spec(DEDICATED))
+    assert inventory.settings_for("vm") == (
+        ("/etc/kvmhooks/kvmhooks.toml", {"memory.ksm": "0"}),
+        ("/etc/kvmhooks/vm.d/vm.toml", {"kernel.halt_poll": "9"}),
+    )
+    decided = plan(spec(DEDICATED), inventory)
+    assert dict(claim(decided).settings) == {"memory.ksm": "0", "kernel.halt_poll": "9"}
+
+
 def test_a_mistake_in_the_administrators_file_is_one_error(tmp_path: Path) -> None:
     """It is that of a start, with its place."""
     root = write_host(tmp_path, cores=8)
