@@ -74,7 +74,7 @@ def read_claim(
             strict=is_strict,
             settings=kept,
             disks=_disks_of(domain) if has_storage else (),
-            caches=_caches_of(domain),
+            caches=caches_of(domain),
             devices=_devices_of(domain) if is_exclusive or bound else (),
             demands=[*demands, *(hugepage_demand.of_domain(domain) if has_pages else ())],
         )
@@ -121,6 +121,14 @@ def devices_in(status: bytes) -> tuple[str, ...]:
     if found is None:
         raise IsolationError("found no <domain>, expected libvirt's record of a running VM")
     return _devices_of(found)
+
+
+def settings_of(domain: Element, system: System) -> dict[str, str]:
+    """Return the settings of a domain of ours, as its start has them; none of any other's.
+
+    Raises ``IsolationError``.
+    """
+    return _settled(_policy_of(domain), _name_of(domain), system) or {}
 
 
 def is_placed(data: bytes) -> bool:
@@ -324,7 +332,7 @@ def _devices_of(
     return tuple(dict.fromkeys(found))
 
 
-def _caches_of(domain: Element) -> tuple[tuple[int, str, int, int], ...]:
+def caches_of(domain: Element) -> tuple[tuple[int, str, int, int], ...]:
     """Return the parts of caches that libvirt gives it (``<cachetune>``), in order."""
     return tuple(
         (

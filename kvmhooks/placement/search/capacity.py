@@ -155,17 +155,7 @@ def measure(
     online = host.online
     if not online:
         raise PlanError("host", "no online CPU", "a host, or a captured tree of one")
-    held = union(
-        cpus
-        for holding in holdings
-        for cpus in (holding.exclusive, holding.dedicated, holding.idle)
-    )
-    held |= union(
-        host.core_of(cpu)
-        for holding in holdings
-        if holding.keeps_siblings
-        for cpu in holding.exclusive & online
-    )
+    held = union(holding.alone(host) for holding in holdings)
     if housekeeping is None:
         housekeeping = choose_housekeeping(host, held)
     elif not housekeeping <= online:

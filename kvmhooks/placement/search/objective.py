@@ -7,7 +7,7 @@ one L3. *Node*: a NUMA node; a host without nodes is one node without a number.
 guest's threads in a core.
 
 - ``held``: all that holdings of other VMs have in ``exclusive``, ``dedicated`` and ``idle``, and
-  of one that ``keeps_siblings`` the cores of ``exclusive``.
+  of one that ``keeps_siblings`` the cores of the first two.
 - ``free`` = online - held - housekeeping. A core is *whole* when all its CPUs are free.
 - ``eligible`` = those of free that are of ``cpu.kind`` (all, where the host has no kinds) and, with
   ``isolation.cache_ways``, whose L3 has that many free ways in a row.
