@@ -91,6 +91,11 @@ class NodeCapacity:
     def __str__(self) -> str:
         return "the host" if self.node is None else f"node {self.node}"
 
+    @property
+    def ordinary_mib(self) -> int | None:
+        """Room for ordinary memory, in MiB; None: not known."""
+        return None if self.memory_kib is None else self.memory_kib >> 10
+
     def room(self, page_kib: int, *, allocate: bool) -> int | None:
         """Return how many pages of a size it has room for."""
         if page_kib not in self.pages:
