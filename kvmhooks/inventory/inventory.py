@@ -56,9 +56,7 @@ class Inventory:
 
     def kept_beside(self, others: Iterable[Holding]) -> CpuSet | None:
         """Return those of them that none of some other VMs has for itself; None without any."""
-        taken = union(
-            cpus for held in others for cpus in (held.exclusive, held.dedicated, held.idle)
-        )
+        taken = union(held.alone(self.host) for held in others)
         return ((self.housekeeping or CpuSet()) - taken) or None
 
     def settings_for(self, name: str) -> tuple[tuple[str, Mapping[str, str]], ...]:

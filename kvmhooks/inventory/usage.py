@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attrs import evolve, frozen
 
@@ -15,7 +15,10 @@ from kvmhooks.isolate.claims.hugepage_demand import ANY_NODE
 from kvmhooks.isolate.kinds.bound_functions import FunctionDemand
 from kvmhooks.isolate.kinds.hugepage_pools import HugePageDemand
 from kvmhooks.isolate.kinds.mdevs import MdevDemand
-from kvmhooks.values import CpuSet, PciAddress
+from kvmhooks.values import CpuSet, PciAddress, union
+
+if TYPE_CHECKING:
+    from kvmhooks.host.model import Host
 
 Item = TypeVar("Item")
 
@@ -57,7 +60,7 @@ class Holding:
     idle: CpuSet = CpuSet()
     """Siblings of its CPUs that nobody may use (``smt = "isolate"``)."""
     keeps_siblings: bool = False
-    """All siblings of its exclusive CPUs are such, though ``idle`` does not tell them."""
+    """All siblings of its CPUs are such, though ``idle`` does not tell them."""
     floating: tuple[tuple[CpuSet, int], ...] = ()
     """(CPUs, vCPUs): so many vCPUs float over these CPUs. They give way to dedicated ones."""
     memory: tuple[tuple[int, int], ...] = ()
@@ -77,6 +80,12 @@ class Holding:
     """The kind of key that its encrypted memory has, one of ``KEYS``; empty if it is plain."""
     has_key: bool = False
     """It has the key already, so that the kernel counts it as used."""
+
+    def alone(self, host: Host) -> CpuSet:
+        """Return the CPUs of a host on which no other VM's vCPU may run."""
+        own = self.exclusive | self.dedicated
+        kept = own & host.online if self.keeps_siblings else CpuSet()
+        return union((own, self.idle, *map(host.core_of, kept)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the holding as JSON types, with the format's version."""
@@ -124,6 +133,7 @@ def _both(known: Holding, more: Holding) -> Holding:
     shared = known.exclusive | known.dedicated
     return evolve(
         known,
+        keeps_siblings=known.keeps_siblings or more.keeps_siblings,
         dedicated=known.dedicated | ((more.dedicated | more.exclusive) - known.exclusive),
         idle=known.idle | (more.idle - shared),
         floating=known.floating or more.floating,
@@ -183,20 +193,24 @@ def of_pins(
 def from_json(document: object) -> Holding:
     """Read back what ``Holding.to_json`` wrote, or a claim's JSON.
 
-    A claim says nothing of ordinary memory and cache ways but in what ``kvmhooks claim`` prints
-    beside it. Raises ``PlanError`` for anything else, ``IsolationError`` for a wrong claim.
+    A claim says only what the host is changed for; all that a VM holds besides stands in what
+    ``kvmhooks claim`` prints beside it. Raises ``PlanError`` for anything else,
+    ``IsolationError`` for a wrong claim.
     """
     if not isinstance(document, dict):
         raise PlanError("claims", type(document).__name__, "an object for each VM")
     try:
         if "settings" in document:
-            held = of_claim(Claim.from_file(document))
-            return evolve(held, **_amounts(document, is_whole=False))
+            return _with_more(of_claim(Claim.from_file(document)), document)
         if document.get("format") != FORMAT:
             raise PlanError("claims", f"format {document.get('format')!r}", f"format {FORMAT}")
         identity = str(document["uuid"])
         if str(uuid.UUID(identity)) != identity:
             raise PlanError("claims: uuid", repr(identity)[:60], "a lower-case UUID")
+        known: dict[str, Any] = {
+            key: _rows(document.get(key, ()), READERS[key]) for key in ADDED_LATER
+        }
+        known |= {key: _rows(document[key], READERS[key]) for key in READERS.keys() - ADDED_LATER}
         return Holding(
             name=str(document["name"]),
             uuid=identity,
@@ -204,52 +218,54 @@ def from_json(document: object) -> Holding:
             dedicated=CpuSet.parse(document["dedicated"]),
             idle=CpuSet.parse(document["idle"]),
             keeps_siblings=document["keeps_siblings"] is True,
-            floating=tuple(
-                (CpuSet.parse(share["cpus"]), _count(share["vcpus"]))
-                for share in document["floating"]
-            ),
-            hugepages=tuple(
-                (_node(pages["node"]), _count(pages["size_kib"], 1), _count(pages["count"]))
-                for pages in document["hugepages"]
-            ),
-            pci=tuple(PciAddress.parse(address) for address in document["pci"]),
-            mdevs=tuple(str(mdev) for mdev in document.get("mdevs", ())),
-            **_amounts(document, is_whole=True),
+            hugepages=_rows(document["hugepages"], _pages),
+            key=_key(document.get("key", "")),
+            has_key=document.get("has_key") is True,
+            **known,
         )
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise PlanError("claims", f"{type(error).__name__}: {error}", "a holding") from error
 
 
-def _amounts(document: dict[str, Any], *, is_whole: bool) -> dict[str, Any]:
-    """Return what a document says of memory, cache ways, bandwidth and the key.
-
-    The first two have to be there where it ``is_whole``. Raises ``LookupError``, ``TypeError`` or
-    ``ValueError``.
-    """
-
-    def rows(key: str, row: Callable[[Any], Item], *, is_needed: bool) -> tuple[Item, ...]:
-        items = document[key] if is_needed else document.get(key, ())
-        return tuple(row(item) for item in items)
-
-    return {
-        "memory": rows(
-            "memory",
-            lambda share: (_node(share["node"]), _count(share["kib"])),
-            is_needed=is_whole,
-        ),
-        "ways": rows(
-            "ways",
-            lambda ways: (_count(ways["cache"]), _count(int(ways["mask"], 16))),
-            is_needed=is_whole,
-        ),
-        "bandwidth": rows(
-            "bandwidth",
-            lambda share: (_count(share["cache"]), _count(share["percent"])),
-            is_needed=False,
-        ),
-        "key": _key(document.get("key", "")),
-        "has_key": document.get("has_key") is True,
+def _with_more(claimed: Holding, document: dict[str, Any]) -> Holding:
+    """Return what a claim holds, with what its document says besides. Raises as ``_rows``."""
+    told: dict[str, Any] = {
+        key: _rows(document.get(key, ()), read) for key, read in READERS.items()
     }
+    for key in ("pci", "mdevs"):
+        told[key] = tuple(dict.fromkeys((*getattr(claimed, key), *told[key])))
+    return evolve(
+        claimed,
+        dedicated=CpuSet.parse(document.get("dedicated", "")) - claimed.exclusive,
+        idle=CpuSet.parse(document.get("idle", "")),
+        keeps_siblings=claimed.keeps_siblings or document.get("keeps_siblings") is True,
+        key=_key(document.get("key", "")),
+        has_key=document.get("has_key") is True,
+        **told,
+    )
+
+
+def _rows(items: Any, row: Callable[[Any], Item]) -> tuple[Item, ...]:
+    """Return a value of each item. Raises ``LookupError``, ``TypeError`` or ``ValueError``."""
+    return tuple(row(item) for item in items)
+
+
+def _pages(pages: Any) -> tuple[int, int, int]:
+    return _node(pages["node"]), _count(pages["size_kib"], 1), _count(pages["count"])
+
+
+READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "floating": lambda share: (CpuSet.parse(share["cpus"]), _count(share["vcpus"])),
+    "memory": lambda share: (_node(share["node"]), _count(share["kib"])),
+    "ways": lambda ways: (_count(ways["cache"]), _count(int(ways["mask"], 16))),
+    "bandwidth": lambda share: (_count(share["cache"]), _count(share["percent"])),
+    "pci": PciAddress.parse,
+    "mdevs": str,
+}
+"""The reader of an item of each list that a holding has and a claim may have beside it."""
+
+ADDED_LATER: Final = frozenset({"bandwidth", "mdevs"})
+"""The lists that a holding of the first version has not."""
 
 
 def _key(value: object) -> str:

@@ -242,21 +242,30 @@ def _is_allowed(current: Plan, capacity: Capacity) -> bool:
 def _has_room(current: Plan, capacity: Capacity) -> bool:
     """Return whether each node has room for the memory of the cells there."""
     page_kib = current.cells[0].page_kib
-    unit = page_kib if page_kib > ORDINARY_PAGE_KIB else MIB
     asked: Counter[int | None] = Counter()
+    more: Counter[int | None] = Counter()
     for cell in current.cells:
-        asked[cell.node] += cell.memory_kib // unit
+        asked[cell.node] += cell.memory_kib
+    for at, kib in current.spec.memory.added_kib().items():
+        more[current.cells[min(at, len(current.cells) - 1)].node] += kib
+    if page_kib == ORDINARY_PAGE_KIB:
+        asked, more = asked + more, Counter()
     there = {node.node: node for node in capacity.numa_nodes}
     return all(
-        (room := _room(there[node], page_kib, current)) is None or units <= room
-        for node, units in asked.items()
+        room is None or kib <= room * unit
+        for wanted, size_kib, unit in (
+            (asked, page_kib, max(page_kib, MIB)),
+            (more, ORDINARY_PAGE_KIB, MIB),
+        )
+        for node, kib in wanted.items()
+        for room in [_room(there[node], size_kib, current)]
     )
 
 
 def _room(node: NodeCapacity, page_kib: int, current: Plan) -> int | None:
     if page_kib > ORDINARY_PAGE_KIB:
         return node.room(page_kib, allocate=current.spec.memory.allocate)
-    return None if node.memory_kib is None else node.memory_kib // MIB
+    return node.ordinary_mib
 
 
 def _is_roomy(current: Plan, crowding: int) -> bool:

@@ -327,7 +327,7 @@ def terms_of(
         usable &= cpus_with(ways, spec.isolation.cache_ways, host)
     if spec.isolation.memory_bandwidth is not None:
         usable &= cpus_with_bandwidth(host, capacity.holdings, spec.isolation.memory_bandwidth)
-    made = tuple(requests(spec, capacity.threads))
+    made = tuple(requests(spec, capacity.threads, len(capacity.numa_nodes)))
     now = CpuSet()
     if present is not None:
         now = union(present.vcpus.get(vcpu, CpuSet()) for vcpu in made[0].dedicated)

@@ -14,12 +14,14 @@ def of_plan(plan: Plan, *, is_mapped: bool = False) -> Holding:
     """Return what a VM holds that was started, or will be, as planned."""
     pages: Counter[tuple[int, int]] = Counter()
     memory: Counter[int] = Counter()
+    added = plan.spec.memory.added_kib()
     for cell in plan.cells:
         node = ANY_NODE if cell.node is None else cell.node
         if cell.is_huge:
             pages[node, cell.page_kib] += cell.pages
         else:
             memory[node] += cell.memory_kib
+        memory[node] += added.get(cell.id, 0)
     floats = Counter(pin.cpus for pin in plan.vcpus if pin.vcpu not in plan.dedicated)
     security = plan.hardware.security
     key = "" if security is None else KEYS[security.type]
@@ -31,7 +33,7 @@ def of_plan(plan: Plan, *, is_mapped: bool = False) -> Holding:
         dedicated=plan.dedicated_cpus - plan.exclusive,
         idle=plan.idle,
         floating=tuple(sorted(floats.items(), key=lambda item: item[0].first())),
-        memory=tuple(sorted(memory.items())),
+        memory=tuple(sorted((node, kib) for node, kib in memory.items() if kib)),
         hugepages=() if is_mapped else promised,
         ways=tuple((share.cache, share.mask) for share in plan.caches if share.type != "data"),
         bandwidth=plan.bandwidth,

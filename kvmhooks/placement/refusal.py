@@ -8,12 +8,14 @@ from math import ceil, floor
 from attrs import evolve
 
 from kvmhooks.errors import PlanError
+from kvmhooks.placement.model import ORDINARY_PAGE_KIB
 from kvmhooks.placement.reasons import named
 from kvmhooks.placement.request import CellAsk, Request
 from kvmhooks.placement.search.capacity import Capacity, NodeCapacity
 from kvmhooks.placement.search.choose import Choice, Terms
 from kvmhooks.placement.search.node_costs import NodeCosts
 from kvmhooks.placement.search.packing import Packer, Rules
+from kvmhooks.spec.memory import Memory
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import ByteSize
 from kvmhooks.wording import counted
@@ -47,7 +49,12 @@ def explain(spec: VmSpec, capacity: Capacity, terms: Terms, *, relaxed: Relaxed)
             "VM's own",
             "CPUs to share with the host: for shared vCPUs, or for QEMU's other threads",
         )
-    request = terms.requests[-1]
+    last = terms.requests[-1]
+    request = next(  # with as few cells as can be
+        each
+        for each in terms.requests
+        if (each.threads, each.page_kib) == (last.threads, last.page_kib)
+    )
     node_costs = NodeCosts(
         capacity=capacity,
         request=request,
@@ -180,10 +187,35 @@ def _too_full_pool(node_costs: NodeCosts) -> Iterator[tuple[str, str, str]]:
 
 def _too_little_memory(node_costs: NodeCosts) -> Iterator[tuple[str, str, str]]:
     request = node_costs.request
-    rooms = [node_costs.room(node) for node in _numa_nodes(node_costs)]
-    if None in rooms or request.units <= sum(room or 0 for room in rooms):
-        return
-    yield _memory_binds(node_costs, "")
+    numa_nodes = _numa_nodes(node_costs)
+    added = sum(cell.added for cell in request.cells)
+    for is_added, wanted, rooms in (
+        (False, _units_of(request, request.units, added), [*map(node_costs.room, numa_nodes)]),
+        (True, added, [node.ordinary_mib for node in numa_nodes]),
+    ):
+        if None not in rooms and wanted > sum(room or 0 for room in rooms):
+            yield (_added_binds if is_added else _memory_binds)(node_costs, "")
+
+
+def _units_of(request: Request, units: int, added: int) -> int:
+    """Return the units of a cell or of all, with the MiB that are added if its pages are such."""
+    return units + added if request.page_kib == ORDINARY_PAGE_KIB else units
+
+
+def _added_binds(node_costs: NodeCosts, each: str) -> tuple[str, str, str]:
+    """Say that DIMMs and virtio-mem find no ordinary memory beside the guest's huge pages."""
+    memory = node_costs.request.spec.memory
+    have = _each(
+        node_costs,
+        lambda node: f"{node.ordinary_mib}MiB of ordinary memory",
+        with_cpus=False,
+    )
+    found = f"{_added(memory)} that are added{each}"
+    return "memory.dimm" if memory.dimm else "memory.virtio", found, f"no more than: {have}"
+
+
+def _added(memory: Memory) -> str:
+    return str(ByteSize.kib(sum(memory.added_kib().values())))
 
 
 def _memory_binds(node_costs: NodeCosts, each: str) -> tuple[str, str, str]:
@@ -194,7 +226,9 @@ def _memory_binds(node_costs: NodeCosts, each: str) -> tuple[str, str, str]:
         could = " or could be allocated" if request.spec.memory.allocate else ""
         found = f"{request.units} pages of {size}{each}"
         return "memory.hugepages", found, f"no more than are free{could}: {have}"
-    return "memory.size", f"{request.spec.memory.size}{each}", f"no more than there is: {have}"
+    memory = request.spec.memory
+    more = f" and {_added(memory)} that are added (dimm, virtio)" if memory.added_kib() else ""
+    return "memory.size", f"{memory.size}{more}{each}", f"no more than there is: {have}"
 
 
 def _no_node_for_a_cell(node_costs: NodeCosts) -> Iterator[tuple[str, str, str]]:
@@ -228,9 +262,15 @@ def _cell_binds(node_costs: NodeCosts, index: int, cell: CellAsk) -> tuple[str, 
         needs = f"needs {_plural(cell.cores, request)} on {where}"
         return at, f"cell {index}, which {needs}", f"a node with as many: {_free(node_costs)}"
     rooms = [node_costs.room(node) for node in numa_nodes]
-    if all(room is not None and room < cell.room for room in rooms):
-        share = ByteSize.kib(cell.units * request.unit_kib)
+    wanted = _units_of(request, cell.room, cell.added)
+    if all(room is not None and room < wanted for room in rooms):
+        units = _units_of(request, cell.units, cell.added)
+        share = ByteSize.kib(units * request.unit_kib)
         return _memory_binds(node_costs, f", of which cell {index} needs {share} on {where}")
+    ordinary = [node.ordinary_mib for node in numa_nodes]
+    if cell.added and all(room is not None and room < cell.added for room in ordinary):
+        share = ByteSize.kib(cell.added * 1024)
+        return _added_binds(node_costs, f", of which cell {index} needs {share} on {where}")
     return (
         at,
         f"cell {index}: {_needs_of(cell, request)} on {where}",
@@ -245,6 +285,8 @@ def _needs_of(cell: CellAsk, request: Request) -> str:
     if cell.floating:
         words.append(f"a pool for {counted(cell.floating, 'vCPU')}")
     words.append(str(ByteSize.kib(cell.units * request.unit_kib)))
+    if cell.added:
+        words.append(f"{ByteSize.kib(cell.added * 1024)} that are added")
     return " and ".join(words)
 
 
@@ -302,6 +344,11 @@ def _weaker(spec: VmSpec) -> Iterator[tuple[str, VmSpec]]:
         ),
         (cpu.kind is not None, "leaving out cpu.kind", {"cpu": evolve(cpu, kind=None)}),
         (cpu.ratio is not None, "leaving out cpu.ratio", {"cpu": evolve(cpu, ratio=None)}),
+        (
+            bool(memory.added_kib()),
+            "leaving out memory.dimm and memory.virtio",
+            {"memory": evolve(memory, dimm=(), virtio=())},
+        ),
         (
             memory.nodes is not None,
             "leaving out memory.nodes",

@@ -36,6 +36,8 @@ class CellAsk:
     room: int
     """The units that there must be room for: those, but for shares that were rounded."""
     node: int | None = None
+    added: int = 0
+    """MiB of ordinary memory that is added to it (DIMMs, virtio-mem), whatever its pages are."""
 
     def with_other(self, other: CellAsk) -> CellAsk:
         """Return both, on one node."""
@@ -46,6 +48,7 @@ class CellAsk:
             self.units + other.units,
             self.room + other.room,
             self.node if other.node is None else other.node,
+            self.added + other.added,
         )
 
     def contradicts(self, other: CellAsk) -> bool:
@@ -105,8 +108,11 @@ class Request:
         own = vcpus & self.dedicated
         return CellAsk(vcpus, len(own) // self.threads, len(vcpus) - len(own), units, units, node)
 
-    def with_given_cells(self) -> Request | None:
-        """Return the same with the cells that the spec gives; None if its pages cannot."""
+    def with_given_cells(self, asked: int | None = None) -> Request | None:
+        """Return the same with the cells that the spec gives, else so many alike if ``asked``.
+
+        None if its pages or its guest cores cannot.
+        """
         memory, vcpus = self.spec.memory, self.spec.cpu.vcpus
         if memory.cell:
             sizes = [cell.size // 1024 for cell in memory.cell]
@@ -119,10 +125,10 @@ class Request:
             return self._with(cells)
         if self.spec.memory.size // 1024 % self.unit_kib:
             return None
-        count = memory.cells or (1 if self.spec.cpu.placement == "mixed" else None)
+        count = asked or memory.cells or (1 if self.spec.cpu.placement == "mixed" else None)
         if count is None:
             return self
-        if self.units % count:
+        if self.units % count or self.guest_cores % count:
             return None
         share = vcpus // count
         return self._with(
@@ -133,6 +139,10 @@ class Request:
         )
 
     def _with(self, cells: tuple[CellAsk, ...]) -> Request:
+        more = self.spec.memory.added_kib()
+        cells = tuple(
+            evolve(cell, added=-(-more.get(at, 0) // MIB)) for at, cell in enumerate(cells)
+        )
         return Request(
             spec=self.spec,
             threads=self.threads,
@@ -149,24 +159,43 @@ def dedicated_of(spec: VmSpec) -> CpuSet:
     return spec.cpu.dedicated or CpuSet()
 
 
-def requests(spec: VmSpec, host_threads: int) -> list[Request]:
+def requests(spec: VmSpec, host_threads: int, nodes: int = 1) -> list[Request]:
     """Return every way to read a spec: each number of threads and page size that is left open.
 
-    Raises ``PlanError`` when its own numbers do not come out even.
+    On a host of so many ``nodes`` a VM to which memory is added may have as many cells, too. Raises
+    ``PlanError`` when its own numbers do not come out even.
     """
+    counts = cell_counts(spec, nodes)
     made = [
         request
         for threads in thread_counts(spec, host_threads)
         for rank, page_kib in page_sizes(spec)
+        for count in counts
         if (
             request := Request(
                 spec=spec, threads=threads, page_kib=page_kib, page_rank=rank, cells=()
-            ).with_given_cells()
+            ).with_given_cells(count)
         )
         is not None
     ]
-    assert made  # ordinary pages divide whatever the spec's own checks let pass
+    if not made:  # else ordinary pages divide whatever the spec's own checks let pass
+        expected = "memory.cells, or memory.cell: the cells of the guest, one by one"
+        raise PlanError("memory", f"cells up to {max(spec.memory.added_kib())}", expected)
     return made
+
+
+def cell_counts(spec: VmSpec, nodes: int) -> Sequence[int | None]:
+    """Return how many cells a VM may have to which memory is added; None leaves that open.
+
+    Its DIMMs name their cells, so without a word of them it has as many as they need, or more: at
+    most one for each node.
+    """
+    memory = spec.memory
+    added = memory.added_kib()
+    if not added or memory.cell or memory.cells is not None or spec.cpu.placement == "mixed":
+        return (None,)
+    least = 1 + max(added)
+    return range(least, max(least, nodes) + 1)
 
 
 def page_sizes(spec: VmSpec) -> list[tuple[int, int]]:

@@ -99,8 +99,7 @@ def _given(host: Host, plans: Sequence[Plan], others: Iterable[Holding]) -> dict
     for kind, vms in (("a+", helping), ("a~", floating)):
         given |= {cpu: _Given(kind, tuple(those)) for cpu, those in vms.items()}
     _give(given, "x", union(plan.idle for plan in plans))
-    held = (cpus for other in others for cpus in (other.exclusive, other.dedicated, other.idle))
-    _give(given, "#", union(held))
+    _give(given, "#", union(other.alone(host) for other in others))
     for at, plan in enumerate(plans):
         for pin in plan.vcpus:
             if pin.vcpu in plan.dedicated:

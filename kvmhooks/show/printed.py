@@ -45,9 +45,8 @@ def _claim(plan: Plan, _as_json: bool) -> str:  # noqa: FBT001 -- as every form
     found = claim(plan).to_json()
     resources = found["resources"]
     bound = [function["address"] for function in resources.get("functions", ())]
-    held = of_plan(plan).to_json()
-    more = {key: held[key] for key in ("memory", "ways", "bandwidth", "key")}
-    return _text(found | {"hugepages": resources.get("hugepages", []), "bound": bound} | more)
+    more = {key: value for key, value in of_plan(plan).to_json().items() if key not in found}
+    return _text(found | more | {"hugepages": resources.get("hugepages", []), "bound": bound})
 
 
 def untold(plan: Plan, what: str) -> Iterator[str]:

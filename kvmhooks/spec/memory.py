@@ -93,3 +93,11 @@ class Memory:
     """DIMMs that are there from the start and can be taken out."""
     virtio: tuple[VirtioMem, ...] = enabled_by("maximum", default=())
     """Memory that grows and shrinks in blocks (virtio-mem)."""
+
+    def added_kib(self) -> dict[int, int]:
+        """Return the ordinary memory that DIMMs and virtio-mem add to each cell, grown wholly."""
+        devices: tuple[Dimm | VirtioMem, ...] = (*self.dimm, *self.virtio)
+        added: dict[int, int] = {}
+        for each in devices:
+            added[each.cell] = added.get(each.cell, 0) + each.size.in_kib
+        return added

@@ -9,13 +9,15 @@ that start with the host (``virDomainSetAutostart``, src/qemu/qemu_driver.c).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from kvmhooks.errors import HostError, IsolationError, KvmhooksError
 from kvmhooks.host.model import Host
 from kvmhooks.inventory.usage import Holding, of_claim
 from kvmhooks.isolate.claims import xml
+from kvmhooks.isolate.claims.domain_xml import settings_of
+from kvmhooks.isolate.claims.xml import Element
 from kvmhooks.isolate.record.state import RUNNING
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.isolate.system.system import System
@@ -66,21 +68,29 @@ def running_domains(system: System, host: Host) -> tuple[list[Holding], list[str
             continue
         if groups is None:
             groups = system.directories(_RESCTRL)
-        pins = [_affinity(system, vcpu.get("pid")) for vcpu in status.findall("vcpus/vcpu")]
+        threads = dict(_threads(system, status))
         own = f"qemu-{domain.get('id')}-"  # virDomainGenerateMachineName(), src/conf/domain_conf.c
         schemata = [_schemata(system, group) for group in groups if group.startswith(own)]
+        keeps, problem = _keeps_siblings(domain, system)
+        problems += [f"/{_RUNNING}/{name}: {problem}"] if problem else []
         try:
-            found.append(domains.running(domain, host, pins, schemata))
+            held = domains.running(domain, host, threads, schemata, keeps_siblings=keeps)
         except (KvmhooksError, ValueError) as error:
             problems.append(
                 f"/{_RUNNING}/{name}: {error}; planned as if this domain had its CPUs alone"
             )
-            found.append(domains.pinned(domain, host, pins))
+            held = domains.pinned(domain, host, threads, keeps_siblings=keeps)
+        found.append(held)
     return found, problems
 
 
-def defined_domains(system: System, host: Host) -> tuple[list[Holding], list[str]]:
-    """Return what the domains that are defined would hold, and what is wrong with the others."""
+def defined_domains(
+    system: System, host: Host, held: Sequence[Holding] = ()
+) -> tuple[list[Holding], list[str]]:
+    """Return what the domains that are defined would hold beside what is ``held``.
+
+    The second is what is wrong with others.
+    """
     found: list[Holding] = []
     problems: list[str] = []
     try:
@@ -90,11 +100,28 @@ def defined_domains(system: System, host: Host) -> tuple[list[Holding], list[str
     for name, text in documents:
         try:
             domain = xml.parse(text.encode("utf-8", "surrogateescape"))
-            if domain.tag == "domain":
-                found.append(domains.defined(domain, host))
+            if domain.tag != "domain":
+                continue
+            own = domains.identity_of(domain)
+            others = [each for each in (*held, *found) if not own or each.uuid != own]
+            keeps, problem = _keeps_siblings(domain, system)
+            problems += [f"/{_DEFINED}/{name}: {problem}"] if problem else []
+            found.append(domains.defined(domain, host, others, keeps_siblings=keeps))
         except (KvmhooksError, ValueError) as error:
             problems.append(f"/{_DEFINED}/{name}: {error}; planned as if it was not defined")
     return found, problems
+
+
+def _keeps_siblings(domain: Element, system: System) -> tuple[bool, str]:
+    """Return whether nobody may use the siblings of a domain's CPUs, and what keeps that unknown.
+
+    Its metadata tells, or the administrator's files: with ``smt = "isolate"`` and no CPUs of its
+    own it has no claim that would, unless the hook is installed.
+    """
+    try:
+        return settings_of(domain, system).get("isolation.siblings") == "idle", ""
+    except (KvmhooksError, OSError) as error:
+        return False, f"{error}; planned as if it left the siblings of its CPUs to others"
 
 
 def autostarted(system: System) -> set[str]:
@@ -120,6 +147,14 @@ def _documents(system: System, directory: str) -> Iterator[tuple[str, str]]:
         except OSError as error:
             message = f"/{directory}/{name}: cannot be read: {error.strerror}"
             raise HostError(message) from error
+
+
+def _threads(system: System, status: Element) -> Iterator[tuple[int, CpuSet]]:
+    """Yield the number of each vCPU that has a thread, and where that may run now."""
+    for vcpu in status.findall("vcpus/vcpu"):
+        number, cpus = vcpu.get("id"), _affinity(system, vcpu.get("pid"))
+        if cpus and number.isascii() and number.isdecimal() and len(number) < 6:
+            yield int(number), cpus
 
 
 def _affinity(system: System, thread: str) -> CpuSet:

@@ -217,7 +217,7 @@ def _held_here(
     starting = running.autostarted(system)
     if not (starting or sources.counts_defined):
         return merged(found), (), told
-    defined, problems = running.defined_domains(system, host)
+    defined, problems = running.defined_domains(system, host, merged(found))
     if sources.counts_defined:
         return merged([*found, *defined]), (), [*told, *problems]
     known = {holding.uuid for holding in found if holding.uuid}

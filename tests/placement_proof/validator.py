@@ -29,6 +29,7 @@ def violations(capacity: Capacity, plan: Plan) -> list[str]:
         *_guest_cores(capacity, plan),
         *_cells(capacity, plan),
         *_memory(capacity, plan),
+        *_beside_pages(capacity, plan),
         *_floating(capacity, plan),
         *_helpers(capacity, plan),
         *_devices(capacity, plan),
@@ -168,6 +169,23 @@ def _made_cells(plan: Plan) -> Iterator[str]:
         yield "the memory is not divided as the vCPUs are"
 
 
+def _added(plan: Plan, place: int | None) -> int:
+    """The KiB of ordinary memory that are added to the cells of a node."""
+    memory = plan.spec.memory
+    here = {cell.id for cell in plan.cells if cell.node == place}
+    sizes = [(int(each.cell), each.size) for each in memory.dimm]
+    sizes += [(int(each.cell), each.size) for each in memory.virtio]
+    return sum(size // 1024 for cell, size in sizes if cell in here)
+
+
+def _beside_pages(capacity: Capacity, plan: Plan) -> Iterator[str]:
+    """Rule 6, of what is added to a guest on huge pages."""
+    for place in {cell.node for cell in plan.cells if cell.is_huge}:
+        room, added = capacity.ordinary_mib(place), _added(plan, place)
+        if room is not None and added > room * 1024:
+            yield f"node {place}: {added} KiB are added, has room for {room} MiB"
+
+
 def _memory(capacity: Capacity, plan: Plan) -> Iterator[str]:
     """Rule 6."""
     spec = capacity.spec.memory
@@ -187,6 +205,7 @@ def _memory(capacity: Capacity, plan: Plan) -> Iterator[str]:
             yield f"node {place}: a cell is not made of whole pages"
         (page,) = {cell.page_kib for cell in here}
         if page == ORDINARY:
+            asked += _added(plan, place)
             room = capacity.ordinary_mib(place)
             if room is not None and asked > room * 1024:
                 yield f"node {place}: {asked} KiB, has room for {room} MiB"

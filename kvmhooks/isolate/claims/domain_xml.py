@@ -76,7 +76,7 @@ def read_claim(
             settings=kept,
             origins=origins,
             disks=_disks_of(domain) if has_storage else (),
-            caches=_caches_of(domain),
+            caches=caches_of(domain),
             devices=_devices_of(domain) if is_exclusive or bound else (),
             demands=[*demands, *(hugepage_demand.of_domain(domain) if has_pages else ())],
         )
@@ -123,6 +123,15 @@ def devices_in(status: bytes) -> tuple[str, ...]:
     if found is None:
         raise IsolationError("found no <domain>, expected libvirt's record of a running VM")
     return _devices_of(found)
+
+
+def settings_of(domain: Element, system: System) -> dict[str, str]:
+    """Return the settings of a domain of ours, as its start has them; none of any other's.
+
+    Raises ``IsolationError``.
+    """
+    settled = _settled(_policy_of(domain), _name_of(domain), system)
+    return {} if settled is None else settled[0]
 
 
 def is_placed(data: bytes) -> bool:
@@ -334,7 +343,7 @@ def _devices_of(
     return tuple(dict.fromkeys(found))
 
 
-def _caches_of(domain: Element) -> tuple[tuple[int, str, int, int], ...]:
+def caches_of(domain: Element) -> tuple[tuple[int, str, int, int], ...]:
     """Return the parts of caches that libvirt gives it (``<cachetune>``), in order."""
     return tuple(
         (

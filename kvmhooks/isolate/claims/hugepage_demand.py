@@ -12,6 +12,7 @@ from kvmhooks.values import CpuSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _collections_abc import Iterable, Iterator
     from typing import Final
 
     from kvmhooks.isolate.claims.xml import Element
@@ -22,6 +23,9 @@ ANY_NODE: Final = -1
 
 DEFAULT_SIZE: Final = 0
 """The size of pages when the XML leaves it to the host (``Hugepagesize`` in /proc/meminfo)."""
+
+_ORDINARY_KIB: Final = 4
+"""The size of an ordinary page on x86."""
 
 _UNITS: Final = {
     "b": 1, "B": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10,
@@ -43,11 +47,15 @@ def of_domain(domain: Element) -> tuple[HugePageDemand, ...]:
         for page in backing.findall("page")
     ]
     wanted: dict[tuple[int, int], int] = {}
-    for cell, memory_kib in _cells_of(domain):
-        size = _size_for(cell, sizes)
-        nodes = tuple(_nodes_for(domain, cell))
-        for at, node in enumerate(nodes):
-            share = memory_kib * (at + 1) // len(nodes) - memory_kib * at // len(nodes)
+    shares = [
+        (kib, _size_for(cell, sizes), _nodes_for(domain, cell)) for cell, kib in _cells_of(domain)
+    ]
+    for device in _added_to(domain):
+        if device.model == "dimm" and not device.is_ordinary:
+            size = device.size_kib or _size_for(device.cell, sizes)
+            shares.append((device.kib, size, device.nodes or _nodes_for(domain, device.cell)))
+    for memory_kib, size, nodes in shares:
+        for node, share in _divided(memory_kib, nodes):
             wanted[node, size] = wanted.get((node, size), 0) + share
     return tuple(
         HugePageDemand(node, size, -(-memory_kib // size) if size else memory_kib)
@@ -57,19 +65,31 @@ def of_domain(domain: Element) -> tuple[HugePageDemand, ...]:
 
 
 def memory_of(domain: Element) -> dict[int, int]:
-    """Return the KiB of ordinary memory on each host node; none of a domain on huge pages.
+    """Return the KiB of ordinary memory on each host node, that of memory devices too.
 
-    Raises ``IsolationError`` or ``ValueFormatError``.
+    virtio-mem counts with the size that it may grow to. Raises ``IsolationError`` or
+    ``ValueFormatError``.
     """
+    is_huge = domain.find("memoryBacking/hugepages") is not None
+    shares = [] if is_huge else [(kib, _nodes_for(domain, cell)) for cell, kib in _cells_of(domain)]
+    shares += [
+        (device.kib, device.nodes or _nodes_for(domain, device.cell))
+        for device in _added_to(domain)
+        if device.is_ordinary or not (is_huge or device.size_kib)
+    ]
     wanted: dict[int, int] = {}
-    if domain.find("memoryBacking/hugepages") is not None:
-        return wanted
-    for cell, memory_kib in _cells_of(domain):
-        nodes = tuple(_nodes_for(domain, cell))
-        for at, node in enumerate(nodes):
-            share = memory_kib * (at + 1) // len(nodes) - memory_kib * at // len(nodes)
+    for memory_kib, nodes in shares:
+        for node, share in _divided(memory_kib, nodes):
             wanted[node] = wanted.get(node, 0) + share
     return wanted
+
+
+def _divided(memory_kib: int, nodes: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield the KiB of each of some nodes."""
+    among = tuple(nodes)
+    for at, node in enumerate(among):
+        share = memory_kib * (at + 1) // len(among) - memory_kib * at // len(among)
+        yield node, share
 
 
 def _cells_of(domain: Element) -> list[tuple[int | None, int]]:
@@ -86,13 +106,47 @@ def _cells_of(domain: Element) -> list[tuple[int | None, int]]:
         if memory is None:
             return []
         return [(None, kib(memory.text, memory.get("unit", "KiB"), "memory"))]
-    for device in domain.findall("devices/memory"):
-        size = device.find("target/size")
-        if device.get("model") == "dimm" and size is not None:
-            number = int(device.findtext("target/node", "0"))
-            added = kib(size.text, size.get("unit", "KiB"), "memory device")
-            cells[number] = cells.get(number, 0) + added
     return [(number, cells[number]) for number in sorted(cells)]
+
+
+class _Added:
+    """A memory device: a DIMM, or memory that grows (virtio-mem).
+
+    https://libvirt.org/formatdomain.html#memory-devices
+    """
+
+    __slots__ = ("cell", "kib", "model", "nodes", "size_kib")
+
+    def __init__(self, device: Element) -> None:
+        size, page = device.find("target/size"), device.find("source/pagesize")
+        nodes = device.findtext("source/nodemask").strip()
+        self.model = device.get("model")
+        self.cell = int(device.findtext("target/node", "0"))
+        self.kib = 0
+        if size is not None:
+            self.kib = kib(size.text, size.get("unit", "KiB"), "memory device")
+        self.size_kib = 0
+        """The size of its pages; 0 where its cell's are its own."""
+        if page is not None:
+            self.size_kib = kib(page.text, page.get("unit", "KiB"), "pagesize")
+        self.nodes = CpuSet.parse(nodes) if nodes else CpuSet()
+        """The nodes that it comes from; empty where its cell's are its own."""
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Its pages are said to be ordinary ones."""
+        return 0 < self.size_kib <= _ORDINARY_KIB
+
+
+def _added_to(domain: Element) -> list[_Added]:
+    """Return the memory devices of a guest with cells: others have none, says libvirt."""
+    if domain.find("cpu/numa/cell") is None:
+        return []
+    return [
+        _Added(device)
+        for device in domain.findall("devices/memory")
+        if device.get("model") in {"dimm", "virtio-mem"}
+    ]
 
 
 def _size_for(cell: int | None, sizes: list[tuple[str, int]]) -> int:

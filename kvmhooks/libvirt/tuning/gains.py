@@ -78,7 +78,7 @@ def _leaves(plan: Plan, inventory: Inventory, before: CpuSet, after: CpuSet) -> 
     if not before <= inventory.host.online:
         yield "CPUs that are online"
     for other in inventory.others_of(plan.uuid):
-        held = other.exclusive | other.dedicated | other.idle
+        held = other.alone(inventory.host)
         if after.isdisjoint(held) and not before.isdisjoint(held):
             yield f"none of {other.name}'s CPUs"
     kept = plan.housekeeping

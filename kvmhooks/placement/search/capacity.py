@@ -91,6 +91,11 @@ class NodeCapacity:
     def __str__(self) -> str:
         return "the host" if self.node is None else f"node {self.node}"
 
+    @property
+    def ordinary_mib(self) -> int | None:
+        """Room for ordinary memory, in MiB; None: not known."""
+        return None if self.memory_kib is None else self.memory_kib >> 10
+
     def room(self, page_kib: int, *, allocate: bool) -> int | None:
         """Return how many pages of a size it has room for."""
         if page_kib not in self.pages:
@@ -155,17 +160,7 @@ def measure(
     online = host.online
     if not online:
         raise PlanError("host", "no online CPU", "a host, or a captured tree of one")
-    held = union(
-        cpus
-        for holding in holdings
-        for cpus in (holding.exclusive, holding.dedicated, holding.idle)
-    )
-    held |= union(
-        host.core_of(cpu)
-        for holding in holdings
-        if holding.keeps_siblings
-        for cpu in holding.exclusive & online
-    )
+    held = union(holding.alone(host) for holding in holdings)
     if housekeeping is None:
         housekeeping = choose_housekeeping(host, held)
     elif not housekeeping <= online:

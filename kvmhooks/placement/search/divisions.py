@@ -34,6 +34,7 @@ def partitions(
                     part.units,
                     part.room,
                     -1 if part.node is None else part.node,
+                    part.added,
                 )
                 for part in merged
             ),

@@ -26,22 +26,31 @@ class NodeCosts:
     packer: Packer
     crowding: int
     """At most so many of the VM's own shared vCPUs on a CPU."""
-    _known: dict[tuple[int, int, int, int, int | None], list[int | None]] = field(factory=dict)
+    _known: dict[tuple[int, int, int, int, int | None, int], list[int | None]] = field(factory=dict)
     _nodes: list[tuple[NodeCapacity, int | None, Sequence[int]]] = field(factory=list)
     """Those that the spec allows, each with its room and what guest cores cost on it."""
 
     def costs(self, cell: CellAsk) -> list[int | None]:
         """Return the packed cost of a cell, alone on each node; None where it does not fit."""
-        key = (cell.cores, cell.floating, cell.units, cell.room, cell.node)
+        key = (cell.cores, cell.floating, cell.units, cell.room, cell.node, cell.added)
         costs = self._known.get(key)
         if costs is None:
             costs = self._known[key] = [None] * len(self.capacity.numa_nodes)
             has_more = self._is_more_than_cores(cell)
             for node, room, table in self._allowed():
-                if cell.cores < len(table) and (room is None or cell.room <= room):
+                if cell.cores < len(table) and self._has_room(cell, node, room):
                     cost = table[cell.cores]
                     costs[node.index] = self._cost(cell, node, cost) if has_more else cost
         return costs
+
+    def _has_room(self, cell: CellAsk, node: NodeCapacity, room: int | None) -> bool:
+        """Return whether a node has room for a cell's memory, and for what is added to it."""
+        if self.request.page_kib == ORDINARY_PAGE_KIB:
+            return room is None or cell.room + cell.added <= room
+        ordinary = node.ordinary_mib
+        return (room is None or cell.room <= room) and (
+            not cell.added or ordinary is None or cell.added <= ordinary
+        )
 
     def can_hold(self, cells: Sequence[CellAsk]) -> bool:
         """Return whether each cell has a node, and the nodes a place for each guest core.
@@ -110,7 +119,7 @@ class NodeCosts:
         """Return how many units of memory a node has room for; None where that is not known."""
         request = self.request
         if request.page_kib == ORDINARY_PAGE_KIB:
-            return None if node.memory_kib is None else node.memory_kib // request.unit_kib
+            return node.ordinary_mib
         return node.room(request.page_kib, allocate=request.spec.memory.allocate)
 
     def to_allocate(self, cell: CellAsk, node: NodeCapacity) -> int:

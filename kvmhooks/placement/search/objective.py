@@ -7,7 +7,7 @@ one L3. *Node*: a NUMA node; a host without nodes is one node without a number.
 guest's threads in a core.
 
 - ``held``: all that holdings of other VMs have in ``exclusive``, ``dedicated`` and ``idle``, and
-  of one that ``keeps_siblings`` the cores of ``exclusive``.
+  of one that ``keeps_siblings`` the cores of the first two.
 - ``free`` = online - held - housekeeping. A core is *whole* when all its CPUs are free.
 - ``eligible`` = those of free that are of ``cpu.kind`` (all, where the host has no kinds) and, with
   ``isolation.cache_ways``, whose L3 has that many free ways in a row.
@@ -29,10 +29,13 @@ guest's threads in a core.
     the largest first (equal ones on any of their nodes); the memory is divided as the vCPUs are: in
     units (huge pages, else MiB) each cell has ``floor(units * vcpus / all vcpus)``, and what is
     left goes one each to the first cells; none is left without. A node needs room for the share
-    *rounded up*. A mixed VM without a word of cells has one.
+    *rounded up*. A mixed VM without a word of cells has one. One to which memory is added (DIMMs,
+    virtio-mem) has, without a word of cells, cells that are alike: at least those that its added
+    memory names, at most one for each node if those are fewer.
 5.  A cell is on a node of ``memory.nodes``, if given, and on its own ``node``, if given; one with
     vCPUs is on a node that has CPUs. A node with memory only takes cells without vCPUs.
-6.  The cells of a node together find room there. Ordinary pages: the node's MemTotal - its huge
+6.  The cells of a node together find room there, and what is added to them finds it among ordinary
+    pages, grown wholly. Ordinary pages: the node's MemTotal - its huge
     page pools - ordinary memory that holdings have there, in whole units; a node whose memory is
     not known has room for all. Huge pages: its free ones - those that holdings were promised and
     have not mapped (of no node in particular: taken from the lowest nodes first); with

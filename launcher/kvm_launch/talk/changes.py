@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from attrs import frozen
@@ -26,6 +26,9 @@ from kvmhooks.spec.change import changed
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.spec.present import has_device
 from kvmhooks.values import ByteSize, CpuSet, union
+
+if TYPE_CHECKING:
+    from kvmhooks.host.model import Host
 
 KEYS: Final = "vcpu.N, iothread.N, emulator, vcpus, balloon or tuning.…"
 
@@ -87,10 +90,10 @@ def role_of(key: str) -> str:
     return f"{kinds[found[1]]} {int(found[2])}" if found else ""
 
 
-def check_owners(pins: dict[str, CpuSet], strangers: Iterable[Holding]) -> None:
+def check_owners(pins: dict[str, CpuSet], strangers: Iterable[Holding], host: Host) -> None:
     """Raise ``PlanError`` for a thread that would run on what another VM has alone."""
     for stranger in strangers:
-        own = stranger.exclusive | stranger.dedicated
+        own = stranger.alone(host)
         for role, cpus in pins.items():
             if not cpus.isdisjoint(own):
                 expected = f"none of {own.brief()}, which are {stranger.name}'s alone"

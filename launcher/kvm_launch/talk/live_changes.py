@@ -156,7 +156,7 @@ class RunningVm:
 
     def _pin(self, wanted: Changes, threads: Mapping[str, int]) -> list[str]:
         with self._survey() as inventory:
-            check_owners(wanted.pins, inventory.others_of(self.plan.uuid))
+            check_owners(wanted.pins, inventory.others_of(self.plan.uuid), inventory.host)
             decided = with_pins(self.plan, wanted.pins, inventory.host.online)
             return self._move(decided, threads)
 

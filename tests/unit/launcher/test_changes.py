@@ -152,10 +152,10 @@ def test_cpus_of_another_vm_are_told_as_its_own() -> None:
         Holding(name="far", uuid=UUID, exclusive=CpuSet({1}), dedicated=CpuSet({2})),
     ]
     with pytest.raises(PlanError) as error:
-        check_owners({"emulator": CpuSet({3}), "vCPU 0": CpuSet({1})}, holdings)
+        check_owners({"emulator": CpuSet({3}), "vCPU 0": CpuSet({1})}, holdings, host())
     found = "vCPU 0: found CPUs 1, expected none of 1-2, which are far's alone"
     assert str(error.value) == found
-    check_owners({"vCPU 0": CpuSet({1})}, holdings[:1])
+    check_owners({"vCPU 0": CpuSet({1})}, holdings[:1], host())
 
 
 @pytest.mark.parametrize("error", [QemuError("no"), KeyError("a mistake")], ids=repr)
