@@ -165,7 +165,11 @@ def requests(spec: VmSpec, host_threads: int) -> list[Request]:
         )
         is not None
     ]
-    assert made  # ordinary pages divide whatever the spec's own checks let pass
+    if not made:  # the checks of a file let none of these pass; a spec may be made otherwise
+        whole = spec.memory.hugepages or "1MiB"
+        each = f" for each of {spec.memory.cells} cells" if spec.memory.cells else ""
+        found, expected = str(spec.memory.size), f"whole multiples of {whole}{each}"
+        raise PlanError("memory.size", found, expected)
     return made
 
 

@@ -24,7 +24,7 @@ from kvmhooks.libvirt.importing.importing import import_source
 from kvmhooks.libvirt.tuning import cpu, devices, guest, memory, profile
 from kvmhooks.libvirt.tuning.gains import gains_of, gains_of_place
 from kvmhooks.libvirt.tuning.managers import manager_of
-from kvmhooks.libvirt.tuning.own import PlaceOf, addresses_of, is_written_by_kvmhooks
+from kvmhooks.libvirt.tuning.own import PlaceOf, addresses_of, is_written_by_kvmhooks, with_cells
 from kvmhooks.libvirt.tuning.situation import Situation
 from kvmhooks.machine.target import ITS_OWN, OLDEST, Target
 from kvmhooks.placement import Plan, plan
@@ -181,7 +181,7 @@ def _as_it_will_be(spec: VmSpec, editor: Editor) -> VmSpec:
     for new in editor.children(editor.source.root, "iothreads"):
         if isinstance(new, New):
             ids = set(range(1, int(new.text) + 1))
-    return devices.with_iothreads(_with_cells(spec, editor), ids)
+    return devices.with_iothreads(with_cells(spec, editor.source.root), ids)
 
 
 def _plan_whole(spec: VmSpec, editor: Editor, inventory: Inventory, target: Target) -> Plan:
@@ -192,12 +192,4 @@ def _plan_whole(spec: VmSpec, editor: Editor, inventory: Inventory, target: Targ
         spec = attrs.evolve(spec, security=Security())  # its own word, in both renderings
     if root.get("type") == "kvm" and cpu.names_no_model(root.find("cpu")):
         spec = attrs.evolve(spec, cpu=attrs.evolve(spec.cpu, model=CpuModel("host")))
-    return plan(_with_cells(spec, editor), inventory, target=target)
-
-
-def _with_cells(spec: VmSpec, editor: Editor) -> VmSpec:
-    """Return the spec with as many guest cells as the domain has: they stay."""
-    count = len(list(editor.source.root.all("cpu/numa/cell")))
-    if not count or spec.memory.cell:
-        return spec
-    return attrs.evolve(spec, memory=attrs.evolve(spec.memory, cells=count))
+    return plan(with_cells(spec, root), inventory, target=target)
