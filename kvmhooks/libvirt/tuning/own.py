@@ -70,12 +70,18 @@ class PlaceOf:
         """Return the plan of its VM, where it is if that is as good. Raises ``PlanError``."""
         spec = with_own_words(spec, self.root, self.inventory.host)
         inventory = with_own_pages(self.inventory, spec, self.own)
-        bound = union(nodes_of(self.root).values()) if self._keep_nodes else None
-        if bound and self.inventory.host.nodes:
-            spec = evolve(spec, memory=evolve(spec.memory, nodes=bound))
+        if self._keep_nodes:
+            spec = self.on_its_nodes(spec)
         if self.own is None or self._keep_pins:
             return plan(spec, inventory, target=target)
         return place_or_stay(spec, self.own, inventory, target=target)
+
+    def on_its_nodes(self, spec: VmSpec) -> VmSpec:
+        """Return the spec for the nodes that the domain's memory is bound to, if any."""
+        bound = union(nodes_of(self.root).values())
+        if not bound or not self.inventory.host.nodes:
+            return spec
+        return evolve(spec, memory=evolve(spec.memory, nodes=bound))
 
 
 def with_cells(spec: VmSpec, root: Element) -> VmSpec:
