@@ -178,9 +178,14 @@ def requests(spec: VmSpec, host_threads: int, nodes: int = 1) -> list[Request]:
         )
         is not None
     ]
-    if not made:  # else ordinary pages divide whatever the spec's own checks let pass
+    if not made and spec.memory.added_kib() and not spec.memory.cells:
         expected = "memory.cells, or memory.cell: the cells of the guest, one by one"
         raise PlanError("memory", f"cells up to {max(spec.memory.added_kib())}", expected)
+    if not made:  # the checks of a file let none of these pass; a spec may be made otherwise
+        whole = spec.memory.hugepages or "1MiB"
+        each = f" for each of {spec.memory.cells} cells" if spec.memory.cells else ""
+        found, expected = str(spec.memory.size), f"whole multiples of {whole}{each}"
+        raise PlanError("memory.size", found, expected)
     return made
 
 

@@ -169,11 +169,23 @@ REALTIME = [
 
 
 def test_what_a_profile_adds_is_what_it_says() -> None:
-    """The realtime profile on a domain of few words: each change of its own, and no other."""
+    """The realtime profile on a domain of few words: each change of its own, and no other.
+
+    Without a place of its own the domain gets no word that needs one, and is told which.
+    """
     minimal = OWN[0].with_name("minimal.xml").read_bytes()
+    placed = tune(minimal, server(), only={"profile", "cpu"}, profile="realtime")
+    changes = [change for change in placed.changes if change.concern == "profile"]
+    assert [(change.at, change.before, change.after) for change in changes] == REALTIME
+    assert {change.why for change in changes} == {"profile realtime"}
     tuned = tune(minimal, server(), only={"profile"}, profile="realtime")
-    assert [(change.at, change.before, change.after) for change in tuned.changes] == REALTIME
-    assert {change.why for change in tuned.changes} == {"profile realtime"}
+    needs = ("metadata", "cputune", "qemu:commandline")
+    assert [(change.at, change.before, change.after) for change in tuned.changes] == [
+        change for change in REALTIME if not change[0].startswith(needs)
+    ]
+    words = "cpu.placement, cpu.smt, isolation.exclusive, cpu.realtime, cpu.cpu_pm"
+    why = "these need CPUs that are chosen for them, and its pins stay"
+    assert tuned.advice == (f"profile realtime: {words} left out: {why}",)
 
 
 def test_a_domains_own_words_win_over_a_profile() -> None:

@@ -7,6 +7,7 @@ description alone.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,8 @@ from kvmhooks.errors import PlanError, SpecError
 from kvmhooks.host import Host, read
 from kvmhooks.inventory.usage import Holding
 from kvmhooks.libvirt.edit.toml import to_toml
+from kvmhooks.libvirt.importing.importing import read_domain
+from kvmhooks.libvirt.tuning.replan import replan
 from kvmhooks.libvirt.tuning.tune import tune
 from kvmhooks.libvirt.xml import domain_xml
 from kvmhooks.placement import plan
@@ -206,3 +209,59 @@ def test_a_tuned_domain_is_at_least_as_good_as_it_was(data: st.DataObject) -> No
     assert after[:2] == (0, 0)
     assert after <= before
     assert (kept == now) or tuned.gains
+
+
+@st.composite
+def divided(draw: st.DrawFn) -> str:
+    """A domain with guest cells of any sizes, in any order, with huge pages in some of them."""
+    count = draw(st.integers(1, 3))
+    owners = draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=6))
+    sizes = draw(
+        st.lists(st.sampled_from([0, 255, 256, 512, 768, 1024]), min_size=count, max_size=count)
+    )
+    cells = ""
+    for cell, size in enumerate(sizes):
+        mine = ",".join(str(vcpu) for vcpu, owner in enumerate(owners) if owner == cell)
+        cpus = f"cpus='{mine}'" if mine else ""
+        cells += f"<cell id='{cell}' {cpus} memory='{size}' unit='MiB'/>"
+    sets = st.none() | st.sampled_from(["0", "1", "0-1"])
+    pages = "".join(
+        f"<page size='{size}' unit='MiB'{'' if cell is None else f' nodeset={cell!r}'}/>"
+        for size, cell in draw(
+            st.lists(st.tuples(st.sampled_from([2, 16, 1024]), sets), max_size=2)
+        )
+    )
+    backing = draw(st.sampled_from(["", f"<hugepages>{pages}</hugepages>"]))
+    return (
+        "<domain type='kvm'><name>vm</name><uuid>0b6f3f5e-42b8-4d57-93c1-0f6d8c6a1c02</uuid>"
+        f"<memory unit='MiB'>{sum(sizes)}</memory><memoryBacking>{backing}</memoryBacking>"
+        f"<vcpu>{len(owners)}</vcpu><os><type arch='x86_64' machine='q35'>hvm</type></os>"
+        f"<cpu mode='host-passthrough'><numa>{cells}</numa></cpu></domain>"
+    )
+
+
+@settings(max_examples=150)
+@given(divided())
+def test_any_guest_cells_have_an_answer(document: str) -> None:
+    """They are imported, tuned and replanned, or refused in words; pins fit the cells as they are.
+
+    So the vCPUs of a cell that is bound to a node are there, whichever they are.
+    """
+    host = described(0)
+    try:
+        tuned = tune(document, host)
+    except (PlanError, SpecError) as error:
+        event(f"refused: {error.problem.at if isinstance(error, PlanError) else 'the domain'}")
+        return
+    read_domain(document)
+    with suppress(PlanError):
+        replan(document.encode(), host)
+    root = ET.fromstring(tuned.document)  # noqa: S314 -- our own
+    pins = pins_of(root)
+    cells = {each.attrib["id"]: each for each in root.findall("cpu/numa/cell")}
+    bound = root.findall("numatune/memnode")
+    event(f"bound: {bool(bound)}")
+    for each in bound:
+        vcpus = cells[each.attrib["cellid"]].get("cpus")
+        for vcpu in listed(vcpus) & pins.keys() if vcpus else ():
+            assert {cpu // 4 for cpu in pins[vcpu]} == listed(each.attrib["nodeset"])

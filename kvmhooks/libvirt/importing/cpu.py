@@ -25,6 +25,9 @@ _UNITS: Final = {
 
 _MIB: Final = 1 << 20
 
+KNOWN_PAGES: Final = frozenset({2 << 20, 1 << 30})
+"""The sizes of huge pages that ``vm.toml`` knows, in bytes."""
+
 MOST_VCPUS: Final = 65_535
 """``countCPU`` of libvirt's schema (schemas/domaincommon.rng), an ``unsignedShort``; more than any
 machine of QEMU has (``machine.topology``). The reader itself takes 32 bits, and as much memory as
@@ -184,24 +187,27 @@ def memory(reading: Reading) -> Tables:
             reading.read(current, "unit")
         else:
             reading.leave(current, "the guest has all its memory from the start")
-    pages = _pages(reading)
     cells = list(root.all("cpu/numa/cell"))
     table: Tables = {}
     shares = [_cell(reading, cell) for cell in cells]
+    pages = _pages(reading, [share for _, share in shares])
     if cells:
         size = sum(share for _, share in shares)
         reading.find("cpu/numa")
     if _are_alike(shares):
         if len(cells) > 1 or (cells and root.find("numatune") is not None):
             table["cells"] = len(cells)  # a single one that is bound to no node promises nothing
-    elif all(share and share % max(pages or 0, _MIB) == 0 for _, share in shares):
-        table["cell"] = [
-            {"vcpus": str(vcpus), "size": str(ByteSize(share))} for vcpus, share in shares
-        ]
     else:
-        root_cells = cells[0].parent
-        assert root_cells is not None  # <numa>
-        reading.leave(root_cells, "cells of whole MiB or pages are known")
+        whole = max(pages or 0, _MIB)
+        rounded = [(vcpus, -(-share // whole) * whole or whole) for vcpus, share in shares]
+        if rounded != shares:
+            root_cells = cells[0].parent
+            assert root_cells is not None  # <numa>
+            reading.leave(root_cells, "cells of whole MiB or pages are known: they have more")
+        table["cell"] = [
+            {"vcpus": str(vcpus), "size": str(ByteSize(share))} for vcpus, share in rounded
+        ]
+        size = sum(share for _, share in rounded)
     whole = max(pages or 0, _MIB) * int(table.get("cells", 1))
     if size % whole or not size:
         more = (size // whole + 1) * whole
@@ -259,18 +265,53 @@ def _are_alike(cells: Sequence[tuple[CpuSet, int]]) -> bool:
     )
 
 
-def _pages(reading: Reading) -> int | None:
+def _pages(reading: Reading, cells: Sequence[int]) -> int | None:
+    """Return the size of the pages; None for ordinary ones, and where not all cells have those.
+
+    Raises ``SpecError`` for pages that are larger than their cell: QEMU refuses it
+    (``file_ram_alloc()`` of its physmem.c).
+    """
     backing = reading.find("memoryBacking")
     huge = None if backing is None else reading.find("memoryBacking/hugepages")
     if huge is None:
         return None
-    pages = list(huge.all("page"))
-    if not pages:
-        return 2 * _MIB  # the kernel's default size on x86, unless its command line says another
-    size = amount(pages[0], pages[0].get("size") or "", pages[0].get("unit") or "KiB")
-    if size not in {2 * _MIB, 1024 * _MIB}:
+    by_cell = pages_by_cell(reading.root, max(len(cells), 1))
+    for at, (size, share) in enumerate(zip(by_cell, cells, strict=False)):
+        if size and 0 < share < size:
+            found = f"pages of {ByteSize(size)} for cell {at}, which is {ByteSize(share)}"
+            problem = Problem(huge.path, found, "pages that are no larger than their cell")
+            raise SpecError("domain", (problem,))
+    size = by_cell[0]
+    if len(set(by_cell)) > 1:
+        told = ", ".join(
+            f"cell {at}: {ByteSize(each) if each else 'ordinary'}"
+            for at, each in enumerate(by_cell)
+        )
+        reading.leave(huge, f"found pages of several sizes ({told}): one for all cells is known")
+        return None
+    if size not in KNOWN_PAGES:
         reading.leave(huge, f"found pages of {size} bytes: 2MiB and 1GiB are known")
         return None
-    if len(pages) == 1:
-        reading.read(pages[0], "size", "unit")
+    for page in huge.all("page"):
+        reading.read(page, "size", "unit", "nodeset")
     return size
+
+
+def pages_by_cell(root: Element, cells: int) -> list[int]:
+    """Return the page size of each guest cell in bytes, 0 for ordinary pages.
+
+    ``nodeset`` names guest cells; a ``<page>`` without it is that of all others
+    (https://libvirt.org/formatdomain.html#memory-backing).
+    """
+    huge = root.find("memoryBacking/hugepages")
+    pages = [] if huge is None else list(huge.all("page"))
+    # Without <page>: the kernel's default size on x86, unless its command line says another.
+    default = 2 * _MIB if huge is not None and not pages else 0
+    named: dict[int, int] = {}
+    for page in pages:
+        size = amount(page, page.get("size") or "", page.get("unit") or "KiB")
+        if page.get("nodeset") is None:
+            default = size
+        else:
+            named |= dict.fromkeys(cpu_set(page, "nodeset"), size)
+    return [named.get(cell, default) for cell in range(cells)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from kvmhooks.libvirt.edit.editor import New
+from kvmhooks.libvirt.edit.editor import New, Target
 from kvmhooks.libvirt.edit.text import Element
 from kvmhooks.libvirt.importing.cpu import cpu_set
+from kvmhooks.libvirt.tuning.devices import iothreads_after
 from kvmhooks.libvirt.tuning.situation import Situation
 from kvmhooks.placement.model import Plan
 from kvmhooks.values import CpuSet, union
@@ -59,20 +60,26 @@ def _others(situation: Situation, own: CpuSet) -> None:
     why = "apart from the vCPUs" if own else "close to the vCPUs"
     found = root.find("cputune/emulatorpin")
     _pin(situation, found, New("emulatorpin"), plan.emulator - own, why)
-    present = {pin.get("iothread"): pin for pin in root.all("cputune/iothreadpin")}
-    for iothread in plan.iothreads:
-        new = New("iothreadpin", {"iothread": str(iothread.id)})
-        _pin(situation, present.get(new.attributes["iothread"]), new, iothread.cpus - own, why)
+    tunes = situation.editor.children(root, "cputune")
+    pins = [pin for tune in tunes for pin in situation.editor.children(tune, "iothreadpin")]
+    present = {pin.get("iothread"): pin for pin in pins}
+    planned = {pin.id: pin.cpus for pin in plan.iothreads}
+    for iothread in sorted(iothreads_after(situation.editor)):
+        cpus = planned.get(iothread, plan.emulator) - own
+        new = New("iothreadpin", {"iothread": str(iothread)})
+        _pin(situation, present.get(str(iothread)), new, cpus, why)
 
 
-def _pin(situation: Situation, found: Element | None, new: New, cpus: CpuSet, why: str) -> None:
+def _pin(situation: Situation, found: Target | None, new: New, cpus: CpuSet, why: str) -> None:
     """Set the CPUs of the pin that was found, or else of a new one."""
     if not cpus:
         return
     if found is None:
         new.attributes["cpuset"] = str(cpus)
         situation.editor.add(situation.child("cputune", why), new, why)
-    elif not situation.keep_pins and cpu_set(found, "cpuset") != cpus:
+    elif situation.keep_pins:
+        return
+    elif isinstance(found, New) or cpu_set(found, "cpuset") != cpus:
         situation.editor.set(found, "cpuset", str(cpus), why)
 
 

@@ -8,13 +8,15 @@ from typing import Final
 
 import attrs
 
-from kvmhooks.libvirt.edit.editor import New
+from kvmhooks.libvirt.edit.editor import Editor, New
 from kvmhooks.libvirt.edit.text import Element
+from kvmhooks.libvirt.importing.cpu import cpu_set, is_dedicated, wants_exclusive
 from kvmhooks.libvirt.tuning.situation import Situation
 from kvmhooks.machine.domain_reading import number
 from kvmhooks.machine.iothreads import count_for
 from kvmhooks.spec.model import Disk, VmSpec
 from kvmhooks.spec.security import Security
+from kvmhooks.values import CpuSet, union
 
 MAX_QUEUES: Final = 8
 """Each queue of an interface is a vhost thread on the host; more than this rarely pays."""
@@ -26,7 +28,9 @@ _TAPS: Final = {"network", "bridge", "direct"}
 def iothreads(situation: Situation) -> None:
     """Add an iothread for each virtio disk without: requests do not wait for QEMU's main loop.
 
-    As many iothreads as there are, else one for each such disk, one for two vCPUs at most.
+    As many iothreads as there are, else one for each such disk, one for two vCPUs at most. A VM
+    with CPUs of its own gets them with a pin apart from those, or not at all: its start would be
+    refused (``kvmhooks.isolate.claims.domain_xml``).
     """
     root, editor = situation.root, situation.editor
     if situation.is_own:
@@ -41,12 +45,49 @@ def iothreads(situation: Situation) -> None:
         element = root.find("iothreads")
         if element is not None:
             return  # somebody said that there are to be none
+        cpus = _cpus_for_more(situation)
+        if cpus is None:
+            situation.advice.append(
+                "iothreads: none are added: a VM with CPUs of its own needs a pin for each, and "
+                "there is no cputune/emulatorpin to take it from"
+            )
+            return
         editor.add(root, New("iothreads", text=str(len(ids))), why)
+        for iothread in ids if cpus else ():
+            attributes = {"iothread": str(iothread), "cpuset": str(cpus)}
+            apart = "beside QEMU's other threads, apart from the vCPUs"
+            editor.add(situation.child("cputune", apart), New("iothreadpin", attributes), apart)
     for at, element in enumerate(waiting):
         driver = editor.child(element, "driver", why)
         if isinstance(driver, New) and element.tag == "disk":
             driver.attributes["name"] = "qemu"
         editor.set(driver, "iothread", str(ids[at % len(ids)]), why)
+
+
+def _cpus_for_more(situation: Situation) -> CpuSet | None:
+    """Return the CPUs of more threads of QEMU, where a VM may have CPUs of its own.
+
+    Those of its emulator; none where the vCPUs share theirs, or ``cpu.pins`` will see to it; None
+    where nothing says any, and each thread must have some.
+    """
+    root = situation.root
+    is_exclusive = wants_exclusive(root)
+    emulator = root.find("cputune/emulatorpin")
+    if emulator is not None:
+        is_apart = is_exclusive or is_dedicated(root, situation.vcpus)
+        return cpu_set(emulator, "cpuset") if is_apart else CpuSet()
+    is_pinned = situation.is_pinning and not situation.stays
+    own = union(situation.pins.values()) if is_exclusive and is_pinned else CpuSet()
+    return CpuSet() if not is_exclusive or (is_pinned and situation.plan.emulator - own) else None
+
+
+def iothreads_after(editor: Editor) -> set[int]:
+    """Return the ids of the iothreads that there will be."""
+    ids = iothreads_of(editor.source.root)
+    for new in editor.children(editor.source.root, "iothreads"):
+        if isinstance(new, New):
+            ids = set(range(1, int(new.text) + 1))
+    return ids
 
 
 def iothreads_of(root: Element) -> set[int]:

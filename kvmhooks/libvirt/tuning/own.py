@@ -7,11 +7,18 @@ from typing import Final
 
 from attrs import evolve
 
+from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host, Node
 from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.inventory.usage import second_identity_of
 from kvmhooks.libvirt.edit.text import Element
-from kvmhooks.libvirt.importing.cpu import cpu_set, vcpu_pins, vcpus_of
+from kvmhooks.libvirt.importing.cpu import (
+    KNOWN_PAGES,
+    cpu_set,
+    pages_by_cell,
+    vcpu_pins,
+    vcpus_of,
+)
 from kvmhooks.libvirt.importing.passthrough import address_of
 from kvmhooks.machine.domain_reading import number
 from kvmhooks.machine.target import Target
@@ -20,7 +27,7 @@ from kvmhooks.placement.own_place import OwnPlace, place_or_stay
 from kvmhooks.placement.plan import identity_of
 from kvmhooks.policy import NAMESPACE
 from kvmhooks.spec.model import Pci, VmSpec
-from kvmhooks.values import CpuSet, PciAddress, union
+from kvmhooks.values import ByteSize, CpuSet, PciAddress, union
 
 _POLICY: Final = f"metadata/{{{NAMESPACE}}}vm/{{{NAMESPACE}}}isolation"
 _THREADS: Final = f"metadata/{{{NAMESPACE}}}vm/{{{NAMESPACE}}}threads"
@@ -63,12 +70,43 @@ class PlaceOf:
         """Return the plan of its VM, where it is if that is as good. Raises ``PlanError``."""
         spec = with_own_words(spec, self.root, self.inventory.host)
         inventory = with_own_pages(self.inventory, spec, self.own)
-        bound = union(nodes_of(self.root).values()) if self._keep_nodes else None
-        if bound and self.inventory.host.nodes:
-            spec = evolve(spec, memory=evolve(spec.memory, nodes=bound))
+        if self._keep_nodes:
+            spec = self.on_its_nodes(spec)
         if self.own is None or self._keep_pins:
             return plan(spec, inventory, target=target)
         return place_or_stay(spec, self.own, inventory, target=target)
+
+    def on_its_nodes(self, spec: VmSpec) -> VmSpec:
+        """Return the spec for the nodes that the domain's memory is bound to, if any."""
+        bound = union(nodes_of(self.root).values())
+        if not bound or not self.inventory.host.nodes:
+            return spec
+        return evolve(spec, memory=evolve(spec.memory, nodes=bound))
+
+
+def with_cells(spec: VmSpec, root: Element) -> VmSpec:
+    """Return the spec with as many guest cells as the domain has: they stay.
+
+    Raises ``PlanError`` for cells, and for pages of them, that a spec cannot say: a place that was
+    found for others would be none of this VM.
+    """
+    cells = [
+        cpu_set(cell, "cpus") if cell.get("cpus") else CpuSet()
+        for cell in root.all("cpu/numa/cell")
+    ]
+    count = len(cells)
+    sizes = set(pages_by_cell(root, max(count, 1)))
+    if len(sizes) > 1 or not sizes <= KNOWN_PAGES | {0}:
+        told = ", ".join(str(ByteSize(size)) if size else "4KiB" for size in sorted(sizes))
+        raise PlanError("memoryBacking/hugepages", f"pages of {told}", "2MiB or 1GiB in all cells")
+    if not cells or spec.memory.cell:
+        return spec
+    each = spec.cpu.vcpus // count
+    for at, vcpus in enumerate(cells):
+        if vcpus != CpuSet(range(at * each, (at + 1) * each)):
+            found = f"vCPUs {vcpus or 'none'} in cell {at}"
+            raise PlanError("cpu/numa", found, f"{each} in each cell, in order")
+    return evolve(spec, memory=evolve(spec.memory, cells=count))
 
 
 def own_place(root: Element, host: Host) -> OwnPlace | None:

@@ -10,10 +10,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from attrs import evolve
+
 from kvmhooks.libvirt.edit.editor import New, Target
 from kvmhooks.libvirt.edit.text import Element, parse
 from kvmhooks.libvirt.tuning.situation import Situation
 from kvmhooks.libvirt.xml import domain_xml
+from kvmhooks.spec.model import VmSpec
 
 _QEMU: Final = "http://libvirt.org/schemas/domain/qemu/1.0"
 
@@ -42,13 +45,43 @@ _WHOLE: Final = {"hugepages", f"{{{_QEMU}}}commandline"}
 """Elements that are left as they are once they are there: their children go together."""
 
 
+_PLACING: Final = ("cpu.placement", "cpu.smt", "isolation.exclusive")
+"""The words of a profile that are nothing without CPUs that the planner chooses."""
+
+_ALONE: Final = ("cpu.realtime", "cpu.cpu_pm")
+"""Those that keep a CPU from everybody else: for vCPUs with CPUs of their own."""
+
+
+def without_place(spec: VmSpec, plain: VmSpec) -> tuple[VmSpec, tuple[str, ...]]:
+    """Return the spec without a profile's words for a VM that gets no place, and those words.
+
+    ``plain`` is the same domain without the profile. One that has CPUs of its own already may have
+    what such CPUs bear.
+    """
+    left_out = []
+    for at in _PLACING if plain.isolation.exclusive else (*_PLACING, *_ALONE):
+        table, _, key = at.partition(".")
+        before = getattr(getattr(plain, table), key)
+        if getattr(getattr(spec, table), key) != before:
+            left_out.append(at)
+            spec = evolve(spec, **{table: evolve(getattr(spec, table), **{key: before})})
+    applied = tuple(default for default in spec.applied if default.at not in left_out)
+    return evolve(spec, applied=applied), tuple(left_out)
+
+
 def profile(situation: Situation) -> None:
     """Add everything that the profile says and the domain does not."""
-    if situation.with_and_without is None:
+    if situation.renderings is None:
         return
-    wished, plain = situation.with_and_without()
+    stays = situation.keep_pins or situation.stays
+    rendered = situation.renderings(stays=stays)
+    wished, plain = rendered.wished, rendered.plain
     why = f"profile {situation.spec.profile}"
     situation.advice += [warning for warning in wished.warnings if warning.startswith(why)]
+    if rendered.left_out:
+        cause = f"{situation.manager} places this VM" if situation.manager else "its pins stay"
+        words = f"{why}: {', '.join(rendered.left_out)} left out"
+        situation.advice.append(f"{words}: these need CPUs that are chosen for them, and {cause}")
     already = plain.hardware.left_out
     situation.advice += [each for each in wished.hardware.left_out if each not in already]
     with_it, without = (parse(domain_xml(plan), "rendering").root for plan in (wished, plain))

@@ -24,6 +24,7 @@ from kvmhooks.libvirt.edit.text import Source, parse
 from kvmhooks.libvirt.importing.cpu import cpu_set, vcpu_pins, wants_exclusive
 from kvmhooks.libvirt.importing.importing import import_source
 from kvmhooks.libvirt.tuning import cpu, devices, memory
+from kvmhooks.libvirt.tuning.own import with_cells
 from kvmhooks.libvirt.tuning.situation import Situation
 from kvmhooks.machine.target import ITS_OWN
 from kvmhooks.placement import Plan, plan
@@ -161,8 +162,8 @@ def _known(found: Measure | None) -> Measure:
 
 def _plan(source: Source, spec: VmSpec, inventory: Inventory) -> Plan:
     """Return the plan of the VM with the iothreads that it has; its origin is not checked."""
-    ids = devices.iothreads_of(source.root)
-    return plan(devices.with_iothreads(spec, ids), inventory, target=ITS_OWN)
+    spec = devices.with_iothreads(with_cells(spec, source.root), devices.iothreads_of(source.root))
+    return plan(spec, inventory, target=ITS_OWN)
 
 
 def _check(changes: Sequence[Change], result: bytes, inventory: Inventory) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from kvmhooks.errors import PlanError
 from kvmhooks.libvirt.importing.cpu import cpu_set, vcpu_pins, vcpus_of
@@ -23,6 +23,23 @@ _WINDOWS: Final = "://microsoft.com/"
 _LIBOSINFO: Final = "http://libosinfo.org/xmlns/libvirt/domain/1.0"
 
 
+@frozen(kw_only=True)
+class Renderings:
+    """The plans of a VM of which a profile's words are the difference."""
+
+    wished: Plan
+    plain: Plan
+    left_out: tuple[str, ...]
+    """The keys that the profile gives, and that the VM's place does not bear."""
+
+
+class PlanBoth(Protocol):
+    """A function that makes both; with ``stays`` for a VM whose place stays as it is."""
+
+    def __call__(self, *, stays: bool) -> Renderings:
+        """Return them. Raises ``PlanError``."""
+
+
 @define(eq=False, slots=False)
 class Situation:
     """One domain on one host."""
@@ -31,9 +48,11 @@ class Situation:
     spec: VmSpec
     host: Host
     make_plan: Callable[[], Plan] = field(repr=False)
-    with_and_without: Callable[[], tuple[Plan, Plan]] | None = field(default=None, repr=False)
+    renderings: PlanBoth | None = field(default=None, repr=False)
     """Plans the VM, all its devices included, with the profile that was asked for and without."""
     keep_pins: bool = False
+    is_pinning: bool = True
+    """Pins that there are not yet are added."""
     manager: str = ""
     """The program that chooses the domain's place, which therefore stays; empty for none."""
     is_own: bool = False

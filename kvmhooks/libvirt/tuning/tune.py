@@ -8,7 +8,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from functools import cache
+from functools import cached_property
 from typing import Final
 
 import attrs
@@ -18,14 +18,15 @@ from kvmhooks.host.model import Host
 from kvmhooks.inventory.inventory import Inventory, inventory_on
 from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.claim import Claim
-from kvmhooks.libvirt.edit.editor import Change, Editor, New
+from kvmhooks.libvirt.edit.editor import Change, Editor
 from kvmhooks.libvirt.edit.text import parse
 from kvmhooks.libvirt.importing.importing import import_source
 from kvmhooks.libvirt.tuning import cpu, devices, guest, memory, profile
 from kvmhooks.libvirt.tuning.gains import gains_of, gains_of_place
 from kvmhooks.libvirt.tuning.managers import manager_of
-from kvmhooks.libvirt.tuning.own import PlaceOf, addresses_of, is_written_by_kvmhooks
-from kvmhooks.libvirt.tuning.situation import Situation
+from kvmhooks.libvirt.tuning.own import PlaceOf, addresses_of, is_written_by_kvmhooks, with_cells
+from kvmhooks.libvirt.tuning.profile import without_place
+from kvmhooks.libvirt.tuning.situation import Renderings, Situation
 from kvmhooks.machine.target import ITS_OWN, OLDEST, Target
 from kvmhooks.placement import Plan, plan
 from kvmhooks.spec.model import CpuModel, VmSpec
@@ -95,32 +96,18 @@ def tune(  # noqa: PLR0913 -- the words of the command line
         keep_pins=keep_pins,
         keep_nodes="memory" not in only,
     )
-    plain = import_source(source).spec
-    spec = plain if profile is None else import_source(source, profile).spec
+    manager = "" if repin else manager_of(source.root)
     editor = Editor(source)
-
-    @cache
-    def own() -> Plan:
-        return _plan_whole(plain, editor, place_of.inventory, ITS_OWN)
-
-    def target() -> Target:
-        """Return what runs it: of what a profile adds nothing is known but by what it has."""
-        if profile is None:
-            return ITS_OWN
-        return attrs.evolve(OLDEST, known=frozenset(own().hardware.required))
-
+    planning = _Planning(editor, place_of, profile, stays=bool(keep_pins or manager))
     situation = Situation(
         editor=editor,
-        spec=spec,
+        spec=planning.spec,
         host=place_of.inventory.host,
-        make_plan=lambda: place_of.plan(_as_it_will_be(spec, editor), target()),
-        with_and_without=(
-            None
-            if profile is None
-            else lambda: (_plan_whole(spec, editor, place_of.inventory, target()), own())
-        ),
+        make_plan=planning.plan,
+        renderings=None if profile is None else planning.renderings,
         keep_pins=keep_pins,
-        manager="" if repin else manager_of(source.root),
+        is_pinning="cpu" in only,
+        manager=manager,
         is_own=is_written_by_kvmhooks(source.root),
     )
     for concern, steps in CONCERNS.items():
@@ -138,6 +125,53 @@ def tune(  # noqa: PLR0913 -- the words of the command line
     changes = tuple(editor.changes)
     gains = gains_of(situation, place_of.inventory, place_of.pins)
     return Tuned(editor.written(pieces), changes, tuple(situation.advice), gains, pieces)
+
+
+class _Planning:
+    """The plans of one domain, with the words of a profile and without."""
+
+    def __init__(
+        self, editor: Editor, place_of: PlaceOf, profile: str | None, *, stays: bool
+    ) -> None:
+        self._editor = editor
+        self._place_of = place_of
+        self._profile = profile
+        self._plain = import_source(editor.source).spec
+        self.spec = self._plain
+        """The domain's spec, with the words of the profile that its place bears."""
+        if profile is not None:
+            wished = import_source(editor.source, profile).spec
+            self.spec = without_place(wished, self._plain)[0] if stays else wished
+
+    def plan(self) -> Plan:
+        """Return the plan of the VM, where it is or in a better place. Raises ``PlanError``."""
+        return self._place_of.plan(_as_it_will_be(self.spec, self._editor), self._target())
+
+    def renderings(self, *, stays: bool) -> Renderings:
+        """Return the plans with the profile and without, as ``PlanBoth``. Raises ``PlanError``."""
+        wished = self._whole(self.spec, self._target())
+        words: tuple[str, ...] = ()
+        if stays:
+            spec, words = without_place(
+                import_source(self._editor.source, self._profile).spec, self._plain
+            )
+            if spec.memory.hugepages and not self._plain.memory.hugepages:
+                spec = self._place_of.on_its_nodes(spec)
+            wished = self._whole(spec, self._target())
+        return Renderings(wished=wished, plain=self._own, left_out=words)
+
+    @cached_property
+    def _own(self) -> Plan:
+        return self._whole(self._plain, ITS_OWN)
+
+    def _target(self) -> Target:
+        """Return what runs it: of what a profile adds nothing is known but by what it has."""
+        if self._profile is None:
+            return ITS_OWN
+        return attrs.evolve(OLDEST, known=frozenset(self._own.hardware.required))
+
+    def _whole(self, spec: VmSpec, target: Target) -> Plan:
+        return _plan_whole(spec, self._editor, self._place_of.inventory, target)
 
 
 def parts_for(document: str | bytes, name: str) -> tuple[str, ...]:
@@ -177,11 +211,8 @@ def _advise_of_shares(situation: Situation) -> None:
 
 def _as_it_will_be(spec: VmSpec, editor: Editor) -> VmSpec:
     """Return the spec with the iothreads that the VM will have, as far as its place needs it."""
-    ids = devices.iothreads_of(editor.source.root)
-    for new in editor.children(editor.source.root, "iothreads"):
-        if isinstance(new, New):
-            ids = set(range(1, int(new.text) + 1))
-    return devices.with_iothreads(_with_cells(spec, editor), ids)
+    spec = with_cells(spec, editor.source.root)
+    return devices.with_iothreads(spec, devices.iothreads_after(editor))
 
 
 def _plan_whole(spec: VmSpec, editor: Editor, inventory: Inventory, target: Target) -> Plan:
@@ -192,12 +223,4 @@ def _plan_whole(spec: VmSpec, editor: Editor, inventory: Inventory, target: Targ
         spec = attrs.evolve(spec, security=Security())  # its own word, in both renderings
     if root.get("type") == "kvm" and cpu.names_no_model(root.find("cpu")):
         spec = attrs.evolve(spec, cpu=attrs.evolve(spec.cpu, model=CpuModel("host")))
-    return plan(_with_cells(spec, editor), inventory, target=target)
-
-
-def _with_cells(spec: VmSpec, editor: Editor) -> VmSpec:
-    """Return the spec with as many guest cells as the domain has: they stay."""
-    count = len(list(editor.source.root.all("cpu/numa/cell")))
-    if not count or spec.memory.cell:
-        return spec
-    return attrs.evolve(spec, memory=attrs.evolve(spec.memory, cells=count))
+    return plan(with_cells(spec, root), inventory, target=target)

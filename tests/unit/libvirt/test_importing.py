@@ -163,6 +163,15 @@ def test_what_the_spec_refuses_is_told_and_left_out() -> None:
             "<domain type='kvm'><memory unit='pages'>4</memory></domain>",
             "memory: found '4 pages', expected a number with a unit",
         ),
+        (
+            (
+                "<domain type='kvm'><memoryBacking><hugepages>"
+                "<page size='1' unit='GiB' nodeset='1'/></hugepages></memoryBacking><cpu><numa>"
+                "<cell memory='256' unit='MiB'/><cell memory='768' unit='MiB'/></numa></cpu>"
+                "</domain>"
+            ),
+            "memoryBacking/hugepages: found pages of 1GiB for cell 1, which is 768MiB, expected",
+        ),
     ],
 )
 def test_what_is_no_vm_of_ours_is_refused(document: str, message: str) -> None:
@@ -170,6 +179,31 @@ def test_what_is_no_vm_of_ours_is_refused(document: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         read_domain(document, "vm.xml")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pages", "size", "words"),
+    [
+        ("<page size='2' unit='MiB'/>", "2MiB", []),
+        ("<page size='2' unit='MiB' nodeset='0-1'/>", "2MiB", []),
+        ("<page size='2048' nodeset='0'/><page size='2' unit='MiB' nodeset='1'/>", "2MiB", []),
+        ("<page size='2048' nodeset='0'/>", None, ["cell 0: 2MiB, cell 1: ordinary"]),
+        ("<page size='2048'/><page size='1048576' nodeset='1'/>", None, ["cell 1: 1GiB"]),
+        ("<page size='16' unit='GiB' nodeset='7'/>", None, ["memoryBacking/hugepages"]),
+    ],
+)
+def test_pages_are_those_of_each_cell(pages: str, size: str | None, words: list[str]) -> None:
+    """Pages of one size in all cells have a word; what is left out is told."""
+    read = read_domain(
+        "<domain type='kvm'><name>a</name><vcpu>2</vcpu><memory unit='GiB'>2</memory>"
+        f"<memoryBacking><hugepages>{pages}</hugepages></memoryBacking>"
+        "<os><type arch='x86_64' machine='q35'>hvm</type></os><cpu mode='host-passthrough'><numa>"
+        "<cell cpus='0' memory='1048576'/><cell cpus='1' memory='1048576'/></numa></cpu></domain>"
+    )
+    assert read.spec.memory.hugepages == (ByteSize.parse(size) if size else False)
+    told = [str(left) for left in read.unexpressed if "hugepages" in str(left)]
+    assert len(told) == len(words)
+    assert all(word in text for word, text in zip(words, told, strict=True))
 
 
 BARE = """<domain type='kvm'><name>a</name><memory unit='MiB'>512</memory><vcpu>2</vcpu>

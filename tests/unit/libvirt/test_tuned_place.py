@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -259,3 +260,37 @@ def test_pins_and_memory_stay_together_when_one_of_them_is_tuned(host: Host) -> 
     alone = tune(domain("4;7"), host, only={"memory"})
     assert pins_of(alone) == "4;7"
     assert b"nodeset='1'" in alone.document
+
+
+DISK = "<disk type='file'><source file='/a.img'/><target dev='vda' bus='virtio'/></disk>"
+EXCLUSIVE = (
+    "<metadata><k:vm xmlns:k='urn:kvmhooks:1'><k:isolation exclusive='yes'/></k:vm></metadata>"
+)
+
+
+@pytest.mark.parametrize(
+    ("pins", "words", "iothreads"),
+    [
+        ("2;3", {"only": {"disks"}}, "0,8"),
+        ("2;3", {"keep_pins": True}, "0,8"),
+        ("98;99", {"keep_pins": True}, "0,8"),
+        ("2;3", {}, "0,8"),
+        (";".join(map(str, range(2, 18))), {}, "0,8"),  # more than there are
+    ],
+)
+def test_a_new_iothread_has_its_pin(
+    host: Host, pins: str, words: dict[str, Any], iothreads: str
+) -> None:
+    """A VM with CPUs of its own gets none without, wherever its place is not tuned."""
+    emulator = "<emulatorpin cpuset='0,8'/>"
+    for more in (EXCLUSIVE, ""):
+        document = domain(pins, more=more, devices=DISK, cputune=emulator)
+        root = parse(tune(document, host, **words).document).root
+        found = root.find("cputune/iothreadpin")
+        assert found is not None
+        assert (found.get("iothread"), found.get("cpuset")) == ("1", iothreads)
+    bare = domain(pins, more=EXCLUSIVE, devices=DISK)
+    tuned = tune(bare, host, **words)
+    has_pin = parse(tuned.document).root.find("cputune/iothreadpin") is not None
+    assert has_pin == (b"<iothreads>" in tuned.document)
+    assert has_pin or any("iothreads: none are added" in sentence for sentence in tuned.advice)
