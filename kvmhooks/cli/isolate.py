@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import quoteattr
@@ -16,6 +17,7 @@ DEFAULT = ("isolation.exclusive=yes",)
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Set the metadata element in the persistent definition, or print it."""
+    from kvmhooks.isolate.claims.effects import VmFacts, without_effect
     from kvmhooks.isolate.claims.policy import check
 
     arguments = parser_of(verb).parse_args(argv)
@@ -23,6 +25,8 @@ def main(verb: str, argv: Sequence[str]) -> int:
     if not all(equals for _, equals, _ in words):
         raise UsageError(f"found {' '.join(arguments.policy)!r}, expected SETTING=VALUE")
     settings = check({name: value for name, _, value in words}, place="--policy")
+    for sentence in without_effect(settings, VmFacts(settings)):
+        print(f"--policy: {sentence}", file=sys.stderr)
     element = element_of(settings)
     told = json.dumps({"name": arguments.name, "settings": settings, "element": element}, indent=2)
     if arguments.print:

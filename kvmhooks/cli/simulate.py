@@ -34,7 +34,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
                 "/etc/kvmhooks/vm.d, so nothing would be done: see `kvmhooks isolate`"
             )
         writes = [
-            *foreseen(claim, arguments.root),
+            *foreseen(claim, document, arguments.root),
             *rehearse(claim, arguments.root, is_placed=is_placed(document)),
         ]
     if arguments.json:
@@ -45,15 +45,20 @@ def main(verb: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def foreseen(claim: Claim, root: str) -> list[Write]:
+def foreseen(claim: Claim, document: bytes, root: str) -> list[Write]:
     """Return the consequences of a start that are no writes: rows of the phase ``warning``."""
     from kvmhooks.cli.isolation import registry_of
+    from kvmhooks.isolate.claims.domain_xml import without_effect
     from kvmhooks.isolate.registry.dry_run import Write
     from kvmhooks.isolate.registry.unit_affinities import warnings
 
     registry = registry_of(root)
+    hollow = without_effect(document, registry.system)
     sentences = warnings(registry.system, [claim], registry.claims())
-    return [Write("warning", "systemd", sentence) for sentence in sentences]
+    return [
+        *(Write("warning", "policy", sentence) for sentence in hollow),
+        *(Write("warning", "systemd", sentence) for sentence in sentences),
+    ]
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
