@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kvmhooks.cli.isolation import key_of, registry_of
 from kvmhooks.cli.roots import require_host, used
 from kvmhooks.cli.status_text import ENDED, MISSING, told
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, words_of
 from kvmhooks.exits import DRIFT
 from kvmhooks.isolate.kinds.bound_functions import Origin
 from kvmhooks.isolate.kinds.hugepage_pools import HugePagePool
@@ -325,7 +325,7 @@ def _hollow(held: Held, system: System) -> list[str]:
     except FileNotFoundError:  # it has not started yet
         return []
     except (IsolationError, OSError) as error:
-        return [f"/{path}: {error}"]
+        return [f"/{path}: {words_of(error)}"]
 
 
 def _moot(held: Held, system: System) -> list[str]:
