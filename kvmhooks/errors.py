@@ -69,6 +69,13 @@ class Problem:
         return f"{self.at}: {message}" if self.at else message
 
 
+def words_of(error: BaseException) -> str:
+    """Return what an error says; of one of the system its file, and what is wrong with it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
 class InputError(KvmhooksError):
     """A value that a person wrote is not what was expected."""
 

@@ -15,7 +15,11 @@ CODES: Final = (
     (0, "done", "done; of kvm-launch: the guest powered off, and all was as planned"),
     (1, "refused", "refused, and nothing was changed"),
     (2, "usage", "the command line is not as expected"),
-    (3, "failed", "QEMU or libvirt failed; of kvm-launch also: something was not as planned"),
+    (
+        3,
+        "failed",
+        "QEMU or libvirt failed or did not answer; of kvm-launch: not all was as planned",
+    ),
     (4, "not restored", "the host could not be restored completely"),
     (DRIFT, "drift", "of kvmhooks status: somebody else has changed what VMs hold of the host"),
 )

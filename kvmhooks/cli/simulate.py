@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kvmhooks.cli.documents import read_document
 from kvmhooks.cli.roots import require_host, used
-from kvmhooks.errors import InputError
+from kvmhooks.errors import InputError, IsolationError
 
 if TYPE_CHECKING:
     from kvmhooks.isolate.claims.claim import Claim
@@ -27,14 +27,17 @@ def main(verb: str, argv: Sequence[str]) -> int:
     document = read_document(str(arguments.domain))
     with used(arguments.root):
         require_host(arguments.root)
-        claim = read_claim(document, system=System(arguments.root))
+        try:
+            claim = read_claim(document, system=System(arguments.root))
+        except IsolationError as error:
+            raise InputError(f"{arguments.domain}: {error}") from error
         if claim is None:
             raise InputError(
                 f"{arguments.domain}: found no <kvmhooks:vm> in its metadata and no file in "
                 "/etc/kvmhooks/vm.d, so nothing would be done: see `kvmhooks isolate`"
             )
         writes = [
-            *foreseen(claim, arguments.root),
+            *foreseen(claim, document, arguments.root),
             *rehearse(claim, arguments.root, is_placed=is_placed(document)),
         ]
     if arguments.json:
@@ -45,20 +48,23 @@ def main(verb: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def foreseen(claim: Claim, root: str) -> list[Write]:
+def foreseen(claim: Claim, document: bytes, root: str) -> list[Write]:
     """Return the consequences of a start that are no writes: rows of the phase ``warning``."""
     from kvmhooks.cli.isolation import registry_of
-    from kvmhooks.isolate.registry.dry_run import Write
+    from kvmhooks.isolate.claims.domain_xml import without_effect
+    from kvmhooks.isolate.registry.dry_run import WARNING, Write
     from kvmhooks.isolate.registry.unit_affinities import warnings
     from kvmhooks.isolate.registry.unserved import unserved
 
     registry = registry_of(root)
+    hollow = without_effect(document, registry.system)
     others = registry.claims()
     sentences = warnings(registry.system, [claim], others)
     return [
-        *(Write("warning", "systemd", sentence) for sentence in sentences),
+        *(Write(WARNING, "policy", sentence) for sentence in hollow),
+        *(Write(WARNING, "systemd", sentence) for sentence in sentences),
         *(
-            Write("warning", setting, f"left out: {why}")
+            Write(WARNING, setting, f"left out: {why}")
             for setting, why in unserved(registry.system, claim, others)
         ),
     ]

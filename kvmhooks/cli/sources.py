@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvmhooks.cli.documents import read_document, read_json
-from kvmhooks.errors import UsageError
+from kvmhooks.errors import InputError, KvmhooksError, UsageError
 
 if TYPE_CHECKING:
     from kvmhooks.inventory.inventory import Inventory
@@ -118,7 +118,10 @@ def read_holdings(name: str) -> tuple[Holding, ...]:
 
     document = read_json(name)
     items = document if isinstance(document, list) else [document]
-    return merged(from_json(item) for item in items)
+    try:
+        return merged([from_json(item) for item in items])
+    except KvmhooksError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def with_accel(arguments: argparse.Namespace, spec: VmSpec) -> VmSpec:

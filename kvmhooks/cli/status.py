@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kvmhooks.cli.isolation import key_of, registry_of
 from kvmhooks.cli.roots import require_host, used
 from kvmhooks.cli.status_text import ENDED, MISSING, told
+from kvmhooks.errors import IsolationError, words_of
 from kvmhooks.exits import DRIFT
 from kvmhooks.isolate.kinds.bound_functions import Origin
 from kvmhooks.isolate.kinds.hugepage_pools import HugePagePool
@@ -311,7 +312,24 @@ def _warnings(held: Held, system: System) -> list[str]:
     """Return all that is not as it should be with a VM that lives."""
     from kvmhooks.isolate.vm.strays import told
 
-    return [*held.warnings, *told(system, held), *_moot(held, system)]
+    return [*held.warnings, *told(system, held), *_moot(held, system), *_hollow(held, system)]
+
+
+def _hollow(held: Held, system: System) -> list[str]:
+    """Return what a VM of libvirt's says and what does nothing, by libvirt's record of it."""
+    from kvmhooks.isolate.claims.domain_xml import without_effect
+    from kvmhooks.isolate.vm.cgroups import LIBVIRT, libvirts_file
+
+    path = libvirts_file(held.claim, ".xml")
+    if held.claim.driver != LIBVIRT or not path:
+        return []
+    try:
+        record = system.read(path).encode("utf-8", "surrogateescape")
+        return without_effect(record, system)
+    except FileNotFoundError:  # it has not started yet
+        return []
+    except (IsolationError, OSError) as error:
+        return [f"/{path}: {words_of(error)}"]
 
 
 def _moot(held: Held, system: System) -> list[str]:

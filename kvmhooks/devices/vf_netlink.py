@@ -6,15 +6,18 @@ interface. A driver that does not know a setting leaves it out, or says -1.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from kvmhooks.distribution import missing
-from kvmhooks.errors import HostError
+from kvmhooks.errors import SHOWN, HostError
 
 _VF_INFO: Final = 1
 """``RTEXT_FILTER_VF`` (linux/rtnetlink.h): without it the kernel leaves functions out."""
+_MAC: Final = "[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}"
+_NUMBER: Final = r"\d{1,9}"
 _UNKNOWN: Final = 0xFFFF_FFFF
 _NO_MAC: Final = "00:00:00:00:00:00"
 _LEAST_MAC: Final = "02:00:00:00:00:00"
@@ -53,16 +56,35 @@ def request(number: int, settings: Settings, *, min_rate: int = 0) -> dict[str, 
     attributes: dict[str, Any] = {"vf": number}
     for name, text in settings.items():
         if name == "mac":
-            attributes["mac"] = text
+            attributes["mac"] = _checked(name, text, _MAC, "a MAC address")
         elif name == "vlan":
-            attributes["vlan"] = int(text)
+            attributes["vlan"] = int(_checked(name, text, _NUMBER, "a number"))
         elif name == "rate":
-            attributes["rate"] = {"min_tx_rate": min_rate, "max_tx_rate": int(text)}
+            most = int(_checked(name, text, _NUMBER, "Mbit/s"))
+            attributes["rate"] = {"min_tx_rate": min_rate, "max_tx_rate": most}
         elif name in {"trust", "spoofchk"}:
-            attributes[name] = int(text == "yes")
+            attributes[name] = int(_checked(name, text, "yes|no", "yes or no") == "yes")
         else:
-            raise HostError(f"{name}: found no such setting of a function")
+            known = "mac, vlan, trust, spoofchk or rate"
+            raise HostError(f"{name}: found no such setting of a function, expected {known}")
     return attributes
+
+
+def _checked(name: str, text: str, allowed: str, expected: str) -> str:
+    if re.fullmatch(allowed, text, re.ASCII) is None:
+        raise HostError(f"{name}: found {text[:SHOWN]!r}, expected {expected}")
+    return text
+
+
+def check_card(pf: str, root: Path = Path("/")) -> int:
+    """Return the most functions that a card may have. Raises ``HostError`` for one without any."""
+    device = root / "sys/bus/pci/devices" / pf
+    if not device.exists():
+        raise HostError(f"{pf}: found no such device, expected a card with virtual functions")
+    total = device / "sriov_totalvfs"
+    if not total.exists():
+        raise HostError(f"{pf}: found no SR-IOV, expected a physical function that has it")
+    return int(total.read_text())
 
 
 def interface_of(pf: str, root: Path = Path("/")) -> int:

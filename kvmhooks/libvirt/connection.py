@@ -121,8 +121,8 @@ class Domain:
 def connected(uri: str) -> Iterator[Any]:
     """Give a connection to the libvirtd of ``uri``, closed at the end.
 
-    Raises ``LaunchError`` without libvirt-python, for another host's libvirtd (threads are read
-    from this host's ``/proc``), or when nobody answers.
+    Raises ``LaunchError`` without libvirt-python and for another host's libvirtd (threads are read
+    from this host's ``/proc``), ``QemuError`` when nobody answers.
     """
     try:
         import libvirt  # noqa: PLC0415 -- an extra
@@ -135,7 +135,7 @@ def connected(uri: str) -> Iterator[Any]:
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as error:
-        raise LaunchError(f"libvirt: {uri}: {error}") from error
+        raise QemuError(f"libvirt: {uri}: {error}") from error
     try:
         yield connection
     finally:

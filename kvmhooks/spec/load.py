@@ -31,22 +31,24 @@ def load_vm(path: str | os.PathLike[str]) -> VmSpec:
     """Read the VM that the file ``path`` describes.
 
     Paths in it are relative to its folder. Raises ``SpecError`` with every problem at once, each
-    with its place.
+    with its place, in the file as ``path`` names it.
     """
-    file = Path(path).absolute()
+    file, source = Path(path).absolute(), os.fspath(path)
     try:
         content = files.read(file, MAX_BYTES, pipe_seconds=files.PIPE_SECONDS)
     except files.IrregularError as error:
-        raise _refused(file.name, "", error.kind, "a regular file") from error
+        raise _refused(source, "", error.kind, "a regular file") from error
     except OSError as error:
-        raise _refused(file.name, "", error.strerror or str(error), "a readable file") from error
+        raise _refused(
+            source, "", error.strerror or type(error).__name__, "a readable file"
+        ) from error
     if len(content) > MAX_BYTES:
-        raise _refused(file.name, "", f"more than {MAX_BYTES} bytes", "a VM's description")
+        raise _refused(source, "", f"more than {MAX_BYTES} bytes", "a VM's description")
     try:
         text = content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
-        raise _refused(file.name, "", f"a byte that is not UTF-8 ({error})", "TOML") from error
-    return parse_vm(text, folder=file.parent.resolve(), source=file.name)
+        raise _refused(source, "", f"a byte that is not UTF-8 ({error})", "TOML") from error
+    return parse_vm(text, folder=file.parent.resolve(), source=source)
 
 
 def parse_vm(text: str, *, folder: Path, source: str = "vm.toml") -> VmSpec:

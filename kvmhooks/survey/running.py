@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from kvmhooks.errors import HostError, IsolationError, KvmhooksError
+from kvmhooks.errors import HostError, IsolationError, KvmhooksError, words_of
 from kvmhooks.host.model import Host
 from kvmhooks.inventory.usage import Holding, of_claim
 from kvmhooks.isolate.claims import xml
@@ -38,7 +38,9 @@ def claimed(registry: Registry) -> list[Holding]:
         gone = registry.ended(state)
         awaited = [claim for claim in registry.claims() if claim.key not in state.held]
     except (IsolationError, OSError) as error:
-        raise HostError(f"the holdings of VMs on this host cannot be read: {error}") from error
+        raise HostError(
+            f"the holdings of VMs on this host cannot be read: {words_of(error)}"
+        ) from error
     finally:
         registry.store.close()
     held = [entry for key, entry in state.held.items() if key not in gone]

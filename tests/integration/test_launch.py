@@ -320,18 +320,17 @@ def test_what_is_missing_is_named_all_at_once(launcher: Launcher) -> None:
     assert ran.returncode == 1
     base = launcher.base
     assert ran.stderr == (
-        f"missing.toml: boot.kernel: found no file '{base}/no-kernel', "
+        f"{vm}: boot.kernel: found no file '{base}/no-kernel', "
         "expected a file that can be read\n"
-        f"missing.toml: disk[0].path: found no file '{base}/no.img', "
+        f"{vm}: disk[0].path: found no file '{base}/no.img', "
         "expected an image to read and write\n"
-        "missing.toml: net[0].device: found no interface 'nobridge', expected a bridge\n"
+        f"{vm}: net[0].device: found no interface 'nobridge', expected a bridge\n"
     )
     vm = launcher.vm("missing", top='[machine]\nemulator = "no-qemu"')
     ran = launcher.run(vm)
     assert ran.returncode == 1
     assert ran.stderr == (
-        f"missing.toml: machine.emulator: found '{base}/no-qemu', expected a program that can be "
-        "run\n"
+        f"{vm}: machine.emulator: found '{base}/no-qemu', expected a program that can be run\n"
     )
     assert not launcher.run_dir.exists()
 
@@ -341,5 +340,5 @@ def test_a_missing_file_is_one_message(launcher: Launcher) -> None:
     ran = launcher.run(launcher.base / "none.toml")
     assert (ran.returncode, ran.stderr) == (
         1,
-        "none.toml: found No such file or directory, expected a readable file\n",
+        f"{launcher.base}/none.toml: found No such file or directory, expected a readable file\n",
     )

@@ -132,6 +132,6 @@ def test_a_qemu_of_another_user_has_roots_disk(launcher: Launcher, closed: Path)
     ran = launcher.run(spec)
     assert ran.returncode == 1
     assert ran.stderr == (
-        f"tiny.toml: disk[0].path: found no permission for '{closed}/disk.qcow2', "
+        f"{spec}: disk[0].path: found no permission for '{closed}/disk.qcow2', "
         "expected an image to read and write\n"
     )

@@ -267,7 +267,7 @@ def test_a_state_that_others_may_read_is_refused(launcher: Launcher) -> None:
     ran = launcher.run(launcher.vm("helped", '[tpm]\nmodel = "crb"\nstate = "tpm"'))
     assert ran.returncode == 1
     message = f"'{launcher.base}/tpm' of user {os.geteuid()}, mode 755, expected one of user"
-    assert f"helped.toml: tpm.state: found {message}" in ran.stderr
+    assert f"{launcher.base}/helped.toml: tpm.state: found {message}" in ran.stderr
 
 
 @ONLINE

@@ -117,7 +117,7 @@ def test_what_cannot_be_made_is_refused(launcher: Launcher, base: Path) -> None:
         before = {path.name: path.stat().st_mtime_ns for path in base.parent.iterdir()}
         ran = launcher.run(spec)
         assert ran.returncode == 1, text
-        assert ran.stderr.startswith(f"made.toml: {message}"), ran.stderr
+        assert ran.stderr.startswith(f"{spec}: {message}"), ran.stderr
         before.setdefault("run", 0)
         after = {path.name: path.stat().st_mtime_ns for path in base.parent.iterdir()}
         assert {**after, "run": 0} == {**before, "run": 0}

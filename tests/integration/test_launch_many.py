@@ -136,8 +136,8 @@ def test_several_mistakes_are_told_together(launcher: Launcher) -> None:
     twin.write_text(good.read_text())
     ran = launcher.run(good, bad, twin)
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert "bad.toml: cpu2: found an unknown key" in ran.stderr
-    assert "name: found 'good' in good.toml and twin.toml, expected another for each" in ran.stderr
+    assert f"{bad}: cpu2: found an unknown key" in ran.stderr
+    assert f"name: found 'good' in {good} and {twin}, expected another for each" in ran.stderr
     ran = launcher.run("--json", good, bad)
     assert (ran.returncode, launcher.left_behind()) == (2, [])
 

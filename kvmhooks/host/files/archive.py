@@ -13,7 +13,7 @@ import stat
 import zlib
 from typing import BinaryIO, Final, TypeAlias
 
-from kvmhooks.errors import HostError
+from kvmhooks.errors import HostError, words_of
 from kvmhooks.host.files.tar import (
     DIRECTORY,
     FILE,
@@ -61,7 +61,7 @@ def read_archive(file: str | os.PathLike[str]) -> Folder:
     except (TarError, OSError, EOFError, zlib.error, lzma.LZMAError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno:
             raise HostError(f"{os.fspath(file)}: cannot be read: {error.strerror}") from error
-        why = str(error) or "it needs more memory than there is"  # MemoryError has no words
+        why = words_of(error) or "it needs more memory than there is"  # MemoryError has no words
         raise HostError(f"{os.fspath(file)}: no tar file of a host: {why}") from error
     # Some archives have the tree below one directory.
     inner = list(tree.items())

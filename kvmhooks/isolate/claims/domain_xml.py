@@ -95,6 +95,34 @@ def _demands_of(settings: dict[str, str], bound: tuple[str, ...]) -> list[Demand
     return demands
 
 
+def without_effect(data: bytes, system: System) -> list[str]:
+    """Return a sentence for each setting that a VM says and that does nothing for it.
+
+    The VM says what its metadata and its own file do; the administrator's settings for all VMs are
+    for those that they fit. ``data`` is a domain, or libvirt's record of a running one.
+
+    Raises ``IsolationError``.
+    """
+    domain = _domain_of(data)
+    name = _name_of(domain)
+    own = administrator.policy_of(system, name) or {}
+    metadata = _policy_of(domain) or {}
+    asked = check(own | metadata)
+    if not asked.keys() - {"isolation.exclusive"}:
+        return []
+    from kvmhooks.isolate.claims import effects  # noqa: PLC0415 -- most VMs say nothing else
+
+    vm = effects.VmFacts(
+        check(administrator.defaults(system) | own | metadata),
+        has_bound=bool(_devices_of(domain, is_bound=True)),
+        has_devices=bool(_devices_of(domain)),
+        has_disks=bool(_disks_of(domain)),
+        has_hugepages=bool(hugepage_demand.of_domain(domain)),
+        is_pinned=_is_pinned(domain),
+    )
+    return [*effects.without_effect(asked, vm)]
+
+
 def has_policy(data: bytes) -> bool:
     """Return whether a domain has our element in its metadata, also one that cannot be used."""
     return xml.holds(data, f"domain/{_POLICY}")
@@ -119,10 +147,7 @@ def devices_in(status: bytes) -> tuple[str, ...]:
 
     Raises ``IsolationError`` for what is none.
     """
-    found = xml.parse(status).find("domain")
-    if found is None:
-        raise IsolationError("found no <domain>, expected libvirt's record of a running VM")
-    return _devices_of(found)
+    return _devices_of(_domain_of(status))
 
 
 def settings_of(domain: Element, system: System) -> dict[str, str]:
@@ -162,6 +187,15 @@ def _parse(data: bytes) -> Element:
     domain = xml.parse(data)
     if domain.tag != "domain":
         raise IsolationError(f"domain XML: found <{domain.tag[:40]}>, expected <domain>")
+    return domain
+
+
+def _domain_of(data: bytes) -> Element:
+    """Return a domain, or the one in libvirt's record of a running VM."""
+    found = xml.parse(data)
+    domain = found if found.tag == "domain" else found.find("domain")
+    if domain is None:
+        raise IsolationError("found no <domain>, expected libvirt's record of a running VM")
     return domain
 
 
@@ -245,6 +279,13 @@ def _exclusive_of(domain: Element, name: str) -> CpuSet:
         )
     _check_others(domain, name, exclusive)
     return exclusive
+
+
+def _is_pinned(domain: Element) -> bool:
+    """Return whether each vCPU is pinned to one CPU."""
+    pins = [pin.get("cpuset").strip() for pin in domain.findall("cputune/vcpupin")]
+    count = domain.findtext("vcpu", "1").strip()
+    return str(len(pins)) == count and all(pin.isdecimal() for pin in pins)
 
 
 def _check_others(domain: Element, name: str, exclusive: CpuSet) -> None:

@@ -212,14 +212,18 @@ def follow_up(registry: Registry, xml: bytes, program: Sequence[str]) -> None:
 
 
 def foresee(registry: Registry, xml: bytes) -> None:
-    """Log which units of systemd cannot start once the VM has its CPUs."""
-    from kvmhooks.isolate.claims.domain_xml import read_claim  # noqa: PLC0415
+    """Log which words of the VM do nothing, and which units of systemd cannot start beside it."""
+    from kvmhooks.isolate.claims.domain_xml import read_claim, without_effect  # noqa: PLC0415
     from kvmhooks.isolate.registry.unit_affinities import SECONDS, warnings  # noqa: PLC0415 -- see above
 
     claim = read_claim(xml, system=registry.system)
-    if claim is not None and claim.exclusive:
-        for warning in warnings(registry.system, [claim], registry.claims(), SECONDS):
-            registry.system.log(f"{claim.name}: {warning}", severity=4)
+    if claim is None:
+        return
+    found = without_effect(xml, registry.system)
+    if claim.exclusive:
+        found += warnings(registry.system, [claim], registry.claims(), SECONDS)
+    for warning in found:
+        registry.system.log(f"{claim.name}: {warning}", severity=4)
 
 
 def log(root: str, argv: list[str], error: BaseException) -> None:

@@ -270,7 +270,7 @@ class Follower:
         try:
             report = self.registry.narrow()
         except (KvmhooksError, OSError) as error:
-            self.system.log(f"{self.name}: follower: {error}", severity=4)
+            self.system.log(f"{self.name}: follower: {words_of(error)}", severity=4)
             self._narrow_at = self.system.now() + FIRST
             return
         now = self.system.now()
@@ -293,7 +293,7 @@ class Follower:
             me = Process.find(self.system, os.getpid()) or Process(os.getpid(), 0)
             report = self.registry.follow(self.key, me)
         except (KvmhooksError, OSError) as error:
-            self.system.log(f"{self.name}: follower: {error}", severity=4)
+            self.system.log(f"{self.name}: follower: {words_of(error)}", severity=4)
             self.seen = Findings()  # another holds the lock, or the record cannot be read: again
             return True
         if report is None:

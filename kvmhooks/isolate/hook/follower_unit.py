@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, words_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def ensure(registry: Registry, key: str, program: Sequence[str] = ()) -> None:
             about=f"kvmhooks follows {held.claim.name}",
         )
     except (IsolationError, OSError) as error:
-        system.log(f"{held.claim.name}: no follower: {error}", severity=4)
+        system.log(f"{held.claim.name}: no follower: {words_of(error)}", severity=4)
 
 
 def await_owed(registry: Registry, program: Sequence[str] = ()) -> None:

@@ -13,7 +13,7 @@ import select
 import subprocess
 from typing import TYPE_CHECKING, Final
 
-from kvmhooks.errors import IsolationError, KvmhooksError
+from kvmhooks.errors import IsolationError, KvmhooksError, words_of
 from kvmhooks.isolate.claims.domain_xml import read_claim
 from kvmhooks.isolate.claims.xml import MAX_BYTES
 
@@ -48,7 +48,8 @@ def answer(xml: bytes, registry: Registry, planner: Sequence[str]) -> bytes:
         registry.reserve(fresh, RESERVED)
     except (KvmhooksError, OSError, ValueError) as error:
         system.log(
-            f"{name}: the pins stay as they are: {type(error).__name__}: {error}", severity=4
+            f"{name}: the pins stay as they are: {type(error).__name__}: {words_of(error)}",
+            severity=4,
         )
         return b""
     system.log(f"{name}: its pins are {fresh.exclusive} here, instead of {claim.exclusive}")

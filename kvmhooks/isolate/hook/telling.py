@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 
+from kvmhooks.errors import words_of as _words_of
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -37,11 +39,7 @@ def tell(line: str) -> None:
 
 def words_of(error: BaseException) -> str:
     """Return what an error says, as one line."""
-    message = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        at = "" if error.filename is None else f"{error.filename}: "
-        message = f"{at}{error.strerror}"
-    return printable(" ".join(message.split()) or type(error).__name__, _MOST)
+    return printable(" ".join(_words_of(error).split()) or type(error).__name__, _MOST)
 
 
 def printable(text: str, most: int = 80) -> str:

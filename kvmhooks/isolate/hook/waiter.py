@@ -98,7 +98,9 @@ class Waiter:
             events.watch(_STATE)
             events.listen()
         except OSError as error:
-            self.system.log(f"owed: it is looked at by the clock alone: {error}", severity=4)
+            self.system.log(
+                f"owed: it is looked at by the clock alone: {words_of(error)}", severity=4
+            )
             return None
         return events
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, words_of
 from kvmhooks.isolate.engine.knob import View
 from kvmhooks.isolate.record.report import FAILED, REFUSAL
 from kvmhooks.isolate.vm.cgroups import Groups
@@ -44,7 +44,7 @@ def _forget_released(system: System, store: Store, state: State) -> None:
         for key in store.released() - state.held.keys():
             store.forget_release(key)
     except (IsolationError, OSError) as error:
-        system.log(str(error), severity=4)
+        system.log(words_of(error), severity=4)
 
 
 def _was_refused(held: Held, report: Report) -> bool:

@@ -13,6 +13,7 @@ from kvmhooks.isolate.kinds.kind import KINDS
 from kvmhooks.isolate.knobs.resctrl import SCHEMATA, merged
 from kvmhooks.isolate.record.report import FAILED, REFUSAL
 from kvmhooks.isolate.record.store import RECORD, Store
+from kvmhooks.isolate.registry import accepted
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.isolate.resources.resource import resource_of
 from kvmhooks.isolate.system.dbus import Systemd
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+WARNING = "warning"
+"""The phase of a row that is no write: what a start would not get, or another consequence."""
 
 _HELPER = "kvmhooks"
 """Is not run."""
@@ -44,13 +48,14 @@ class Write(NamedTuple):
 def rehearse(claim: Claim, root: str = "/", *, is_placed: bool = False) -> list[Write]:
     """Return every write that a start and a stop of this VM would make now.
 
-    What would be left out, since it cannot be read or written, is a row of the phase ``warning``.
+    Before them stands a warning for each thing that the host would not take.
     ``is_placed`` is as in ``Registry.prepare``.
 
     Raises ``IsolationError`` when the start would be refused.
     """
     system = _Rehearsal(root)
     registry = Registry(system, _Memory(root), helper=[_HELPER])
+    unmet: dict[str, str] = {}
     for system.phase in ("prepare", "start", "started", "release"):
         if system.phase == "prepare":
             report = registry.prepare(claim, is_placed=is_placed)
@@ -60,10 +65,8 @@ def rehearse(claim: Claim, root: str = "/", *, is_placed: bool = False) -> list[
             report = registry.started(claim)
         else:
             report = registry.release(claim.key)
-        for result in report.of(REFUSAL, FAILED):
-            row = Write("warning", result.key, result.why)
-            system.writes += [] if row in system.writes else [row]
-    return system.writes
+        unmet |= {result.key: result.why for result in report.of(REFUSAL, FAILED)}
+    return [*(Write(WARNING, key, why) for key, why in unmet.items()), *system.writes]
 
 
 class _Rehearsal(System):
@@ -110,6 +113,7 @@ class _Rehearsal(System):
 
     def write(self, path: str, text: str) -> None:
         super().read(path)
+        accepted.check(self, path, text)
         self.note(f"/{path}", text)
         if path.endswith("cgroup.subtree_control"):
             present = set(self.read(path).split())

@@ -6,7 +6,7 @@ libvirt keeps what a VM is in ``/run/libvirt/qemu/NAME.xml``, written anew at ea
 
 from __future__ import annotations
 
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, words_of
 from kvmhooks.isolate.claims.domain_xml import devices_in
 from kvmhooks.isolate.vm.cgroups import LIBVIRT, libvirts_file
 
@@ -29,7 +29,7 @@ def reread(system: System, held: Held) -> None:
     except FileNotFoundError:
         return
     except (IsolationError, OSError) as error:
-        system.log(f"{held.claim.name}: /{path}: {error}", 4)
+        system.log(f"{held.claim.name}: /{path}: {words_of(error)}", 4)
         return
     if set(devices) != set(held.claim.devices):
         held.claim = held.claim.given(devices)

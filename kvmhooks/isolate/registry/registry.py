@@ -7,7 +7,7 @@ claims that live want it.
 
 from __future__ import annotations
 
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, words_of
 from kvmhooks.isolate.claims import administrator
 from kvmhooks.isolate.claims.administrator import BUDGET, Limits
 from kvmhooks.isolate.record.report import FAILED, REFUSAL, Report
@@ -171,7 +171,7 @@ class Registry(Readings):
         try:
             self.store.note_release(key)
         except (IsolationError, OSError) as error:  # it may be done all the same
-            self.system.log(f"{key}: {error}", severity=4)
+            self.system.log(f"{key}: {words_of(error)}", severity=4)
         with self._begin() as state:
             if leave is not None:
                 leave()
@@ -311,7 +311,7 @@ class Registry(Readings):
             try:
                 self._limits()
             except (IsolationError, OSError) as error:
-                self.system.log(str(error), severity=4)
+                self.system.log(words_of(error), severity=4)
         return self._transactions.begin(self.budget)
 
     def _give_resources(self, report: Report) -> Report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, words_of
 from kvmhooks.isolate.record import comparison
 from kvmhooks.isolate.record.comparison import Comparison
 from kvmhooks.isolate.record.state import PENDING
@@ -32,7 +32,7 @@ def compared(
         try:
             seen = devices.see(access, key, found, asking[-1][1] if asking else None)
         except (IsolationError, OSError) as error:
-            yield row.judged(comparison.UNKNOWN, str(error))
+            yield row.judged(comparison.UNKNOWN, words_of(error))
             continue
         if seen is None:
             yield row.judged(comparison.GONE)

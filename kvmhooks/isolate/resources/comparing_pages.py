@@ -8,7 +8,7 @@ smaller than what is in use keeps that as surplus pages, which count
 
 from __future__ import annotations
 
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, words_of
 from kvmhooks.isolate.kinds.hugepage_pools import HugePagePool
 from kvmhooks.isolate.record import comparison
 from kvmhooks.isolate.record.comparison import Comparison
@@ -39,7 +39,7 @@ def compared(
             yield row.judged(comparison.GONE)
             continue
         except (IsolationError, OSError, ValueError) as error:
-            yield row.judged(comparison.UNKNOWN, str(error))
+            yield row.judged(comparison.UNKNOWN, words_of(error))
             continue
         row.should, row.now = f"{least} or more", str(count)
         is_starting = bool(having) and all(vm.state == PENDING for vm in having)

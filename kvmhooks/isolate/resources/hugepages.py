@@ -8,7 +8,7 @@ back; a pool made smaller than what is in use gets surplus pages, so only free o
 
 from __future__ import annotations
 
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, words_of
 from kvmhooks.isolate.claims.hugepage_demand import ANY_NODE, DEFAULT_SIZE
 from kvmhooks.isolate.kinds.hugepage_pools import HugePageDemand, HugePagePool
 from kvmhooks.isolate.record.report import APPLIED, FAILED
@@ -96,7 +96,7 @@ class PagePools(Resource):
             try:
                 given = _give_back(means, key)
             except OSError as error:
-                report.add(f"{self.LABEL}/{key}", FAILED, "", str(error))
+                report.add(f"{self.LABEL}/{key}", FAILED, "", words_of(error))
             else:
                 if given:
                     report.add(f"{self.LABEL}/{key}", APPLIED, f"-{given}")

@@ -7,7 +7,7 @@ already is taken as it is, and stays. A device of ours is on record before it is
 
 from __future__ import annotations
 
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, words_of
 from kvmhooks.isolate.kinds.mdevs import MdevDemand, Mediated
 from kvmhooks.isolate.resources.resource import PATIENCE, Devices
 
@@ -85,7 +85,7 @@ class MediatedDevices(Devices):
             create = f"{_kind(parent, kind)}/create"
             means.system.write_within(means.seconds(), create, demand.uuid)
         except OSError as error:
-            raise IsolationError(f"{parent} did not make a {kind}: {error}") from error
+            raise IsolationError(f"{parent} did not make a {kind}: {words_of(error)}") from error
         if kind_of(means.system, demand.uuid) != kind:
             raise IsolationError(f"{parent} made none: the kernel's log may say why")
 

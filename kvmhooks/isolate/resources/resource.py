@@ -8,7 +8,7 @@ what is there and no claim asks for is owed to the host, and the next one gives 
 
 from __future__ import annotations
 
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, words_of
 from kvmhooks.isolate.claims.administrator import HOST
 from kvmhooks.isolate.kinds.kind import KINDS
 from kvmhooks.isolate.record.report import APPLIED, FAILED, REFUSAL
@@ -259,7 +259,7 @@ class Devices(Resource):
                 stuck[key] = Process.find(means.system, error.pid)
                 report.add(row, FAILED, value, str(error))
             except (IsolationError, OSError) as error:
-                report.add(row, FAILED, value, str(error))
+                report.add(row, FAILED, value, words_of(error))
             else:
                 if reason:
                     report.add(row, REFUSAL, value, reason)
@@ -300,7 +300,7 @@ class _At:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, (IsolationError, OSError)):
-            raise IsolationError(f"{self._place}: {error}") from error
+            raise IsolationError(f"{self._place}: {words_of(error)}") from error
 
 
 def resource_of(kind: str) -> Resource:

@@ -54,6 +54,8 @@ class VfPools(Devices):
         """Return a pool's size: as the VM asks, but one that is yet to be made as all ask."""
         system, pf, count = means.system, demand.pf, demand.count
         total = _number(system, pf, "sriov_totalvfs")
+        if total is None and not system.has(f"{DEVICES}/{pf}"):
+            raise IsolationError("found no such device, expected a card with virtual functions")
         if total is None:
             raise IsolationError("found no SR-IOV, expected a physical function that has it")
         if count > total:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from kvmhooks.errors import IsolationError
 from kvmhooks.isolate.kinds.vf_powers import VfSettings, from_words, to_words
 from kvmhooks.isolate.resources.resource import Devices
-from kvmhooks.isolate.resources.sriov import functions_of
+from kvmhooks.isolate.resources.sriov import COUNT, functions_of
 from kvmhooks.isolate.resources.vfio import DEVICES, identity_of
 
 TYPE_CHECKING = False
@@ -51,6 +51,11 @@ class VfPowers(Devices):
     def look(self, means: Means, claim: Claim, demand: VfSettingsDemand) -> dict[str, str]:
         """Return the settings of a function that can be set."""
         del claim
+        card = f"{DEVICES}/{demand.pf}"
+        if not means.system.has(card):
+            raise IsolationError("found no such device, expected a card with virtual functions")
+        if not means.system.has(f"{card}/{COUNT}"):
+            raise IsolationError("found no SR-IOV, expected a physical function that has it")
         _check_up(means.system, demand.pf)
         known = _read(means, demand.key)
         lacking = [name for name in demand.settings if known.get(name, "-") == "-"]

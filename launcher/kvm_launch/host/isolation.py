@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kvmhooks.errors import IsolationError
+from kvmhooks.errors import IsolationError, words_of
 from kvmhooks.isolate.hook import entry, fastpath
 from kvmhooks.isolate.record.store import Store
 from kvmhooks.isolate.registry.registry import Registry
@@ -45,4 +45,4 @@ def translated(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise IsolationError(f"{name}: {error}") from error
+        raise IsolationError(f"{name}: {words_of(error)}") from error

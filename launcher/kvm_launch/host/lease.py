@@ -17,7 +17,7 @@ from attrs import define, field
 from kvm_launch.host.isolation import translated, unable
 from kvm_launch.host.vm_groups import VmGroups
 from kvm_launch.tell.outcome import Isolated
-from kvmhooks.errors import IsolationError, KvmhooksError
+from kvmhooks.errors import IsolationError, KvmhooksError, words_of
 from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.inventory.usage import SECOND, second_identity_of
 from kvmhooks.isolate.claims.claim import Claim
@@ -258,7 +258,7 @@ class Lease:
             left = self._registry.left_over(report)
             self._left = (*groups, *(f"{item.key}: {item.why}" for item in left))
         except (KvmhooksError, OSError, ValueError) as error:
-            self._left = (*groups, str(error))
+            self._left = (*groups, words_of(error))
         if self._left or is_owed:
             entry.retry(self._registry.system.root)
 

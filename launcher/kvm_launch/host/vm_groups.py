@@ -16,7 +16,7 @@ from kvm_launch.host.limits import (
     limits_of,
     problems,
 )
-from kvmhooks.errors import IsolationError, SpecError
+from kvmhooks.errors import IsolationError, SpecError, words_of
 from kvmhooks.isolate.system.system import System
 from kvmhooks.placement.model import Plan
 from kvmhooks.qemu.threads import EMULATOR, planned_cpus
@@ -104,7 +104,7 @@ class VmGroups:
         try:
             self._tree.remove()
         except OSError as error:
-            return [str(error)]
+            return [words_of(error)]
         return []
 
     def _tasks(self, pid: int, threads: Mapping[str, int]) -> Callable[[], dict[str, str]]:

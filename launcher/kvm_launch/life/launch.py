@@ -28,7 +28,7 @@ from kvm_launch.tell.outcome import Outcome, judge, not_restored
 from kvm_launch.tell.screen import screen_of, work_of
 from kvm_launch.tell.states import VmState
 from kvm_launch.tell.status import StatusReporter
-from kvmhooks.errors import QemuError, RestoreError
+from kvmhooks.errors import QemuError, RestoreError, words_of
 from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.isolate.kinds.bound_functions import FunctionDemand
 from kvmhooks.isolate.registry.registry import Registry
@@ -144,10 +144,10 @@ class Launch:
                     )
                 )
         except BaseException as error:
-            life.enter(VmState.ENDED, (str(error) or "interrupted").partition("\n")[0])
+            life.enter(VmState.ENDED, (words_of(error) or "interrupted").partition("\n")[0])
             stop.was_asked |= lease.was_asked or not isinstance(error, Exception)
             if lease.left:
-                messages = [str(error) or "interrupted", *not_restored(lease.left)]
+                messages = [words_of(error) or "interrupted", *not_restored(lease.left)]
                 return decided, None, RestoreError("\n".join(messages))
             if isinstance(error, QemuError) and (receiver is None or receiver.has_arrived):
                 return decided, None, error  # else it runs where it was: nothing is restarted

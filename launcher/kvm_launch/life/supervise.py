@@ -26,7 +26,7 @@ from kvm_launch.talk.socket_names import AGENT, CONSOLE, QMP
 from kvm_launch.tell.outcome import Ended
 from kvm_launch.tell.states import VmState
 from kvm_launch.tell.status import StatusReporter
-from kvmhooks.errors import KvmhooksError, QemuError
+from kvmhooks.errors import KvmhooksError, QemuError, words_of
 from kvmhooks.placement.model import Plan
 from kvmhooks.qemu import threads as live_threads
 from kvmhooks.qemu.qmp import Monitor, connect
@@ -167,7 +167,7 @@ async def _take_name(
             await asyncio.sleep(_POLL_SECONDS)
         reporter.renamed()
     except (KvmhooksError, OSError) as error:
-        reporter.warn(f"the VM stays {run_dir.path.name!r}: {error}")
+        reporter.warn(f"the VM stays {run_dir.path.name!r}: {words_of(error)}")
     named.set()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvm_launch.host.isolation import unable
-from kvmhooks.errors import KvmhooksError
+from kvmhooks.errors import KvmhooksError, words_of
 from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.isolate.registry.unit_affinities import warnings
@@ -21,4 +21,4 @@ def unit_warnings(registry: Registry, claims: Sequence[Claim]) -> list[str]:
     try:
         return warnings(registry.system, claims, registry.claims())
     except (KvmhooksError, OSError, ValueError) as error:
-        return [f"systemd: its units could not be looked at: {error}"]
+        return [f"systemd: its units could not be looked at: {words_of(error)}"]

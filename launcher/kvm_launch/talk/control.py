@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvm_launch.talk.socket_names import SUPERVISE, link_older, path_of
-from kvmhooks.errors import KvmhooksError, LaunchError, QemuError, UsageError
+from kvmhooks.errors import KvmhooksError, LaunchError, QemuError, UsageError, words_of
 from kvmhooks.qemu.run_dir import made
 from kvmhooks.qemu.unix import connected
 from kvmhooks.wording import printable
@@ -150,13 +150,16 @@ async def _answer(handler: Handler, request: Mapping[str, Any]) -> dict[str, Any
     except KvmhooksError as error:
         return _error(str(error), error.exit_code)
     except OSError as error:
-        return _error(str(error))
+        return _error(words_of(error))
     except Exception as error:  # noqa: BLE001 -- a mistake of ours: told to both, and no VM's end
         verb = request["verb"]
         asyncio.get_running_loop().call_exception_handler(
             {"message": f"{verb}: a mistake of kvm-launch", "exception": error}
         )
-        return _error(f"{verb}: a mistake of kvm-launch: {error!r}", QemuError.exit_code)
+        return _error(
+            f"{verb}: a mistake of kvm-launch: {type(error).__name__}: {words_of(error)}",
+            QemuError.exit_code,
+        )
 
 
 def _error(message: str, code: int = KvmhooksError.exit_code) -> dict[str, Any]:

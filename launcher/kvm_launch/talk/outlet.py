@@ -254,7 +254,7 @@ def _write(descriptor: int, data: bytes) -> str:
             poll.register(descriptor, select.POLLOUT)
             poll.poll()
         except OSError as error:
-            return error.strerror or str(error)
+            return error.strerror or type(error).__name__
     return ""
 
 

@@ -125,7 +125,7 @@ class StatusReporter:
         self._patience = spec.shutdown.timeout + MARGIN_SECONDS
         self._record = VmRecord(
             name=spec.name,
-            source=spec.source,
+            source=Path(spec.source).name,
             supervisor=pid,
             supervisor_start=start_time(System(), pid) or 0,
             patience=self._patience,

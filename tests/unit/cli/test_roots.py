@@ -19,7 +19,8 @@ from kvmhooks.signals import SIGNALS
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
 from tests.isolate_model.tree import plant
-from tests.isolate_model.world import Vm
+from tests.isolate_model.world import Vm, hostdev
+from tests.unit.isolate.test_policy_knobs import BEFORE as FILES
 
 VM = Vm("a", CpuSet.parse("6-7"), CpuSet.parse("0-1"))
 NOBODY = 65534
@@ -200,6 +201,76 @@ def test_a_host_of_which_something_is_gone_is_no_traceback(
     if code:
         assert told.err.startswith(str(host)) or told.err.startswith("/"), told.err
         assert told.err.count("\n") == 1
+
+
+LOOKING = [verb for verb in SAID if SAID[verb] is not WRITERS]
+"""The verbs that look at a host."""
+RICH = (
+    '<kvmhooks:isolation exclusive="yes"/><kvmhooks:power governor="performance" latency="n/a" '
+    'boost="yes"/><kvmhooks:memory thp="never" ksm="0"/><kvmhooks:kernel halt_poll="0"/>'
+    '<kvmhooks:storage scheduler="none" requests="512"/>'
+)
+POOL = '<kvmhooks:devices pools="0000:3b:00.0=8"/>'
+POWERS = '<kvmhooks:devices functions="0000:3b:00.0/1 vlan=5"/>'
+MEDIATED = '<kvmhooks:devices mdevs="c2177883-f1bb-47f0-914d-32a22e3a8804=0000:3b:00.0/nvidia-35"/>'
+BOUND = '<kvmhooks:devices managed="yes"/>'
+CARD = {
+    "sys/bus/pci/devices/0000:3b:00.0/class": "0x020000",
+    "sys/bus/pci/devices/0000:3b:00.0/sriov_totalvfs": "8",
+    "sys/bus/pci/devices/0000:3b:00.0/sriov_numvfs": "8",
+    "sys/bus/pci/devices/0000:3b:00.0/sriov_drivers_autoprobe": "1",
+    "sys/bus/pci/devices/0000:3b:00.0/net/eth7/flags": "0x1003",
+}
+
+
+@pytest.mark.parametrize("gone", LESS)
+@pytest.mark.parametrize("verb", LOOKING)
+@pytest.mark.usefixtures("here")
+def test_no_verb_tells_an_error_as_python_does(
+    host: Path, capsys: pytest.CaptureFixture[str], verb: str, gone: str
+) -> None:
+    """It has words for people, or does without what is gone."""
+    path = host / gone
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    code = run(verb, host)
+    told = capsys.readouterr()
+    assert code in {0, 1}
+    assert "Errno" not in told.out + told.err
+    assert bool(told.err) or code == 0
+
+
+ASKED = [
+    *((RICH, gone) for gone in ("", *FILES)),
+    *((policy, gone) for policy in (POOL, POWERS, MEDIATED, BOUND)
+      for gone in ("", *CARD, "sys/bus/pci/devices/0000:3b:00.0")),
+]  # fmt: skip
+"""A policy, and a file of what it asks for."""
+
+
+@pytest.mark.parametrize(("policy", "gone"), ASKED)
+def test_a_simulated_vm_that_asks_for_much_tells_no_error_as_python_does(
+    host: Path, here: Path, capsys: pytest.CaptureFixture[str], policy: str, gone: str
+) -> None:
+    """Each file of what it asks for is gone, and the whole card."""
+    for at, text in (CARD | FILES).items():
+        (host / at).parent.mkdir(parents=True, exist_ok=True)
+        (host / at).write_text(f"{text}\n")
+    if (host / gone).is_dir() and gone:
+        shutil.rmtree(host / gone)
+    elif gone:
+        (host / gone).unlink()
+    vm = Vm("a", CpuSet.parse("6-7"), CpuSet.parse("0-1"), policy)
+    disk = "<disk type='block'><source dev='/dev/sdb'/></disk>"
+    vm.devices = f"<devices>{disk}{hostdev('0000:3b:00.0')}</devices>"
+    (here / "vm.xml").write_bytes(vm.xml)
+    code = run("simulate vm.xml", host)
+    told = capsys.readouterr()
+    assert (code, told.err.count("\n")) in {(0, 0), (1, 1)}
+    assert "Errno" not in told.out + told.err
+    assert code == 0 or told.err.startswith(("a: ", str(host))), told.err
 
 
 @pytest.mark.parametrize("damage", ["", "six", "6", "\u0666.1", "9" * 5000])

@@ -360,7 +360,7 @@ def test_a_hook_names_them_at_prepare_and_status_while_they_cannot_start() -> No
 
 
 @pytest.mark.parametrize(
-    "policy", ['<kvmhooks:isolation exclusive="yes" tasks="no"/>', '<kvmhooks:power epp="128"/>']
+    "policy", ['<kvmhooks:isolation exclusive="yes" tasks="no"/>', '<kvmhooks:memory thp="never"/>']
 )
 def test_a_vm_that_narrows_nobody_keeps_no_unit_from_starting(policy: str) -> None:
     """Its CPUs are free for all, so systemd is not asked either."""

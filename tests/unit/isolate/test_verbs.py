@@ -203,6 +203,35 @@ def test_simulate_lists_every_write_and_makes_none(
                                         for path in foreseen)  # fmt: skip
 
 
+def test_simulate_has_a_row_for_a_word_without_effect(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A warning before the writes, and the VM would start all the same."""
+    policy = '<kvmhooks:power governor="performance"/><kvmhooks:memory numa_balancing="0"/>'
+    xml = tmp_path / "domain.xml"
+    xml.write_bytes(Vm("a", CpuSet.parse("6-7"), CpuSet.parse("0-1"), policy).xml)
+    assert main(["simulate", str(xml), "--root", str(root)]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == (
+        "warning  policy: power.governor: 'performance' does nothing: the VM has no CPUs of its "
+        "own (isolation.exclusive)"
+    )
+    assert rest[0] == "start    /proc/sys/kernel/numa_balancing: 0"
+
+
+def test_isolate_tells_of_a_word_that_needs_another(capsys: pytest.CaptureFixture[str]) -> None:
+    """It does as far as the words themselves tell: the domain may have what else is needed."""
+    words = ["power.epp=128", "storage.scheduler=none", "devices.allow=route"]
+    assert main(["isolate", "web", "--print", "--policy", *words]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(" does nothing: ")[0] for line in told] == [
+        "--policy: devices.allow: 'route'", "--policy: power.epp: '128'",
+    ]  # fmt: skip
+    more = ["isolation.exclusive=yes", "devices.managed=yes"]
+    assert main(["isolate", "web", "--print", "--policy", *words, *more]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_simulate_of_a_domain_without_policy_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

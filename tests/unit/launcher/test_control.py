@@ -128,7 +128,7 @@ def test_half_a_line_is_no_request(tmp_path: Path) -> None:
 def test_a_mistake_of_ours_ends_no_vm(tmp_path: Path) -> None:
     """It is an answer, and told to the supervisor's own log."""
     with supervisor(tmp_path) as mistakes:
-        message = "break: a mistake of kvm-launch: KeyError('words')"
+        message = "break: a mistake of kvm-launch: KeyError: 'words'"
         assert say(tmp_path, b'{"verb": "break"}\n') == {"error": message, "code": 3}
         with pytest.raises(LaunchError, match=r": vcpus: found 5, expected 4$"):
             ask(tmp_path, "refuse")

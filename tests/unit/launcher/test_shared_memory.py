@@ -215,7 +215,7 @@ def test_vms_of_one_command_have_files_of_their_own(tmp_path: Path) -> None:
         )
     with pytest.raises(InputError) as error:
         load_all(sorted(tmp_path.glob("*.toml")))
-    found = "shared_memory.name: found 'looking-glass' in a.toml and b.toml"
+    found = f"shared_memory.name: found 'looking-glass' in {tmp_path}/a.toml and {tmp_path}/b.toml"
     assert str(error.value) == f"{found}, expected another for each"
 
 
