@@ -119,7 +119,7 @@ def choose_security(
         type=asked.type,
         policy=asked.policy or POLICIES[asked.type],
         kernel_hashes=asked.kernel_hashes,
-        cbitpos=_cbitpos(spec, host, features.target),
+        cbitpos=_cbitpos(spec, host, features),
         reduced_phys_bits=asked.reduced_phys_bits
         or number_told(features.target, "features/sev/reducedPhysBits")
         or _answers(features.target).reduced_phys_bits
@@ -219,14 +219,14 @@ def _check_qemu(kind: str, target: Target) -> None:
         raise PlanError("security.type", f'"{kind}"', f"a host that has it: QEMU says: {told}")
 
 
-def _cbitpos(spec: VmSpec, host: Host, target: Target) -> int | None:
+def _cbitpos(spec: VmSpec, host: Host, features: FeatureUse) -> int | None:
     """Return the bit that is said, that libvirt or QEMU tells, or that CPUID tells of this host.
 
     QEMU refuses another than the processor's («cbitpos check failed», target/i386/sev.c), so none
-    is guessed: libvirt fills it in where none is said, and without it the VM is refused. Raises
-    ``PlanError``.
+    is guessed: libvirt fills it in where none is said, and without libvirt the VM is refused once
+    QEMU was asked, as a start does. Raises ``PlanError``.
     """
-    asked = spec.security.cbitpos
+    asked, target = spec.security.cbitpos, features.target
     if spec.security.type == "tdx":
         return asked
     by_libvirt, by_qemu = number_told(target, "features/sev/cbitpos"), _answers(target).cbitpos
@@ -246,7 +246,9 @@ def _cbitpos(spec: VmSpec, host: Host, target: Target) -> int | None:
     if asked is not None and known not in {None, asked}:
         raise PlanError("security.cbitpos", str(asked), f"{known}, as {who} of this host")
     if asked is None and known is None and target.libvirt is None and not target.runs_it:
-        raise PlanError("security.cbitpos", f"nothing, and {_unknown(target)}", _WHERE_TOLD)
+        if "kvm" in target.answers:
+            raise PlanError("security.cbitpos", f"nothing, and {_unknown(target)}", _WHERE_TOLD)
+        features.leave_out("security.cbitpos", f"nobody tells it of this host: it is {_WHERE_TOLD}")
     return known if asked is None else asked
 
 

@@ -27,6 +27,11 @@ lacks parts of."""
 
 SHOWN_FEATURES: Final = 12
 
+_WITH_CPU_PM: Final = frozenset({"monitor", "waitpkg"})
+"""Features that KVM gives to a guest that puts CPUs to sleep itself, and to no other
+(``kvm_arch_get_supported_cpuid()`` with ``enable_cpu_pm``, target/i386/kvm/kvm.c): QEMU is asked
+without."""
+
 OPTIONS: Final = "max-x86_64-cpu"
 """The type whose properties are all features that QEMU knows."""
 
@@ -97,6 +102,7 @@ def check_names(cpu: Cpu, host: Host, features: FeatureUse, *, accel: str) -> No
     lacking = tuple(_lacking_of_model(cpu, target, accel))
     if lacking:
         taken = {_spelled(feature[1:]) for feature in cpu.features if feature[0] == "-"}
+        taken |= _WITH_CPU_PM if cpu.cpu_pm else frozenset()
         names = [name for name in lacking if _spelled(name) not in taken]
         if names:
             where = f"a guest has none of them under {accel.upper()} here, by QEMU's own answer"
@@ -106,7 +112,8 @@ def check_names(cpu: Cpu, host: Host, features: FeatureUse, *, accel: str) -> No
         features.tell(f"cpu.model: {cpu.model} is left without some of its features: {why}")
     has = _has(host, target, accel)
     for index, feature in enumerate(cpu.features):
-        why = has(feature[1:]) if feature[0] == "+" else ""
+        is_given = cpu.cpu_pm and feature[1:] in _WITH_CPU_PM
+        why = has(feature[1:]) if feature[0] == "+" and not is_given else ""
         if why:
             features.leave_out(f"cpu.features[{index}]", why)
 

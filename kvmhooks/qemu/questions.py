@@ -22,9 +22,7 @@ Question = tuple[str, Mapping[str, object]]
 SECONDS: Final = 20
 _ARGUMENTS: Final = ("-S", "-no-user-config", "-nodefaults", "-display", "none", "-qmp", "stdio")
 
-_SET_APART: Final = frozenset(
-    {"topoext", "kvm-hint-dedicated", "pts", "hfi", "itd", "vmx-dual-monitor"}
-)
+_SET_APART: Final = frozenset({"topoext", "kvm-hint-dedicated", "ht", "pts", "hfi", "itd"})
 """Features that every guest may have and none has by itself (``no_autoenable_flags``,
 target/i386/cpu.c): those of the models ``host`` and ``max`` tell nothing of them."""
 

@@ -65,8 +65,7 @@ class Replanned:
     nodes: CpuSet
     """The host nodes of the new CPUs; empty where the host has none."""
     warnings: tuple[str, ...] = ()
-    """The plan's, on the new place: what it leaves out or should be known of it. Of the guest's
-    hardware nothing is told: it is there, whatever libvirt's and QEMU's versions are."""
+    """The plan's, of the new place."""
 
 
 def misfit(document: bytes, place: Host | Inventory, claims: Sequence[Claim | Holding] = ()) -> str:
@@ -138,7 +137,7 @@ def replan(
         emulator=made.emulator - own,
         iothreads={pin.id: pin.cpus - own for pin in made.iothreads},
         nodes=situation.nodes_of(own) or CpuSet(),
-        warnings=tuple(each for each in made.warnings if each not in made.hardware.left_out),
+        warnings=made.warnings_of_place,
     )
 
 

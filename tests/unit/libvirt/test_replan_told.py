@@ -10,6 +10,7 @@ import pytest
 
 from kvmhooks.cli.main import main
 from kvmhooks.libvirt.tuning.replan import replan
+from kvmhooks.libvirt.tuning.tune import tune
 from kvmhooks.survey.sources import Sources
 from kvmhooks.survey.survey import take
 from tests.fakehost import write_host
@@ -49,6 +50,15 @@ def test_flaws_of_the_new_place_are_told(root: Path) -> None:
     """But not that its hardware were left out, which it has."""
     found = replan(domain("a", 1, 99).encode(), take(Sources(host=str(root))))
     assert found.warnings == (TOLD,)
+
+
+def test_tune_tells_it_too(root: Path) -> None:
+    """Advice has it, among what is left to the domain's owner."""
+    tuned = tune(domain("a", 1, 99), take(Sources(host=str(root))))
+    assert TOLD in tuned.advice
+    assert not [sentence for sentence in tuned.advice if "cpu.caches" in sentence]
+    only = tune(domain("a", 1, 2), take(Sources(host=str(root))), only=["devices"])
+    assert TOLD not in only.advice
 
 
 def test_the_verb_tells_it_beside_the_xml(

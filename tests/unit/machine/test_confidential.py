@@ -21,6 +21,7 @@ from kvmhooks.machine.target import ITS_OWN, CpuAnswers, Target
 from kvmhooks.placement import Plan, plan, plan_all, replan
 from kvmhooks.placement.plan import identity_of
 from kvmhooks.placement.planned_usage import of_plan
+from kvmhooks.qemu.argv import qemu_argv
 from kvmhooks.spec import VmSpec, parse_vm
 from tests.fakehost import write_host
 
@@ -217,8 +218,8 @@ def answering(target: Target, **answers: Any) -> Target:
 
 
 def test_the_bit_is_told_and_never_guessed(tmp_path: Path) -> None:
-    """By libvirt, QEMU or CPUID, in this order; by none of them libvirt fills it in, else it is
-    refused, whatever the processor's family is.
+    """By libvirt, QEMU or CPUID, in this order; by none of them libvirt fills it in, else a start
+    is refused, whatever the processor's family is.
     """
     spec = vm('type = "sev"')
     info = {"proc/cpuinfo": "vendor_id\t: AuthenticAMD\ncpu family\t: 25"}
@@ -233,10 +234,16 @@ def test_the_bit_is_told_and_never_guessed(tmp_path: Path) -> None:
     ):
         made = _security(plan(spec, host, target=target))
         assert (made.cbitpos, made.reduced_phys_bits) == (bit, 1)
-    assert refusal(spec, unknown, ALONE).startswith(
+    assert refusal(spec, unknown, answering(ALONE)).startswith(
         "security.cbitpos: found nothing, and nobody tells it of this host, expected the "
         "processor's, such as 51: EBX[5:0] of CPUID 0x8000001F"
     )
+    made = plan(spec, unknown, target=ALONE)  # a verb that only reads: a start would ask QEMU
+    assert _security(made).cbitpos is None
+    assert [
+        each for each in made.warnings if each.startswith("security.cbitpos is left out: nobody")
+    ]
+    assert "cbitpos" not in " ".join(qemu_argv(made))
     spec = vm('type = "sev", cbitpos = 50, reduced_phys_bits = 5')
     made = _security(plan(spec, unknown, target=ALONE))
     assert (made.cbitpos, made.reduced_phys_bits) == (50, 5)

@@ -158,8 +158,12 @@ def test_features_that_the_host_lacks_are_told(
 
 
 ANSWERS = CpuAnswers(
-    lacking={"EPYC": ("sha-ni", "clwb", "pcid"), "Nehalem": tuple("abcdefghijklmn")},
-    absent=frozenset({"sha-ni", "sse4.2", "avx512f"}),
+    lacking={
+        "EPYC": ("sha-ni", "clwb", "pcid"),
+        "Nehalem": tuple("abcdefghijklmn"),
+        "Conroe": ("monitor",),
+    },
+    absent=frozenset({"sha-ni", "sse4.2", "avx512f", "monitor"}),
 )
 ASKED = Target(answers={"kvm": ANSWERS})
 UNDER = "under KVM here, by QEMU's own answer"
@@ -204,6 +208,13 @@ UNDER = "under KVM here, by QEMU's own answer"
             ],
         ),
         ('features = ["+avx512f"]', "tcg", []),
+        (
+            'features = ["+monitor"]',
+            "kvm",
+            [f"cpu.features[0] is left out: a guest has no monitor {UNDER}"],
+        ),
+        ('features = ["+monitor"]\ncpu_pm = true', "kvm", []),
+        ('model = "Conroe"\ncpu_pm = true', "kvm", []),
     ],
 )
 def test_qemus_own_answers_are_told(keys: str, accel: str, told: list[str]) -> None:
