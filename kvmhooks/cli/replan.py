@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ def main(verb: str, argv: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(result, indent=2))
         return 0
+    for warning in result["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     for change in result["changes"]:
         print(f"{change['at']}: {change['before']} -> {change['after']}")
     print(result["said"])
@@ -83,7 +86,12 @@ def _answer(root: str) -> bytes:
 
     document = read_document("-")
     inventory = _inventory(root)
-    return replan(document, inventory).document if misfit(document, inventory) else b""
+    if not misfit(document, inventory):
+        return b""
+    found = replan(document, inventory)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return found.document
 
 
 def _move(registry: Registry, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -107,12 +115,14 @@ def _move(registry: Registry, arguments: argparse.Namespace) -> dict[str, Any]:
             "after": attrs.asdict(found.after),
             "changes": [],
             "moved": False,
+            "warnings": [],
         }
         if not is_better:
             return result | {"said": f"nothing would be better: {found.before} as it is"}
         if stays:
             return result | {"said": stays}
         result["changes"] = [attrs.asdict(change) for change in found.changes]
+        result["warnings"] = [*found.warnings]
         if arguments.dry_run:
             return result | {"said": f"it would have {found.after} instead of {found.before}"}
         _carry_out(registry, held.claim, found, running)

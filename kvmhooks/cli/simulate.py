@@ -54,13 +54,20 @@ def foreseen(claim: Claim, document: bytes, root: str) -> list[Write]:
     from kvmhooks.isolate.claims.domain_xml import without_effect
     from kvmhooks.isolate.registry.dry_run import WARNING, Write
     from kvmhooks.isolate.registry.unit_affinities import warnings
+    from kvmhooks.isolate.registry.unserved import unserved
 
     registry = registry_of(root)
+    others = registry.claims()
     hollow = without_effect(document, registry.system)
-    sentences = warnings(registry.system, [claim], registry.claims())
+    sentences = warnings(registry.system, [claim], others)
     return [
         *(Write(WARNING, "policy", sentence) for sentence in hollow),
         *(Write(WARNING, "systemd", sentence) for sentence in sentences),
+        *(
+            Write(WARNING, setting, f"left out: {why}")
+            for setting, why in unserved(registry.system, claim, others)
+            if not any(sentence.startswith(f"{setting}: ") for sentence in hollow)
+        ),
     ]
 
 

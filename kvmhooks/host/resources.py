@@ -69,6 +69,10 @@ class Cgroup:
     """Controllers of version 2 by the group whose children have them."""
     systemd: bool | None = None
     slices: tuple[str, ...] | None = None
+    misc: Mapping[str, int] | None = None
+    """The host's number of each thing that the misc controller counts."""
+    misc_used: Mapping[str, int] | None = None
+    """The number of them that is in use."""
 
 
 @frozen

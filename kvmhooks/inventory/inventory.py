@@ -6,6 +6,7 @@ that nobody else uses, without limits, for the oldest programs that kvmhooks kno
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -67,6 +68,16 @@ class Inventory:
         """
         return _in_order(self.holdings, identities)
 
+    def host_beside(self, *identities: str) -> Host:
+        """Return the host as the VM of these finds it: its own key is not one that others use."""
+        own = _own(identities)
+        counts = Counter(each.key for each in self.holdings if each.uuid in own and each.has_key)
+        cgroup = self.host.cgroup
+        if not counts or cgroup is None or cgroup.misc_used is None:
+            return self.host
+        used = {kind: max(count - counts[kind], 0) for kind, count in cgroup.misc_used.items()}
+        return evolve(self.host, cgroup=evolve(cgroup, misc_used=used))
+
     def expected_beside(self, *identities: str) -> list[Holding]:
         """Return what domains but these are expected to hold."""
         return _in_order(self.expected, identities)
@@ -102,8 +113,13 @@ def inventory_on(place: Host | Inventory, claims: Sequence[Claim | Holding] = ()
 
 
 def _in_order(holdings: Iterable[Holding], without: Sequence[str]) -> list[Holding]:
-    own = {*without, *map(second_identity_of, without)} - {""}
+    own = _own(without)
     return sorted(
         (holding for holding in holdings if holding.uuid not in own),
         key=lambda holding: (holding.uuid, holding.name),
     )
+
+
+def _own(identities: Sequence[str]) -> set[str]:
+    """Return the UUIDs under which these VMs hold something."""
+    return {*identities, *map(second_identity_of, identities)} - {""}

@@ -22,6 +22,10 @@ Item = TypeVar("Item")
 FORMAT: Final = 1
 """The version of the JSON form; keys are only added to it."""
 
+KEYS: Final = ("sev", "sev_es", "tdx")
+"""The kinds of keys for encrypted guests, by the kernel's names (kernel/cgroup/misc.c): ASIDs of
+SEV, those of SEV-ES and SEV-SNP, HKIDs of TDX."""
+
 SECOND: Final = "~"
 """The name, within a VM's UUID, of a second QEMU of it; no VM's name has it."""
 
@@ -69,6 +73,10 @@ class Holding:
     """The devices that it has."""
     mdevs: tuple[str, ...] = ()
     """The UUIDs of its mediated devices."""
+    key: str = ""
+    """The kind of key that its encrypted memory has, one of ``KEYS``; empty if it is plain."""
+    has_key: bool = False
+    """It has the key already, so that the kernel counts it as used."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the holding as JSON types, with the format's version."""
@@ -92,6 +100,8 @@ class Holding:
             ],
             "pci": [str(address) for address in self.pci],
             "mdevs": list(self.mdevs),
+            "key": self.key,
+            "has_key": self.has_key,
         }
 
 
@@ -123,6 +133,8 @@ def _both(known: Holding, more: Holding) -> Holding:
         bandwidth=known.bandwidth or more.bandwidth,
         pci=tuple(dict.fromkeys((*known.pci, *more.pci))),
         mdevs=tuple(dict.fromkeys((*known.mdevs, *more.mdevs))),
+        key=known.key or more.key,
+        has_key=known.has_key or more.has_key,
     )
 
 
@@ -209,7 +221,7 @@ def from_json(document: object) -> Holding:
 
 
 def _amounts(document: dict[str, Any], *, is_whole: bool) -> dict[str, Any]:
-    """Return what a document says of memory, cache ways and bandwidth.
+    """Return what a document says of memory, cache ways, bandwidth and the key.
 
     The first two have to be there where it ``is_whole``. Raises ``LookupError``, ``TypeError`` or
     ``ValueError``.
@@ -235,7 +247,16 @@ def _amounts(document: dict[str, Any], *, is_whole: bool) -> dict[str, Any]:
             lambda share: (_count(share["cache"]), _count(share["percent"])),
             is_needed=False,
         ),
+        "key": _key(document.get("key", "")),
+        "has_key": document.get("has_key") is True,
     }
+
+
+def _key(value: object) -> str:
+    """Return a kind of key, or none. Raises ``ValueError``."""
+    if value not in {*KEYS, ""} or not isinstance(value, str):
+        raise ValueError(f"key: found {value!r:.40}, expected one of {', '.join(KEYS)}")
+    return value
 
 
 def _node(value: object) -> int:

@@ -36,7 +36,7 @@ def recall(emulator: Path, base: Path) -> Verdict | None:
         document = json.loads(files.read(base / MEMORY, 1 << 16, owner=os.geteuid(), follows=False))
     except (OSError, ValueError, RecursionError):
         return None  # not there, or not ours to read, or half of it: it is only a memory
-    if not isinstance(document, dict) or document.get("of") != _identity(emulator):
+    if not isinstance(document, dict) or document.get("of") != identity_of(emulator):
         return None
     return Verdict(
         is_usable=document.get("is_usable") is True, evidence=str(document.get("evidence"))
@@ -50,14 +50,14 @@ def remember(verdict: Verdict, emulator: Path, directory: int) -> None:
     JSON, and not recalled. Raises ``OSError``.
     """
     document = {"is_usable": verdict.is_usable, "evidence": verdict.evidence}
-    content = json.dumps({"of": _identity(emulator), **document})
+    content = json.dumps({"of": identity_of(emulator), **document})
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(MEMORY, flags, 0o600, dir_fd=directory), "w") as file:
         file.write(content)
 
 
-def _identity(emulator: Path) -> list[Any]:
-    """Return what a verdict holds for: this boot, and this QEMU as it is now."""
+def identity_of(emulator: Path) -> list[Any]:
+    """Return what a verdict of KVM holds for: this boot, and this QEMU as it is now."""
     status = emulator.stat()
     boot = BOOT_ID.read_text(encoding="ascii").strip()
     return [boot, str(emulator), status.st_size, status.st_mtime_ns]

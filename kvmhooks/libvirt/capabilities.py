@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from kvmhooks.errors import InputError, LaunchError
 from kvmhooks.libvirt.edit.text import Element, parse
+from kvmhooks.machine.cpu_model import MODELS, UNUSABLE
 from kvmhooks.spec.model import VmSpec
 
 _KINDS: Final = {"kvm": "kvm", "tcg": "qemu"}
@@ -25,7 +26,23 @@ def told_by(document: str | bytes, name: str = "domain capabilities") -> frozens
     root = parse(document, name).root
     if root.tag != "domainCapabilities":
         raise InputError(f"{name}: found <{root.name[:40]}>, expected <domainCapabilities>")
-    return frozenset(word for child in root.children for word in _words(child, child.tag))
+    words = {word for child in root.children for word in _words(child, child.tag)}
+    return frozenset(words.union(*map(_models, root.all("cpu/mode"))))
+
+
+def _models(mode: Element) -> Iterator[str]:
+    """Yield the named models of QEMU that libvirt takes, and those that this host lacks parts of.
+
+    They are listed for the mode ``custom`` alone; ``usable`` is «no» where a model «cannot be used
+    without disabling some features» (formatdomaincaps.html, CPU configuration).
+    """
+    if mode.get("name") != "custom":
+        return
+    for model in mode.all("model"):
+        name = model.text.strip()
+        yield f"{MODELS}={name}"
+        if model.get("usable") == "no":
+            yield f"{UNUSABLE}={name}"
 
 
 def _words(element: Element, at: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ arch/x86/kvm/vmx/tdx.c): ``kvm_amd`` has ``sev_es`` since 5.11 and ``sev_snp`` s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from attrs import frozen
@@ -16,7 +16,7 @@ from attrs import frozen
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
 from kvmhooks.machine.qemu_features import SEV, SEV_SNP, TDX, Feature, FeatureUse
-from kvmhooks.machine.target import Target
+from kvmhooks.machine.target import CpuAnswers, Target, number_told
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.spec.security import SNP_SMT, TYPES_OF_POLICIES
 
@@ -41,9 +41,11 @@ VENDORS: Final = {"sev": "amd", "sev-es": "amd", "sev-snp": "amd", "tdx": "intel
 
 _OFF: Final = frozenset({"N", "n", "0"})
 
-_MOST_GUESTS: Final = {"sev": "maxGuests", "sev-es": "maxESGuests", "sev-snp": "maxESGuests"}
-"""libvirt's element that tells how many guests the processor has keys (ASIDs) for: of sev-snp the
-same as of sev-es (https://libvirt.org/formatdomaincaps.html#sev-capabilities)."""
+KEYS: Final = {"sev": "sev", "sev-es": "sev_es", "sev-snp": "sev_es", "tdx": "tdx"}
+"""The kind of key that a guest has, by the kernel's name (kernel/cgroup/misc.c): of sev-snp it is
+the same as of sev-es (``sev_asid_new()``, arch/x86/kvm/svm/sev.c)."""
+
+_KEYS_NAMED: Final = {"sev": "ASIDs for SEV", "sev_es": "ASIDs for SEV-ES", "tdx": "HKIDs for TDX"}
 
 _WITHOUT_FLASH: Final = frozenset({"sev-snp", "tdx"})
 """Their firmware is memory of the guest's own, measured at the start: flash, which is
@@ -54,9 +56,25 @@ _WITHOUT_SMM: Final = frozenset({"sev-es", "sev-snp", "tdx"})
 """Guests whose registers are encrypted have no system management mode («KVM: SVM: Do not report
 support for SMM for an SEV-ES guest», since 5.11), which keeps secure boot's variables."""
 
-_C_BITS: Final = {0x17: 47}
-"""Family of the processor (EPYC 7001 and 7002): the bit of an address that says encrypted, which
-CPUID 0x8000001F tells (AMD64 manual, volume 3). All later ones have 51."""
+REDUCED_PHYS_BITS: Final = 1
+"""The bits by which a guest's addresses are shorter, where nobody tells another number: QEMU's own
+for every processor (``sev_get_capabilities()``, target/i386/sev.c)."""
+
+_NOT_IN_KVM: Final = "not enabled in KVM"
+"""QEMU's words where KVM has no SEV; others are about the keys of the platform, which it exports
+beside (``sev_get_capabilities()``, ``sev_get_pdh_info()``)."""
+
+
+@frozen(kw_only=True)
+class KeyCount:
+    """The number of keys of one kind that a host has for encrypted guests."""
+
+    total: int
+    used: int
+    source: str
+    """The place that tells the total."""
+    holders: tuple[str, ...] = ()
+    """The names of the VMs that are known to have one, or to be about to."""
 
 
 @frozen(kw_only=True)
@@ -66,14 +84,23 @@ class LaunchSecurity:
     type: str
     policy: str
     kernel_hashes: bool
-    cbitpos: int
+    cbitpos: int | None
+    """None: not known, and libvirt fills it in (``qemuProcessUpdateSEVInfo()``)."""
     reduced_phys_bits: int
 
 
 def choose_security(
-    spec: VmSpec, host: Host, features: FeatureUse, *, accel: str
+    spec: VmSpec,
+    host: Host,
+    features: FeatureUse,
+    *,
+    accel: str,
+    keys: Mapping[str, KeyCount],
 ) -> LaunchSecurity | None:
-    """Return the one asked for, checked: without it the VM must not start. Raises ``PlanError``."""
+    """Return the one asked for, checked: without it the VM must not start.
+
+    ``keys`` are those that the host has, by ``KEYS``. Raises ``PlanError``.
+    """
     asked = spec.security
     if asked.type == "none":
         return None
@@ -84,15 +111,19 @@ def choose_security(
     features.require(FEATURES[asked.type], "security.type", found)
     if not features.target.runs_it:
         _check_host(asked.type, host)
-        _check_guests(asked.type, features.target)
+        _check_qemu(asked.type, features.target)
+        _check_keys(asked.type, keys)
         _check_firmware(spec)
         _check_policy(spec, host)
     return LaunchSecurity(
         type=asked.type,
         policy=asked.policy or POLICIES[asked.type],
         kernel_hashes=asked.kernel_hashes,
-        cbitpos=_cbitpos(spec, host, features.target),
-        reduced_phys_bits=asked.reduced_phys_bits,
+        cbitpos=_cbitpos(spec, host, features),
+        reduced_phys_bits=asked.reduced_phys_bits
+        or number_told(features.target, "features/sev/reducedPhysBits")
+        or _answers(features.target).reduced_phys_bits
+        or REDUCED_PHYS_BITS,
     )
 
 
@@ -130,16 +161,19 @@ def _check_host(kind: str, host: Host) -> None:
         )
 
 
-def _check_guests(kind: str, target: Target) -> None:
-    """See that the processor has a key for one guest of this kind. Raises ``PlanError``."""
-    name = _MOST_GUESTS.get(kind)
-    if name is not None and f"features/sev/{name}=0" in (target.domain or ()):
-        raise PlanError(
-            "security.type",
-            f'"{kind}"',
-            f"a host with keys for it: libvirt tells {name} 0, see «minimum SEV ASID» in the "
-            "firmware's setup",
-        )
+def _check_keys(kind: str, keys: Mapping[str, KeyCount]) -> None:
+    """See that the host has a key for one more guest of this kind. Raises ``PlanError``."""
+    count = keys.get(KEYS[kind])
+    if count is None or count.used < count.total:
+        return
+    there = f"{count.total} {_KEYS_NAMED[KEYS[kind]]} here ({count.source})"
+    if count.total == 0:
+        setup = "" if kind == "tdx" else ", see «minimum SEV ASID» in the firmware's setup"
+        raise PlanError("security.type", f'"{kind}", and {there}', f"a host with one{setup}")
+    others = count.used - len(count.holders)
+    who = [*count.holders, *([f"{others} that are not known here"] if others > 0 else [])]
+    used = f"{count.used} in use: {', '.join(who)}"
+    raise PlanError("security.type", f'"{kind}", and of {there} {used}', "one that is free")
 
 
 def _check_firmware(spec: VmSpec) -> None:
@@ -174,17 +208,62 @@ def _check_policy(spec: VmSpec, host: Host) -> None:
         )
 
 
-def _cbitpos(spec: VmSpec, host: Host, target: Target) -> int:
-    """Return the bit that is said, that libvirt tells, or that processors of this family have.
+def _check_qemu(kind: str, target: Target) -> None:
+    """See that KVM has it, by QEMU's own answer where libvirt tells nothing. Raises ``PlanError``.
 
-    QEMU refuses another than the processor's («cbitpos check failed», target/i386/sev.c).
+    It is asked in one way for all of AMD's (``query-sev-capabilities``).
     """
-    asked = spec.security.cbitpos
-    told = [word for word in target.domain or () if word.startswith("features/sev/cbitpos=")]
-    known = next((int(text) for word in told if (text := word.partition("=")[2]).isdigit()), None)
-    if asked is not None and known is not None and asked != known:
-        raise PlanError("security.cbitpos", str(asked), f"{known}, as libvirt tells of this host")
-    family = host.processor.family if host.processor else None
-    if asked is None and known is None and family is not None:
-        known = _C_BITS.get(family, 51)
-    return asked or known or (51 if spec.security.type == "sev-snp" else 47)
+    told = _answers(target).without_sev
+    is_told_by_libvirt = target.libvirt is not None and "features/sev?" in (target.domain or ())
+    if kind != "tdx" and told.endswith(_NOT_IN_KVM) and not is_told_by_libvirt:
+        raise PlanError("security.type", f'"{kind}"', f"a host that has it: QEMU says: {told}")
+
+
+def _cbitpos(spec: VmSpec, host: Host, features: FeatureUse) -> int | None:
+    """Return the bit that is said, that libvirt or QEMU tells, or that CPUID tells of this host.
+
+    QEMU refuses another than the processor's («cbitpos check failed», target/i386/sev.c), so none
+    is guessed: libvirt fills it in where none is said, and without libvirt the VM is refused once
+    QEMU was asked, as a start does. Raises ``PlanError``.
+    """
+    asked, target = spec.security.cbitpos, features.target
+    if spec.security.type == "tdx":
+        return asked
+    by_libvirt, by_qemu = number_told(target, "features/sev/cbitpos"), _answers(target).cbitpos
+    sev = host.processor.sev if host.processor is not None else None
+    known, who = next(
+        (
+            (bit, who)
+            for bit, who in (
+                (by_libvirt, "libvirt tells"),
+                (by_qemu, "QEMU tells"),
+                (None if sev is None else sev.cbitpos, "CPUID tells"),
+            )
+            if bit is not None
+        ),
+        (None, ""),
+    )
+    if asked is not None and known not in {None, asked}:
+        raise PlanError("security.cbitpos", str(asked), f"{known}, as {who} of this host")
+    if asked is None and known is None and target.libvirt is None and not target.runs_it:
+        if "kvm" in target.answers:
+            raise PlanError("security.cbitpos", f"nothing, and {_unknown(target)}", _WHERE_TOLD)
+        features.leave_out("security.cbitpos", f"nobody tells it of this host: it is {_WHERE_TOLD}")
+    return known if asked is None else asked
+
+
+def _unknown(target: Target) -> str:
+    """Return why nobody tells the bit."""
+    told = _answers(target).without_sev
+    return f"QEMU does not tell it ({told})" if told else "nobody tells it of this host"
+
+
+_WHERE_TOLD: Final = (
+    "the processor's, such as 51: EBX[5:0] of CPUID 0x8000001F (`cpuid -1 -l 0x8000001f`; with the "
+    "module cpuid loaded root is told it here)"
+)
+
+
+def _answers(target: Target) -> CpuAnswers:
+    """Return QEMU's answers under KVM; empty ones where it was not asked."""
+    return target.answers.get("kvm") or CpuAnswers()

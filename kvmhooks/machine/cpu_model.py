@@ -1,21 +1,36 @@
 """The CPU model that the guest sees: one that shows it its threads, and that there is.
 
 QEMU ends with an error for a name that it does not know, and starts the guest without a feature
-that the host lacks (``x86_cpu_filter_features()``, target/i386/cpu.c).
+that the host lacks, also one of a named model (``x86_cpu_filter_features()``, target/i386/cpu.c).
+So does libvirt with ``check='none'``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
 from kvmhooks.machine.guest_cpu import WHOLE, GuestCpu
 from kvmhooks.machine.qemu_features import FeatureUse
-from kvmhooks.spec.model import Cpu
+from kvmhooks.machine.target import Target
+from kvmhooks.spec.model import Cpu, VmSpec
 
 MODEL: Final = "-x86_64-cpu"
 """The end of the name of a model's type (``X86_CPU_TYPE_SUFFIX``, target/i386/cpu.h)."""
+
+MODELS: Final = "cpu/custom"
+UNUSABLE: Final = "cpu/unusable"
+"""The words of ``Target.domain`` for models that libvirt lists, and those that it says this host
+lacks parts of."""
+
+SHOWN_FEATURES: Final = 12
+
+_WITH_CPU_PM: Final = frozenset({"monitor", "waitpkg"})
+"""Features that KVM gives to a guest that puts CPUs to sleep itself, and to no other
+(``kvm_arch_get_supported_cpuid()`` with ``enable_cpu_pm``, target/i386/kvm/kvm.c): QEMU is asked
+without."""
 
 OPTIONS: Final = "max-x86_64-cpu"
 """The type whose properties are all features that QEMU knows."""
@@ -33,6 +48,16 @@ _NAMES: Final = (
 ALIKE: Final = frozenset(_NAMES.split())
 """Features that a guest has only where the host's CPU has them, and that QEMU and the kernel (x86's
 cpufeatures.h) call alike, but for hyphens. KVM emulates others, such as x2apic and umip."""
+
+
+def asked_of_host(spec: VmSpec) -> Iterator[str]:
+    """Yield the keys with which a VM asks for what not every processor and kernel has."""
+    if spec.cpu.model not in WHOLE:
+        yield "cpu.model"
+    if spec.cpu.features:
+        yield "cpu.features"
+    if spec.security.type != "none":
+        yield "security.type"
 
 
 def choose_cpu(
@@ -62,28 +87,92 @@ def choose_cpu(
 
 
 def check_names(cpu: Cpu, host: Host, features: FeatureUse, *, accel: str) -> None:
-    """Refuse a model or a feature that this QEMU does not know; tell of one that the host lacks.
+    """Refuse a model or a feature that this QEMU, or libvirt, does not know; tell of what the host
+    lacks of them.
 
     What is not known of the target or the host is not looked at. Raises ``PlanError``.
     """
-    told = features.target.told
-    if told is not None and not features.target.runs_it:
-        _check_model(cpu, told)
-        _check_features(cpu, told)
-    flags = host.processor.flags if host.processor is not None else None
-    if accel != "kvm" or flags is None or features.target.runs_it:
+    target = features.target
+    if target.runs_it:
         return
-    has = {_letters(flag) for flag in flags}
+    if target.told is not None:
+        _check_model(cpu, target.told)
+        _check_features(cpu, target.told)
+    _check_libvirts_models(cpu, target)
+    lacking = tuple(_lacking_of_model(cpu, target, accel))
+    if lacking:
+        taken = {_spelled(feature[1:]) for feature in cpu.features if feature[0] == "-"}
+        taken |= _WITH_CPU_PM if cpu.cpu_pm else frozenset()
+        names = [name for name in lacking if _spelled(name) not in taken]
+        if names:
+            where = f"a guest has none of them under {accel.upper()} here, by QEMU's own answer"
+            features.tell(f"cpu.model: {cpu.model} is left without {_listed(names)}: {where}")
+    elif f"{UNUSABLE}={cpu.model}" in _words(target):
+        why = "this host has not all of it, by libvirt's domain capabilities"
+        features.tell(f"cpu.model: {cpu.model} is left without some of its features: {why}")
+    has = _has(host, target, accel)
     for index, feature in enumerate(cpu.features):
-        name = _letters(feature[1:])
-        if feature[0] == "+" and name in ALIKE and name not in has:
-            why = f"the CPU of this host has no {feature[1:]} (/proc/cpuinfo)"
+        is_given = cpu.cpu_pm and feature[1:] in _WITH_CPU_PM
+        why = has(feature[1:]) if feature[0] == "+" and not is_given else ""
+        if why:
             features.leave_out(f"cpu.features[{index}]", why)
+
+
+def _lacking_of_model(cpu: Cpu, target: Target, accel: str) -> tuple[str, ...]:
+    """Return the features of a named model that QEMU says no guest can have here."""
+    answers = target.answers.get(accel)
+    if answers is None or cpu.model in WHOLE:
+        return ()
+    return answers.lacking.get(cpu.model, ())
+
+
+def _has(host: Host, target: Target, accel: str) -> Callable[[str], str]:
+    """Return a function that says why a guest cannot have a feature; empty where it can.
+
+    QEMU's answers decide. Where it was not asked, the host's CPU does, under KVM.
+    """
+    answers = target.answers.get(accel)
+    if answers is not None and answers.absent:
+        absent = set(map(_spelled, answers.absent))
+        why = f"a guest has no {{}} under {accel.upper()} here, by QEMU's own answer"
+        return lambda name: why.format(name) if _spelled(name) in absent else ""
+    flags = host.processor.flags if host.processor is not None else None
+    if accel != "kvm" or flags is None:
+        return lambda _: ""
+    has = {_letters(flag) for flag in flags}
+
+    def look(name: str) -> str:
+        is_lacking = _letters(name) in ALIKE and _letters(name) not in has
+        return f"the CPU of this host has no {name} (/proc/cpuinfo)" if is_lacking else ""
+
+    return look
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names in a row, of many the first ones."""
+    more = len(names) - SHOWN_FEATURES
+    return ", ".join(names) if more <= 1 else f"{', '.join(names[:-more])} and {more} more"
+
+
+def _words(target: Target) -> frozenset[str]:
+    """Return the words of libvirt's domain capabilities, of a target that libvirt is a part of."""
+    return frozenset() if target.libvirt is None else target.domain or frozenset()
+
+
+def _check_libvirts_models(cpu: Cpu, target: Target) -> None:
+    """Refuse a named model that libvirt does not list: it defines no such VM (``virCPUTranslate``,
+    src/cpu/cpu.c, with ``fallback='forbid'``).
+    """
+    start = f"{MODELS}="
+    models = {word.removeprefix(start) for word in _words(target) if word.startswith(start)}
+    if models and cpu.model not in {*models, *WHOLE}:
+        what = "a CPU model that this libvirt lists (virsh domcapabilities)"
+        raise PlanError("cpu.model", f'"{cpu.model}"', _nearest(cpu.model, models, what))
 
 
 def _check_model(cpu: Cpu, told: frozenset[str]) -> None:
     models = {word.removesuffix(MODEL) for word in told if word.endswith(MODEL)}
-    if models and cpu.model not in {*models, "host", "max"}:
+    if models and cpu.model not in {*models, *WHOLE}:
         raise PlanError("cpu.model", f'"{cpu.model}"', _expected(cpu.model, models, "a CPU model"))
 
 
@@ -97,12 +186,16 @@ def _check_features(cpu: Cpu, told: frozenset[str]) -> None:
 
 
 def _expected(name: str, known: set[str], what: str) -> str:
-    """Return what a name could have been: the nearest ones that QEMU knows."""
+    """Return what a name could have been that QEMU knows."""
+    return _nearest(name, known, f"{what} that this QEMU knows (-cpu help)")
+
+
+def _nearest(name: str, known: set[str], what: str) -> str:
+    """Return what was expected, with the names that are nearest to one."""
     import difflib  # noqa: PLC0415 -- only for a message
 
     near = difflib.get_close_matches(name, sorted(known), n=3)
-    nearest = f", such as {', '.join(near)}" if near else ""
-    return f"{what} that this QEMU knows (-cpu help){nearest}"
+    return f"{what}, such as {', '.join(near)}" if near else what
 
 
 def _spelled(name: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 from attrs import frozen
@@ -13,7 +14,7 @@ from attrs import frozen
 from kvmhooks.errors import PlanError
 from kvmhooks.host.model import Host
 from kvmhooks.machine.clock import GuestClock, choose_clock
-from kvmhooks.machine.confidential import LaunchSecurity, choose_security
+from kvmhooks.machine.confidential import KeyCount, LaunchSecurity, choose_security
 from kvmhooks.machine.cpu_model import check_names
 from kvmhooks.machine.guest_cpu import CpuInterface, choose_interface
 from kvmhooks.machine.memory_backing import Backing, choose_backing
@@ -76,6 +77,8 @@ class Decided:
     cells: tuple[int | None, ...]
     """The guest cell that each ``spec.pci`` is near to; None: none, or there is but one."""
     cell_count: int
+    keys: Mapping[str, KeyCount]
+    """The host's for encrypted guests."""
 
 
 def choose_hardware(
@@ -93,7 +96,7 @@ def choose_hardware(
     interface = choose_interface(spec, features, accel=accel, model=decided.model)
     backing, why_backing = choose_backing(spec)
     disks, scsi = choose_disks(spec, features, identity, decided.iothreads)
-    security = choose_security(spec, host, features, accel=accel)
+    security = choose_security(spec, host, features, accel=accel, keys=decided.keys)
     hardware = Hardware(
         target=target,
         interface=interface,

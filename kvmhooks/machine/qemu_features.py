@@ -115,6 +115,10 @@ class FeatureUse:
         """Note that what ``at`` asks for is left out."""
         self.left_out[f"{at} is left out: {why}"] = None
 
+    def tell(self, sentence: str) -> None:
+        """Note a sentence on something of which a part is left out."""
+        self.left_out[sentence] = None
+
     def require(self, feature: Feature, at: str, found: str) -> None:
         """Raise ``PlanError`` where the target lacks what the VM cannot be without."""
         self.required[feature.name] = None

@@ -5,12 +5,30 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 Version = tuple[int, int]
 
 OLDEST_QEMU: Final = (7, 2)
 OLDEST_LIBVIRT: Final = (9, 0)
+
+
+@frozen(kw_only=True)
+class CpuAnswers:
+    """A QEMU's answers under one accelerator (qapi/machine-target.json, qapi/misc-i386.json).
+
+    Under KVM they hold for this host and its kernel as well.
+    """
+
+    lacking: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    """The features of a named model that a guest would not get (``unavailable-features``)."""
+    absent: frozenset[str] = frozenset()
+    """The features that QEMU knows and that no guest can have."""
+    cbitpos: int | None = None
+    reduced_phys_bits: int | None = None
+    """Of SEV (``query-sev-capabilities``); None: not told."""
+    without_sev: str = ""
+    """QEMU's words where it tells neither."""
 
 
 @frozen(kw_only=True)
@@ -33,6 +51,8 @@ class Target:
     """The VM is there already: whatever it cannot be without, these programs have."""
     known: frozenset[str] = frozenset()
     """The names of features that they have for certain, whatever their versions are."""
+    answers: Mapping[str, CpuAnswers] = field(factory=dict, hash=False)
+    """QEMU's answers on CPUs, by accelerator; one that is not there was not asked."""
 
 
 OLDEST: Final = Target()
@@ -59,3 +79,11 @@ def told_by(types: Collection[str], options: Mapping[str, Collection[str]]) -> f
 def version_text(version: Version) -> str:
     """Return the text, ``9.0``."""
     return ".".join(map(str, version))
+
+
+def number_told(target: Target, name: str) -> int | None:
+    """Return a number of libvirt's domain capabilities, of a target that libvirt is a part of."""
+    start = f"{name}="
+    words = () if target.libvirt is None else target.domain or ()
+    texts = (word.removeprefix(start) for word in words if word.startswith(start))
+    return next((int(text) for text in texts if text.isascii() and text.isdigit()), None)

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import attrs
 
-from kvmhooks.errors import SHOWN, Problem
+from kvmhooks.errors import Problem
+from kvmhooks.spec.enabling import as_written
 from kvmhooks.spec.model import VmSpec
 
 KVM_LAUNCH: Final = "kvm-launch"
@@ -77,13 +78,4 @@ def _said(spec: VmSpec, key: str) -> Iterator[tuple[str, str]]:
             continue
         value = getattr(table, name)
         if value != attrs.fields_dict(type(table))[name].default:
-            yield f"{at}.{name}" if at else name, _shown(value)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "an array"
-    text = str(value) if type(value) is int else repr(str(value))
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]}...'"
+            yield f"{at}.{name}" if at else name, as_written(value)

@@ -166,6 +166,13 @@ class Plan:
         return union(pin.cpus for pin in self.vcpus if pin.vcpu in self.dedicated)
 
     @property
+    def warnings_of_place(self) -> tuple[str, ...]:
+        """The warnings but for what is left out of the guest's hardware: of a guest that was not
+        planned here that is there, whatever libvirt's and QEMU's versions are.
+        """
+        return tuple(each for each in self.warnings if each not in self.hardware.left_out)
+
+    @property
     def cpus(self) -> CpuSet:
         """All host CPUs on which anything of the VM may run."""
         vcpus = (pin.cpus for pin in self.vcpus)

@@ -13,6 +13,7 @@ from kvmhooks.errors import PlanError
 from kvmhooks.host.model import PLANNED, Host
 from kvmhooks.inventory.hypervisor import Hypervisor
 from kvmhooks.inventory.inventory import Inventory, inventory_on
+from kvmhooks.inventory.keys import keys_beside
 from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.machine.confidential import security_warnings
@@ -95,13 +96,14 @@ def plan(
     identity = identity_of(spec)
     others = inventory.others_of(identity)
     kept = inventory.kept_beside(others) if housekeeping is None else housekeeping
-    capacity = measure(inventory.host, others, kept)
+    host = inventory.host_beside(identity)
+    capacity = measure(host, others, kept)
     effort = effort or Effort()
     decided = _with_defaults(spec, capacity, effort, hypervisor)
     expected = inventory.expected_beside(identity)
     if not expected:
         return decided
-    beside = measure(inventory.host, [*others, *expected], capacity.housekeeping)
+    beside = measure(host, [*others, *expected], capacity.housekeeping)
     names = [other.name for other in expected]
     try:
         other = plan_on(decided.spec, beside, effort=effort, hypervisor=hypervisor)
@@ -148,6 +150,8 @@ def parts_of(spec: VmSpec) -> tuple[str, ...]:
     more = ["pci"] if spec.pci or has_types else []
     if spec.cpu.features or spec.security.type != "none":
         more.append("processor")
+    if spec.security.type != "none":
+        more.append("cgroup")
     if spec.isolation.cache_ways is not None or spec.isolation.memory_bandwidth is not None:
         more.append("resctrl")
     return (*PLANNED, *more)
@@ -199,6 +203,7 @@ def plan_on(
             iothreads=served.disks,
             cells=near_cells,
             cell_count=len(cells),
+            keys=keys_beside(host, hypervisor.target, capacity.holdings),
         ),
     )
     caches = sorted({cache for cache, _, _ in pins.caches if cache is not None})

@@ -6,6 +6,7 @@ from collections import Counter
 
 from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.hugepage_demand import ANY_NODE
+from kvmhooks.machine.confidential import KEYS
 from kvmhooks.placement.model import Plan
 
 
@@ -20,6 +21,8 @@ def of_plan(plan: Plan, *, is_mapped: bool = False) -> Holding:
         else:
             memory[node] += cell.memory_kib
     floats = Counter(pin.cpus for pin in plan.vcpus if pin.vcpu not in plan.dedicated)
+    security = plan.hardware.security
+    key = "" if security is None else KEYS[security.type]
     promised = tuple((node, size, count) for (node, size), count in sorted(pages.items()))
     return Holding(
         name=plan.name,
@@ -34,4 +37,6 @@ def of_plan(plan: Plan, *, is_mapped: bool = False) -> Holding:
         bandwidth=plan.bandwidth,
         pci=tuple(address for _, address in plan.spec.functions()),
         mdevs=tuple(str(mdev.chosen) for mdev in plan.spec.mdev),
+        key=key,
+        has_key=bool(key) and is_mapped,
     )

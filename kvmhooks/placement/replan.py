@@ -49,7 +49,7 @@ def replan(
         if cell.is_huge:
             own[cell.node, cell.page_kib] += cell.pages
     kept = inventory.kept_beside(holdings) if housekeeping is None else housekeeping
-    capacity = measure(inventory.host, holdings, kept, own)
+    capacity = measure(inventory.host_beside(current.uuid), holdings, kept, own)
     placed = placed_of(current, capacity)
     now = None if placed is None else score(spec, placed, capacity, affinity_of(spec, capacity))
     may_stay = placed is not None and _may_stay(current, spec, capacity)

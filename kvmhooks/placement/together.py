@@ -62,6 +62,7 @@ def plan_all(
     inventory = inventory_on(place, claims)
     inventory = evolve(
         inventory,
+        host=inventory.host_beside(*identities),
         holdings=tuple(inventory.others_of(*identities)),
         expected=tuple(inventory.expected_beside(*identities)),
     )

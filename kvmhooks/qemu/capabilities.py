@@ -1,8 +1,8 @@
 """The programs that VMs need: which QEMU and libvirt there are, and what that QEMU can do.
 
-QEMU is asked once, over QMP (https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html), as a
-machine without anything that runs nothing. Its answer is kept for that very binary: a new one has
-another identity and is asked anew. It is here and not in ``host``: a host is read from files, which
+QEMU is asked once (``qemu.questions``). Its answer is kept for that very binary: a new one has
+another identity and is asked anew. What depends on the host or its kernel, too, is asked under KVM
+at a start (``kvm.cpus``). It is here and not in ``host``: a host is read from files, which
 a captured tree has too, and this starts programs.
 """
 
@@ -17,50 +17,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen
 
 from kvmhooks import bounded, files
 from kvmhooks.errors import LaunchError
+from kvmhooks.machine.target import CpuAnswers
 from kvmhooks.qemu.emulator import PLACES
+from kvmhooks.qemu.questions import CPU_QUESTIONS, SECONDS, Question, ask, cpu_answers, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 """Of what is kept; counted up when more is asked."""
 
 _MOST: Final = 4 << 20
 """Bytes of what is kept of a QEMU: its options take 100 KiB."""
 
-_SECONDS: Final = 20
 _LIBVIRTD: Final = tuple(
     Path(place, name)
     for place in ("/usr/sbin", "/usr/local/sbin")
     for name in ("libvirtd", "virtqemud")
 )
 _VERSION: Final = re.compile(r"\b(\d+\.\d+\.\d+)\b", re.ASCII)
-_ARGUMENTS: Final = (
-    "-S",
-    "-no-user-config",
-    "-nodefaults",
-    "-display",
-    "none",
-    "-machine",
-    "none",
-    "-qmp",
-    "stdio",
-)
 _OPTIONS_OF: Final = (
     *("virtio-blk-pci", "virtio-scsi-pci", "virtio-net-pci", "vfio-pci"),
     "max-x86_64-cpu",
 )
 """Devices whose options depend on the version (``iothread-vq-mapping`` and such); those of the CPU
 model that has everything are the features that QEMU knows (``-cpu help``)."""
-_QUESTIONS: Final[tuple[tuple[str, Mapping[str, object]], ...]] = (
+_QUESTIONS: Final[tuple[Question, ...]] = (
     ("query-version", {}),
     ("query-kvm", {}),
     ("query-machines", {}),
-    ("query-cpu-definitions", {}),
+    *CPU_QUESTIONS,
     ("qom-list-types", {"abstract": False}),
     ("query-commands", {}),
     *[("device-list-properties", {"typename": name}) for name in _OPTIONS_OF],
@@ -70,6 +60,10 @@ _QUESTIONS: Final[tuple[tuple[str, Mapping[str, object]], ...]] = (
         {"driver": "file", "node-name": "a", "filename": "/dev/null", "aio": "io_uring"},
     ),
 )
+
+
+_CPU_AT: Final = _QUESTIONS.index(CPU_QUESTIONS[0])
+"""The number of the first question about CPUs."""
 
 
 @frozen
@@ -88,6 +82,10 @@ class Qemu:
     """Of some devices, those that it has."""
     io_uring: bool = False
     """It was built with io_uring; the kernel may still refuse it."""
+    lacking: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    """The features of a named CPU model that TCG, its own emulation, does not have."""
+    absent: tuple[str, ...] = ()
+    """The features that TCG does not have at all."""
 
 
 @frozen
@@ -124,7 +122,7 @@ def capabilities(emulator: Path, cache: Path) -> Qemu:
     kept = _recall(file)
     if kept is not None:
         return kept
-    qemu = parse_answers(emulator, _ask(emulator))
+    qemu = parse_answers(emulator, ask(emulator, _QUESTIONS))
     _remember(file, qemu)
     return qemu
 
@@ -149,37 +147,37 @@ def describe(programs: Programs) -> Iterator[str]:
 
 
 def parse_answers(emulator: Path, lines: Sequence[str]) -> Qemu:
-    """Read what QEMU wrote: a greeting, an answer for each question, and events between."""
-    try:
-        objects = [json.loads(line) for line in lines if line.strip()]
-    except ValueError as error:
-        raise LaunchError(f"{emulator}: said over QMP what is no JSON: {error}") from error
-    answers = {each["id"]: each.get("return") for each in objects if "id" in each}
-    refusals = {
-        each["id"]: str(each["error"]) for each in objects if "error" in each and "id" in each
-    }
-    version = (answers.get(0) or {}).get("qemu")
+    """Read what QEMU wrote. Raises ``LaunchError``."""
+    answers = parse(emulator, lines)
+    returned = answers.returned
+    version = (returned.get(0) or {}).get("qemu")
     if version is None:
         raise LaunchError(f"{emulator}: did not say over QMP what it is")
-    if unanswered := set(range(len(_QUESTIONS))) - answers.keys():
-        names = ", ".join(_QUESTIONS[at][0] for at in sorted(unanswered))
+    if unanswered := answers.missing(len(_QUESTIONS)):
+        names = ", ".join(_QUESTIONS[at][0] for at in unanswered)
         raise LaunchError(f"{emulator}: did not answer over QMP to {names}")
-    machines = answers.get(2) or []
+    machines = returned.get(2) or []
     aliases = [{"name": each["alias"]} for each in machines if "alias" in each]
+    last = len(_QUESTIONS) - 1
     options = {
-        name: _names(answers.get(at) or [])
-        for at, name in enumerate(_OPTIONS_OF, len(_QUESTIONS) - len(_OPTIONS_OF) - 1)
+        name: _names(returned.get(at) or [])
+        for at, name in enumerate(_OPTIONS_OF, last - len(_OPTIONS_OF))
     }
+    # One that is built without TCG has taken KVM, whose answers hold for this boot only.
+    has_kvm = (returned.get(1) or {}).get("enabled") is True
+    emulated = CpuAnswers() if has_kvm else cpu_answers(answers, _CPU_AT)
     return Qemu(
         path=str(emulator),
         version=".".join(str(version[part]) for part in ("major", "minor", "micro")),
         machines=_names([*machines, *aliases]),
         default_machine=next((each["name"] for each in machines if each.get("is-default")), None),
-        cpu_models=_names(answers.get(3) or []),
-        types=_names(answers.get(4) or []),
-        commands=_names(answers.get(5) or []),
+        cpu_models=_names(returned.get(_CPU_AT) or []),
+        types=_names(returned.get(last - len(_OPTIONS_OF) - 2) or []),
+        commands=_names(returned.get(last - len(_OPTIONS_OF) - 1) or []),
         options=options,
-        io_uring="regular file" in refusals.get(len(_QUESTIONS) - 1, ""),
+        io_uring="regular file" in answers.refused.get(last, ""),
+        lacking=emulated.lacking,
+        absent=tuple(sorted(emulated.absent)),
     )
 
 
@@ -187,41 +185,9 @@ def _names(entries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(sorted(str(entry["name"]) for entry in entries))
 
 
-def _ask(emulator: Path) -> list[str]:
-    """Ask all questions at once, have QEMU quit after the last answer, and read to the end.
-
-    When it quits, what a slow reader has not taken is lost: a pipe holds 64 KiB of 100 and more.
-    """
-    questions: list[dict[str, object]] = [{"execute": "qmp_capabilities"}]
-    questions += [
-        {"execute": name, "arguments": arguments, "id": at}
-        for at, (name, arguments) in enumerate(_QUESTIONS)
-    ]
-    try:
-        done = bounded.run(
-            [emulator, *_ARGUMENTS],
-            seconds=_SECONDS,
-            data=bounded.Dialogue(
-                first=b"".join(map(_line, questions)),
-                sign=f'"id": {len(_QUESTIONS) - 1}'.encode(),
-                last=_line({"execute": "quit"}),
-            ),
-        )
-    except OSError as error:
-        raise LaunchError(f"{emulator}: {error.strerror}") from error
-    if done.returncode != 0:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise LaunchError(f"{emulator}: {last or f'ended with {done.returncode}'}")
-    return done.stdout.decode(errors="replace").split("\n")
-
-
-def _line(question: Mapping[str, object]) -> bytes:
-    return f"{json.dumps(question)}\n".encode()
-
-
 def _ask_version(program: Path) -> str | None:
     try:
-        done = bounded.run([program, "--version"], seconds=_SECONDS)
+        done = bounded.run([program, "--version"], seconds=SECONDS)
     except OSError:
         return None
     found = _VERSION.search(done.stdout.decode(errors="replace"))
@@ -246,9 +212,12 @@ def _identity(emulator: Path) -> str:
 def _recall(file: Path) -> Qemu | None:
     try:
         document = json.loads(files.read(file, _MOST, owner=os.geteuid()))
-        options = {name: tuple(names) for name, names in document.pop("options").items()}
+        tables = {
+            key: {name: tuple(names) for name, names in document.pop(key).items()}
+            for key in ("options", "lacking")
+        }
         lists = {name: tuple(value) for name, value in document.items() if isinstance(value, list)}
-        return Qemu(**{**document, **lists, "options": options})
+        return Qemu(**{**document, **lists, **tables})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None  # not there, or damaged: QEMU is asked again
 

@@ -46,7 +46,7 @@ def _claim(plan: Plan, _as_json: bool) -> str:  # noqa: FBT001 -- as every form
     resources = found["resources"]
     bound = [function["address"] for function in resources.get("functions", ())]
     held = of_plan(plan).to_json()
-    more = {key: held[key] for key in ("memory", "ways", "bandwidth")}
+    more = {key: held[key] for key in ("memory", "ways", "bandwidth", "key")}
     return _text(found | {"hugepages": resources.get("hugepages", []), "bound": bound} | more)
 
 

@@ -121,7 +121,7 @@ def _in_table(
         for rule in rules_of(field):
             if not any(enabler.enables(_value(spec, table, enabler.key)) for enabler in rule):
                 expected = " or ".join(enabler.wanted(at) for enabler in rule)
-                yield Problem(path, _shown(value), expected)
+                yield Problem(path, as_written(value), expected)
                 break
         inner = None if document is None else document[field.name]
         if attrs.has(type(value)):
@@ -149,8 +149,8 @@ def _value(spec: VmSpec, table: Any, key: str) -> object:
     return value
 
 
-def _shown(value: object) -> str:
-    """Return a value as its author would write it."""
+def as_written(value: object) -> str:
+    """Return a value as its author would write it, or the beginning of a long one."""
     if isinstance(value, bool):
         return str(value).lower()
     if type(value) is int:

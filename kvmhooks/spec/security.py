@@ -42,7 +42,9 @@ class Security:
     )
     """A kernel given directly is measured (AMD)."""
     cbitpos: int | None = enabled_by(on("type", "sev", "sev-es", "sev-snp"))
-    """The bit of an address that says encrypted (AMD); by default what libvirt tells, or what the
-    processor's family has: 47 up to EPYC 7002, 51 since."""
-    reduced_phys_bits: int = enabled_by(on("type", "sev", "sev-es", "sev-snp"), default=1)
-    """By how many bits addresses are shorter then (AMD)."""
+    """The bit of an address that says encrypted (AMD); by default what libvirt, QEMU or CPUID tells
+    of this host: nothing is guessed.
+    """
+    reduced_phys_bits: int | None = enabled_by(on("type", "sev", "sev-es", "sev-snp"))
+    """By how many bits addresses are shorter then (AMD); by default what libvirt or QEMU tells, or
+    1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -15,6 +16,8 @@ from kvmhooks.isolate.claims.domain_xml import MAX_VCPUS, devices_of
 from kvmhooks.isolate.claims.hugepage_demand import ANY_NODE, memory_of
 from kvmhooks.isolate.claims.hugepage_demand import of_domain as pages_of
 from kvmhooks.isolate.claims.xml import Element
+from kvmhooks.machine.confidential import KEYS
+from kvmhooks.spec.security import SEV_ES
 from kvmhooks.values import CpuSet, PciAddress, union
 
 FULL: Final = 100
@@ -43,6 +46,8 @@ def running(
         bandwidth=bandwidth,
         pci=tuple(map(PciAddress.parse, devices_of(domain))),
         mdevs=_mdevs(domain),
+        key=_key(domain),
+        has_key=bool(_key(domain)),
     )
 
 
@@ -66,6 +71,7 @@ def defined(domain: Element, host: Host) -> Holding:
         ),
         pci=tuple(map(PciAddress.parse, devices_of(domain))),
         mdevs=_mdevs(domain),
+        key=_key(domain),
     )
 
 
@@ -101,6 +107,19 @@ def _memory(domain: Element, host: Host, cpus: CpuSet) -> tuple[tuple[int, int],
     for at, node in enumerate(nodes):
         wanted[node] += loose * (at + 1) // len(nodes) - loose * at // len(nodes)
     return tuple(sorted((node, kib) for node, kib in wanted.items() if kib))
+
+
+def _key(domain: Element) -> str:
+    """Return the kind of key of an encrypted guest; empty for another.
+
+    A policy is hexadecimal, with and without ``0x`` (``hexuint``, schemas/basictypes.rng).
+    """
+    security = domain.find("launchSecurity")
+    kind = "" if security is None else security.get("type")
+    policy = domain.findtext("launchSecurity/policy").strip()
+    if kind == "sev" and re.fullmatch("(0x)?[0-9a-fA-F]{1,8}", policy) and int(policy, 16) & SEV_ES:
+        kind = "sev-es"
+    return KEYS.get(kind, "")
 
 
 def _mdevs(domain: Element) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Final
 from kvmhooks.errors import LaunchError, SpecError
 from kvmhooks.machine.target import (
     OLDEST_LIBVIRT,
+    CpuAnswers,
     Target,
     parse_version,
     told_by,
@@ -43,6 +44,7 @@ def target_of(qemu: Qemu, libvirt: str | None, vhost_net: Path = VHOST_NET) -> T
         told=told_by(qemu.types, qemu.options),
         io_uring=qemu.io_uring and kernel_has_io_uring(),
         vhost_net=vhost_net.exists(),
+        answers={"tcg": CpuAnswers(lacking=qemu.lacking, absent=frozenset(qemu.absent))},
     )
 
 

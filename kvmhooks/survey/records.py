@@ -113,4 +113,4 @@ def _holding_of(document: dict[str, Any]) -> Holding:
     if document.get("twin") is True:
         known = evolve(known, uuid=second_identity_of(identity))
     is_mapped = bool(document.get("qemu")) and document.get("state") not in _NOT_YET
-    return evolve(known, hugepages=()) if is_mapped else known
+    return evolve(known, hugepages=(), has_key=bool(known.key)) if is_mapped else known

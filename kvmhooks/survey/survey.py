@@ -2,13 +2,13 @@
 
 Every verb and every path of kvm-launch plans on what ``take`` gives, so all give one answer.
 It starts no guest, wakes no daemon and loads no library of libvirt's, but where a libvirtd is named
-that is to run the VM. Only ``try_kvm``, for a start, tries KVM.
+that is to run the VM. Only ``try_kvm`` and ``ask_cpus``, for a start, try KVM.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -22,6 +22,7 @@ from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.inventory.usage import Holding, merged
 from kvmhooks.isolate.system.system import System
 from kvmhooks.kvm.verdict import MEMORY, Verdict, recall, remember
+from kvmhooks.machine.cpu_model import asked_of_host
 from kvmhooks.machine.target import OLDEST, Target
 from kvmhooks.placement.plan import parts_of
 from kvmhooks.qemu import emulator
@@ -60,6 +61,9 @@ def refresh(inventory: Inventory, sources: Sources, *specs: VmSpec) -> Inventory
 
 def look_again(inventory: Inventory, sources: Sources, *specs: VmSpec) -> Inventory:
     """Return an inventory with what VMs hold by now: for a start, while nobody else plans."""
+    if any(spec.security.type != "none" for spec in specs):
+        cgroup = read(sources.host, ("cgroup",)).cgroup  # it counts the keys in use
+        inventory = evolve(inventory, host=evolve(inventory.host, cgroup=cgroup))
     return _with_holdings(inventory, sources, specs)
 
 
@@ -87,10 +91,60 @@ def try_kvm(inventory: Inventory, sources: Sources, spec: VmSpec) -> Inventory:
             os.close(directory)
     judged = _judged(known, verdict)
     if sources.uri is not None:
-        judged = judged.on(_target_of(sources, _settled(spec, inventory.host, judged)))
+        settled = _settled(spec, inventory.host, judged)
+        judged = judged.on(_target_of(sources, settled, inventory.host))
     hypervisors = {**inventory.hypervisors, spec.name: judged}
     warnings = tuple(each for each in inventory.warnings if each != _untried(spec))
     return evolve(inventory, hypervisors=hypervisors, warnings=warnings)
+
+
+def ask_cpus(inventory: Inventory, sources: Sources, spec: VmSpec) -> Inventory:
+    """Return an inventory with QEMU's answers under KVM on what a VM that is to start asks for.
+
+    They are kept for this boot, as the verdict on KVM. A QEMU that does not answer is told of, and
+    the VM planned as if it had. Raises ``LaunchError`` when they cannot be kept.
+    """
+    known = inventory.hypervisor_of(spec.name)
+    if not _is_unasked(spec, inventory.host, known):
+        return inventory
+    from kvmhooks.kvm import cpus  # noqa: PLC0415 -- rarely needed: once per boot
+
+    program, base = emulator.find(spec), base_of(sources.run_dir)
+    modules = _modules(inventory.host)
+    others = tuple(each for each in inventory.warnings if each != _unasked(spec))
+    answers = cpus.recall(program, base, modules)  # another VM's start may just have asked
+    if answers is None:
+        try:
+            answers = cpus.ask_under_kvm(program)
+        except LaunchError as error:
+            keys = ", ".join(asked_of_host(spec))
+            told = f"{spec.name}: {keys}: KVM could not be asked: {error}: planned as if it works"
+            return evolve(inventory, warnings=(*others, told))
+        directory = private_directory(base)
+        try:
+            with made(base / cpus.MEMORY):
+                cpus.remember(answers, program, directory, modules)
+        finally:
+            os.close(directory)
+    target = evolve(known.target, answers={**known.target.answers, "kvm": answers})
+    hypervisors = {**inventory.hypervisors, spec.name: known.on(target)}
+    return evolve(inventory, hypervisors=hypervisors, warnings=others)
+
+
+def _is_unasked(spec: VmSpec, host: Host, hypervisor: Hypervisor) -> bool:
+    """Return whether a VM asks for what nobody has asked its QEMU under KVM."""
+    accel = spec.machine.accel
+    is_kvm = has_kvm(host) and (accel == "kvm" or (accel == "auto" and hypervisor.kvm != "fails"))
+    return is_kvm and "kvm" not in hypervisor.target.answers and any(asked_of_host(spec))
+
+
+def _unasked(spec: VmSpec) -> str:
+    keys = ", ".join(asked_of_host(spec))
+    return f"{spec.name}: {keys}: {NOT_TRIED} on this boot: planned as if it works"
+
+
+def _modules(host: Host) -> Mapping[str, str] | None:
+    return None if host.kvm is None else host.kvm.module_parameters
 
 
 def _is_open(spec: VmSpec, host: Host, hypervisor: Hypervisor) -> bool:
@@ -116,6 +170,12 @@ def _with_holdings(inventory: Inventory, sources: Sources, specs: Sequence[VmSpe
             _untried(spec)
             for spec in specs
             if _is_open(spec, host, inventory.hypervisor_of(spec.name))
+        ]
+    if sources.is_live and sources.qemu is None:
+        told += [
+            _unasked(spec)
+            for spec in specs
+            if _is_unasked(spec, host, inventory.hypervisor_of(spec.name))
         ]
     return evolve(
         inventory, holdings=holdings, expected=expected, limits=limits, warnings=tuple(told)
@@ -168,7 +228,7 @@ def _hypervisor_of(sources: Sources, spec: VmSpec, host: Host) -> Hypervisor:
         with suppress(LaunchError, SpecError, OSError):  # no QEMU here, or no directory of ours
             verdict = recall(emulator.find(spec), base_of(sources.run_dir))
             known = known if verdict is None else _judged(known, verdict)
-    return known.on(_target_of(sources, _settled(spec, host, known)))
+    return known.on(_target_of(sources, _settled(spec, host, known), host))
 
 
 def _settled(spec: VmSpec, host: Host, known: Hypervisor) -> VmSpec:
@@ -183,7 +243,20 @@ def _judged(known: Hypervisor, verdict: Verdict) -> Hypervisor:
     return evolve(known, kvm="works" if verdict.is_usable else "fails", reason=verdict.evidence)
 
 
-def _target_of(sources: Sources, spec: VmSpec) -> Target:
+def _recalled(sources: Sources, spec: VmSpec, host: Host, target: Target) -> Target:
+    """Return a target with QEMU's answers under KVM, as far as a start has left them."""
+    if not any(asked_of_host(spec)) or not has_kvm(host):
+        return target
+    from kvmhooks.kvm import cpus  # noqa: PLC0415 -- few VMs ask for what depends on it
+
+    with suppress(LaunchError, SpecError, OSError):  # no QEMU here, or no directory of ours
+        answers = cpus.recall(emulator.find(spec), base_of(sources.run_dir), _modules(host))
+        if answers is not None:
+            return evolve(target, answers={**target.answers, "kvm": answers})
+    return target
+
+
+def _target_of(sources: Sources, spec: VmSpec, host: Host) -> Target:
     """Return the target that was given, else the one that is installed here, for this VM."""
     has_libvirt = sources.has_libvirt or sources.capabilities is not None
     if sources.libvirt is not None:
@@ -191,7 +264,7 @@ def _target_of(sources: Sources, spec: VmSpec) -> Target:
     if sources.is_live and sources.qemu is None:
         from kvmhooks.survey.programs_here import target_for  # noqa: PLC0415 -- of this machine
 
-        target = target_for(spec, has_libvirt=has_libvirt)
+        target = _recalled(sources, spec, host, target_for(spec, has_libvirt=has_libvirt))
     else:
         target = evolve(OLDEST, qemu=sources.qemu or OLDEST.qemu)
     if not has_libvirt:

@@ -39,7 +39,9 @@ HOSTS: Final[dict[str, dict[str, Any]]] = {
         "hugepages": {2048: (1024, 768)},
         "kvm": "amd",
         "files": {
-            f"sys/module/kvm_amd/parameters/{name}": "Y" for name in ("sev", "sev_es", "sev_snp")
+            **{f"sys/module/kvm_amd/parameters/{n}": "Y" for n in ("sev", "sev_es", "sev_snp")},
+            "proc/cpuinfo": "vendor_id\t: AuthenticAMD",
+            "dev/cpu/0/cpuid": "8000001f 17b 173 1fd 64",
         },
     },
     "divided": {

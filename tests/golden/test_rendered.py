@@ -22,9 +22,10 @@ from tests.golden.test_golden import _classes, _keys
 Fields = Mapping[str, str]
 
 FOR_PEOPLE: Final[Fields] = {
+    "CpuAnswers": "absent cbitpos lacking reduced_phys_bits without_sev",
     "Hardware": "left_out required target",
     "Plan": "gap optimal score warnings why",
-    "Target": "domain io_uring known libvirt qemu runs_it told vhost_net",
+    "Target": "answers domain io_uring known libvirt qemu runs_it told vhost_net",
 }
 """Reasons, and what was planned for."""
 

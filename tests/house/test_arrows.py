@@ -48,7 +48,7 @@ BELOW = {
         *("distribution", "errors", "values", "wording"),
         *("isolate", "host", "spec", "inventory", "machine", "placement"),
     },
-    "kvm": {"files", "signals"},
+    "kvm": {"errors", "files", "signals", "machine", "qemu"},
     "live": {"kvm"},  # names for supervisors of a92f6b5
     "survey": {
         *("errors", "files", "values", "isolate", "host", "spec", "inventory", "machine"),
@@ -97,7 +97,7 @@ WINGS = {
         {"together"},
     ),
     "qemu": (
-        {"emulator", "events", "passed_files", "shapes", "sockets", "unix"},
+        {"emulator", "events", "passed_files", "questions", "shapes", "sockets", "unix"},
         {"argv", "capabilities", "guest_report", "passed_images", "qmp", "run_dir", "threads"},
     ),
     "libvirt": (

@@ -26,6 +26,7 @@ GATHERED = {
     "kvmhooks.survey.administrator": "the administrator's limits",
     "kvmhooks.survey.programs_here": "the programs that run a VM",
     "kvmhooks.kvm.verdict": "the verdict on KVM",
+    "kvmhooks.kvm.cpus": "QEMU's answers under KVM",
 }
 """The parts of an inventory, by the names that whoever gathers one imports."""
 
@@ -37,6 +38,7 @@ MAY = {
     "kvmhooks/host/capture.py": {"kvmhooks.host.read"},  # keeps it
     "kvmhooks/inventory/inventory.py": {"kvmhooks.inventory.usage.of_claim"},  # claims given beside
     "kvmhooks/kvm/probe.py": {"kvmhooks.kvm.verdict"},  # makes it
+    "kvmhooks/kvm/cpus.py": {"kvmhooks.kvm.verdict"},  # is kept in the same way
     "kvmhooks/placement/__init__.py": {"kvmhooks.placement.plan.parts_of"},  # as a public name
     "kvmhooks/placement/plan.py": {"kvmhooks.host.model.PLANNED"},  # says which parts
 }

@@ -9,6 +9,9 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
+from attrs import evolve
+
+from kvmhooks.host.cpu.sev import read_sev
 from kvmhooks.host.files.formats import split_words
 from kvmhooks.host.system.system import Processor
 
@@ -24,6 +27,7 @@ _LIMIT: Final = 64 * 1024
 def read_processor(tree: Tree) -> Processor | None:
     """Read the first CPU; None where the tree does not describe it."""
     processor = parse_processor(takewhile(bool, tree.lines(_PATH, limit=_LIMIT)))
+    processor = evolve(processor, sev=read_sev(tree))
     return None if processor == Processor() else processor
 
 

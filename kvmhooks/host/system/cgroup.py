@@ -1,7 +1,8 @@
 """The control groups of a host.
 
 (Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/cgroups.rst; where systemd mounts them:
-systemd's docs/CGROUP_DELEGATION.md.)
+systemd's docs/CGROUP_DELEGATION.md.) The misc controller counts keys for encrypted guests
+(kernel/cgroup/misc.c): ``sev`` and ``sev_es`` are AMD's ASIDs, ``tdx`` Intel's HKIDs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from kvmhooks.host.files.tree import Tree
 
 _SLICE: Final = re.compile(r"[A-Za-z0-9_.:@\\-]{1,240}\.slice", re.ASCII)
+_GROUP: Final = re.compile(r"[A-Za-z0-9_.:@\\-]{1,255}", re.ASCII)
+_COUNTED: Final = re.compile(r"[a-z0-9_]{1,32}", re.ASCII)
+_COUNT: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _MOUNTS_LIMIT: Final = 4 << 20
 _V1: Final = frozenset(
     {
@@ -63,12 +67,20 @@ def read_cgroup(tree: Tree) -> Cgroup | None:
     enabled: dict[str, tuple[str, ...]] | None = None
     slices: tuple[str, ...] | None = None
     own: tuple[str, ...] = ()
+    misc: dict[str, int] | None = None
+    used: dict[str, int] | None = None
     directory = tree.directory(unified.path) if unified is not None else None
     if directory is not None:
         with directory:
             own = _words(directory, "cgroup.controllers")
             slices = tuple(directory.names(_SLICE))
             enabled = _read_enabled(directory, slices)
+            misc, used = _read_misc(directory)
+    counting = next((mount for mount in mounts if "misc" in mount.controllers), None)
+    directory = None if counting is None else tree.directory(counting.path)
+    if directory is not None:
+        with directory:
+            misc, used = _read_misc(directory)
     return Cgroup(
         version=1 if legacy else 2,
         controllers=legacy or own,
@@ -76,6 +88,8 @@ def read_cgroup(tree: Tree) -> Cgroup | None:
         enabled=enabled,
         systemd=systemd,
         slices=slices,
+        misc=misc,
+        misc_used=used,
     )
 
 
@@ -110,6 +124,37 @@ def _read_enabled(root: Directory, slices: Sequence[str]) -> dict[str, tuple[str
             with directory:
                 enabled[f"/{name}"] = _words(directory, "cgroup.subtree_control")
     return enabled
+
+
+def _read_misc(root: Directory) -> tuple[dict[str, int] | None, dict[str, int] | None]:
+    """Return the host's number of each thing that the misc controller counts, and those in use.
+
+    The root tells of the latter since Linux 6.5 («cgroup/misc: Expose misc.current on cgroup v2
+    root»); before, the groups in it do, each for all that is below it.
+    """
+    capacity = _counts(root.text("misc.capacity"))
+    if capacity is None:
+        return None, None
+    used = _counts(root.text("misc.current"))
+    if used is not None:
+        return capacity, used
+    groups = [_counts(group.text("misc.current")) for group in root.folders(_GROUP)]
+    known = [group for group in groups if group is not None]
+    if not known:
+        return capacity, None
+    return capacity, {name: sum(group.get(name, 0) for group in known) for name in capacity}
+
+
+def _counts(text: str | None) -> dict[str, int] | None:
+    """Return the numbers of a flat-keyed file such as ``sev 10``; None without one."""
+    if text is None:
+        return None
+    lines = [split_words(line) for line in text.split("\n")]
+    return {
+        words[0]: int(words[1])
+        for words in lines
+        if len(words) == 2 and _COUNTED.fullmatch(words[0]) and _COUNT.fullmatch(words[1])
+    }
 
 
 def _words(directory: Directory, name: str) -> tuple[str, ...]:

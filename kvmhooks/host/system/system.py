@@ -61,6 +61,18 @@ class Kernel:
 
 
 @frozen
+class Sev:
+    """The encryption of guests' memory by an AMD processor."""
+
+    cbitpos: int
+    """The bit of a page table's entry that says encrypted."""
+    asids: int
+    """The guests of SEV that it has keys for at a time."""
+    es_asids: int
+    """Those of SEV-ES and SEV-SNP."""
+
+
+@frozen
 class Processor:
     """The first CPU of ``/proc/cpuinfo``."""
 
@@ -72,6 +84,7 @@ class Processor:
     microcode: str | None = None
     flags: tuple[str, ...] | None = None
     vmx_flags: tuple[str, ...] | None = None
+    sev: Sev | None = None
 
 
 @frozen

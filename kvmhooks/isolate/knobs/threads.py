@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Final
 
+    from kvmhooks.isolate.claims.claim import Claim
     from kvmhooks.isolate.engine.knob import View
     from kvmhooks.isolate.record.state import Held, Record
     from kvmhooks.isolate.system.system import System
@@ -111,7 +112,7 @@ def _classes(
         return
     others = [thread for thread in every if thread.role not in {VCPU, VHOST, WORKER}]
     elsewhere = union(_affinities(system, others))
-    general = _unguarded(system, vm)
+    general = unguarded(system, vm.claim)
     for thread in vcpus:
         try:
             cpus = system.affinity(thread.tid)
@@ -146,13 +147,13 @@ def _affinities(system: System, threads: Iterable[Thread]) -> Iterator[CpuSet]:
             continue
 
 
-def _unguarded(system: System, vm: Held) -> str:
+def unguarded(system: System, claim: Claim) -> str:
     """Return why no thread may be scheduled before all others on this host; empty when it may."""
     try:
         runtime = system.read(_RT_RUNTIME)
     except OSError:  # a kernel that has another guard, or none to switch off
         return ""
-    if runtime != "-1" or vm.claim.setting("kernel.rt_runtime") == "-1":
+    if runtime != "-1" or claim.setting("kernel.rt_runtime") == "-1":
         return ""
     return (
         "sched_rt_runtime_us is -1: nothing would be left for the kernel's own threads; set it to "

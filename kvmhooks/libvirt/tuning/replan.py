@@ -63,6 +63,8 @@ class Replanned:
     iothreads: dict[int, CpuSet]
     nodes: CpuSet
     """The host nodes of the new CPUs; empty where the host has none."""
+    warnings: tuple[str, ...] = ()
+    """The plan's, of the new place."""
 
 
 def misfit(document: bytes, place: Host | Inventory, claims: Sequence[Claim | Holding] = ()) -> str:
@@ -134,6 +136,7 @@ def replan(
         emulator=made.emulator - own,
         iothreads={pin.id: pin.cpus - own for pin in made.iothreads},
         nodes=situation.nodes_of(own) or CpuSet(),
+        warnings=made.warnings_of_place,
     )
 
 

@@ -132,6 +132,8 @@ def tune(  # noqa: PLR0913 -- the words of the command line
     if situation.is_own:
         situation.advice.append(_OWN)
     _advise_of_shares(situation)
+    if PLACING & set(only) and not situation.stays:
+        situation.advice += situation.plan.warnings_of_place
     if situation.manager and PLACING & set(only):
         _advise_of_place(situation, place_of)
     pieces = editor.result()

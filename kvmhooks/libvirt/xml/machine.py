@@ -127,7 +127,7 @@ def security(plan: Plan) -> list[Element]:
         return [*elements, element("launchSecurity", {"type": kind}, [policy])]
     hashes = "yes" if launch.kernel_hashes else None
     children = [
-        element("cbitpos", text=launch.cbitpos),
+        *([] if launch.cbitpos is None else [element("cbitpos", text=launch.cbitpos)]),
         element("reducedPhysBits", text=launch.reduced_phys_bits),
         policy,
     ]

@@ -13,7 +13,7 @@ from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.qemu import emulator
 from kvmhooks.spec.model import VmSpec
-from kvmhooks.survey.survey import try_kvm
+from kvmhooks.survey.survey import ask_cpus, try_kvm
 
 
 def prepare(
@@ -34,7 +34,8 @@ def prepare(
     cloud_init.check(spec, maker)
     emulator.find(spec)
     if not options.is_dry_run:
-        inventory = try_kvm(inventory, sources_of(options, registry.system), spec)
+        sources = sources_of(options, registry.system)
+        inventory = ask_cpus(try_kvm(inventory, sources, spec), sources, spec)
     hypervisor = inventory.hypervisor_of(spec.name)
     accel, _ = hypervisor.accelerator(spec.machine.accel, inventory.host)
     checks.check_accel(evolve(spec, machine=evolve(spec.machine, accel=accel)), user)

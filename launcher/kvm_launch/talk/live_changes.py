@@ -149,6 +149,8 @@ class RunningVm:
             if found is None:
                 return ["it stays: nothing would be better"]
             messages = self._move(placed_as(self.plan, found), threads)
+            new = [each for each in found.warnings_of_place if each not in self.plan.warnings]
+            messages += [f"warning: {each}" for each in new]
         self._reporter.life.report(f"planned anew: {'; '.join(messages)}")
         return messages
 

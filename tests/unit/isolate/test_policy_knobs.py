@@ -5,10 +5,12 @@ undone.
 from __future__ import annotations
 
 import io
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 
+from kvmhooks.cli.main import main
 from kvmhooks.isolate.hook import entry
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import Kernel
@@ -92,11 +94,7 @@ class Owner(Vm):
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    plant(Kernel("plain", 8, 2), tmp_path)
-    for path, text in BEFORE.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text + "\n")
-    return tmp_path
+    return host_with(tmp_path, BEFORE)
 
 
 def run(root: Path, vm: Vm, *operations: str) -> None:
@@ -139,3 +137,90 @@ def test_the_first_that_asks_has_the_say_and_the_next_inherits_it(root: Path) ->
     assert path.read_text().strip() == "20"
     run(root, second, "release")
     assert path.read_text().strip() == "1"
+
+
+def foreseen(
+    root: Path, folder: Path, policy: str, capsys: pytest.CaptureFixture[str]
+) -> list[str]:
+    """Return what `kvmhooks simulate` warns of for a VM with this policy and one disk."""
+    vm = Owner("a", CpuSet.parse("6-7"), CpuSet.parse("0-1"), policy)
+    xml = folder / "a.xml"
+    xml.write_bytes(vm.xml)
+    assert main(["simulate", str(xml), "--root", str(root), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    return [f"{row['path']}: {row['value']}" for row in rows if row["phase"] == "warning"]
+
+
+def host_with(folder: Path, files: dict[str, str]) -> Path:
+    """Plant a host of 8 CPUs with these files."""
+    plant(Kernel("plain", 8, 2), folder)
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text + "\n")
+    return folder
+
+
+def test_simulate_tells_the_settings_that_nothing_here_carries_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each that is asked for, with what the host lacks; on a host that has all it tells nothing."""
+    policy = f'{POLICY}<kvmhooks:threads vcpus="fifo:1"/>'.replace(
+        'governor="performance"', 'governor="powersave" epp="power"'
+    )
+    assert foreseen(host_with(tmp_path / "whole", BEFORE), tmp_path, policy, capsys) == []
+    bare = host_with(tmp_path / "bare", {"proc/sys/vm/stat_interval": "1"})
+    told = foreseen(bare, tmp_path, policy, capsys)
+    assert [row.partition(": ")[0] for row in told] == [
+        "power.boost", "memory.thp", "memory.ksm", "kernel.rt_runtime",
+        "kernel.timer_migration", "kernel.nmi_watchdog", "kernel.perf_cpu_limit",
+        "kernel.perf_sample_rate", "kernel.halt_poll", "power.governor", "power.epp",
+        "isolation.watchdog", "power.latency", "storage.scheduler", "storage.requests",
+    ]  # fmt: skip
+    assert told[1] == (
+        "memory.thp: left out: this host has no /sys/kernel/mm/transparent_hugepage/enabled"
+    )
+    assert (
+        told[-1] == "storage.requests: left out: none of its disks is a block device of this host"
+    )
+
+
+def test_simulate_tells_the_values_that_the_kernel_does_not_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A governor or an I/O scheduler that is not offered, and a real-time class without a guard."""
+    files = BEFORE | {
+        f"{CPU}/cpufreq/policy4/scaling_available_governors": "performance powersave",
+        "proc/sys/kernel/sched_rt_runtime_us": "-1",
+    }
+    policy = (
+        '<kvmhooks:isolation exclusive="yes"/><kvmhooks:power governor="schedutil"/>'
+        '<kvmhooks:storage scheduler="bfq"/><kvmhooks:threads vcpus="fifo:1"/>'
+    )
+    told = foreseen(host_with(tmp_path / "root", files), tmp_path, policy, capsys)
+    assert told[0].startswith("threads.vcpus: left out: sched_rt_runtime_us is -1: ")
+    assert told[1:] == [
+        (
+            f"cpufreq/policy4/governor: /{CPU}/cpufreq/policy4/scaling_governor: found "
+            "'schedutil', expected one of performance, powersave"
+        ),
+        (
+            "disk/sdb/scheduler: /sys/class/block/sdb/queue/scheduler: found 'bfq', expected one "
+            "of none, mq-deadline"
+        ),
+    ]
+    assert len(told) == 3
+
+
+def test_simulate_tells_of_a_vm_that_has_the_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of what is one for the host the first claim decides; who asks for the same is content."""
+    root = host_with(tmp_path / "root", BEFORE)
+    policy = '<kvmhooks:isolation exclusive="yes"/><kvmhooks:memory ksm="{}" thp="never"/>'
+    first = Vm("first", CpuSet.parse("4-5"), CpuSet.parse("0-1"), policy=policy.format(2))
+    for operation in ("prepare", "start"):
+        arguments = [first.name, operation, "begin", "-"]
+        assert entry.main(arguments, io.BytesIO(first.xml), io.StringIO(), str(root)) == 0
+    assert foreseen(root, tmp_path, policy.format(0), capsys) == [
+        "memory.ksm: left out: first, which was first, asks for 2"
+    ]

@@ -263,7 +263,13 @@ WORDS = [
             "<reducedPhysBits>1</reducedPhysBits><policy>0x0007</policy></launchSecurity>",
         },
         "security",
-        {"type": "sev-es", "policy": "0x7", "kernel_hashes": True, "cbitpos": 47},
+        {
+            "type": "sev-es",
+            "policy": "0x7",
+            "kernel_hashes": True,
+            "cbitpos": 47,
+            "reduced_phys_bits": 1,
+        },
     ),
     (
         {

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 import pytest
+from attrs import evolve
 
 from kvmhooks.errors import PlanError, SpecError
 from kvmhooks.host import Host, read
+from kvmhooks.inventory.hypervisor import Hypervisor
+from kvmhooks.inventory.inventory import Inventory
+from kvmhooks.inventory.usage import Holding
 from kvmhooks.libvirt.capabilities import told_by
-from kvmhooks.machine.target import ITS_OWN, Target
-from kvmhooks.placement import Plan, plan
+from kvmhooks.libvirt.xml import domain_xml
+from kvmhooks.machine.target import ITS_OWN, CpuAnswers, Target
+from kvmhooks.placement import Plan, plan, plan_all, replan
+from kvmhooks.placement.plan import identity_of
+from kvmhooks.placement.planned_usage import of_plan
+from kvmhooks.qemu.argv import qemu_argv
 from kvmhooks.spec import VmSpec, parse_vm
 from tests.fakehost import write_host
 
@@ -188,8 +197,8 @@ def test_libvirt_tells_the_bit_and_how_many_guests_there_can_be(tmp_path: Path) 
     made = plan(vm('type = "sev-es"'), host, target=target(99))
     assert _security(made).cbitpos == 51
     assert refusal(vm('type = "sev-es"'), host, target(0)) == (
-        'security.type: found "sev-es", expected a host with keys for it: libvirt tells '
-        "maxESGuests 0, see «minimum SEV ASID» in the firmware's setup"
+        'security.type: found "sev-es", and 0 ASIDs for SEV-ES here (libvirt: maxESGuests), '
+        "expected a host with one, see «minimum SEV ASID» in the firmware's setup"
     )
     assert plan(vm('type = "sev"'), host, target=target(0))
     assert refusal(vm('type = "sev", cbitpos = 47'), host, target(9)) == (
@@ -197,16 +206,192 @@ def test_libvirt_tells_the_bit_and_how_many_guests_there_can_be(tmp_path: Path) 
     )
 
 
+CPUID = {"proc/cpuinfo": "vendor_id\t: AuthenticAMD", "dev/cpu/0/cpuid": "8000001f 17b 173 1fd 64"}
+"""Of an EPYC 7003: the bit is 51."""
+
+ALONE = attrs.evolve(NEW, libvirt=None)
+
+
+def answering(target: Target, **answers: Any) -> Target:
+    """Return a target whose QEMU was asked under KVM."""
+    return attrs.evolve(target, answers={"kvm": CpuAnswers(**answers)})
+
+
+def test_the_bit_is_told_and_never_guessed(tmp_path: Path) -> None:
+    """By libvirt, QEMU or CPUID, in this order; by none of them libvirt fills it in, else a start
+    is refused, whatever the processor's family is.
+    """
+    spec = vm('type = "sev"')
+    info = {"proc/cpuinfo": "vendor_id\t: AuthenticAMD\ncpu family\t: 25"}
+    unknown, known = host_of(tmp_path / "a", files=info), host_of(tmp_path / "b", files=CPUID)
+    words = told_by(CAPABILITIES.format(es=9).replace("<cbitpos>51", "<cbitpos>49"))
+    by_libvirt = attrs.evolve(answering(NEW, cbitpos=50), domain=words)
+    for host, target, bit in (
+        (known, by_libvirt, 49),
+        (known, attrs.evolve(by_libvirt, libvirt=None), 50),
+        (known, ALONE, 51),
+        (unknown, NEW, None),
+    ):
+        made = _security(plan(spec, host, target=target))
+        assert (made.cbitpos, made.reduced_phys_bits) == (bit, 1)
+    assert refusal(spec, unknown, answering(ALONE)).startswith(
+        "security.cbitpos: found nothing, and nobody tells it of this host, expected the "
+        "processor's, such as 51: EBX[5:0] of CPUID 0x8000001F"
+    )
+    made = plan(spec, unknown, target=ALONE)  # a verb that only reads: a start would ask QEMU
+    assert _security(made).cbitpos is None
+    assert [
+        each for each in made.warnings if each.startswith("security.cbitpos is left out: nobody")
+    ]
+    assert "cbitpos" not in " ".join(qemu_argv(made))
+    spec = vm('type = "sev", cbitpos = 50, reduced_phys_bits = 5')
+    made = _security(plan(spec, unknown, target=ALONE))
+    assert (made.cbitpos, made.reduced_phys_bits) == (50, 5)
+    assert refusal(spec, known, ALONE) == (
+        "security.cbitpos: found 50, expected 51, as CPUID tells of this host"
+    )
+
+
+def test_the_bit_that_is_not_told_is_not_written(tmp_path: Path) -> None:
+    """libvirt takes the definition without it, and reads its own host."""
+    made = plan(vm('type = "sev-snp"'), host_of(tmp_path), target=NEW)
+    assert "cbitpos" not in domain_xml(made)
+    assert "<reducedPhysBits>1</reducedPhysBits>" in domain_xml(made)
+
+
+REFUSED = "SEV is not enabled in KVM"
+"""QEMU 7.2's words (``sev_get_capabilities()``), seen."""
+
+
+def test_what_qemu_says_of_kvm_counts(tmp_path: Path) -> None:
+    """It refuses SEV, and a profile gives way; a missing key of the platform does not."""
+    host = host_of(tmp_path, files=CPUID)
+    without = answering(ALONE, without_sev=REFUSED)
+    expected = f'security.type: found "sev", expected a host that has it: QEMU says: {REFUSED}'
+    assert refusal(vm('type = "sev"'), host, without) == expected
+    told = attrs.evolve(
+        answering(NEW, without_sev=REFUSED), domain=told_by(CAPABILITIES.format(es=9))
+    )
+    assert plan(vm('type = "sev"'), host, target=told)
+    closed = answering(ALONE, without_sev="Failed to open /dev/sev: Permission denied")
+    assert _security(plan(vm('type = "sev"'), host, target=closed)).cbitpos == 51
+    assert "QEMU does not tell it (Failed to open /dev/sev" in refusal(
+        vm('type = "sev"'), host_of(tmp_path / "b"), closed
+    )
+
+
+def misc(capacity: str, used: str | None = None) -> dict[str, str]:
+    """Return the files of the kernel's count of keys."""
+    files = {
+        "proc/mounts": "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0",
+        "sys/fs/cgroup/misc.capacity": capacity,
+    }
+    return files if used is None else {**files, "sys/fs/cgroup/misc.current": used}
+
+
+def held(name: str, key: str, *, has_key: bool = False) -> Holding:
+    identity = str(uuid.uuid5(uuid.NAMESPACE_DNS, name))
+    return Holding(name=name, uuid=identity, key=key, has_key=has_key)
+
+
+OWN = evolve(held("a", "sev_es", has_key=True), uuid=identity_of(vm('type = "sev-es"')))
+
+FULL = 'security.type: found "sev-es", and of {} in use: {}, expected one that is free'
+
+
 @pytest.mark.parametrize(
-    ("family", "bit"), [(0x17, 47), (0x19, 51), (0x1A, 51), (None, 47)], ids=str
+    ("files", "others", "problem"),
+    [
+        (misc("sev 9\nsev_es 3", "sev 0\nsev_es 2"), [], ""),
+        (
+            misc("sev 9\nsev_es 3", "sev 0\nsev_es 3"),
+            [],
+            FULL.format(
+                "3 ASIDs for SEV-ES here (misc.capacity: sev_es) 3", "3 that are not known here"
+            ),
+        ),
+        (
+            misc("sev 9\nsev_es 3", "sev 0\nsev_es 2"),
+            [held("b", "sev_es"), held("c", "sev_es", has_key=True), held("d", "sev")],
+            FULL.format(
+                "3 ASIDs for SEV-ES here (misc.capacity: sev_es) 3",
+                "b, c, 1 that are not known here",
+            ),
+        ),
+        (misc("sev 9\nsev_es 3", "sev 0\nsev_es 3"), [OWN], ""),
+        (misc("sev 9\nsev_es 3"), [held(name, "sev_es") for name in "bc"], ""),
+        (
+            misc("sev 9\nsev_es 3"),
+            [held(name, "sev_es") for name in "bcd"],
+            FULL.format("3 ASIDs for SEV-ES here (misc.capacity: sev_es) 3", "b, c, d"),
+        ),
+        (
+            misc("sev 9", "sev 0"),
+            [],
+            (
+                'security.type: found "sev-es", and 0 ASIDs for SEV-ES here (misc.capacity: '
+                "sev_es), expected a host with one, see «minimum SEV ASID» in the firmware's setup"
+            ),
+        ),
+        (misc("tdx 1", "tdx 1"), [], ""),
+        (
+            {**CPUID, "dev/cpu/0/cpuid": "8000001f 2 2f f 2"},
+            [held("b", "sev_es", has_key=True)],
+            FULL.format("1 ASIDs for SEV-ES here (CPUID 0x8000001F) 1", "b"),
+        ),
+        ({}, [held(str(number), "sev_es") for number in range(9)], ""),
+    ],
 )
-def test_the_processors_family_tells_the_bit(family: int | None, bit: int, tmp_path: Path) -> None:
-    """EPYC 7001 and 7002 have it at 47, all later ones at 51; unknown ones keep the old default."""
-    info = {} if family is None else {"proc/cpuinfo": f"processor\t: 0\ncpu family\t: {family}\n"}
-    host = host_of(tmp_path, files=info)
-    assert _security(plan(vm('type = "sev"'), host, target=NEW)).cbitpos == bit
-    asked = plan(vm('type = "sev", cbitpos = 50'), host, target=NEW)
-    assert _security(asked).cbitpos == 50
+def test_a_guest_more_than_there_are_keys_is_refused(
+    files: dict[str, str], others: list[Holding], problem: str, tmp_path: Path
+) -> None:
+    """The kernel counts what runs, its own key aside; who is promised one counts besides."""
+    host = host_of(tmp_path, files=files)
+    inventory = Inventory(host=host, holdings=tuple(others), hypervisor=Hypervisor(target=NEW))
+    spec = vm('type = "sev-es"')
+    if not problem:
+        assert plan(spec, inventory)
+        return
+    with pytest.raises(PlanError) as caught:
+        plan(spec, inventory)
+    assert str(caught.value) == problem
+
+
+def test_several_vms_share_the_keys(tmp_path: Path) -> None:
+    """Of two that are planned beside each other the second one has none; a profile gives way."""
+    host = host_of(tmp_path, files=misc("sev 9\nsev_es 1", "sev 0\nsev_es 0"))
+    text = 'cpu.vcpus = 2\nmemory.size = "1GiB"\nsecurity.type = "sev-snp"'
+    specs = [parse_vm(f'name = "{name}"\n{text}', folder=Path("/")) for name in "ab"]
+    together = plan_all(specs, Inventory(host=host, hypervisor=Hypervisor(target=NEW)))
+    assert [made.name for made in together.plans] == ["a"]
+    assert str(together.refused["b"]) == (
+        'security.type: found "sev-snp", and of 1 ASIDs for SEV-ES here (misc.capacity: sev_es) '
+        "1 in use: a, expected one that is free"
+    )
+
+
+def test_a_profile_without_a_free_key_tells_why(tmp_path: Path) -> None:
+    """It gives way to the next, and refuses at the last, each time with what was found."""
+    host = host_of(tmp_path, files=misc("sev 9\nsev_es 1", "sev 0\nsev_es 1"))
+    text = 'name = "a"\nprofile = "confidential"\ncpu.vcpus = 2\nmemory.size = "1GiB"'
+    assert refusal(parse_vm(text, folder=Path("/")), host) == (
+        'security.type: found "sev-es", and of 1 ASIDs for SEV-ES here (misc.capacity: sev_es) '
+        "1 in use: 1 that are not known here, expected one that is free"
+    )
+
+
+def test_a_vm_that_runs_keeps_its_key_when_it_is_planned_anew(tmp_path: Path) -> None:
+    """On a host without a free one; the QEMU to which it goes needs another."""
+    host = host_of(tmp_path, cores=8, files=misc("sev 9\nsev_es 1", "sev 0\nsev_es 1"))
+    inventory = Inventory(host=host, holdings=(OWN,), hypervisor=Hypervisor(target=NEW))
+    spec = vm('type = "sev-es"', 'cpu.placement = "dedicated"')
+    made = plan(spec, inventory)
+    assert of_plan(made).key == "sev_es"
+    assert of_plan(made, is_mapped=True).has_key
+    other = evolve(held("b", ""), exclusive=made.dedicated_cpus)
+    assert isinstance(replan(made, evolve(inventory, holdings=(OWN, other))), Plan)
+    with pytest.raises(PlanError, match=r"of 1 ASIDs for SEV-ES here .* in use: a, expected one"):
+        plan(spec, inventory.receiving(made.uuid))
 
 
 def test_a_vm_that_runs_already_is_not_judged_anew(tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host import Host, Kvm
 from kvmhooks.host.system.system import Processor
+from kvmhooks.libvirt.capabilities import told_by as libvirt_tells
 from kvmhooks.machine.cpu_model import ALIKE, check_names, choose_cpu
 from kvmhooks.machine.guest_cpu import GuestCpu
 from kvmhooks.machine.qemu_features import FeatureUse
-from kvmhooks.machine.target import ITS_OWN, Target, told_by
+from kvmhooks.machine.target import ITS_OWN, CpuAnswers, Target, told_by
 from kvmhooks.spec import parse_vm
 from kvmhooks.spec.model import Cpu
 
@@ -153,6 +155,134 @@ def test_features_that_the_host_lacks_are_told(
     features = FeatureUse(Target())
     check_names(cpu_of(keys), host, features, accel=accel)
     assert list(features.left_out) == told
+
+
+ANSWERS = CpuAnswers(
+    lacking={
+        "EPYC": ("sha-ni", "clwb", "pcid"),
+        "Nehalem": tuple("abcdefghijklmn"),
+        "Conroe": ("monitor",),
+    },
+    absent=frozenset({"sha-ni", "sse4.2", "avx512f", "monitor"}),
+)
+ASKED = Target(answers={"kvm": ANSWERS})
+UNDER = "under KVM here, by QEMU's own answer"
+
+
+@pytest.mark.parametrize(
+    ("keys", "accel", "told"),
+    [
+        (
+            'model = "EPYC"',
+            "kvm",
+            [
+                "cpu.model: EPYC is left without sha-ni, clwb, pcid: a guest has none of them "
+                + UNDER
+            ],
+        ),
+        (
+            'model = "EPYC"\nfeatures = ["-sha_ni", "-clwb"]',
+            "kvm",
+            [f"cpu.model: EPYC is left without pcid: a guest has none of them {UNDER}"],
+        ),
+        ('model = "EPYC"\nfeatures = ["-sha-ni", "-clwb", "-pcid"]', "kvm", []),
+        (
+            'model = "Nehalem"',
+            "kvm",
+            [
+                (
+                    "cpu.model: Nehalem is left without a, b, c, d, e, f, g, h, i, j, k, l and "
+                    f"2 more: a guest has none of them {UNDER}"
+                )
+            ],
+        ),
+        ('model = "qemu64"', "kvm", []),
+        ("", "kvm", []),
+        ('model = "EPYC"', "tcg", []),
+        (
+            'features = ["+invtsc", "+sse4_2", "-avx512f", "+sha-ni"]',
+            "kvm",
+            [
+                f"cpu.features[1] is left out: a guest has no sse4_2 {UNDER}",
+                f"cpu.features[3] is left out: a guest has no sha-ni {UNDER}",
+            ],
+        ),
+        ('features = ["+avx512f"]', "tcg", []),
+        (
+            'features = ["+monitor"]',
+            "kvm",
+            [f"cpu.features[0] is left out: a guest has no monitor {UNDER}"],
+        ),
+        ('features = ["+monitor"]\ncpu_pm = true', "kvm", []),
+        ('model = "Conroe"\ncpu_pm = true', "kvm", []),
+    ],
+)
+def test_qemus_own_answers_are_told(keys: str, accel: str, told: list[str]) -> None:
+    """Of a model, and of the features that are asked for, each that a guest would not get; QEMU
+    knows more than the host's flags, which say nothing of what KVM lacks.
+    """
+    features = FeatureUse(ASKED)
+    host = Host(processor=Processor(flags=("sha_ni", "sse4_2")))
+    check_names(cpu_of(keys), host, features, accel=accel)
+    assert list(features.left_out) == told
+    running = FeatureUse(attrs.evolve(ASKED, runs_it=True))
+    check_names(cpu_of(keys), host, running, accel=accel)
+    assert not running.left_out
+
+
+LISTED = """\
+<domainCapabilities><cpu>
+  <mode name='host-model' supported='yes'><model fallback='forbid'>Nehalem</model></mode>
+  <mode name='custom' supported='yes'>
+    <model usable='yes' vendor='unknown'>qemu64</model>
+    <model usable='no' vendor='AMD'>EPYC</model>
+    <model usable='unknown' vendor='AMD'>Opteron_G1</model>
+  </mode></cpu></domainCapabilities>"""
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("qemu64", []),
+        ("Opteron_G1", []),
+        ("host", []),
+        (
+            "EPYC",
+            [
+                (
+                    "cpu.model: EPYC is left without some of its features: this host has not all "
+                    "of it, by libvirt's domain capabilities"
+                )
+            ],
+        ),
+    ],
+)
+def test_what_libvirt_says_of_models_is_told(model: str, told: list[str]) -> None:
+    """It counts where QEMU was not asked under KVM, and not without libvirt."""
+    target = Target(domain=libvirt_tells(LISTED))
+    features = FeatureUse(target)
+    check_names(cpu_of(f'model = "{model}"'), Host(), features, accel="kvm")
+    assert list(features.left_out) == told
+    alone = FeatureUse(attrs.evolve(target, libvirt=None))
+    check_names(cpu_of('model = "EPYC"'), Host(), alone, accel="kvm")
+    assert not alone.left_out
+    finer = FeatureUse(attrs.evolve(target, answers={"kvm": ANSWERS}))
+    check_names(cpu_of('model = "EPYC"'), Host(), finer, accel="kvm")
+    assert [sentence for sentence in finer.left_out if "sha-ni, clwb, pcid" in sentence]
+    assert len(finer.left_out) == 1
+
+
+def test_a_model_that_libvirt_does_not_list_is_refused() -> None:
+    """It refuses it when the VM starts; QEMU alone may know it."""
+    target = Target(domain=libvirt_tells(LISTED))
+    with pytest.raises(PlanError) as caught:
+        check_names(cpu_of('model = "EPYC-New"'), Host(), FeatureUse(target), accel="kvm")
+    assert str(caught.value) == (
+        'cpu.model: found "EPYC-New", expected a CPU model that this libvirt lists (virsh '
+        "domcapabilities), such as EPYC"
+    )
+    alone = attrs.evolve(target, libvirt=None)
+    check_names(cpu_of('model = "EPYC-New"'), Host(), FeatureUse(alone), accel="kvm")
 
 
 def test_the_names_that_are_compared_have_no_signs() -> None:

@@ -28,15 +28,40 @@ ANSWERS = [
     {"return": {"qemu": {"major": 9, "minor": 2, "micro": 1}, "package": ""}, "id": 0},
     {"return": {"present": True, "enabled": False}, "id": 1},
     {"return": [{"name": "q35", "is-default": True}, {"name": "microvm"}], "id": 2},
-    {"return": [{"name": "max"}, {"name": "host"}], "id": 3},
-    {"return": [{"name": "virtio-blk-pci"}], "id": 4},
-    {"return": [{"name": "quit"}], "id": 5},
-    {"return": [{"name": "iothread-vq-mapping"}, {"name": "drive"}], "id": 6},
-    {"error": {"class": "DeviceNotFound", "desc": "no such type"}, "id": 7},
-    {"error": {"class": "DeviceNotFound", "desc": "no such type"}, "id": 8},
+    {
+        "return": [
+            {"name": "max", "unavailable-features": []},
+            {"name": "EPYC", "unavailable-features": ["fsrm", "topoext", "fsrm"]},
+            {"name": "host"},
+        ],
+        "id": 3,
+    },
+    {
+        "return": {
+            "model": {
+                "name": "base",
+                "props": {"avx2": False, "fsrm": False, "topoext": False, "vendor": ""},
+            }
+        },
+        "id": 4,
+    },
+    {
+        "return": {
+            "model": {
+                "name": "max",
+                "props": {"avx2": True, "fsrm": False, "topoext": False, "check": False},
+            }
+        },
+        "id": 5,
+    },
+    {"return": [{"name": "virtio-blk-pci"}], "id": 6},
+    {"return": [{"name": "quit"}], "id": 7},
+    {"return": [{"name": "iothread-vq-mapping"}, {"name": "drive"}], "id": 8},
     {"error": {"class": "DeviceNotFound", "desc": "no such type"}, "id": 9},
-    {"return": [{"name": "avx2"}, {"name": "sse4.1"}], "id": 10},
-    {"error": {"class": "GenericError", "desc": "requires a regular file"}, "id": 11},
+    {"error": {"class": "DeviceNotFound", "desc": "no such type"}, "id": 10},
+    {"error": {"class": "DeviceNotFound", "desc": "no such type"}, "id": 11},
+    {"return": [{"name": "avx2"}, {"name": "sse4.1"}], "id": 12},
+    {"error": {"class": "GenericError", "desc": "requires a regular file"}, "id": 13},
     {"timestamp": {}, "event": "SHUTDOWN", "data": {}},
 ]
 EXPECTED = Qemu(
@@ -44,7 +69,7 @@ EXPECTED = Qemu(
     version="9.2.1",
     machines=("microvm", "q35"),
     default_machine="q35",
-    cpu_models=("host", "max"),
+    cpu_models=("EPYC", "host", "max"),
     types=("virtio-blk-pci",),
     commands=("quit",),
     options={
@@ -55,6 +80,8 @@ EXPECTED = Qemu(
         "max-x86_64-cpu": ("avx2", "sse4.1"),
     },
     io_uring=True,
+    lacking={"EPYC": ("fsrm", "topoext")},
+    absent=("fsrm",),
 )
 
 HASTY = f"""#!{sys.executable}
@@ -91,8 +118,8 @@ def test_answers_are_told_from_greetings_and_events() -> None:
         parse_answers(Path("/usr/bin/qemu"), lines[:2])
     with pytest.raises(LaunchError, match="/usr/bin/qemu: said over QMP what is no JSON: Untermin"):
         parse_answers(Path("/usr/bin/qemu"), [*lines[:4], lines[4][:-20]])
-    with pytest.raises(LaunchError, match="did not answer over QMP to query-cpu-definitions, qom-"):
-        parse_answers(Path("/usr/bin/qemu"), [*lines[:5], *lines[7:]])
+    with pytest.raises(LaunchError, match="did not answer over QMP to query-cpu-model-exp"):
+        parse_answers(Path("/usr/bin/qemu"), [*lines[:6], *lines[7:]])
 
 
 def _emulator(directory: Path, body: str) -> Path:

@@ -22,7 +22,7 @@ from kvmhooks.isolate.record.store import Store
 from kvmhooks.isolate.system.process_stat import Process, start_time
 from kvmhooks.isolate.system.system import System
 from kvmhooks.kvm.verdict import Verdict, remember
-from kvmhooks.machine.target import OLDEST
+from kvmhooks.machine.target import OLDEST, CpuAnswers
 from kvmhooks.placement import claim, plan
 from kvmhooks.placement.planned_usage import of_plan
 from kvmhooks.qemu.run_dir import RunDir, private_directory
@@ -30,7 +30,7 @@ from kvmhooks.show.printed import printed
 from kvmhooks.spec import VmSpec, parse_vm
 from kvmhooks.survey.records import recorded
 from kvmhooks.survey.sources import Sources
-from kvmhooks.survey.survey import look_again, take, try_kvm
+from kvmhooks.survey.survey import _recalled, ask_cpus, look_again, take, try_kvm
 from kvmhooks.values import CpuSet, PciAddress
 from tests.fakehost import write_host
 
@@ -452,6 +452,7 @@ WRONG: dict[str, Any] = {
     "uuid": "A" * 36,
     "pci": [5],
     "exclusive": None,
+    "key": "sgx",
 }
 
 
@@ -473,6 +474,41 @@ def test_a_vm_that_two_places_know_is_one() -> None:
     (both,) = merged([of_its_claim, of_its_record])
     expected = evolve(of_its_claim, dedicated=CpuSet([2]), memory=((0, 5),))
     assert both == expected
+
+
+@pytest.mark.parametrize(
+    ("security", "key"),
+    [
+        ("<launchSecurity type='sev'><policy>0x3</policy></launchSecurity>", "sev"),
+        ("<launchSecurity type='sev'><policy>0x7</policy></launchSecurity>", "sev_es"),
+        ("<launchSecurity type='sev'><policy>no</policy></launchSecurity>", "sev"),
+        ("<launchSecurity type='sev-snp'><policy>0x30000</policy></launchSecurity>", "sev_es"),
+        ("<launchSecurity type='tdx'/>", "tdx"),
+        ("<launchSecurity type='s390-pv'/>", ""),
+        ("", ""),
+    ],
+)
+def test_an_encrypted_domain_holds_a_key(security: str, key: str, tmp_path: Path) -> None:
+    """One that runs has it, one that is only defined would be promised it."""
+    root = write_host(tmp_path, cores=8)
+    define(root, "secret", PINNED, f"<vcpu>1</vcpu>{security}")
+    (defined,) = take(sources(root, counts_defined=True)).holdings
+    assert (defined.key, defined.has_key) == (key, False)
+    folder = root / "run/libvirt/qemu"
+    folder.mkdir(parents=True)
+    domain = DOMAIN.format(id=5, name="secret", uuid=PINNED, more=f"<vcpu>1</vcpu>{security}")
+    (folder / "secret.xml").write_text(STATUS.format(first=501, second=502, domain=domain))
+    (runs,) = take(sources(root)).holdings
+    assert (runs.key, runs.has_key) == (key, bool(key))
+
+
+def test_a_launched_vm_has_its_key_once_it_runs(tmp_path: Path) -> None:
+    """Before that it is promised one."""
+    told = Holding(name="db1", uuid=PINNED, key="tdx").to_json()
+    for more, has_key in (({"state": "running"}, True), ({"state": "claimed", "qemu": 0}, False)):
+        record(tmp_path, **more, holding=told)
+        ((held,), _) = recorded(tmp_path, System())
+        assert (held.key, held.has_key) == ("tdx", has_key)
 
 
 WITH_KVM = Host(kvm=Kvm(available=True))
@@ -609,3 +645,72 @@ def test_a_mediated_device_of_another_vm_is_refused(tmp_path: Path) -> None:
     inventory = take(sources(root, claims=(other,)), vm)
     with pytest.raises(KvmhooksError, match=f"{device}, which other has, expected a mediated"):
         plan(vm, inventory)
+
+
+ON_EPYC = f'{VM}machine.accel = "kvm"\ncpu.model = "EPYC"\ncpu.features = ["+avx2"]\n'
+NOT_ASKED = f"vm: cpu.model, cpu.features: {NOT_TRIED} on this boot: planned as if it works"
+
+
+def asking(folder: Path, body: str) -> tuple[VmSpec, Inventory, Sources]:
+    """A VM that asks for a CPU model, on a QEMU that does this, which nobody has asked yet."""
+    program = folder / "qemu"
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    vm = spec(f'{ON_EPYC}machine.emulator = "{program}"\n')
+    inventory = Inventory(
+        host=WITH_KVM, hypervisors={"vm": Hypervisor()}, warnings=("another", NOT_ASKED)
+    )
+    return vm, inventory, Sources(run_dir=folder / "run")
+
+
+def test_a_start_asks_qemu_under_kvm_once_a_boot(tmp_path: Path) -> None:
+    """Others take what it has left: no verb that only reads starts QEMU for it."""
+    runs = tmp_path / "runs"
+    results: list[Any] = [[{"name": "EPYC", "unavailable-features": ["sha-ni"]}], {}, {}]
+    lines = [json.dumps({"return": each, "id": at}) for at, each in enumerate([*results, {}, {}])]
+    answers = "\n".join(lines)
+    vm, inventory, here = asking(tmp_path, f"echo run >> {runs}\ncat <<'END'\n{answers}\nEND")
+    asked = ask_cpus(inventory, here, vm)
+    expected = CpuAnswers(lacking={"EPYC": ("sha-ni",)})
+    assert asked.hypervisor_of("vm").target.answers == {"kvm": expected}
+    assert asked.warnings == ("another",)
+    assert ask_cpus(asked, here, vm) is asked
+    assert ask_cpus(inventory, here, vm) == asked
+    assert runs.read_text() == "run\n"
+    assert _recalled(here, vm, WITH_KVM, OLDEST).answers == {"kvm": expected}
+    assert _recalled(here, spec(), WITH_KVM, OLDEST) is OLDEST
+    assert runs.read_text() == "run\n"
+
+
+def test_a_qemu_that_cannot_be_asked_is_told_of(tmp_path: Path) -> None:
+    """The VM is planned as if all worked: whether it starts, its start will tell."""
+    vm, inventory, here = asking(tmp_path, "echo 'no KVM' >&2; exit 1")
+    asked = ask_cpus(inventory, here, vm)
+    told = "vm: cpu.model, cpu.features: KVM could not be asked: "
+    assert asked.warnings == ("another", f"{told}{tmp_path}/qemu: no KVM: planned as if it works")
+    assert asked.hypervisor_of("vm").target.answers == {}
+
+
+@pytest.mark.parametrize("text", [VM, f"{ON_EPYC.replace('kvm', 'tcg')}"], ids=["host", "tcg"])
+def test_what_does_not_depend_on_kvm_is_not_asked(tmp_path: Path, text: str) -> None:
+    """A VM with the host's CPU as it is, or that is emulated."""
+    _, inventory, here = asking(tmp_path, "exit 1")
+    assert ask_cpus(inventory, here, spec(text)) is inventory
+
+
+def test_a_start_counts_the_keys_again(tmp_path: Path) -> None:
+    """Somebody else may have taken one since: only of a VM that needs one is that looked at."""
+    files = {
+        "proc/mounts": "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0",
+        "sys/fs/cgroup/misc.capacity": "sev_es 2",
+        "sys/fs/cgroup/misc.current": "sev_es 1",
+    }
+    root = write_host(tmp_path, cores=8, kvm="amd", files=files)
+    vm = spec(f'{VM}security.type = "sev-es"\n')
+    inventory = take(sources(root, assumes_kvm=True), vm)
+    (root / "sys/fs/cgroup/misc.current").write_text("sev_es 2\n")
+    again = look_again(inventory, sources(root, assumes_kvm=True), vm)
+    for known, used in ((inventory, 1), (again, 2)):
+        assert known.host.cgroup is not None
+        assert known.host.cgroup.misc_used == {"sev_es": used}
+    assert look_again(inventory, sources(root), spec()).host is inventory.host
