@@ -57,8 +57,8 @@ def foreseen(claim: Claim, document: bytes, root: str) -> list[Write]:
     from kvmhooks.isolate.registry.unserved import unserved
 
     registry = registry_of(root)
-    hollow = without_effect(document, registry.system)
     others = registry.claims()
+    hollow = without_effect(document, registry.system)
     sentences = warnings(registry.system, [claim], others)
     return [
         *(Write(WARNING, "policy", sentence) for sentence in hollow),
@@ -66,6 +66,7 @@ def foreseen(claim: Claim, document: bytes, root: str) -> list[Write]:
         *(
             Write(WARNING, setting, f"left out: {why}")
             for setting, why in unserved(registry.system, claim, others)
+            if not any(sentence.startswith(f"{setting}: ") for sentence in hollow)
         ),
     ]
 

@@ -179,7 +179,7 @@ def _claim(key: str, state: State, system: System, *, is_live: bool) -> dict[str
         "fallback": held.fallback,
         "follower": _follower_of(held, system) if is_live else None,
         "stale": stale(system, held) if is_live else "",
-        "warnings": _warnings(held, system) if is_live else [],
+        "warnings": [*_warnings(held, system), *_left_out(held, state, system)] if is_live else [],
     }
 
 
@@ -312,7 +312,16 @@ def _warnings(held: Held, system: System) -> list[str]:
     """Return all that is not as it should be with a VM that lives."""
     from kvmhooks.isolate.vm.strays import told
 
-    return [*held.warnings, *told(system, held), *_moot(held, system), *_hollow(held, system)]
+    return [*held.warnings, *told(system, held), *_moot(held, system)]
+
+
+def _left_out(held: Held, state: State, system: System) -> list[str]:
+    """Return what a VM asks for and what does nothing, for it or on this host."""
+    from kvmhooks.isolate.registry.unserved import told as told_with
+
+    others = sorted(state.held.values(), key=lambda other: other.since)
+    before = [other.claim for other in others if other.since < held.since]
+    return told_with(system, held.claim, before, _hollow(held, system))
 
 
 def _hollow(held: Held, system: System) -> list[str]:

@@ -7,6 +7,7 @@ a part of it; what becomes of the host is compared with the same VM that does no
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Final
 from xml.sax.saxutils import quoteattr
 
@@ -17,6 +18,7 @@ from kvmhooks.inventory.usage import of_claim
 from kvmhooks.isolate.claims.domain_xml import read_claim, without_effect
 from kvmhooks.isolate.claims.effects import NEEDS
 from kvmhooks.isolate.hook import entry
+from kvmhooks.isolate.registry.unserved import unserved
 from kvmhooks.policy import SETTINGS
 from kvmhooks.values import CpuSet
 from tests.isolate_model.kernel import KERNEL_THREAD, Kernel, Pool
@@ -149,9 +151,16 @@ def refuse(what: str) -> None:
         raise OSError(errno.EIO, "the host refuses it", what)
 
 
-def outcome(name: str, guest: Guest) -> object:
+def bare(name: str) -> Kernel:
+    """The same host without the files that settings are written to."""
+    kernel = host_for(name)
+    kernel.files = {path: text for path, text in kernel.files.items() if path not in BEFORE}
+    return kernel
+
+
+def outcome(name: str, guest: Guest, host: Callable[[str], Kernel] = host_for) -> object:
     """Return what becomes of a host that a VM is started on, or why it is refused."""
-    world = Launched(host_for(name))
+    world = Launched(host(name))
     if name == "isolation.strict":
         world.kernel.step = refuse
     try:
@@ -204,6 +213,26 @@ def test_a_vm_that_has_all_hollows_nothing(name: str) -> None:
     assert without_effect(guest.xml, host_for(name)) == []
 
 
+@pytest.mark.parametrize("name", SAID)
+def test_a_host_that_has_no_file_for_it_is_told(name: str) -> None:
+    """One or the other here, too: by `simulate`, the hook's log and `status`, in the same words."""
+    value, beside = SAID[name][-1] if name == "devices.allow" else SAID[name][0]
+    parts = ALL - {"exclusive"} if name == "isolation.exclusive" else ALL
+    silent, says = Guest(beside, parts), Guest({**beside, name: value}, parts)
+    claim = read_claim(says.xml)
+    assert claim is not None
+    left_out = dict(unserved(bare(name), claim, ()))
+    assert (outcome(name, silent, bare) != outcome(name, says, bare)) != (name in left_out)
+    world = Launched(bare(name))
+    logged: list[str] = []
+    world.kernel.log = lambda line, *_, **__: logged.append(line)  # type: ignore[method-assign]
+    world.start(says)
+    entry.foresee(world.registry, says.xml)
+    for why in left_out.values():
+        assert f"a: {name}: left out: {why}" in logged
+        assert f"  {name}: left out: {why}" in world.told()
+
+
 HOLLOW: Final = {name: several[0] for name, several in SAID.items() if name in NEEDS}
 
 
@@ -247,4 +276,4 @@ def test_status_tells_it_of_a_vm_that_runs(name: str) -> None:
     world.kernel.files[path] = recorded(guest)
     assert f"  {name}: {value!r} does nothing: " in world.told()
     world.kernel.files[path] = recorded(Guest({**beside, name: value}, ALL))
-    assert (f"{name}: " in world.told()) == (name == "devices.allow")
+    assert (f"{name}: {value!r} does nothing: " in world.told()) == (name == "devices.allow")

@@ -282,10 +282,8 @@ def _exclusive_of(domain: Element, name: str) -> CpuSet:
 
 
 def _is_pinned(domain: Element) -> bool:
-    """Return whether each vCPU is pinned to one CPU."""
-    pins = [pin.get("cpuset").strip() for pin in domain.findall("cputune/vcpupin")]
-    count = domain.findtext("vcpu", "1").strip()
-    return str(len(pins)) == count and all(pin.isdecimal() for pin in pins)
+    """Return whether a vCPU is pinned to one CPU."""
+    return any(pin.get("cpuset").strip().isdecimal() for pin in domain.findall("cputune/vcpupin"))
 
 
 def _check_others(domain: Element, name: str, exclusive: CpuSet) -> None:

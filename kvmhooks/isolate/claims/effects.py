@@ -41,7 +41,7 @@ class VmFacts:
         """It has block devices of the host."""
         self.has_hugepages = has_hugepages
         self.is_pinned = is_pinned
-        """Each of its vCPUs is pinned to one CPU."""
+        """A vCPU of it is pinned to one CPU."""
 
     def says(self, name: str, value: str) -> bool:
         """Return whether a setting has a value."""
@@ -79,7 +79,7 @@ NEEDS: Final[Mapping[str, tuple[Need, ...]]] = {
     "isolation.strict": (Need("nothing that the VM asks for could be refused", _may_fail),),
     "isolation.siblings": (
         Need(
-            "no CPU is a vCPU's own (isolation.exclusive, or a pin to one CPU for each)",
+            "no CPU is a vCPU's own (isolation.exclusive, or a pin to one CPU)",
             lambda vm: vm.is_pinned or _is_exclusive(vm),
         ),
     ),
@@ -104,7 +104,10 @@ NEEDS: Final[Mapping[str, tuple[Need, ...]]] = {
     "storage.scheduler": (_DISK,),
     "storage.requests": (_DISK,),
     "devices.managed": (
-        Need("libvirt binds all devices of the VM itself", lambda vm: vm.has_bound),
+        Need(
+            "the VM has no device that libvirt leaves to others (managed='no')",
+            lambda vm: vm.has_bound,
+        ),
     ),
     "devices.allow": (
         Need(

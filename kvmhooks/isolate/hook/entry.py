@@ -220,6 +220,10 @@ def foresee(registry: Registry, xml: bytes) -> None:
     if claim is None:
         return
     found = without_effect(xml, registry.system)
+    if claim.settings:
+        from kvmhooks.isolate.registry.unserved import told  # noqa: PLC0415 -- most ask for none
+
+        found = told(registry.system, claim, registry.claims(), found)
     if claim.exclusive:
         found += warnings(registry.system, [claim], registry.claims(), SECONDS)
     for warning in found:

@@ -48,7 +48,8 @@ class Write(NamedTuple):
 def rehearse(claim: Claim, root: str = "/", *, is_placed: bool = False) -> list[Write]:
     """Return every write that a start and a stop of this VM would make now.
 
-    Before them stands a warning for each thing that the host would not take.
+    What would be left out, since it cannot be read or written, stands before them as a row of the
+    phase ``warning``.
     ``is_placed`` is as in ``Registry.prepare``.
 
     Raises ``IsolationError`` when the start would be refused.

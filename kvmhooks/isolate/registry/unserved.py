@@ -1,6 +1,7 @@
 """Settings of a VM's policy that nothing on this host could carry out, as far as its files tell.
 
-They are for whoever rehearses a start: a start itself sets what is there.
+A start sets what is there, and no report has what is not. Whether a value is taken that has a file,
+the write tells, or ``accepted`` before it.
 """
 
 from __future__ import annotations
@@ -21,31 +22,30 @@ if TYPE_CHECKING:
 _CPUS: Final = "sys/devices/system/cpu"
 _POLICIES: Final = f"{_CPUS}/cpufreq"
 
+_WATCHDOG: Final = "proc/sys/kernel/watchdog_cpumask"
+
 _OF_A_CLOCK: Final = {
-    "power.governor": ("scaling_governor", "scaling_available_governors"),
-    "power.epp": (
-        "energy_performance_preference",
-        "energy_performance_available_preferences",
-    ),
+    "power.governor": "scaling_governor",
+    "power.epp": "energy_performance_preference",
 }
-"""Setting: its file, and the one that lists what may stand there (admin-guide/pm/cpufreq.rst,
-admin-guide/pm/intel_pstate.rst)."""
+"""Setting, and its file (admin-guide/pm/cpufreq.rst, admin-guide/pm/intel_pstate.rst)."""
+
+
+_OF_A_QUEUE: Final = {"storage.scheduler": "scheduler", "storage.requests": "nr_requests"}
+"""The same of a disk's queue (Documentation/ABI/stable/sysfs-block)."""
 
 
 def unserved(system: System, claim: Claim, others: Sequence[Claim]) -> Iterator[tuple[str, str]]:
     """Yield each setting of a claim that would be left out, and why.
 
-    ``others`` are the claims that are on record, the first one first.
+    ``others`` are the claims that are on record, the first one first. What the VM itself lacks is
+    no matter of the host (``claims.effects``).
     """
     yield from _of_host(system, claim, others)
-    for setting, (name, listed) in _OF_A_CLOCK.items():
-        if claim.setting(setting):
-            yield from _of_clock(system, claim, setting, (name, listed))
-    if claim.setting("power.latency"):
-        paths = [f"{_CPUS}/cpu{cpu}/power/pm_qos_resume_latency_us" for cpu in claim.exclusive]
-        if not any(map(system.has, paths)):
-            yield "power.latency", "no CPU of its own has a pm_qos_resume_latency_us here"
-    yield from _of_disks(system, claim)
+    if claim.exclusive:
+        yield from _of_cpus(system, claim)
+    if claim.disks:
+        yield from _of_disks(system, claim)
     if claim.setting("threads.vcpus"):
         why = unguarded(system, claim)
         if why:
@@ -69,50 +69,54 @@ def _of_host(system: System, claim: Claim, others: Sequence[Claim]) -> Iterator[
             yield setting, f"{first.name}, which was first, asks for {first.setting(setting)}"
 
 
-def _of_clock(
-    system: System, claim: Claim, setting: str, names: tuple[str, str]
-) -> Iterator[tuple[str, str]]:
-    """Yield a setting of CPUs that share a clock, where none of its own has it, or not this."""
-    name, listed = names
-    found = False
+def _of_cpus(system: System, claim: Claim) -> Iterator[tuple[str, str]]:
+    """Yield what none of its own CPUs has a file for."""
+    for setting, name in _OF_A_CLOCK.items():
+        if claim.setting(setting) and not _has_clock(system, claim, name):
+            yield setting, f"no CPU of its own has a {name} here (/{_POLICIES})"
+    if claim.setting("isolation.watchdog") == "yes" and not system.has(_WATCHDOG):
+        yield "isolation.watchdog", f"this host has no /{_WATCHDOG}"
+    if claim.setting("power.latency"):
+        paths = [f"{_CPUS}/cpu{cpu}/power/pm_qos_resume_latency_us" for cpu in claim.exclusive]
+        if not any(map(system.has, paths)):
+            yield "power.latency", "no CPU of its own has a pm_qos_resume_latency_us here"
+
+
+def _has_clock(system: System, claim: Claim, name: str) -> bool:
+    """Return whether CPUs of a claim share a clock that has such a file."""
     for policy in system.directories(_POLICIES):
         path = f"{_POLICIES}/{policy}"
         try:
             cpus = CpuSet.parse_words(system.read(f"{path}/affected_cpus"))
-        except (OSError, ValueFormatError):
+        except (OSError, ValueFormatError):  # all of its CPUs are offline
             continue
-        if cpus.isdisjoint(claim.exclusive) or not system.has(f"{path}/{name}"):
-            continue
-        found = True
-        offered = _words(system, f"{path}/{listed}")
-        wanted = claim.setting(setting)
-        if offered and wanted not in offered and not wanted.isdigit():
-            yield setting, f"/{path}/{listed} has {' '.join(offered)}, and no {wanted}"
-            return
-    if not found:
-        yield setting, f"no CPU of its own has a {name} here (/{_POLICIES})"
+        if not cpus.isdisjoint(claim.exclusive) and system.has(f"{path}/{name}"):
+            return True
+    return False
 
 
 def _of_disks(system: System, claim: Claim) -> Iterator[tuple[str, str]]:
-    """Yield what is asked of disks, where none is a device of the host, or its queue has it not."""
-    asked = [name for name in ("storage.scheduler", "storage.requests") if claim.setting(name)]
-    if not asked:
-        return
-    devices = [name for disk in claim.disks if (name := system.block_device(disk))]
-    if not devices:
-        for setting in asked:
+    """Yield what is asked of disks, where none is a device of the host, or has such a queue."""
+    names = [name for disk in claim.disks if (name := system.block_device(disk))]
+    for setting, file in _OF_A_QUEUE.items():
+        if not claim.setting(setting):
+            continue
+        if not names:
             yield setting, "none of its disks is a block device of this host"
-        return
-    wanted = claim.setting("storage.scheduler")
-    for name in devices:
-        path = f"sys/class/block/{name}/queue/scheduler"
-        offered = [word.strip("[]") for word in _words(system, path)]
-        if wanted and offered and wanted not in offered:
-            yield "storage.scheduler", f"/{path} has {' '.join(offered)}, and no {wanted}"
+        elif not any(system.has(f"sys/class/block/{name}/queue/{file}") for name in names):
+            yield setting, f"none of its disks has a queue/{file} here (/sys/class/block)"
 
 
-def _words(system: System, path: str) -> list[str]:
-    try:
-        return system.read(path).split()
-    except OSError:  # an older kernel has no list
-        return []
+def told(system: System, claim: Claim, others: Sequence[Claim], hollow: Sequence[str]) -> list[str]:
+    """Return a sentence for each setting that does nothing: those of the VM, and of the host.
+
+    ``hollow`` are those that do nothing on any host (``claims.effects``).
+    """
+    return [
+        *hollow,
+        *(
+            f"{setting}: left out: {why}"
+            for setting, why in (unserved(system, claim, others) if claim.settings else ())
+            if not any(sentence.startswith(f"{setting}: ") for sentence in hollow)
+        ),
+    ]

@@ -165,7 +165,7 @@ def test_simulate_tells_the_settings_that_nothing_here_carries_out(
 ) -> None:
     """Each that is asked for, with what the host lacks; on a host that has all it tells nothing."""
     policy = f'{POLICY}<kvmhooks:threads vcpus="fifo:1"/>'.replace(
-        'governor="performance"', 'governor="performance" epp="power"'
+        'governor="performance"', 'governor="powersave" epp="power"'
     )
     assert foreseen(host_with(tmp_path / "whole", BEFORE), tmp_path, policy, capsys) == []
     bare = host_with(tmp_path / "bare", {"proc/sys/vm/stat_interval": "1"})
@@ -174,7 +174,7 @@ def test_simulate_tells_the_settings_that_nothing_here_carries_out(
         "power.boost", "memory.thp", "memory.ksm", "kernel.rt_runtime",
         "kernel.timer_migration", "kernel.nmi_watchdog", "kernel.perf_cpu_limit",
         "kernel.perf_sample_rate", "kernel.halt_poll", "power.governor", "power.epp",
-        "power.latency", "storage.scheduler", "storage.requests",
+        "isolation.watchdog", "power.latency", "storage.scheduler", "storage.requests",
     ]  # fmt: skip
     assert told[1] == (
         "memory.thp: left out: this host has no /sys/kernel/mm/transparent_hugepage/enabled"
@@ -197,17 +197,17 @@ def test_simulate_tells_the_values_that_the_kernel_does_not_take(
         '<kvmhooks:storage scheduler="bfq"/><kvmhooks:threads vcpus="fifo:1"/>'
     )
     told = foreseen(host_with(tmp_path / "root", files), tmp_path, policy, capsys)
-    assert told[:2] == [
+    assert told[0].startswith("threads.vcpus: left out: sched_rt_runtime_us is -1: ")
+    assert told[1:] == [
         (
-            f"power.governor: left out: /{CPU}/cpufreq/policy4/scaling_available_governors has "
-            "performance powersave, and no schedutil"
+            f"cpufreq/policy4/governor: /{CPU}/cpufreq/policy4/scaling_governor: found "
+            "'schedutil', expected one of performance, powersave"
         ),
         (
-            "storage.scheduler: left out: /sys/class/block/sdb/queue/scheduler has none "
-            "mq-deadline, and no bfq"
+            "disk/sdb/scheduler: /sys/class/block/sdb/queue/scheduler: found 'bfq', expected one "
+            "of none, mq-deadline"
         ),
     ]
-    assert told[2].startswith("threads.vcpus: left out: sched_rt_runtime_us is -1: ")
     assert len(told) == 3
 
 
