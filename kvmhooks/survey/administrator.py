@@ -5,6 +5,8 @@ All of the file is read as a start reads it, so that a mistake in a VM's default
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kvmhooks.errors import IsolationError
 from kvmhooks.host.model import Host
 from kvmhooks.isolate.claims import administrator
@@ -13,14 +15,17 @@ from kvmhooks.survey.sources import Sources
 from kvmhooks.values import CpuSet
 
 
-def limits_of(sources: Sources) -> tuple[Limits, tuple[str, ...]]:
+def limits_of(sources: Sources, names: Iterable[str] = ()) -> tuple[Limits, tuple[str, ...]]:
     """Return the limits, and what keeps them from being known.
 
-    Raises ``IsolationError`` for a mistake in the file: no VM of ours starts with it either.
+    Raises ``IsolationError`` for a mistake in the file, with which no VM of ours starts either, or
+    in that of one of the VMs' ``names`` that libvirt is to run.
     """
     if sources.system is None:
         return Limits(), ()
     try:
+        for name in names if sources.has_libvirt else ():
+            administrator.policy_of(sources.system, name)
         return administrator.checked_limits(sources.system), ()
     except IsolationError as error:
         if sources.is_readable:

@@ -106,7 +106,7 @@ def _untried(spec: VmSpec) -> str:
 def _with_holdings(inventory: Inventory, sources: Sources, specs: Sequence[VmSpec]) -> Inventory:
     """Return an inventory with the limits, and with what VMs hold and will hold."""
     host = inventory.host
-    limits, warnings = limits_of(sources)
+    limits, warnings = limits_of(sources, [spec.name for spec in specs])
     told = [*(f"{sources.host}: {warning}" for warning in host.warnings), *warnings]
     told += without_effect(limits, host)
     holdings, expected = sources.claims or (), tuple[Holding, ...]()

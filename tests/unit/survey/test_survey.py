@@ -349,6 +349,20 @@ def test_a_mistake_in_the_administrators_file_is_one_error(tmp_path: Path) -> No
 
 
 FILE = "/etc/kvmhooks/kvmhooks.toml"
+OWN_FILE = "/etc/kvmhooks/vm.d/vm.toml"
+
+
+def test_a_mistake_in_the_file_of_a_vm_is_one_of_its_plan(tmp_path: Path) -> None:
+    """As it is of its start by libvirt; kvm-launch looks at none, and other VMs do not."""
+    root = write_host(tmp_path, cores=8)
+    (root / "etc/kvmhooks/vm.d").mkdir(parents=True)
+    (root / OWN_FILE[1:]).write_text("[isolation]\nnosuch = 'yes'")
+    with pytest.raises(IsolationError, match=rf"^{OWN_FILE}: isolation\.nosuch: "):
+        take(sources(root), spec())
+    take(sources(root, has_libvirt=False), spec())
+    take(sources(root), spec(VM.replace('"vm"', '"other"')))
+
+
 NO_EFFECT = {
     "5-7": [],
     "": [],
