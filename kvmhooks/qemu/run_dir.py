@@ -24,6 +24,8 @@ FOLDER: Final = "kvm-launch"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """Nothing can be made there, whatever it is."""
 
+_TAKEN: Final = "name: found {!r}, expected one that does not run already"
+
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -42,6 +44,14 @@ def default_base() -> Path:
             "log in through a session, or name a directory with --run-dir"
         )
     return Path(runtime, FOLDER)
+
+
+def own_base() -> Path | None:
+    """Return where VMs of this user have their directories; None for a user without a session."""
+    try:
+        return default_base()
+    except LaunchError:
+        return None
 
 
 def base_of(run_dir: Path | None) -> Path:
@@ -104,7 +114,7 @@ class RunDir:
 
     def __init__(self, base: Path, name: str, taken: str = "") -> None:
         self.path = base / name
-        self._taken = taken or f"name: found {name!r}, expected one that does not run already"
+        self._taken = taken or _TAKEN.format(name)
         self._name = name
         self._lock_name = f".{name}.lock"  # no VM's name begins with a dot
         self._base = base
@@ -219,6 +229,13 @@ class RunDir:
                 if self._directory is not None:
                     os.close(self._directory)
                     self._directory = None
+
+
+def check_free(base: Path, name: str) -> None:
+    """Raise ``LaunchError`` when the VM ``name`` runs already, as its start would."""
+    with made(base / name):
+        if not is_free(base, name) or _is_locked(base / name):
+            raise LaunchError(_TAKEN.format(name))
 
 
 def is_free(base: Path, name: str) -> bool:

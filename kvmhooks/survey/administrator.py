@@ -1,4 +1,7 @@
-"""The administrator's limits and settings, from ``/etc/kvmhooks``, as the hook has them."""
+"""The administrator's limits and settings, from ``/etc/kvmhooks``, as the hook has them.
+
+All of the files is read as a start reads it, so that a mistake in a VM's default is one here, too.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from attrs import field, frozen
 
 from kvmhooks.errors import IsolationError
+from kvmhooks.host.model import Host
 from kvmhooks.isolate.claims import administrator
 from kvmhooks.isolate.claims.administrator import Limits
 from kvmhooks.survey.sources import Sources
+from kvmhooks.values import CpuSet
 
 
 @frozen
@@ -42,3 +47,15 @@ def administration_of(sources: Sources, names: Iterable[str]) -> Administration:
             raise
         missing = f"{error}; planned as if it kept nothing for the host"
         return Administration(warnings=(missing,))
+
+
+def without_effect(limits: Limits, host: Host) -> list[str]:
+    """Return a sentence on CPUs of ``host.housekeeping`` that keep nothing for this host."""
+    kept, there = limits.housekeeping, CpuSet(cpu.id for cpu in host.cpus or ())
+    where = f"/{administrator.HOST}: host.housekeeping: found {kept.brief()}"
+    if kept - there:
+        absent = (kept - there).brief()
+        return [f"{where}, expected CPUs of this host, {there.brief()}: {absent} keep nothing"]
+    if kept and kept.isdisjoint(host.online):
+        return [f"{where}, expected some that are online: these keep nothing now"]
+    return []

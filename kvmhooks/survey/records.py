@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,31 @@ _UNNAMED: Final = uuid.UUID(int=0)
 
 _NOT_YET: Final = ("planned", "claimed", "starting")
 """The states in which QEMU has not mapped its memory yet."""
+
+
+def launched(
+    run_dir: Path | None, users: Path | None, system: System, own: Collection[str]
+) -> tuple[list[Holding], list[str]]:
+    """Return what VMs hold that run below ``run_dir``, and below the user's own base in any case.
+
+    ``own`` are the UUIDs of VMs that are planned: one of that UUID below the other base is another
+    VM. The second is what is wrong with records. Raises ``HostError`` as ``recorded``.
+    """
+    found: list[Holding] = []
+    problems: list[str] = []
+    base = users if run_dir is None else run_dir.absolute()
+    for each in dict.fromkeys(filter(None, (base, users))):
+        held, wrong = recorded(each, system)
+        if each != base:
+            held = [
+                evolve(vm, uuid=str(uuid.uuid5(_UNNAMED, f"{each}/{vm.uuid}")))
+                if {vm.uuid} & {*own, *map(second_identity_of, own)}
+                else vm
+                for vm in held
+            ]
+        found += held
+        problems += wrong
+    return found, problems
 
 
 def recorded(base: Path, system: System) -> tuple[list[Holding], list[str]]:

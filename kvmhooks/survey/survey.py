@@ -24,11 +24,12 @@ from kvmhooks.isolate.system.system import System
 from kvmhooks.kvm.verdict import MEMORY, Verdict, recall, remember
 from kvmhooks.machine.cpu_model import asked_of_host
 from kvmhooks.machine.target import OLDEST, Target
-from kvmhooks.placement.plan import parts_of
+from kvmhooks.placement.plan import identity_of, parts_of
+from kvmhooks.placement.request import dedicated_of
 from kvmhooks.qemu import emulator
-from kvmhooks.qemu.run_dir import base_of, made, private_directory
+from kvmhooks.qemu.run_dir import base_of, made, own_base, private_directory
 from kvmhooks.spec.model import VmSpec
-from kvmhooks.survey.administrator import administration_of
+from kvmhooks.survey.administrator import administration_of, without_effect
 from kvmhooks.survey.sources import Sources
 
 _TELLING: Final = ("run/kvmhooks", "run/libvirt/qemu", "etc/libvirt/qemu")
@@ -161,9 +162,10 @@ def _with_holdings(inventory: Inventory, sources: Sources, specs: Sequence[VmSpe
     host = inventory.host
     administration = administration_of(sources, [spec.name for spec in specs])
     told = [*(f"{sources.host}: {warning}" for warning in host.warnings), *administration.warnings]
+    told += without_effect(administration.limits, host)
     holdings, expected = sources.claims or (), tuple[Holding, ...]()
     if sources.claims is None and sources.system is not None:
-        holdings, expected, more = _held_here(sources, sources.system, host)
+        holdings, expected, more = _held_here(sources, sources.system, host, specs)
         told += more
     if sources.is_live:
         told += [
@@ -189,7 +191,7 @@ def _with_holdings(inventory: Inventory, sources: Sources, specs: Sequence[VmSpe
 
 
 def _held_here(
-    sources: Sources, system: System, host: Host
+    sources: Sources, system: System, host: Host, specs: Sequence[VmSpec]
 ) -> tuple[tuple[Holding, ...], tuple[Holding, ...], list[str]]:
     """Return what VMs hold here, what those will that start with it, and what is wrong."""
     if not (sources.is_live or any(map(system.has, _TELLING))):
@@ -207,13 +209,11 @@ def _held_here(
         if sources.is_readable:
             raise
         told.append(f"{error}; planned as if no VM of root's ran")
-    try:
-        base = base_of(sources.run_dir) if sources.is_live else None
-        launched, problems = ([], []) if base is None else records.recorded(base, System())
-    except LaunchError:
-        launched, problems = [], []  # a user without a session has no VMs
-    found += launched
-    told += problems
+    if sources.is_live:
+        own = {identity_of(spec) for spec in specs}
+        launched, problems = records.launched(sources.run_dir, own_base(), System(), own)
+        found += launched
+        told += [*problems, *_apart(sources, specs)]
     starting = running.autostarted(system)
     if not (starting or sources.counts_defined):
         return merged(found), (), told
@@ -223,6 +223,24 @@ def _held_here(
     known = {holding.uuid for holding in found if holding.uuid}
     expected = [each for each in defined if each.name in starting and each.uuid not in known]
     return merged(found), tuple(expected), told
+
+
+def _apart(sources: Sources, specs: Sequence[VmSpec]) -> list[str]:
+    """Return a sentence for VMs with CPUs of their own that start where others do not look.
+
+    Root's exclusive CPUs are claimed, which everybody sees.
+    """
+    base, own = sources.run_dir, own_base()
+    named = [
+        spec.name
+        for spec in specs
+        if dedicated_of(spec) and not (spec.isolation.exclusive and os.geteuid() == 0)
+    ]
+    if base is None or not named or base.absolute() == own:
+        return []
+    known = f"{base}" if own is None else f"{base} and {own}"
+    others = f"others do not know {', '.join(named)}: two may get one CPU"
+    return [f"--run-dir: of kvm-launch's VMs those below {known} are known, and {others}"]
 
 
 def _hypervisor_of(sources: Sources, spec: VmSpec, host: Host) -> Hypervisor:

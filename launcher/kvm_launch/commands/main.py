@@ -211,7 +211,8 @@ def _add_common(add: Callable[..., object]) -> None:
     """Add what a VM that starts and one that arrives may be given."""
     add("--accel", choices=("auto", "kvm", "tcg"), help="instead of what the file says")
     add("--timeout", metavar="SECONDS", type=_seconds, help="stop the VM after this time")
-    add("--run-dir", metavar="DIR", type=Path, help="the directory of the VM's sockets")
+    sockets = "where the VM's sockets are: VMs count that run below it, or below the user's own"
+    add("--run-dir", metavar="DIR", type=Path, help=sockets)
     add("--console", action="store_true", help="type to the guest; Ctrl-] leaves it")
     add("--quiet", action="store_true", help="say nothing but what went wrong")
     add("--detach", action="store_true", help="leave it in the background once it runs")

@@ -12,6 +12,7 @@ from kvm_launch.prepare.user import maker_of, user_of
 from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.isolate.registry.registry import Registry
 from kvmhooks.qemu import emulator
+from kvmhooks.qemu.run_dir import base_of, check_free
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.survey.survey import ask_cpus, try_kvm
 
@@ -21,7 +22,8 @@ def prepare(
 ) -> Inventory:
     """Check that all is there that the VM needs, and try KVM for one that is to start.
 
-    Raises ``SpecError`` for what is missing, or may not be opened by the user that QEMU will be.
+    Raises ``SpecError`` for what is missing, or may not be opened by the user that QEMU will be, as
+    well as ``LaunchError`` for a dry run of a VM that runs: its start would find that out last.
     """
     # libvirt gives its user the files that a VM needs.
     has_libvirt = options.libvirt_uri is not None
@@ -33,6 +35,8 @@ def prepare(
     images.check(spec, maker)
     cloud_init.check(spec, maker)
     emulator.find(spec)
+    if options.is_dry_run and not (has_libvirt or options.is_migration):
+        check_free(base_of(options.run_dir), spec.name)
     if not options.is_dry_run:
         sources = sources_of(options, registry.system)
         inventory = ask_cpus(try_kvm(inventory, sources, spec), sources, spec)

@@ -21,6 +21,7 @@ from kvm_launch.commands.main import (
 )
 from kvm_launch.many.together import _show
 from kvm_launch.options import LaunchOptions
+from kvmhooks.qemu.run_dir import RunDir
 from kvmhooks.show.plan_text import picture
 from kvmhooks.show.printed import FORMS
 from kvmhooks.values import CpuSet
@@ -115,6 +116,16 @@ def test_what_is_refused_is_1(folder: Path, text: str, message: str) -> None:
     run = launch(folder, "vm.toml")
     assert (run.returncode, run.stdout, run.stderr) == (1, "", message.format(folder, folder))
     assert not (folder / "run").exists()
+
+
+def test_a_dry_run_of_a_vm_that_runs_is_refused(folder: Path) -> None:
+    """In the words of its start, which it says that it checks; not once the VM has ended."""
+    message = "name: found 'a', expected one that does not run already\n"
+    with RunDir(folder / "run", "a"):
+        for words in (("--dry-run",), ()):
+            run = launch(folder, "vm.toml", "--quiet", *words)
+            assert (run.returncode, run.stdout, run.stderr.endswith(message)) == (1, "", True)
+    assert launch(folder, "vm.toml", "--dry-run", "--quiet").returncode == 0
 
 
 def test_what_does_not_fit_is_1(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvmhooks.errors import LaunchError
-from kvmhooks.qemu.run_dir import RunDir, private_directory
+from kvmhooks.qemu.run_dir import RunDir, check_free, private_directory
 
 
 @pytest.fixture
@@ -49,6 +49,21 @@ def test_a_second_vm_of_the_name_is_refused(base: Path) -> None:
             assert names(base) == [".other.lock", ".web.lock", "other", "web"]
     with RunDir(base, "web"):
         assert names(base) == [".web.lock", "web"]
+
+
+def test_a_name_that_runs_is_told_before_it_starts(base: Path) -> None:
+    """In the same words, by either lock; nothing is made to find out."""
+    check_free(base, "web")
+    assert not base.exists()
+    with RunDir(base, "web") as first:
+        told = "name: found 'web', expected one that does not run already"
+        with pytest.raises(LaunchError, match=told):
+            check_free(base, "web")
+        (base / ".web.lock").unlink()  # by hand: the directory's own lock is there
+        with pytest.raises(LaunchError, match=told):
+            check_free(base, "web")
+        assert names(first.path) == []
+    check_free(base, "web")
 
 
 def test_what_qemu_inherits_frees_no_name_and_holds_no_bytes(base: Path) -> None:

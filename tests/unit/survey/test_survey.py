@@ -11,24 +11,27 @@ import pytest
 from attrs import evolve
 
 from kvmhooks.errors import HostError, IsolationError, KvmhooksError
-from kvmhooks.host import Host, Kvm
+from kvmhooks.host import Host, Kvm, read
 from kvmhooks.inventory.hypervisor import NOT_TRIED, Hypervisor
 from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.inventory.usage import Holding, from_json, merged, second_identity_of
+from kvmhooks.isolate.claims.administrator import limits
 from kvmhooks.isolate.claims.claim import Claim
+from kvmhooks.isolate.claims.domain_xml import read_claim
 from kvmhooks.isolate.kinds.hugepage_pools import HugePageDemand
 from kvmhooks.isolate.record.state import RUNNING, Held, State, boot_id
 from kvmhooks.isolate.record.store import Store
 from kvmhooks.isolate.system.process_stat import Process, start_time
 from kvmhooks.isolate.system.system import System
 from kvmhooks.kvm.verdict import Verdict, remember
+from kvmhooks.libvirt.xml import domain_xml
 from kvmhooks.machine.target import OLDEST, CpuAnswers
 from kvmhooks.placement import claim, plan
 from kvmhooks.placement.planned_usage import of_plan
 from kvmhooks.qemu.run_dir import RunDir, private_directory
 from kvmhooks.show.printed import printed
 from kvmhooks.spec import VmSpec, parse_vm
-from kvmhooks.survey.records import recorded
+from kvmhooks.survey.records import launched, recorded
 from kvmhooks.survey.sources import Sources
 from kvmhooks.survey.survey import _recalled, ask_cpus, look_again, take, try_kvm
 from kvmhooks.values import CpuSet, PciAddress
@@ -362,6 +365,79 @@ def test_a_mistake_in_the_administrators_file_is_one_error(tmp_path: Path) -> No
         take(sources(root))
 
 
+FILE = "/etc/kvmhooks/kvmhooks.toml"
+OWN_FILE = "/etc/kvmhooks/vm.d/vm.toml"
+
+
+def test_a_mistake_in_the_file_of_a_vm_is_one_of_its_plan(tmp_path: Path) -> None:
+    """As it is of its start by libvirt; kvm-launch looks at none, and other VMs do not."""
+    root = write_host(tmp_path, cores=8)
+    (root / "etc/kvmhooks/vm.d").mkdir(parents=True)
+    (root / OWN_FILE[1:]).write_text("[isolation]\nnosuch = 'yes'")
+    with pytest.raises(IsolationError, match=rf"^{OWN_FILE}: isolation\.nosuch: "):
+        take(sources(root), spec())
+    take(sources(root, has_libvirt=False), spec())
+    take(sources(root), spec(VM.replace('"vm"', '"other"')))
+
+
+NO_EFFECT = {
+    "5-7": [],
+    "": [],
+    "99": [
+        f"{FILE}: host.housekeeping: found 99, expected CPUs of this host, 0-7: 99 keep nothing"
+    ],
+    "5-7,99": [
+        f"{FILE}: host.housekeeping: found 5-7,99, expected CPUs of this host, 0-7: 99 keep nothing"
+    ],
+    "3": [
+        f"{FILE}: host.housekeeping: found 3, expected some that are online: these keep nothing now"
+    ],
+}
+
+
+@pytest.mark.parametrize("cpus", NO_EFFECT)
+def test_housekeeping_that_keeps_nothing_is_told(tmp_path: Path, cpus: str) -> None:
+    """CPUs that this host has not, and such that are all offline; the others count."""
+    root = write_host(tmp_path, cores=8, offline="3")
+    if cpus:
+        housekeeping(root, cpus)
+    inventory = take(sources(root), spec(DEDICATED))
+    assert [told for told in inventory.warnings if FILE in told] == NO_EFFECT[cpus]
+
+
+MISTAKES = {
+    "[nosuch]\na = 1": "nosuch.a",
+    'housekeeping = "1"': "housekeeping: found '1', expected a table",
+    "[isolation]\nexclusive = 'perhaps'": "isolation.exclusive",
+    "[isolation]\nnosuch = 'yes'": "isolation.nosuch",
+    "[power]\ngovernor = 1.5": "power.governor",
+    "[host]\nnosuch = 1": "host.nosuch",
+    "[host]\nbudget = 0": "host.budget",
+    "[host": "",
+}
+
+
+def start(xml: str, system: System) -> None:
+    """Read the file as the hook does: for the VM's settings, then for the limits."""
+    read_claim(xml, system=system)
+    limits(system)
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_the_administrators_file_has_one_reader(tmp_path: Path, text: str) -> None:
+    """A mistake anywhere in it is an error of a plan as it is one of a start, in the same words."""
+    root = write_host(tmp_path, cores=8)
+    (root / "etc/kvmhooks").mkdir(parents=True)
+    (root / "etc/kvmhooks/kvmhooks.toml").write_text(text)
+    with pytest.raises(IsolationError) as planned:
+        take(sources(root))
+    xml = domain_xml(plan(spec(DEDICATED), read(root)))
+    with pytest.raises(IsolationError) as started:
+        start(xml, System(str(root)))
+    assert str(planned.value) == str(started.value)
+    assert str(planned.value).startswith(f"{FILE}: {MISTAKES[text]}")
+
+
 RECORD = {
     "name": "db1", "source": "/etc/db1.toml", "state": "running", "why": "", "since": 5.0,
     "supervisor": os.getpid(), "supervisor_start": start_time(System(), os.getpid()), "qemu": 77,
@@ -398,6 +474,42 @@ def test_a_launched_vm_holds_what_its_record_says(tmp_path: Path) -> None:
         assert recorded(tmp_path, System()) == ([expected], [])
     record(tmp_path, supervisor_start=1, holding=told)
     assert recorded(tmp_path, System()) == ([], [])
+
+
+def test_vms_below_the_users_own_directory_count_below_any(tmp_path: Path) -> None:
+    """Once each; a VM of the same name that runs there is another one than that which starts.
+
+    It holds its CPUs against it: both would have the same UUID, and so be one VM.
+    """
+    users, other = tmp_path / "users", tmp_path / "other"
+    holding = Holding(name="db1", uuid=PINNED, dedicated=CpuSet.parse("4-6"))
+    record(users, holding=holding.to_json())
+    for run_dir in (None, users):
+        assert launched(run_dir, users, System(), {PINNED}) == ([holding], [])
+    assert launched(other, users, System(), set()) == ([holding], [])
+    assert launched(other, None, System(), set()) == ([], [])
+    ((stranger,), told) = launched(other, users, System(), {PINNED})
+    assert (evolve(stranger, uuid=PINNED), told) == (holding, [])
+    assert Inventory(host=Host(), holdings=(stranger,)).others_of(PINNED) == [stranger]
+    record(other, holding=evolve(holding, dedicated=CpuSet([2])).to_json())
+    below = launched(other, users, System(), {PINNED})[0]
+    assert [each.dedicated for each in below] == [CpuSet([2]), CpuSet.parse("4-6")]
+    assert below[0].uuid == PINNED != below[1].uuid
+
+
+ALONE = f"{DEDICATED}isolation.exclusive = false\n"
+
+
+@pytest.mark.parametrize("text", [VM, ALONE], ids=range(2))
+def test_a_vm_that_others_do_not_know_is_told_of(tmp_path: Path, text: str) -> None:
+    """One with CPUs of its own, below a directory that only it looks at; in the user's own not."""
+    named = f"--run-dir: of kvm-launch's VMs those below {tmp_path}"
+    told = take(Sources(run_dir=tmp_path, has_libvirt=False), spec(text)).warnings
+    assert any(each.startswith(named) and "not know vm:" in each for each in told) is (
+        text == ALONE
+    )
+    told = take(Sources(has_libvirt=False), spec(text)).warnings
+    assert not any(each.startswith("--run-dir") for each in told)
 
 
 def test_a_record_of_an_older_supervisor_holds_its_cpus(tmp_path: Path) -> None:
