@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import quoteattr
 
+from kvmhooks.cli.beside import SYSTEM
+from kvmhooks.cli.beside import check as check_together
 from kvmhooks.errors import QemuError, UsageError
 
 DEFAULT = ("isolation.exclusive=yes",)
@@ -19,6 +21,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.isolate.claims.policy import check
 
     arguments = parser_of(verb).parse_args(argv)
+    check_together(verb, arguments)
     words = [word.partition("=") for word in arguments.policy]
     if not all(equals for _, equals, _ in words):
         raise UsageError(f"found {' '.join(arguments.policy)!r}, expected SETTING=VALUE")
@@ -28,8 +31,9 @@ def main(verb: str, argv: Sequence[str]) -> int:
     if arguments.print:
         print(told if arguments.json else element)
         return 0
+    uri = arguments.connect or SYSTEM
     done = subprocess.run(
-        ["/usr/bin/virsh", "--connect", arguments.connect, "metadata", "--domain", arguments.name,
+        ["/usr/bin/virsh", "--connect", uri, "metadata", "--domain", arguments.name,
          "--uri", "urn:kvmhooks:1", "--key", "kvmhooks", "--set", element, "--config"],
         capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
@@ -50,7 +54,7 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
         default=DEFAULT,
         help="such as isolation.exclusive=yes power.governor=performance",
     )
-    parser.add_argument("--connect", metavar="URI", default="qemu:///system")
+    parser.add_argument("--connect", metavar="URI", help=f"by default {SYSTEM}")
     parser.add_argument("--print", action="store_true", help="print the element and do nothing")
     parser.add_argument("--json", action="store_true", help="print what was set as JSON")
     return parser

@@ -6,17 +6,27 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from kvmhooks.cli.beside import check
+
 
 def main(verb: str, argv: Sequence[str]) -> int:
     """Print the settings of a card's functions, or set some of one."""
     from kvmhooks.devices import vf_netlink
-    from kvmhooks.errors import UsageError
+    from kvmhooks.errors import HostError, UsageError
     from kvmhooks.values import PciAddress
 
     arguments = parser_of(verb).parse_args(argv)
+    check(verb, arguments)
     pf = str(PciAddress.parse(arguments.card))
-    if arguments.number is None:
+    if not arguments.setting:
         found = vf_netlink.read(pf)
+        if not found and not arguments.json:
+            raise HostError(f"{pf}: found no virtual functions, expected some")
+        if arguments.number is not None:
+            if arguments.number not in found:
+                last = max(found)
+                raise HostError(f"{pf}: found no function {arguments.number}, expected 0 to {last}")
+            found = {arguments.number: found[arguments.number]}
         if arguments.json:
             print(json.dumps({str(number): settings for number, settings in found.items()}))
             return 0
