@@ -106,7 +106,7 @@ complete -c kvmhooks -n '_shtab_kvmhooks_using import; and test $_shtab_kvmhooks
 complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a hooks -d 'install, remove or examine the libvirt hook'
 complete -c kvmhooks -n '_shtab_kvmhooks_using hooks' -s h -l help -d 'show this help message and exit'
 complete -c kvmhooks -n '_shtab_kvmhooks_using hooks' -l root -xka "(__fish_complete_path)" -d 'a host'"'"'s root directory'
-complete -c kvmhooks -n '_shtab_kvmhooks_using hooks' -l python -xka "(__fish_complete_path)" -d 'the interpreter that will run it'
+complete -c kvmhooks -n '_shtab_kvmhooks_using hooks' -l python -xka "(__fish_complete_path)" -d 'the interpreter that will run it, by default /usr/bin/python3'
 complete -c kvmhooks -n '_shtab_kvmhooks_using hooks' -l force -d 'uninstall: give back before what VMs hold'
 complete -c kvmhooks -n '_shtab_kvmhooks_using hooks' -l json -d 'print JSON'
 complete -c kvmhooks -n '_shtab_kvmhooks_using hooks; and test $_shtab_kvmhooks_npos -eq 0' -ka "install uninstall status" -d action
@@ -121,7 +121,7 @@ complete -c kvmhooks -n '_shtab_kvmhooks_using install-units' -l json -d 'print 
 complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a isolate -d 'write an isolation policy into a libvirt domain'
 complete -c kvmhooks -n '_shtab_kvmhooks_using isolate' -s h -l help -d 'show this help message and exit'
 complete -c kvmhooks -n '_shtab_kvmhooks_using isolate' -l policy -x -d 'such as isolation.exclusive=yes power.governor=performance'
-complete -c kvmhooks -n '_shtab_kvmhooks_using isolate' -l connect -x -d URI
+complete -c kvmhooks -n '_shtab_kvmhooks_using isolate' -l connect -x -d 'by default qemu:///system'
 complete -c kvmhooks -n '_shtab_kvmhooks_using isolate' -l print -d 'print the element and do nothing'
 complete -c kvmhooks -n '_shtab_kvmhooks_using isolate' -l json -d 'print what was set as JSON'
 complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a man -d 'show a page of the manual that came with kvmhooks'
@@ -156,7 +156,7 @@ complete -c kvmhooks -n '_shtab_kvmhooks_using reconcile' -l json -d 'print JSON
 complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a replan -d 'Move a running VM of libvirt, or answer for a domain on the standard input.'
 complete -c kvmhooks -n '_shtab_kvmhooks_using replan' -s h -l help -d 'show this help message and exit'
 complete -c kvmhooks -n '_shtab_kvmhooks_using replan' -l root -xka "(__fish_complete_path)" -d 'a host'"'"'s root directory'
-complete -c kvmhooks -n '_shtab_kvmhooks_using replan' -l connect -x -d URI
+complete -c kvmhooks -n '_shtab_kvmhooks_using replan' -l connect -x -d 'by default qemu:///system'
 complete -c kvmhooks -n '_shtab_kvmhooks_using replan' -l dry-run -d 'change nothing'
 complete -c kvmhooks -n '_shtab_kvmhooks_using replan' -l json -d 'print JSON'
 complete -c kvmhooks -n '_shtab_kvmhooks_using; and test $_shtab_kvmhooks_npos -eq 0' -a schema -d 'Print the JSON Schema of vm.toml, with which editors complete and check it.'
@@ -181,7 +181,7 @@ complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l only -x -d 'some of prof
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l keep-pins -d 'pins that are there stay'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l repin -d 'change those that Nova or another program chose, too'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l profile -x -d 'one of general, compute, database, web, realtime, desktop, edge, confidential'
-complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l connect -x -d URI
+complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l connect -x -d 'by default qemu:///system'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l diff -d 'print what changes instead'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l check -d 'exit 1 if it could be better'
 complete -c kvmhooks -n '_shtab_kvmhooks_using tune' -l apply -d 'define the result in libvirt'

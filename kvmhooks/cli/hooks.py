@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from kvmhooks.cli.beside import check
 from kvmhooks.cli.roots import used
-from kvmhooks.errors import IsolationError, UsageError
+from kvmhooks.errors import IsolationError
 
 if TYPE_CHECKING:
     from kvmhooks.isolate.hook.installation import InstalledHook
     from kvmhooks.isolate.record.state import Held, State
+
+
+_PYTHON: Final = "/usr/bin/python3"
 
 
 def main(verb: str, argv: Sequence[str]) -> int:
@@ -20,13 +24,12 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.isolate.hook import installation
 
     arguments = parser_of(verb).parse_args(argv)
-    if arguments.force and arguments.action != "uninstall":
-        raise UsageError(f"--force: found it beside {arguments.action}, expected uninstall")
+    check(verb, arguments)
     commands: Sequence[str] = ()
     state = "the hook is not installed"
     with used(arguments.root):
         if arguments.action == "install":
-            installation.install(arguments.root, arguments.python)
+            installation.install(arguments.root, arguments.python or _PYTHON)
         elif arguments.action == "uninstall":
             state = _removed(installation.status(arguments.root))
             _let_go(arguments.root, is_forced=arguments.force)
@@ -55,8 +58,8 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"kvmhooks {verb}", allow_abbrev=False)
     parser.add_argument("action", choices=("install", "uninstall", "status"))
     parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
-    parser.add_argument("--python", metavar="FILE", default="/usr/bin/python3",
-                        help="the interpreter that will run it")  # fmt: skip
+    parser.add_argument("--python", metavar="FILE",
+                        help=f"the interpreter that will run it, by default {_PYTHON}")  # fmt: skip
     parser.add_argument("--force", action="store_true",
                         help="uninstall: give back before what VMs hold")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -77,9 +80,9 @@ def _let_go(root: str, *, is_forced: bool) -> None:
     Without the hook nobody would give it back when they end. Raises ``IsolationError`` with what
     is held, and ``RestoreError`` when something could not be given back.
     """
-    from kvmhooks.cli.isolation import check, registry_of
+    from kvmhooks.cli import isolation
 
-    registry = registry_of(root)
+    registry = isolation.registry_of(root)
     if registry.look().is_empty:
         return
     report = registry.undo(None) if is_forced else registry.reconcile()
@@ -87,7 +90,7 @@ def _let_go(root: str, *, is_forced: bool) -> None:
     if state.held:
         told = [_told(held, state) for held in state.held.values()]
         raise IsolationError("\n".join([*told, _REMEDY]))
-    check(report, registry)
+    isolation.check(report, registry)
 
 
 _REMEDY = "stop them before, or have it given back under them: `kvmhooks hooks uninstall --force`"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvmhooks.cli.beside import check
 from kvmhooks.cli.drawings import write_drawing
 
 _EXAMPLES = """\
@@ -27,6 +28,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.qemu.capabilities import describe, probe
 
     arguments = parser_of(verb).parse_args(argv)
+    check(verb, arguments)
     if arguments.capture is not None:
         from kvmhooks.host.capture import capture
 

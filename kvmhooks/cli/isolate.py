@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 from xml.sax.saxutils import quoteattr
 
+from kvmhooks.cli.beside import SYSTEM
+from kvmhooks.cli.beside import check as check_together
 from kvmhooks.errors import LaunchError, QemuError, UsageError, words_of
 
 _VIRSH: Final = "/usr/bin/virsh"
@@ -28,6 +30,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.policy import check
 
     arguments = parser_of(verb).parse_args(argv)
+    check_together(verb, arguments)
     words = [word.partition("=") for word in arguments.policy]
     if not all(equals for _, equals, _ in words):
         raise UsageError(f"found {' '.join(arguments.policy)!r}, expected SETTING=VALUE")
@@ -40,8 +43,8 @@ def main(verb: str, argv: Sequence[str]) -> int:
         print(told if arguments.json else element)
         return 0
     _virsh(
-        arguments.connect, "metadata", "--domain", arguments.name, "--uri", "urn:kvmhooks:1",
-        "--key", "kvmhooks", "--set", element, "--config",
+        arguments.connect or SYSTEM, "metadata", "--domain", arguments.name,
+        "--uri", "urn:kvmhooks:1", "--key", "kvmhooks", "--set", element, "--config",
     )  # fmt: skip
     print(told if arguments.json else f"{arguments.name}: its next start follows the policy")
     return 0
@@ -79,7 +82,7 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
         default=DEFAULT,
         help="such as isolation.exclusive=yes power.governor=performance",
     )
-    parser.add_argument("--connect", metavar="URI", default="qemu:///system")
+    parser.add_argument("--connect", metavar="URI", help=f"by default {SYSTEM}")
     parser.add_argument("--print", action="store_true", help="print the element and do nothing")
     parser.add_argument("--json", action="store_true", help="print what was set as JSON")
     return parser

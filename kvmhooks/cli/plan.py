@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvmhooks.cli import sources
+from kvmhooks.cli.beside import check
 from kvmhooks.cli.drawings import write_drawing
 from kvmhooks.errors import InputError, PlanError
 
@@ -34,6 +35,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.spec import load_vm
 
     arguments = parser_of(verb).parse_args(argv)
+    check(verb, arguments)
     specs = [sources.with_accel(arguments, load_vm(file)) for file in arguments.vms]
     _check_names(specs)
     inventory = sources.take(arguments, specs, has_libvirt=True)

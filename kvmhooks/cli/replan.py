@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from kvmhooks import output
+from kvmhooks.cli.beside import SYSTEM, check
 from kvmhooks.cli.roots import used
 from kvmhooks.errors import IsolationError
 
@@ -35,6 +36,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.isolate.system.system import System
 
     arguments = parser_of(verb).parse_args(argv)
+    check(verb, arguments)
     registry = Registry(System(arguments.root), Store(arguments.root))
     if arguments.domain == "-":
         with used(arguments.root):
@@ -62,7 +64,7 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("domain", metavar="NAME|-", help="a running VM, or - for XML on stdin")
     parser.add_argument("--root", metavar="DIR", default="/", help="a host's root directory")
-    parser.add_argument("--connect", metavar="URI", default="qemu:///system")
+    parser.add_argument("--connect", metavar="URI", help=f"by default {SYSTEM}")
     parser.add_argument("--dry-run", action="store_true", help="change nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -100,7 +102,7 @@ def _move(registry: Registry, arguments: argparse.Namespace) -> dict[str, Any]:
     from kvmhooks.libvirt.tuning.replan import misfit, replan
 
     inventory = _inventory(arguments.root)
-    with RunningDomain.connected(arguments.connect, arguments.domain) as running:
+    with RunningDomain.connected(arguments.connect or SYSTEM, arguments.domain) as running:
         document = running.document()
         held = registry.look().held.get(f"qemu-{running.uuid}")
         if held is None:

@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvmhooks.cli.beside import LIVE, check_sources
 from kvmhooks.cli.documents import read_document, read_json
-from kvmhooks.errors import InputError, KvmhooksError, UsageError
+from kvmhooks.errors import InputError, KvmhooksError
 
 if TYPE_CHECKING:
     from kvmhooks.inventory.inventory import Inventory
     from kvmhooks.inventory.usage import Holding
     from kvmhooks.spec import VmSpec
     from kvmhooks.survey.sources import Sources
-
-_LIVE = "/"
-_NO_LIBVIRT = (0, 0)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_host_options(parser: argparse.ArgumentParser) -> None:
     """Take what stands for the host and its VMs."""
     add = parser.add_argument
-    add("--host", metavar="DIR|FILE.tar", default=_LIVE, help="plan for a captured host")
+    add("--host", metavar="DIR|FILE.tar", default=LIVE, help="plan for a captured host")
     add("--claims", metavar="FILE", help="the holdings of other VMs, instead of the live ones")
     add("--defined", action="store_true", help="domains that are only defined hold theirs, too")
     add("--run-dir", metavar="DIR", type=Path, help="where kvm-launch's VMs have their sockets")
@@ -71,7 +69,7 @@ def sources_of(arguments: argparse.Namespace, *, has_libvirt: bool = False) -> S
     from kvmhooks.survey.sources import Sources
 
     given = vars(arguments)
-    _check_together(arguments)
+    check_sources(arguments)
     words = None
     if given.get("capabilities") is not None:
         from kvmhooks.libvirt.capabilities import told_by
@@ -88,25 +86,6 @@ def sources_of(arguments: argparse.Namespace, *, has_libvirt: bool = False) -> S
         assumes_kvm=given.get("assume_kvm", False),
         counts_defined=arguments.defined,
     )
-
-
-def _check_together(arguments: argparse.Namespace) -> None:
-    """Raise ``UsageError`` for an option that would do nothing beside the others."""
-    given = vars(arguments)
-    is_live = arguments.host == _LIVE
-    if given.get("assume_kvm"):
-        if is_live:
-            raise UsageError("--assume-kvm: found this machine, expected --host: KVM is tried here")
-        if given.get("accel") in {"kvm", "tcg"}:
-            raise UsageError("--assume-kvm: found --accel beside it, expected one of the two")
-    if given.get("libvirt") == _NO_LIBVIRT and arguments.capabilities is not None:
-        raise UsageError("--capabilities: found --libvirt 0 beside it, expected one of the two")
-    if arguments.run_dir is not None and not is_live:
-        raise UsageError("--run-dir: found --host beside it, expected this machine: none run there")
-    if arguments.defined and arguments.claims is not None:
-        raise UsageError("--defined: found --claims beside it, expected one of the two")
-    if arguments.defined and not is_live and not Path(arguments.host).is_dir():
-        raise UsageError("--defined: found no directory in --host, expected one with /etc")
 
 
 def read_holdings(name: str) -> tuple[Holding, ...]:

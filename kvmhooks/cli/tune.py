@@ -6,12 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import attrs
 
 from kvmhooks import output
 from kvmhooks.cli import sources
+from kvmhooks.cli.beside import SYSTEM, check, is_file
 from kvmhooks.cli.documents import read_document
 from kvmhooks.errors import UsageError
 from kvmhooks.libvirt.tuning.tune import CONCERNS, Tuned
@@ -39,14 +39,12 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.libvirt.tuning.tune import parts_for, tune
 
     arguments = parser_of(verb).parse_args(argv)
-    if arguments.keep_pins and arguments.repin:
-        raise UsageError("--repin: found --keep-pins beside it, expected one of the two")
-    is_file = arguments.domain == "-" or "/" in arguments.domain or Path(arguments.domain).exists()
     if arguments.profile is not None and arguments.profile not in PROFILES:
         known = ", ".join(PROFILES)
         raise UsageError(f"--profile: found {arguments.profile!r}, expected one of {known}")
     only = tuple(CONCERNS) if arguments.only is None else _concerns(arguments.only)
-    document = read_document(arguments.domain) if is_file else _dump(arguments)
+    check(verb, arguments)
+    document = read_document(arguments.domain) if is_file(arguments.domain) else _dump(arguments)
     tuned = tune(
         document,
         sources.take(arguments, (), parts=parts_for(document, arguments.domain)),
@@ -64,7 +62,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     if arguments.apply and tuned.changes:
         from kvmhooks.libvirt.definitions import define_again
 
-        define_again(arguments.connect, tuned.document)
+        define_again(arguments.connect or SYSTEM, tuned.document)
         print(f"{arguments.domain}: defined; its next start has it", file=sys.stderr)
     return int(arguments.check and bool(tuned.changes))
 
@@ -83,7 +81,7 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
         "--repin", action="store_true", help="change those that Nova or another program chose, too"
     )
     parser.add_argument("--profile", metavar="NAME", help=f"one of {', '.join(PROFILES)}")
-    parser.add_argument("--connect", metavar="URI", default="qemu:///system")
+    parser.add_argument("--connect", metavar="URI", help=f"by default {SYSTEM}")
     parser.add_argument("--diff", action="store_true", help="print what changes instead")
     parser.add_argument("--check", action="store_true", help="exit 1 if it could be better")
     parser.add_argument("--apply", action="store_true", help="define the result in libvirt")
@@ -103,7 +101,7 @@ def _dump(arguments: argparse.Namespace) -> bytes:
     """Return a domain's XML from libvirt: with its secrets only if it is to be defined again."""
     from kvmhooks.libvirt.definitions import dump
 
-    return dump(arguments.connect, arguments.domain, with_secrets=arguments.apply)
+    return dump(arguments.connect or SYSTEM, arguments.domain, with_secrets=arguments.apply)
 
 
 def _say(arguments: argparse.Namespace, tuned: Tuned) -> None:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvmhooks.cli.beside import check
 from kvmhooks.cli.roots import used
-from kvmhooks.errors import UsageError
 
 
 def main(verb: str, argv: Sequence[str]) -> int:
@@ -19,9 +19,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.isolate.hook.installation import check_steps
 
     arguments = parser_of(verb).parse_args(argv)
-    if arguments.packaged and (arguments.remove or arguments.user):
-        other = "--remove" if arguments.remove else "--user"
-        raise UsageError(f"--packaged: found {other} beside it, expected --programs and --root")
+    check(verb, arguments)
     directory = units.user_directory() if arguments.user else arguments.root / units.SYSTEM
     programs = arguments.programs or Path(sys.argv[0]).parent
     with used(arguments.root):

@@ -125,7 +125,8 @@ def oracle(document: bytes | str, at: int, foreign: set[int]) -> tuple[int, ...]
         len(set(used) - here),
         len(here & foreign),
         max(
-            -(-sum(other <= cpus for other in pins.values()) // len(cpus)) for cpus in pins.values()
+            -(-sum(other <= cpus for other in pins.values()) // len(_room(cpus, set(isolated))))
+            for cpus in pins.values()
         ),
         int(is_realtime and not here <= set(isolated)),
         len(nodes | bound),
@@ -135,6 +136,11 @@ def oracle(document: bytes | str, at: int, foreign: set[int]) -> tuple[int, ...]
         len(on),
     )
     return numbers[:6] if floats else numbers
+
+
+def _room(cpus: set[int], isolated: set[int]) -> set[int]:
+    """The CPUs that a thread runs on: nothing moves one that floats to an isolated CPU."""
+    return (cpus - isolated if len(cpus) > 1 else cpus) or {min(cpus)}
 
 
 def pins_of(root: ET.Element) -> dict[int, set[int]]:

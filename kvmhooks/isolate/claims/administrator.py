@@ -112,12 +112,6 @@ def limits(system: System) -> Limits:
     return known
 
 
-def checked_limits(system: System) -> Limits:
-    """Return the limits of a file that a start would take as a whole. Raises ``IsolationError``."""
-    defaults(system)
-    return limits(system)
-
-
 def narrows_raw_groups(system: System) -> bool:
     """Return whether groups that are no unit's may be narrowed; not by a file that is refused.
 

@@ -53,6 +53,7 @@ ALONE: Final = {
     "--console": ("--detach", "--libvirt", "--json", "--print", "--dry-run"),
     "--dry-run": ("--print",),
     "--quiet": ("--print",),
+    "--run-dir": ("--host",),
     "--timeout": ("--print", "--dry-run"),
 }
 """The options that would do nothing beside others: nothing is started, or nobody is there."""
