@@ -280,7 +280,7 @@ def test_idle_siblings_are_nobody_elses() -> None:
 @settings(max_examples=25)
 @given(st.lists(rich_placements(), min_size=1, max_size=2), hosts)
 def test_no_node_gives_more_memory_than_it_has(documents: list[dict[str, Any]], host: Host) -> None:
-    """What is added to a VM (DIMMs, virtio-mem) is memory like its own, whatever its pages are."""
+    """Memory that is added (DIMMs, virtio-mem) counts like a VM's own, whatever its pages are."""
     specs = [spec_of(document, f"vm{at}") for at, document in enumerate(documents)]
     given_out: Counter[int] = Counter()
     for decided in plan_all(specs, host, tries=2).plans:

@@ -10,6 +10,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
+from kvmhooks.errors import words_of
 from kvmhooks.host.files.formats import split_words
 from kvmhooks.host.system.system import Sev
 
@@ -55,7 +56,7 @@ def _asked(tree: Tree) -> str:
             return ""  # Intel's processors answer with another leaf
         registers = _REGISTERS.unpack(os.pread(device, _REGISTERS.size, _LEAF))
     except (OSError, struct.error) as error:
-        tree.unread(DEVICE, f"cannot be read: {error}")
+        tree.unread(DEVICE, f"cannot be read: {words_of(error)}")
         return ""
     finally:
         os.close(device)
