@@ -54,7 +54,18 @@ FILES: Final = {
         "/run/kvmhooks/waiter": "the process that waits for what stopped VMs have left",
     },
     "kvm-launch": {
-        "/run/kvm-launch, $XDG_RUNTIME_DIR/kvm-launch": "the sockets of VMs that run",
+        "/run/kvm-launch, $XDG_RUNTIME_DIR/kvm-launch": "a directory for each VM that runs: of "
+        "root, and of a user; --run-dir names another. Only the user who started the VM and root "
+        "can open the sockets in it, and a command is for the VMs of its own user",
+        "NAME/supervise.sock": "the requests of set and reload to the VM's supervisor, which "
+        "answers up to 16 clients, one after the other",
+        "NAME/qmp-user.sock": "QEMU's second monitor, for qmp: QMP, with one client at a time. "
+        "While another one has it, qmp waits for 5 s, says so and exits with 3. The first "
+        "monitor, qmp.sock, is the supervisor's alone",
+        "NAME/console.sock": "the guest's console, unless console.type is none: its bytes, both "
+        "ways, for up to 16 clients at a time; the next one is told so and let go of. Each sees "
+        "the last 16 KiB first, then the same as all others, and what one types goes to the guest",
+        "NAME/status.json": "the answers of ps and status",
         "/etc/kvm-launch/NAME.toml": "the VM of kvm-launch@NAME.service",
     },
 }
@@ -200,10 +211,11 @@ def page_of(parser: argparse.ArgumentParser) -> Iterator[str]:
         )
         yield from verbatim(command.epilog)
     yield ".SH EXAMPLES"
-    yield from verbatim(parser.epilog or "kvmhooks plan vm.toml")
+    examples, _, _ = (parser.epilog or "kvmhooks plan vm.toml").partition("\nexit codes:\n")
+    yield from verbatim(examples.removeprefix("examples:\n"))
     yield ".SH EXIT STATUS"
-    for code, name, meaning in CODES:
-        yield from entry(f"{code} {name}", meaning)
+    for code, _, meaning in CODES:
+        yield from entry(str(code), meaning)
     yield ".SH FILES"
     for path, what in FILES[parser.prog].items():
         yield from entry(path, what)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -244,6 +245,35 @@ def is_free(base: Path, name: str) -> bool:
     Both hold the lock of its directory.
     """
     return not is_held(base / f".{name}.lock")
+
+
+def unreadable(record: Path) -> str:
+    """Return the words for a record of a VM that runs that is not read: another user's is not."""
+    us, owner = os.geteuid(), _owner_of(record)
+    if owner == us:
+        return (
+            f"{record}: found no record that can be read, expected that of the VM that runs there"
+        )
+    return (
+        f"{record}: found a VM of {_named(owner)}, expected one of {_named(us)}: "
+        "only its owner looks into it"
+    )
+
+
+def _owner_of(path: Path) -> int:
+    """Return who has a file; us where it has gone meanwhile."""
+    try:
+        return path.lstat().st_uid
+    except OSError:
+        return os.geteuid()
+
+
+def _named(uid: int) -> str:
+    """Return a user's name and number."""
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
 
 
 def is_held(lock: Path) -> bool:

@@ -20,7 +20,7 @@ from kvmhooks.errors import HostError, KvmhooksError
 from kvmhooks.inventory.usage import Holding, from_json, second_identity_of
 from kvmhooks.isolate.system.process_stat import start_time
 from kvmhooks.isolate.system.system import System
-from kvmhooks.qemu.run_dir import is_free
+from kvmhooks.qemu.run_dir import is_free, unreadable
 from kvmhooks.values import CpuSet
 
 NAME: Final = "status.json"
@@ -70,10 +70,7 @@ def recorded(base: Path, system: System) -> tuple[list[Holding], list[str]]:
         document = _read(path)
         if document is None or document.get("name") != name:
             if _is_held(base, name) and path.exists():
-                problems.append(
-                    f"{path}: found no record that can be read, expected that of the VM that runs "
-                    "there; planned as if it did not run"
-                )
+                problems.append(f"{unreadable(path)}; planned as if it did not run")
             continue
         if not _is_followed(document, system):
             continue

@@ -123,7 +123,7 @@ def _keeps_siblings(domain: Element, system: System) -> tuple[bool, str]:
     try:
         return settings_of(domain, system).get("isolation.siblings") == "idle", ""
     except (KvmhooksError, OSError) as error:
-        return False, f"{error}; planned as if it left the siblings of its CPUs to others"
+        return False, f"{words_of(error)}; planned as if it left the siblings of its CPUs to others"
 
 
 def autostarted(system: System) -> set[str]:

@@ -114,10 +114,54 @@ def test_a_vm_without_a_console_has_none_to_join(launcher: Launcher) -> None:
     process = launcher.start(launcher.vm("mute", text, top="machine.accel = 'tcg'"))
     eventually(lambda: shown(launcher) == {"mute": "running"})
     ran = verb(launcher, "console", "mute")
-    why = 'it is only starting, or its console.type is "none"'
-    message = f"mute: found no console, expected one: {why}\n"
+    why = 'it is only starting or about to end, its console.type is "none", or somebody has removed'
+    where = f"found no console.sock in {launcher.run_dir / 'mute'}, expected the socket of a VM"
+    message = f"mute: {where} that runs: {why} it\n"
     assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", message)
     assert verb(launcher, "stop", "--now", "mute").returncode == 0
+    process.communicate(timeout=60)
+
+
+def test_a_socket_that_is_gone_is_named(
+    launcher: Launcher, two: dict[str, subprocess.Popen[str]]
+) -> None:
+    """The same words and the same exit code for each: the VM runs, and nothing was changed."""
+    directory = launcher.run_dir / "one"
+    for name, words in (
+        ("qmp-user.sock", ("qmp", "one", "query-status")),
+        ("supervise.sock", ("reload", "one")),
+        ("supervise.sock", ("set", "one", "tuning.shares=200")),
+        ("console.sock", ("console", "one")),
+    ):
+        (directory / name).unlink(missing_ok=True)
+        ran = verb(launcher, *words)
+        message = f"one: found no {name} in {directory}, expected the socket of a VM that runs: "
+        assert (ran.returncode, ran.stdout, ran.stderr[: len(message)]) == (1, "", message)
+    assert shown(launcher) == {"one": "running", "two": "running"}
+    assert two["one"].poll() is None
+
+
+def test_a_console_is_read_on_when_there_is_nothing_more_to_type(launcher: Launcher) -> None:
+    """A script with its input at an end reads to the end of the VM."""
+    rom = write_rom(launcher.base / "echo.rom", "echoes")
+    process = launcher.start(
+        launcher.vm("talk", top=f'[machine]\naccel = "tcg"\n[boot]\nfirmware = "{rom}"')
+    )
+    eventually(lambda: shown(launcher) == {"talk": "running"})
+    command = [*launcher.program, "console", "talk", "--run-dir", launcher.run_dir]
+    reader = subprocess.Popen(
+        [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    assert reader.stdout is not None
+    output = reader.stdout.fileno()
+    assert b"K" in _until(lambda: os.read(output, 4096), b"K")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(str(launcher.run_dir / "talk" / "console.sock"))
+        other.sendall(b"later\r")
+        assert b"later" in _until(lambda: os.read(output, 4096), b"later")
+    assert verb(launcher, "stop", "--now", "talk").returncode == 0
+    assert reader.wait(10) == 0
+    reader.stdout.close()
     process.communicate(timeout=60)
 
 

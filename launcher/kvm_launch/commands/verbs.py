@@ -18,7 +18,7 @@ from attrs import asdict
 
 from kvm_launch.talk.changes import parse
 from kvm_launch.talk.control import ask, asked
-from kvm_launch.talk.socket_names import QMP_USER, path_of
+from kvm_launch.talk.socket_names import QMP_USER, missing, path_of
 from kvm_launch.tell.status import MARGIN_SECONDS, find, listed, running
 from kvmhooks.errors import KvmhooksError, LaunchError, QemuError, UsageError
 from kvmhooks.qemu.qmp import connect
@@ -93,9 +93,10 @@ def _status(arguments: argparse.Namespace, base: Path) -> int:
     if arguments.json:
         print(json.dumps(asdict(record), indent=2))
         return 0
-    why = f" ({record.why})" if record.why else ""
+    when = f", {_ago(record.noted)} ago" if record.noted > record.since else ""
+    why = f" ({record.why}{when})" if record.why else ""
     own = f", {record.exclusive} its own" if record.exclusive else ""
-    print(f"{record.name}: {record.state}{why} for {_ago(record.since)}")
+    print(f"{record.name}: {record.state} for {_ago(record.since)}{why}")
     print(f"CPUs {record.cpus}{own}")
     print(f"QEMU {record.qemu}, kvm-launch {record.supervisor}, from {record.source}")
     return 0
@@ -151,8 +152,10 @@ async def _execute(directory: Path, arguments: argparse.Namespace) -> Any:
             raise QemuError(f"{directory.name}: {error}") from error
 
 
-async def _unreached(directory: Path, error: QemuError) -> QemuError:
+async def _unreached(directory: Path, error: QemuError) -> KvmhooksError:
     """Return why there was no answer: QEMU talks to one client at a time, as others wait."""
+    if not path_of(directory, QMP_USER).exists():
+        return missing(directory, QMP_USER)
     try:
         is_held = await asked(directory, "monitor", seconds=ANSWER_SECONDS) == ["held"]
     except KvmhooksError:  # the supervisor has ended, hangs, or is an older one
@@ -237,6 +240,11 @@ VERBS: Final[Mapping[str, Callable[[argparse.Namespace, Path], int]]] = {
 }
 
 EPILOGS: Final[Mapping[str, str]] = {
+    "console": """\
+Up to 16 may join a console; each is shown the last 16 KiB of it first. It lasts until Ctrl-] is
+typed at a terminal, or the VM ends. Input that is no terminal goes to the guest as it is, and its
+end does not end the reading: `timeout 20 kvm-launch console NAME </dev/null` reads for 20 s.
+""",
     "set": """\
 keys:
   vcpu.N, iothread.N, emulator   the CPUs of a thread, as a list

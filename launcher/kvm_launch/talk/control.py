@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from kvm_launch.talk.socket_names import SUPERVISE, link_older, path_of
+from kvm_launch.talk.socket_names import SUPERVISE, link_older, missing, path_of
 from kvmhooks.errors import KvmhooksError, LaunchError, QemuError, UsageError, words_of
 from kvmhooks.qemu.run_dir import made
 from kvmhooks.qemu.unix import connected
@@ -206,6 +206,8 @@ async def asked(
             answer = await _exchange(path_of(directory, SUPERVISE), line)
     except TimeoutError as error:
         raise LaunchError(f"{name}: its supervisor: no answer within {seconds:g} s") from error
+    except FileNotFoundError as error:
+        raise missing(directory, SUPERVISE) from error
     except OSError as error:
         raise LaunchError(f"{name}: its supervisor: {error.strerror or error}") from error
     except ValueError as error:

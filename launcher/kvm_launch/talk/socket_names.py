@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from kvmhooks.errors import LaunchError
 from kvmhooks.qemu.run_dir import made
 
 if TYPE_CHECKING:
@@ -46,3 +47,14 @@ def path_of(directory: Path, name: str) -> Path:
     """Return where a socket of a VM that runs is: at its older name where there is no other."""
     path, older = directory / name, directory / OLDER[name]
     return older if older.exists() and not path.exists() else path
+
+
+def missing(directory: Path, name: str, *reasons: str) -> LaunchError:
+    """Return the error for a VM that runs and whose socket is not in its run directory."""
+    if not directory.exists():
+        return LaunchError(f"{directory.name}: the VM has ended")
+    why = ", ".join(("it is only starting or about to end", *reasons))
+    return LaunchError(
+        f"{directory.name}: found no {name} in {directory}, expected the socket of a VM that runs: "
+        f"{why}, or somebody has removed it"
+    )

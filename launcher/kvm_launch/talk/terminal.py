@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from kvm_launch.talk.socket_names import CONSOLE
+from kvm_launch.talk.socket_names import CONSOLE, missing
 from kvmhooks.errors import LaunchError
 from kvmhooks.output import NAMES, told
 
@@ -38,8 +38,7 @@ def attach(directory: Path) -> int:
         try:
             peer.connect(str(directory / CONSOLE))
         except FileNotFoundError as error:
-            why = 'it is only starting, or its console.type is "none"'
-            raise LaunchError(f"{directory.name}: found no console, expected one: {why}") from error
+            raise missing(directory, CONSOLE, 'its console.type is "none"') from error
         except OSError as error:
             why = error.strerror or f"nobody answers within {ANSWER_SECONDS:g} s"
             raise LaunchError(f"{directory.name}: its console: {why}") from error
@@ -54,6 +53,8 @@ def attach(directory: Path) -> int:
 
 def _relay(peer: socket.socket, *, has_escape: bool) -> None:
     """Copy both ways until the other side ends; the end of our input is no end of its output.
+
+    So a script reads on: nobody knows when a guest has printed its last.
 
     A terminal's keys that the other side does not take in are lost beyond ``WAITING_BYTES``: the
     escape has to be seen. Other input waits instead. Raises ``OutputError``.

@@ -20,7 +20,7 @@ from kvmhooks.errors import LaunchError, ValueFormatError
 from kvmhooks.isolate.system.process_stat import start_time
 from kvmhooks.isolate.system.system import System
 from kvmhooks.placement.planned_usage import of_plan
-from kvmhooks.qemu.run_dir import RunDir, is_free
+from kvmhooks.qemu.run_dir import RunDir, is_free, unreadable
 from kvmhooks.values import CpuSet
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class VmRecord:
     why: str = ""
     since: float = 0
     """The time when it came to this state, in seconds since 1970."""
+    noted: float = 0
+    """The time of ``why``, which may be later: something happened and led to no other state."""
     supervisor: int = 0
     supervisor_start: int = 0
     """In ticks since boot: no later process with the same number is taken for it."""
@@ -77,7 +79,8 @@ class VmRecord:
 
     def after(self, step: Step) -> Self:
         """Return the record after a step of the VM's life."""
-        return evolve(self, state=str(step.state), why=step.why, since=step.at)
+        since = self.since if self.since and step.state == self.state else step.at
+        return evolve(self, state=str(step.state), why=step.why, since=since, noted=step.at)
 
     def at(self, plan: Plan) -> Self:
         """Return the record of the VM where it was planned."""
@@ -280,11 +283,9 @@ def find(base: Path, name: str) -> VmRecord:
     """Return the VM ``name`` that runs. Raises ``LaunchError`` without one."""
     found = {record.name: record for record in running(base)}
     if name not in found:
-        if name in _names(base) and (base / name / NAME).exists() and _is_held(base, name):
-            raise LaunchError(
-                f"{base / name / NAME}: found no record that can be read, expected that of the VM "
-                "that runs there"
-            )
+        path = base / name / NAME
+        if name in _names(base) and path.exists() and _is_held(base, name):
+            raise LaunchError(unreadable(path))
         others = ", ".join(found) or "none"
         raise LaunchError(f"found no VM {name!r} that runs, expected one of: {others}")
     return found[name]
@@ -321,7 +322,7 @@ def _is_sound(record: VmRecord) -> bool:
             CpuSet.parse(text)
     except ValueFormatError:
         return False
-    return 0 <= record.since < MOST_SECONDS and 0 <= record.patience < MOST_SECONDS
+    return all(0 <= at < MOST_SECONDS for at in (record.since, record.noted, record.patience))
 
 
 def _is_a(value: object, kind: type[Any] | None) -> bool:

@@ -7,7 +7,9 @@ import errno
 import io
 import json
 import os
+import pwd
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from attrs import asdict
 
 from kvm_launch.commands.verbs import main
 from kvm_launch.tell.screen import Screen
-from kvm_launch.tell.states import VmState
+from kvm_launch.tell.states import Step, VmState
 from kvm_launch.tell.status import NAME, StatusReporter, VmRecord, find, listed, running
 from kvmhooks.errors import LaunchError, UsageError
 from kvmhooks.isolate.system.process_stat import start_time
@@ -133,8 +135,8 @@ def test_brackets_without_end_are_no_command(tmp_path: Path) -> None:
     "wrong",
     [
         {"since": float("inf")}, {"since": float("nan")}, {"since": 10**400}, {"since": -1.0},
-        {"patience": float("inf")}, {"patience": 1e300}, {"dedicated": "x"}, {"cpus": "4-"},
-        {"exclusive": "5-4"}, {"since": "5"},
+        {"noted": float("inf")}, {"patience": float("inf")}, {"patience": 1e300},
+        {"dedicated": "x"}, {"cpus": "4-"}, {"exclusive": "5-4"}, {"since": "5"},
     ],
     ids=str,
 )  # fmt: skip
@@ -154,6 +156,61 @@ def test_a_record_that_makes_no_sense_is_listed_and_keeps_no_other_vm_from_start
         with pytest.raises(LaunchError, match=f"^{path}: found no record that can be read"):
             main("stop", ["db1", "--run-dir", str(tmp_path)])
     assert list(listed(tmp_path)) == []
+
+
+def test_what_happens_in_a_state_does_not_begin_it_anew() -> None:
+    """The time since a VM runs stays when something is told of it; a new state begins at nought."""
+    record = VmRecord(name="db1", source="db1.toml")
+    steps = (
+        (Step(VmState.RUNNING, "", 100), 100, 100),
+        (Step(VmState.RUNNING, "nothing moved", 160), 100, 160),
+        (Step(VmState.PAUSED, "stopped", 170), 170, 170),
+    )
+    for step, since, noted in steps:
+        record = record.after(step)
+        assert (record.state, record.why, record.since, record.noted) == (
+            step.state, step.why, since, noted,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({}, "db1: running for 2 h"),
+        ({"noted": 0.0, "why": "moved"}, "db1: running for 2 h (moved)"),
+        ({"noted": 180, "why": "moved"}, "db1: running for 2 h (moved, 3 min ago)"),
+    ],
+    ids=["nothing", "a record of before", "a change"],
+)
+def test_a_change_is_told_beside_the_state(
+    tmp_path: Path, more: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With when it was, where that is known."""
+    now = time.time()
+    document = {**RELEASED, "since": now - 7201, **more}
+    if document.get("noted"):
+        document["noted"] = now - document["noted"] - 1
+    (tmp_path / "db1").mkdir()
+    (tmp_path / "db1" / NAME).write_text(json.dumps(document))
+    assert main("status", ["db1", "--run-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == told
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_vm_of_another_user_is_said_to_be_his(tmp_path: Path) -> None:
+    """Root who looks into another's directory reads no record there, and is told whose it is."""
+    path = tmp_path / "db1" / NAME
+    nobody = pwd.getpwnam("nobody").pw_uid
+    with RunDir(tmp_path, "db1"):
+        for owner, name in ((nobody, f"nobody (uid {nobody})"), (4_000_000, "uid 4000000")):
+            path.write_text(json.dumps(RELEASED))
+            os.chown(path, owner, -1)
+            expected = f"{path}: found a VM of {name}, expected one of root (uid 0): "
+            with pytest.raises(LaunchError) as told:
+                main("status", ["db1", "--run-dir", str(tmp_path)])
+            assert str(told.value).startswith(expected)
+            _, problems = recorded(tmp_path, System())
+            assert [problem.startswith(expected) for problem in problems] == [True]
 
 
 def test_what_holds_no_lock_is_not_listed(tmp_path: Path) -> None:
