@@ -96,9 +96,6 @@ HOLLOW: Final[dict[str, tuple[tuple[str, Given, str], ...]]] = {
         ),
         ("apply", _is_elsewhere, "--host beside it, expected this machine: it is defined here"),
     ),
-    "vfs": (
-        ("json", lambda given: given.setting, "{setting[0]} beside it, expected one of the two"),
-    ),
 }  # fmt: skip
 """Of each verb the options, when one does nothing, and the message without its name.
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from kvmhooks.cli.beside import check as check_together
 from kvmhooks.errors import HostError, UsageError
 
 
@@ -19,7 +18,6 @@ def main(verb: str, argv: Sequence[str]) -> int:
     from kvmhooks.values import PciAddress
 
     arguments = parser_of(verb).parse_args(argv)
-    check_together(verb, arguments)
     wrong = [word for word in arguments.setting if "=" not in word]
     if wrong:
         raise UsageError(f"found {wrong[0]!r}, expected NAME=VALUE")
