@@ -48,12 +48,17 @@ def main(verb: str, argv: Sequence[str]) -> int:
 def foreseen(claim: Claim, root: str) -> list[Write]:
     """Return the consequences of a start that are no writes: rows of the phase ``warning``."""
     from kvmhooks.cli.isolation import registry_of
+    from kvmhooks.isolate.registry import absent_settings
     from kvmhooks.isolate.registry.dry_run import Write
     from kvmhooks.isolate.registry.unit_affinities import warnings
 
     registry = registry_of(root)
     sentences = warnings(registry.system, [claim], registry.claims())
-    return [Write("warning", "systemd", sentence) for sentence in sentences]
+    absent = absent_settings.warnings(registry.system, [claim])
+    return [
+        *(Write("warning", "systemd", sentence) for sentence in sentences),
+        *(Write("warning", "host", sentence) for sentence in absent),
+    ]
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:

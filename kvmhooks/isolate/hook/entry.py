@@ -212,7 +212,7 @@ def follow_up(registry: Registry, xml: bytes, program: Sequence[str]) -> None:
 
 
 def foresee(registry: Registry, xml: bytes) -> None:
-    """Log which units of systemd cannot start once the VM has its CPUs."""
+    """Log which units of systemd cannot start beside the VM, and what cannot be set for it."""
     from kvmhooks.isolate.claims.domain_xml import read_claim  # noqa: PLC0415
     from kvmhooks.isolate.registry.unit_affinities import SECONDS, warnings  # noqa: PLC0415 -- see above
 
@@ -220,6 +220,11 @@ def foresee(registry: Registry, xml: bytes) -> None:
     if claim is not None and claim.exclusive:
         for warning in warnings(registry.system, [claim], registry.claims(), SECONDS):
             registry.system.log(f"{claim.name}: {warning}", severity=4)
+    if claim is not None and claim.settings:
+        from kvmhooks.isolate.registry import absent_settings  # noqa: PLC0415 -- most have none
+
+        for warning in absent_settings.warnings(registry.system, [claim]):
+            registry.system.log(warning, severity=4)
 
 
 def log(root: str, argv: list[str], error: BaseException) -> None:
