@@ -120,7 +120,7 @@ _FUNCTION: Final = (
 
 _CLAMP: Final = r"\d{1,3}|10[01]\d|102[0-4]"
 
-_OWN: Final = "isolation.exclusive"
+OWN: Final = "isolation.exclusive"
 """Without CPUs of its own a VM has none that this could be of."""
 
 GROUPS: Final[Mapping[str, str]] = {
@@ -152,22 +152,22 @@ SETTINGS: Final[Mapping[str, Setting]] = {
         word="cpu.smt",
     ),
     "isolation.irqs": Setting(
-        *_YES_NO, "Interrupts of the host go to other CPUs.", default="yes", needs=_OWN
+        *_YES_NO, "Interrupts of the host go to other CPUs.", default="yes", needs=OWN
     ),
     "isolation.tasks": Setting(
         *_YES_NO,
         "Tasks of the host run on other CPUs, kernel threads too.",
         default="yes",
-        needs=_OWN,
+        needs=OWN,
     ),
     "isolation.workqueues": Setting(
-        *_YES_NO, "Work queues of the kernel run on other CPUs.", default="yes", needs=_OWN
+        *_YES_NO, "Work queues of the kernel run on other CPUs.", default="yes", needs=OWN
     ),
     "isolation.network": Setting(
         *_YES_NO,
         "Packets of the host are steered to other CPUs (RPS, XPS).",
         default="yes",
-        needs=_OWN,
+        needs=OWN,
     ),
     "isolation.vfio": Setting(
         "spread|one|housekeeping",
@@ -175,25 +175,25 @@ SETTINGS: Final[Mapping[str, Setting]] = {
         "Interrupts of its devices go to all of its vCPUs' CPUs in turn, to the first one's, or to "
         "the host's.",
         default="spread",
-        needs=_OWN,
+        needs=OWN,
     ),
     "isolation.watchdog": Setting(
         *_YES_NO,
         "The kernel's watchdogs for lockups look at other CPUs only.",
         default="no",
-        needs=_OWN,
+        needs=OWN,
     ),
     "power.governor": Setting(
         _WORD,
         'a cpufreq governor such as "performance"',
         "The cpufreq governor of its own CPUs.",
-        needs=_OWN,
+        needs=OWN,
     ),
     "power.epp": Setting(
         _WORD,
         'an energy preference such as "performance" or "128"',
         "The energy-performance preference of its own CPUs.",
-        needs=_OWN,
+        needs=OWN,
     ),
     "power.latency": Setting(
         r"\d{1,9}|n/a",
@@ -202,7 +202,7 @@ SETTINGS: Final[Mapping[str, Setting]] = {
         "0: without bound; n/a: no delay at all, they poll.",
         numbers=(0, 999_999_999),
         texts="n/a",
-        needs=_OWN,
+        needs=OWN,
     ),
     "power.boost": Setting(*_YES_NO, "CPUs of the host may clock above their base frequency."),
     "memory.hugepages": Setting(
@@ -349,7 +349,7 @@ SETTINGS: Final[Mapping[str, Setting]] = {
         '"emulator", "keep" or a CPU list',
         "The CPUs of its vhost workers: the emulator's, those that they have, or a list.",
         default="emulator",
-        needs=_OWN,
+        needs=OWN,
     ),
 }
 """Every setting, as ``element.attribute``; ``vm.toml`` and the administrator's files have tables

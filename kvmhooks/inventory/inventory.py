@@ -36,7 +36,7 @@ class Inventory:
     limits: Limits = field(factory=Limits, eq=False)
     """The administrator's (``[host]`` of ``/etc/kvmhooks/kvmhooks.toml``)."""
     defaults: Mapping[str, str] = field(factory=dict)
-    """The administrator's settings for every VM, as claims have them."""
+    """The administrator's settings for every VM that is described, as claims have them."""
     policies: Mapping[str, Mapping[str, str]] = field(factory=dict)
     """The administrator's settings for single VMs (``vm.d``), by their names."""
     hypervisor: Hypervisor = field(factory=Hypervisor)

@@ -224,7 +224,7 @@ def _settings(spec: VmSpec) -> Iterator[Problem]:
         for key in ("scheduler", "requests"):
             value = getattr(storage, key)
             if value is not None:
-                expected = "a disk of the host's, /dev/..., at disk[].path: no image has a queue"
+                expected = "a disk of the host's, /dev/..., at disk[].path"
                 yield Problem(f"policy.storage.{key}", repr(value), expected)
     if spec.policy.memory.hugepages == "keep" and spec.memory.allocate:
         yield Problem("memory.allocate", 'policy.memory.hugepages = "keep"', "one of the two")

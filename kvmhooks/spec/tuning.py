@@ -172,6 +172,6 @@ def policy_of(spec: VmSpec) -> dict[str, str]:
 def word_of(at: str) -> str:
     """Return the key of vm.toml that says what an unknown key at a place means; empty for none."""
     below = at.removeprefix("policy.")
-    if below not in SETTINGS:
-        return ""
-    return SETTINGS[below].word or f"policy.{below}"
+    if below in SETTINGS:
+        return SETTINGS[below].word or f"policy.{below}"
+    return "[[pci]] or [[mdev]]" if at == "policy.devices" else ""

@@ -5,7 +5,7 @@ All of the files is read as a start reads it, so that a mistake in a VM's defaul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from attrs import field, frozen
 
@@ -29,8 +29,11 @@ class Administration:
     """The reasons why nothing of it is known."""
 
 
-def administration_of(sources: Sources, names: Iterable[str]) -> Administration:
-    """Return what the administrator says of every VM, and of those with these names.
+def administration_of(sources: Sources, names: Collection[str]) -> Administration:
+    """Return the administrator's limits, and the settings for the VMs with these names.
+
+    Without names there are no settings: they are of VMs that kvmhooks isolates, and whether a
+    domain of libvirt's is one its own XML tells.
 
     Raises ``IsolationError`` for a mistake in a file: no VM of ours starts with it either.
     """
@@ -39,6 +42,8 @@ def administration_of(sources: Sources, names: Iterable[str]) -> Administration:
         return Administration()
     try:
         limits, defaults = administrator.limits(system), administrator.defaults(system)
+        if not names:
+            return Administration(limits)
         own = {name: administrator.policy_of(system, name) for name in names}
         policies = {name: settings for name, settings in own.items() if settings is not None}
         return Administration(limits, defaults, policies)

@@ -18,9 +18,9 @@ from kvm_launch.life.stop import Stop, run_whole
 from kvm_launch.life.supervise import supervise
 from kvm_launch.options import LaunchOptions
 from kvm_launch.prepare import cloud_init, images, persistent_state, shared_memory
+from kvm_launch.prepare.claim_warnings import claim_warnings
 from kvm_launch.prepare.planning import sources_of
 from kvm_launch.prepare.reservation import Reservation
-from kvm_launch.prepare.unit_warnings import unit_warnings
 from kvm_launch.prepare.user import maker_of
 from kvm_launch.talk.console import Console
 from kvm_launch.talk.tty import guests
@@ -198,7 +198,7 @@ class Launch:
             and not lease.has_cpus,
             f"tuning: left out: {lease.unlimited}": lease.unlimited,
         }
-        units = [] if lease.claim is None else unit_warnings(self._registry, [lease.claim])
+        units = [] if lease.claim is None else claim_warnings(self._registry, [lease.claim])
         for warning, is_due in (warnings | dict.fromkeys(units, True)).items():
             if is_due:
                 self._reporter.warn(warning)

@@ -10,10 +10,10 @@ from kvm_launch.host.isolation import registry_of
 from kvm_launch.life.stop import Stop, run_whole
 from kvm_launch.options import LaunchOptions
 from kvm_launch.prepare import cloud_init, images
+from kvm_launch.prepare.claim_warnings import claim_warnings
 from kvm_launch.prepare.planning import accelerator_line, sources_of, tell
 from kvm_launch.prepare.preparation import prepare
 from kvm_launch.prepare.reservation import Reservation
-from kvm_launch.prepare.unit_warnings import unit_warnings
 from kvm_launch.prepare.user import maker_of
 from kvm_launch.talk.console import Console
 from kvm_launch.talk.tty import guests, is_written
@@ -61,7 +61,7 @@ def run(
         if tree is not None:
             registry = registry_of(System(str(tree)))
         if tree is None or tree.is_dir():  # no archive has unit files
-            for warning in unit_warnings(registry, [claim(decided)]):
+            for warning in claim_warnings(registry, [claim(decided)]):
                 screen.line(f"warning: {warning}")
         if options.is_json:
             from kvmhooks.show.printed import printed

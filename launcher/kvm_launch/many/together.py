@@ -12,10 +12,10 @@ from kvm_launch.host.isolation import registry_of
 from kvm_launch.life.run import run_planned
 from kvm_launch.many.supervisors import Supervisors
 from kvm_launch.options import LaunchOptions
+from kvm_launch.prepare.claim_warnings import claim_warnings
 from kvm_launch.prepare.planning import accelerator_line, sources_of, tell
 from kvm_launch.prepare.preparation import prepare
 from kvm_launch.prepare.reservation import Reservation, plan_together, with_others
-from kvm_launch.prepare.unit_warnings import unit_warnings
 from kvmhooks.errors import InputError, SpecError, UsageError
 from kvmhooks.exits import exit_code_of
 from kvmhooks.inventory.inventory import Inventory
@@ -80,7 +80,7 @@ def run_many(options: LaunchOptions, specs: Sequence[VmSpec], system: System | N
     if options.is_dry_run:
         plans = plan_together(specs, inventory)
         _show(options, plans)
-        for warning in unit_warnings(registry, [claim(plan) for plan in plans]):
+        for warning in claim_warnings(registry, [claim(plan) for plan in plans]):
             print(f"warning: {warning}", flush=True)
         return 0
     supervisors = Supervisors(is_detached=options.is_detached, out=sys.stdout)

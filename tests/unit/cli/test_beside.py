@@ -8,7 +8,6 @@ import pytest
 
 from kvmhooks.cli.beside import HOLLOW
 from kvmhooks.cli.main import main
-from kvmhooks.devices import vf_netlink
 
 DOMAIN = Path(__file__).parents[2] / "golden" / "domains" / "web.xml"
 REFUSED = {
@@ -34,7 +33,6 @@ REFUSED = {
     "tune ./vm.xml --only disks,profile": "--only: found profile without --profile",
     "tune ./vm.xml --connect qemu:///session": "--connect: found the file ./vm.xml beside it",
     "tune vm --apply --host /captured": "--apply: found --host beside it, expected this machine",
-    "vfs 0000:3b:00.0 0 mac=02:00:00:00:00:01 --json": "--json: found mac=02:00:00:00:00:01 beside",
 }
 
 
@@ -67,17 +65,3 @@ def test_what_changes_something_is_taken(words: str, capsys: pytest.CaptureFixtu
     """The same options where they have their effect."""
     assert main(["tune", str(DOMAIN), *words.split()]) == 0
     assert capsys.readouterr().err.count("\n") >= 1
-
-
-def test_a_function_of_a_card_is_shown_by_its_number(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that there is not is told, and so is a card without any."""
-    found = {0: {"mac": "02:00:00:00:00:01"}, 1: {"mac": "02:00:00:00:00:02"}}
-    monkeypatch.setattr(vf_netlink, "read", lambda card: found if card.endswith("0") else {})
-    assert main(["vfs", "0000:3b:00.0", "1"]) == 0
-    assert capsys.readouterr().out == "1 mac=02:00:00:00:00:02\n"
-    assert main(["vfs", "0000:3b:00.0", "2"]) == 1
-    assert "found no function 2, expected 0 to 1" in capsys.readouterr().err
-    assert main(["vfs", "0000:3b:00.1"]) == 1
-    assert "0000:3b:00.1: found no virtual functions" in capsys.readouterr().err

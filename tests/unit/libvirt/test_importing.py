@@ -15,7 +15,7 @@ from kvmhooks.machine.devices.graphics import Graphics
 from kvmhooks.spec import load_vm
 from kvmhooks.spec.device import device_class
 from kvmhooks.spec.forms import Priority, Weight
-from kvmhooks.spec.tuning import Io, IoDevice, Threads
+from kvmhooks.spec.tuning import Io, IoDevice, Threads, policy_of
 from kvmhooks.values import ByteSize, PciAddress
 
 DESKTOP = """
@@ -318,6 +318,14 @@ WORDS = [
     ),
     (
         {
+            "rest": "<metadata><kvmhooks:vm xmlns:kvmhooks='urn:kvmhooks:1'>"
+            "<kvmhooks:threads vcpus='rr:3'/></kvmhooks:vm></metadata>"
+        },
+        "tuning",
+        {"vcpus": Threads(scheduler="rr", priority=Priority(3))},
+    ),
+    (
+        {
             "rest": "<blkiotune><weight>200</weight><device><path>/dev/sda</path>"
             "<read_bytes_sec>1048576</read_bytes_sec></device></blkiotune>"
         },
@@ -351,6 +359,21 @@ def test_what_a_domain_says_has_its_word(
     else:
         default = getattr(plain.spec, table) or device_class(table)()
         assert found == attrs.evolve(default, **expected)
+
+
+def test_settings_that_are_none_are_told() -> None:
+    """A word that the table has not, a wrong value, and one that would do nothing here."""
+    policy = (
+        "<kvmhooks:memory ksm='7' thp='never' ksn='1'/><kvmhooks:power governor='performance'/>"
+        "<kvmhooks:color red='1'/>"
+    )
+    vm = f"<kvmhooks:vm xmlns:kvmhooks='urn:kvmhooks:1'>{policy}</kvmhooks:vm>"
+    rest = f"<metadata>{vm}</metadata>"
+    read = read_domain(BARE.format(os="", features="", devices="", rest=rest))
+    assert policy_of(read.spec) == {"memory.thp": "never"}
+    told = {left.at.rpartition("/")[2]: left.why for left in read.unexpressed}
+    assert told.keys() >= {"kvmhooks:memory@ksm", "kvmhooks:memory@ksn", "kvmhooks:color"}
+    assert "policy.power.governor" in told
 
 
 def test_a_class_of_some_vcpus_has_no_word() -> None:

@@ -187,6 +187,29 @@ MISTAKES = [
         ),
     ),
     (LEAST + "disks = []", 'disks: found an unknown key, expected "disk"?'),
+    (LEAST + "isolation.irqs = true",
+     "isolation.irqs: found an unknown key, expected policy.isolation.irqs"),
+    (LEAST + "policy.isolation.exclusive = true",
+     "policy.isolation.exclusive: found an unknown key, expected isolation.exclusive"),
+    (LEAST + "policy.isolation.siblings = 'idle'",
+     "policy.isolation.siblings: found an unknown key, expected cpu.smt"),
+    (LEAST + "policy.devices.managed = true",
+     "policy.devices: found an unknown key, expected [[pci]] or [[mdev]]"),
+    (LEAST + "policy.power.latency = 'x'",
+     (
+         "policy.power.latency: found 'x', expected microseconds, "
+         'or "n/a" for no wake-up delay at all'
+     )),
+    (LEAST + "policy.power.governor = 'performance'",
+     "policy.power.governor: found 'performance', expected isolation.exclusive = true"),
+    (LEAST + "policy.memory.hugepages = 'keep'",
+     "policy.memory.hugepages: found 'keep', expected memory.hugepages beside it"),
+    (LEAST + "memory.hugepages = '2MiB'\nmemory.allocate = true\npolicy.memory.hugepages = 'keep'",
+     'memory.allocate: found policy.memory.hugepages = "keep", expected one of the two'),
+    (LEAST + "policy.threads.uclamp_min = 9\npolicy.threads.uclamp_max = 8",
+     "policy.threads.uclamp_min: found 9, expected at most uclamp_max, 8"),
+    (LEAST + "policy.storage.requests = 9",
+     "policy.storage.requests: found 9, expected a disk of the host's, /dev/..., at disk[].path"),
     (
         LEAST + "cpu.vcpu = 2\ncpu.treads = 2",
         (
