@@ -224,6 +224,24 @@ def test_what_decides_the_place_is_said_of_the_administrators_file() -> None:
     )
 
 
+def test_a_vms_own_class_comes_before_the_administrators() -> None:
+    """libvirt has it in <vcpusched>; so the metadata has it too where a file says another one."""
+    document = {
+        "name": NAME,
+        "cpu": {"vcpus": 2, "placement": "dedicated"},
+        "memory": {"size": "1GiB"},
+        "isolation": {"exclusive": True},
+        "tuning": {"vcpus": {"scheduler": "fifo", "priority": 7}},
+    }
+    spec = structure(document, Path("/vms"))
+    with host_with({"threads": {"vcpus": "fifo:1"}}, None) as (system, inventory):
+        decided = plan(spec, inventory)
+        found = read_claim(domain_xml(decided), system=system)
+    assert found == claim(decided, driver="qemu")
+    assert found is not None
+    assert found.setting("threads.vcpus") == claim(decided).setting("threads.vcpus") == "fifo:7"
+
+
 REFUSED = [
     (
         {"isolation": {"exclusive": True}},
