@@ -7,6 +7,8 @@ from typing import Final
 
 from kvmhooks.errors import Problem, SpecError, ValueFormatError
 from kvmhooks.libvirt.edit.text import Element
+from kvmhooks.libvirt.importing.amounts import amount, size_of
+from kvmhooks.libvirt.importing.memory_devices import memory_devices
 from kvmhooks.libvirt.importing.reading import Reading
 from kvmhooks.machine.domain_reading import Tables, fits, number
 from kvmhooks.placement.slots import DEFAULT
@@ -16,13 +18,6 @@ from kvmhooks.values import ByteSize, CpuSet, union
 
 _QEMU: Final = "http://libvirt.org/schemas/domain/qemu/1.0"
 _MODES: Final = {"host-passthrough": "host", "maximum": "max"}
-_UNITS: Final = {
-    "b": 1, "bytes": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4,
-    "k": 1 << 10, "KiB": 1 << 10, "M": 1 << 20, "MiB": 1 << 20,
-    "G": 1 << 30, "GiB": 1 << 30, "T": 1 << 40, "TiB": 1 << 40,
-}  # fmt: skip
-"""libvirt's units of memory (``virScaleInteger()``, src/util/virutil.c)."""
-
 _MIB: Final = 1 << 20
 
 KNOWN_PAGES: Final = frozenset({2 << 20, 1 << 30})
@@ -223,28 +218,15 @@ def memory(reading: Reading) -> Tables:
 
 
 def _growth(reading: Reading) -> Tables:
-    """Return how far the memory may grow, and by how many modules."""
+    """Return how far the memory may grow, by how many modules, and what is added already."""
     maximum = reading.find("maxMemory", "unit", "slots")
     if maximum is None:
         return {}
     slots = number(maximum.get("slots", str(DEFAULT)), f"{maximum.path}@slots")
     table: Tables = {"maximum": str(ByteSize(size_of(maximum)))}
-    return table if slots == DEFAULT else {**table, "slots": slots}
-
-
-def size_of(element: Element | None) -> int:
-    """Return the bytes that an element with a unit says. Raises ``SpecError`` with its place."""
-    if element is None:
-        return 0
-    return amount(element, element.text.strip(), element.get("unit") or "KiB")
-
-
-def amount(element: Element, text: str, unit: str) -> int:
-    """Return a number with libvirt's unit, in bytes. Raises ``SpecError`` with its place."""
-    if unit not in _UNITS or not (text.isascii() and text.isdigit() and len(text) < 20):
-        problem = Problem(element.path, repr(f"{text} {unit}"[:80]), "a number with a unit")
-        raise SpecError("domain", (problem,))
-    return int(text) * _UNITS[unit]
+    if slots != DEFAULT:
+        table["slots"] = slots
+    return table | memory_devices(reading)
 
 
 def _cell(reading: Reading, cell: Element) -> tuple[CpuSet, int]:

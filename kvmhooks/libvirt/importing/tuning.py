@@ -6,7 +6,8 @@ from typing import Final
 
 from kvmhooks.errors import ValueFormatError
 from kvmhooks.libvirt.edit.text import Element
-from kvmhooks.libvirt.importing.cpu import amount, vcpus_of
+from kvmhooks.libvirt.importing.amounts import amount
+from kvmhooks.libvirt.importing.cpu import vcpus_of
 from kvmhooks.libvirt.importing.reading import Reading
 from kvmhooks.machine.domain_reading import Tables, number
 from kvmhooks.policy import NAMESPACE, SETTINGS

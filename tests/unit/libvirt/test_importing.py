@@ -11,12 +11,16 @@ import pytest
 from kvmhooks.cli.main import main
 from kvmhooks.errors import InputError
 from kvmhooks.libvirt.importing.importing import read_domain
+from kvmhooks.libvirt.xml import domain_xml
 from kvmhooks.machine.devices.graphics import Graphics
+from kvmhooks.placement import plan
+from kvmhooks.placement.planned_usage import of_plan
 from kvmhooks.spec import load_vm
 from kvmhooks.spec.device import device_class
 from kvmhooks.spec.forms import Priority, Weight
 from kvmhooks.spec.tuning import Io, IoDevice, Threads, policy_of
 from kvmhooks.values import ByteSize, PciAddress
+from tests.golden.cases import golden_host, golden_plan, golden_vm
 
 DESKTOP = """
 <domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -382,3 +386,45 @@ def test_a_class_of_some_vcpus_has_no_word() -> None:
     read = read_domain(BARE.format(os="", features="", devices="", rest=rest))
     assert "cputune/vcpusched" in {left.at for left in read.unexpressed}
     assert read.spec.tuning.vcpus == Threads()
+
+
+def test_memory_that_is_added_is_read_back() -> None:
+    """DIMMs and virtio-mem, each with its cell: whoever tunes the VM counts them as its own."""
+    read = read_domain(domain_xml(golden_plan("growing", "server")))
+    known = golden_vm("growing").memory
+    assert (read.spec.memory.dimm, read.spec.memory.virtio) == (known.dimm, known.virtio)
+    assert not [left for left in read.unexpressed if "devices/memory" in left.at]
+    assert of_plan(plan(read.spec, golden_host("server"))).memory == (
+        of_plan(golden_plan("growing", "server")).memory
+    )
+
+
+PAGES = "<memoryBacking><hugepages><page size='2' unit='MiB'/></hugepages></memoryBacking>"
+ADDED = "<source>{page}</source><target><size unit='KiB'>{kib}</size><node>0</node>{more}</target>"
+UNKNOWN = {
+    ("dimm", "", 4096, ""): "",
+    ("dimm", "", 4095, ""): "sizes of whole multiples of 2MiB are known",
+    ("dimm", "<pagesize unit='MiB'>2</pagesize>", 4096, ""): "what is added is of ordinary pages",
+    ("virtio-mem", "", 4096, "<block unit='KiB'>2048</block>"): "",
+    ("virtio-mem", "", 4096, "<block unit='KiB'>3072</block>"): "blocks of a power of two",
+    ("virtio-mem", "", 6144, "<block unit='KiB'>4096</block>"): "sizes of whole blocks are known",
+    ("nvdimm", "", 4096, ""): "vm.toml has no word for it",
+}
+
+
+@pytest.mark.parametrize("device", UNKNOWN)
+def test_memory_that_vm_toml_has_no_word_for_is_told(device: tuple[str, str, int, str]) -> None:
+    """With why; on huge pages what is added has to say that it is of ordinary ones."""
+    model, page, kib, more = device
+    added = ADDED.format(page=page, kib=kib, more=more)
+    text = DESKTOP.replace("<clock", "<maxMemory slots='4' unit='GiB'>9</maxMemory><clock")
+    text = text.replace("<devices>", f"<devices><memory model='{model}'>{added}</memory>")
+    for backing in ("", PAGES):
+        read = read_domain(text.replace("<clock", f"{backing}<clock"))
+        told = [left.why for left in read.unexpressed if left.at.startswith("devices/memory")]
+        assert len(read.spec.memory.dimm + read.spec.memory.virtio) == 1 - len(told)
+        if backing and model != "nvdimm":
+            assert told == ["what is added is of ordinary pages"]
+        else:
+            assert [why for why in told if UNKNOWN[device] not in why] == []
+            assert len(told) == bool(UNKNOWN[device])

@@ -371,7 +371,7 @@ OWN_FILE = "/etc/kvmhooks/vm.d/vm.toml"
 
 
 def test_a_mistake_in_the_file_of_a_vm_is_one_of_its_plan(tmp_path: Path) -> None:
-    """As it is of its start by libvirt; kvm-launch looks at none, and other VMs do not."""
+    """It is one of its start by libvirt, too; kvm-launch looks at none, and other VMs do not."""
     root = write_host(tmp_path, cores=8)
     (root / "etc/kvmhooks/vm.d").mkdir(parents=True)
     (root / OWN_FILE[1:]).write_text("[isolation]\nnosuch = 'yes'")
