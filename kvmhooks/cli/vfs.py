@@ -26,7 +26,7 @@ def main(verb: str, argv: Sequence[str]) -> int:
     card = Card(str(PciAddress.parse(arguments.card)), vf_netlink.read, vf_netlink.write)
     found = card.answer(arguments.number, settings)
     if verb != HOOKS_NAME and arguments.number is not None:
-        check(card.pf, arguments.number, found[arguments.number], settings)
+        check_set(card.pf, arguments.number, found[arguments.number], settings)
     if not found:
         print(f"{card.pf}: it has no virtual functions now, and may have {card.most}",
               file=sys.stderr)  # fmt: skip
@@ -79,7 +79,7 @@ class Card:
         return {number: found.get(number, {})}
 
 
-def check(pf: str, number: int, now: Mapping[str, str], settings: Mapping[str, str]) -> None:
+def check_set(pf: str, number: int, now: Mapping[str, str], settings: Mapping[str, str]) -> None:
     """Raise ``HostError`` where a function has not become what it was told to be."""
     for name, text in settings.items():
         if now.get(name, "-").lower() != text.lower() and (name, text) != ("mac", _NO_MAC):

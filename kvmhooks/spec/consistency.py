@@ -161,5 +161,8 @@ def _pci(spec: VmSpec) -> Iterator[Problem]:
             yield Problem(f"pci[{index}]", " and ".join(named) or "none", f"one of {_ANY_NAME}")
         if device.sriov is not None and not device.managed:
             yield Problem(f"pci[{index}].managed", "false", "true: the function is made and bound")
+        elif device.allow and not device.managed:
+            expected = f"pci[{index}].managed = true: else nobody looks at the uses of it"
+            yield Problem(f"pci[{index}].allow", "an array", expected)
     for at, address, first in spec.repeats():
         yield Problem(at, str(address), f"each device once: {first} names it")

@@ -296,7 +296,7 @@ def test_printing_and_dry_run_start_nothing(launcher: Launcher, guest: Path) -> 
         (["--host", "."], 2, "--host: another host's plan cannot run here"),
         (["--print", "json"], 2, "--print"),
         (["--libvirt=qemu+ssh://far/system"], 1, "expected the URI of a libvirtd on this host"),
-        (["--libvirt=qemu:///system?socket=/nowhere"], 1, "/nowhere"),
+        (["--libvirt=qemu:///system?socket=/nowhere"], 3, "/nowhere"),
     ],
 )
 def test_wrong_words_are_one_message(

@@ -112,7 +112,7 @@ def test_claims_of_other_vms_are_kept_clear_of(
         (["./no.xml", "--only", "cpu,gpu"], 2, "--only: found 'gpu', expected some of profile,"),
         ([str(DOMAINS / "large.xml"), "--host", "/nowhere"], 1, "/nowhere"),
         (["./no.xml", "--profile", "fast"], 2, "--profile: found 'fast', expected one of general,"),
-        (["nosuch", "--connect", "qemu:///system?socket=/no"], 1, "/no"),
+        (["nosuch", "--connect", "qemu:///system?socket=/no"], 3, "/no"),
     ],
 )
 def test_what_cannot_be_tuned_is_one_message(

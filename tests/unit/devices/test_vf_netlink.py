@@ -11,7 +11,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.requests.link import LinkIPRouteFilter
 
 from kvmhooks.cli.main import main
-from kvmhooks.cli.vfs import Card, check
+from kvmhooks.cli.vfs import Card, check_set
 from kvmhooks.devices.vf_netlink import interface_of, parse, request
 from kvmhooks.errors import HostError
 
@@ -139,5 +139,5 @@ def test_a_card_is_told_or_refused(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="found no function 2, expected 0 to 1"):
         found.answer(2, {"vlan": "5"})
     with pytest.raises(HostError, match="function 0: found rate=0 afterwards, expected rate=9"):
-        check(PF, 0, found.answer(0, {"rate": "9"})[0], {"rate": "9"})
-    check(PF, 0, found.answer(0, {"vlan": "7"})[0], {"vlan": "7", "mac": "00:00:00:00:00:00"})
+        check_set(PF, 0, found.answer(0, {"rate": "9"})[0], {"rate": "9"})
+    check_set(PF, 0, found.answer(0, {"vlan": "7"})[0], {"vlan": "7", "mac": "00:00:00:00:00:00"})

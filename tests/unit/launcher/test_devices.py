@@ -183,7 +183,7 @@ def test_the_claim_of_a_plan_binds_what_kvm_launch_manages() -> None:
     theirs = claim(decided, driver="qemu")
     assert (theirs.devices, theirs.demands, theirs.settings) == ((NIC,), {}, ())
     assert read_claim(domain_xml(decided)) == theirs
-    kept = plan(spec(GIVEN.replace("allow", "managed = false\nallow")), host())
+    kept = plan(spec(GIVEN.replace('allow = ["bridge"]', "managed = false")), host())
     assert claim(kept).asks_of("functions") == (DISK,)
 
 

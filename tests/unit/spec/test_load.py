@@ -566,6 +566,13 @@ def _put(document: Any, place: tuple[Any, ...], value: Any) -> None:
             "pci[0].managed: found false, expected true: the function is made and bound",
         ),
         (
+            'net = "enp3s0"\nmanaged = false\nallow = ["route"]',
+            (
+                "pci[0].allow: found an array, expected pci[0].managed = true: else nobody looks "
+                "at the uses of it"
+            ),
+        ),
+        (
             'sriov = {pf = "enp3s0", vf = "any"}',
             "pci[0].sriov.vf: found 'any', expected \"auto\" or a whole number from 0 to 65536",
         ),
