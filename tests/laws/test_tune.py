@@ -217,6 +217,27 @@ def test_a_tuned_domain_is_at_least_as_good_as_it_was(data: st.DataObject) -> No
     assert (kept == now) or tuned.gains
 
 
+@settings(max_examples=80)
+@given(st.data())
+def test_a_running_domain_is_placed_as_tune_would(data: st.DataObject) -> None:
+    """`replan` and `tune` give one answer; twice is once."""
+    at = data.draw(st.integers(0, len(DESCRIBED) - 1))
+    host = described(at)
+    document = data.draw(pinned(DESCRIBED[at].threads))
+    tuned = tune(document, host, only={"cpu", "memory"})
+    try:
+        found = replan(document.encode(), host)
+    except PlanError as error:
+        event(f"replan refuses: {error.problem.at}")
+        place = [change.at for change in tuned.changes if change.at.startswith("cpu/numa")]
+        assert place or any("not placed" in sentence for sentence in tuned.advice)
+        return
+    event(f"moves: {found.moves}")
+    placed = pins_of(ET.fromstring(tuned.document))  # noqa: S314 -- our own
+    assert {vcpu: set(cpus) for vcpu, cpus in found.pins.items()} == placed
+    assert not replan(found.document, host).moves
+
+
 @st.composite
 def divided(draw: st.DrawFn) -> str:
     """A domain with guest cells of any sizes, in any order, with huge pages in some of them."""
