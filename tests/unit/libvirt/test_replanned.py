@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
 
+from kvmhooks.cli.main import main
 from kvmhooks.host import Host, read
 from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.inventory.usage import Holding
+from kvmhooks.isolate.claims.domain_xml import read_claim
+from kvmhooks.isolate.record.store import Store
+from kvmhooks.isolate.registry.registry import Registry
+from kvmhooks.isolate.system.system import System
+from kvmhooks.libvirt.repin import RunningDomain
 from kvmhooks.libvirt.tuning.replan import answer_for
 from kvmhooks.libvirt.xml import domain_xml
 from kvmhooks.placement import plan
@@ -18,7 +26,7 @@ from kvmhooks.spec import parse_vm
 from kvmhooks.values import CpuSet
 from tests.fakedevices import FakePci
 from tests.fakehost import write_host
-from tests.unit.libvirt.test_tuned_place import OTHER, PARTS, card, domain
+from tests.unit.libvirt.test_tuned_place import EXCLUSIVE, OTHER, OWN, PARTS, card, domain
 
 FIFO = "<vcpusched vcpus='0-1' scheduler='fifo' priority='1'/>"
 WAYS = (
@@ -101,3 +109,44 @@ def test_a_vm_that_kvmhooks_wrote_moves_when_asked(host: Host) -> None:
     assert answer.goes
     moved = answer_for(answer.found.document, Inventory(host=host))
     assert (moved.goes, moved.found.changes) == (False, ())
+
+
+class Runs:
+    """A domain that runs, in the place of libvirt's."""
+
+    def __init__(self, document: bytes) -> None:
+        self.uuid = OWN
+        self._document = document
+
+    def document(self) -> bytes:
+        """Return its XML as it runs."""
+        return self._document
+
+    nodes = staticmethod(RunningDomain.nodes)
+
+
+def test_the_verb_tells_before_and_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both as JSON, with the gains, and as a sentence; a dry run changes nothing."""
+    root = write_host(tmp_path, packages=2, cores=4, nodes=2, l3_cores=2, memory_mib=4096)
+    document = domain("2;6", more=EXCLUSIVE, cputune="<emulatorpin cpuset='0'/>").encode()
+    claim = read_claim(document)
+    assert claim is not None
+    Registry(System(str(root)), Store(str(root))).prepare(claim)
+    monkeypatch.setattr(RunningDomain, "connected", lambda _uri, _name: nullcontext(Runs(document)))
+    words = ["replan", "vm", "--root", str(root), "--dry-run"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["before"], told["after"], told["moved"]) == (
+        {"nodes": 2, "l3": 2, "cores": 2},
+        {"nodes": 1, "l3": 1, "cores": 2},
+        False,
+    )
+    assert told["gains"] == ["1 node instead of 2", "1 L3 cache instead of 2"]
+    assert {change["at"] for change in told["changes"]} == {"cputune/vcpupin[2]@cpuset"}
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith(
+        "it would have 1 nodes, 1 L3 caches, 2 cores instead of 2 nodes, 2 L3 caches, 2 cores "
+        "(1 node instead of 2, 1 L3 cache instead of 2)\n"
+    )
