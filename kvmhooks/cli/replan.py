@@ -70,13 +70,14 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _inventory(root: str) -> Inventory:
-    """Return what a VM is planned on; its flaws go to stderr."""
+def _inventory(root: str, document: bytes) -> Inventory:
+    """Return what the VM of a document is planned on; its flaws go to stderr."""
     from kvmhooks.cli.sources import tell
+    from kvmhooks.libvirt.tuning.tune import parts_for
     from kvmhooks.survey.sources import Sources
     from kvmhooks.survey.survey import take
 
-    inventory = take(Sources(host=root))
+    inventory = take(Sources(host=root), parts=parts_for(document, "domain XML"))
     tell(inventory)
     return inventory
 
@@ -87,7 +88,7 @@ def _answer(root: str) -> bytes:
     from kvmhooks.libvirt.tuning.replan import misfit, replan
 
     document = read_document("-")
-    inventory = _inventory(root)
+    inventory = _inventory(root, document)
     if not misfit(document, inventory):
         return b""
     found = replan(document, inventory)
@@ -99,47 +100,37 @@ def _answer(root: str) -> bytes:
 def _move(registry: Registry, arguments: argparse.Namespace) -> dict[str, Any]:
     """Move a VM if it is better elsewhere; what was found, and what was done."""
     from kvmhooks.libvirt.repin import RunningDomain
-    from kvmhooks.libvirt.tuning.replan import misfit, replan
+    from kvmhooks.libvirt.tuning.replan import answer_for
 
-    inventory = _inventory(arguments.root)
-    with RunningDomain.connected(arguments.connect or SYSTEM, arguments.domain) as running:
+    uri = arguments.connect or SYSTEM
+    with RunningDomain.connected(uri, arguments.domain) as running:
         document = running.document()
         held = registry.look().held.get(f"qemu-{running.uuid}")
         if held is None:
             raise IsolationError(f"{arguments.domain}: it holds no CPUs of its own here")
-        found = replan(document, inventory)
-        why = misfit(document, inventory)
-        stays = _reason_to_stay(found, running.nodes(document))
-        is_better = bool(why) or found.before is None or found.after < found.before
+        inventory = _inventory(arguments.root, document)
+        answer = answer_for(document, inventory, running.nodes(document))
+        found = answer.found
         result = {
             "name": arguments.domain,
             "before": found.before and attrs.asdict(found.before),
             "after": attrs.asdict(found.after),
+            "gains": list(found.gains),
             "changes": [],
             "moved": False,
             "warnings": [],
         }
-        if not is_better:
-            return result | {"said": f"nothing would be better: {found.before} as it is"}
-        if stays:
-            return result | {"said": stays}
+        if not answer.goes:
+            return result | {"said": answer.reason}
+        gains = f" ({', '.join(found.gains)})" if found.gains else ""
         result["changes"] = [attrs.asdict(change) for change in found.changes]
         result["warnings"] = [*found.warnings]
         if arguments.dry_run:
-            return result | {"said": f"it would have {found.after} instead of {found.before}"}
+            return result | {
+                "said": f"it would have {found.after} instead of {found.before}{gains}"
+            }
         _carry_out(registry, held.claim, found, running)
-        return result | {"said": f"moved: {found.after}", "moved": True}
-
-
-def _reason_to_stay(found: Replanned, memory: frozenset[int]) -> str:
-    """Return why a running VM cannot go: its memory does not go along. Empty when it can."""
-    if not memory or not found.nodes or set(found.nodes) <= memory:
-        return ""
-    nodes = ",".join(map(str, sorted(memory)))
-    return (
-        f"it would have {found.after} on node {found.nodes}, but its memory would stay on node "
-        f"{nodes}: stop it and run `kvmhooks tune NAME --apply`"
-    )
+        return result | {"said": f"moved: {found.after}{gains}", "moved": True}
 
 
 def _carry_out(registry: Registry, claim: Claim, found: Replanned, running: Any) -> None:

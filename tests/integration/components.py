@@ -39,7 +39,8 @@ class Launcher:
 
     def command(self, *arguments: object) -> list[str]:
         """The words of a command line."""
-        return [str(word) for word in (*self.program, "--run-dir", self.run_dir, *arguments)]
+        run_dir = () if "--host" in arguments else ("--run-dir", self.run_dir)
+        return [str(word) for word in (*self.program, *run_dir, *arguments)]
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """Start it, with pipes to read."""

@@ -8,7 +8,7 @@ from typing import Final
 from attrs import evolve
 
 from kvmhooks.errors import PlanError
-from kvmhooks.host.model import Host, Node
+from kvmhooks.host.model import Host, Kind, Node
 from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.inventory.usage import second_identity_of
 from kvmhooks.libvirt.edit.text import Element
@@ -53,11 +53,26 @@ class PlaceOf:
     """The place of a domain on a host: the one that it has, or a better one."""
 
     def __init__(
-        self, root: Element, inventory: Inventory, *, keep_pins: bool, keep_nodes: bool
+        self,
+        root: Element,
+        inventory: Inventory,
+        *,
+        keep_pins: bool,
+        keep_nodes: bool,
+        is_asked: bool = False,
     ) -> None:
+        """Take the domain as it is; ``is_asked``: its owner asks whether it is better elsewhere.
+
+        Then one that kvmhooks wrote may move as well, to CPUs of the kind that it has.
+        """
         self.root = root
         self.inventory = inventory
         self.own = own_place(root, inventory.host)
+        self._kind: Kind | None = None
+        if is_asked and self.own is not None:
+            self.own = evolve(self.own, is_bound=has_shares(root))
+            if is_written_by_kvmhooks(root):
+                self._kind = _kind_of(self.own, inventory.host)
         self._keep_pins = keep_pins
         self._keep_nodes = keep_nodes
 
@@ -69,6 +84,8 @@ class PlaceOf:
     def plan(self, spec: VmSpec, target: Target) -> Plan:
         """Return the plan of its VM, where it is if that is as good. Raises ``PlanError``."""
         spec = with_own_words(spec, self.root, self.inventory.host)
+        if self._kind is not None:
+            spec = evolve(spec, cpu=evolve(spec.cpu, kind=self._kind))
         inventory = with_own_pages(self.inventory, spec, self.own)
         if self._keep_nodes:
             spec = self.on_its_nodes(spec)
@@ -134,9 +151,20 @@ def own_place(root: Element, host: Host) -> OwnPlace | None:
             number(pin.get("iothread") or "", f"{pin.path}@iothread"): cpu_set(pin, "cpuset")
             for pin in root.all("cputune/iothreadpin")
         },
-        is_bound=is_written_by_kvmhooks(root)
-        or any(root.find(f"cputune/{tag}") is not None for tag in ("cachetune", "memorytune")),
+        is_bound=is_written_by_kvmhooks(root) or has_shares(root),
     )
+
+
+def has_shares(root: Element) -> bool:
+    """Return whether vCPUs have shares of caches or of bandwidth, which are of their L3."""
+    return any(root.find(f"cputune/{tag}") is not None for tag in ("cachetune", "memorytune"))
+
+
+def _kind_of(own: OwnPlace, host: Host) -> Kind | None:
+    """Return the kind of a VM's cores; None where there is one only, or it has several."""
+    here = union(own.vcpus.values()) & host.online
+    kinds = {host.cpu(cpu).kind for cpu in here}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _nodes(root: Element, cells: int, host: Host) -> tuple[CpuSet | None, ...]:

@@ -194,7 +194,7 @@ def test_replan_is_for_what_a_guest_can_bear(root: Path) -> None:
     host = read(str(root), PLANNED)
     found = replan(domain("web", "2,6"), host)
     assert (found.before, found.after) == (Measure(2, 2, 2), Measure(1, 1, 2))
-    assert found.after < Measure(2, 1, 1)
+    assert found.moves
     assert residue(found.document) == residue(domain("web", "2,6"))
 
 

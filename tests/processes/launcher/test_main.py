@@ -43,9 +43,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run kvm-launch there; its run directory is in the folder."""
+    """Run kvm-launch there; its run directory is in the folder, with this machine for a host."""
+    run_dir = [] if "--host" in arguments else ["--run-dir", "run"]
     return subprocess.run(
-        [sys.executable, "-m", "kvm_launch.commands.main", "--run-dir", "run", *arguments],
+        [sys.executable, "-m", "kvm_launch.commands.main", *run_dir, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/launcher"},
         capture_output=True,
@@ -70,6 +71,10 @@ USAGE = [
     (("vm.toml", "--console"), "--console: found no terminal to type at, expected one"),
     (("vm.toml", "--print", "plan", "--dry-run"), "--dry-run: found --print beside it, expected"),
     (("vm.toml", "--print", "plan", "--quiet"), "--quiet: found --print beside it, expected one"),
+    (
+        ("vm.toml", "--print", "plan", "--host", "host", "--run-dir", "run"),
+        "--run-dir: found --host beside it, expected one of the two",
+    ),
     (("vm.toml", "--timeout", "9", "--dry-run"), "--timeout: found --dry-run beside it, expected"),
     (("vm.toml", "host", "--json"), "--json: found several VMs, expected the file of one"),
     (("vm.toml", "host"), "host: found no NAME.toml in it, expected one for each VM"),
