@@ -308,7 +308,7 @@ SETTINGS: Final[Mapping[str, Setting]] = {
         rf"{_FUNCTION}(;{_FUNCTION}){{0,99}}",
         "functions with a VLAN up to 4094, a MAC address of one device, trust, spoofchk or rate, "
         'such as "0000:3b:00.0/1 vlan=5 trust=yes"',
-        "What the card lets its virtual functions do.",
+        "The powers that the card gives its virtual functions.",
         once=";",
         word="pci[].sriov",
     ),

@@ -1,7 +1,8 @@
 """The keys for encrypted guests: how many a host has, and how many of them are taken.
 
-What runs is counted by the kernel's misc controller, whoever started it; a VM that was planned and
-has not started yet was promised one. Where nobody counts, the VMs that are known are counted.
+The kernel's misc controller counts those of VMs that run, whoever started them; a VM that was
+planned and has not started yet was promised one. Where nobody counts, the VMs that are known are
+counted.
 """
 
 from __future__ import annotations

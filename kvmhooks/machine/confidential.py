@@ -1,6 +1,6 @@
 """The encryption of a guest's memory: what the host can do, and what the guest must be.
 
-What the host can do KVM tells by parameters of its modules, which read ``N`` where the processor,
+KVM tells by parameters of its modules what the host can do. They read ``N`` where the processor,
 its firmware or the kernel cannot (``sev_hardware_setup()``, arch/x86/kvm/svm/sev.c; ``enable_tdx``,
 arch/x86/kvm/vmx/tdx.c): ``kvm_amd`` has ``sev_es`` since 5.11 and ``sev_snp`` since 6.11, and
 ``kvm_intel`` has ``tdx`` since 6.16 where it is built with it (CONFIG_KVM_INTEL_TDX).

@@ -90,7 +90,7 @@ def check_names(cpu: Cpu, host: Host, features: FeatureUse, *, accel: str) -> No
     """Refuse a model or a feature that this QEMU, or libvirt, does not know; tell of what the host
     lacks of them.
 
-    What is not known of the target or the host is not looked at. Raises ``PlanError``.
+    Nothing is checked against a target or a host that is not known. Raises ``PlanError``.
     """
     target = features.target
     if target.runs_it:

@@ -1,10 +1,10 @@
 """Defaults under a VM's own words: a profile's, and the administrator's.
 
-Keys of a profile that a host cannot serve get the next value, or none. The administrator's
-settings are those of ``/etc/kvmhooks/kvmhooks.toml``, from which every VM starts, and of
-``vm.d/NAME.toml`` for one, as libvirt's hook has them; the words nearest to the VM have the say.
-What decides where a VM lives is said in its description from then on, and everything else stands
-beside it in the plan.
+Keys of a profile that a host cannot serve get the next value, or none. The administrator's settings
+are those of ``/etc/kvmhooks/kvmhooks.toml``, from which every VM starts, and of ``vm.d/NAME.toml``
+for one, as libvirt's hook has them; the words nearest to the VM have the say. The settings that
+decide where a VM lives are in its description from then on, and all others stand beside it in the
+plan.
 """
 
 from __future__ import annotations

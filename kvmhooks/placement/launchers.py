@@ -34,7 +34,7 @@ ALONE: Final[dict[str, tuple[str, str]]] = {
 }
 """Key: the launcher that carries it out, and what there is of it beside the other one.
 
-What ``disk.encryption`` says for each of them (``secret``, ``key``) is asked for together, and
+The keys of ``disk.encryption`` for each of them (``secret``, ``key``) are asked for together, and
 ``shared_memory.user`` is left out for libvirt by the device itself.
 """
 

@@ -1,9 +1,9 @@
 """The programs that VMs need: which QEMU and libvirt there are, and what that QEMU can do.
 
 QEMU is asked once (``qemu.questions``). Its answer is kept for that very binary: a new one has
-another identity and is asked anew. What depends on the host or its kernel, too, is asked under KVM
-at a start (``kvm.cpus``). It is here and not in ``host``: a host is read from files, which
-a captured tree has too, and this starts programs.
+another identity and is asked anew. Features that depend on the host or its kernel, too, are asked
+for under KVM at a start (``kvm.cpus``). It is here and not in ``host``: a host is read from files,
+which a captured tree has too, and this starts programs.
 """
 
 from __future__ import annotations

@@ -60,9 +60,9 @@ def with_shared_memory(argv: Sequence[str], number: int) -> list[str]:
     """Return QEMU's arguments with the file of shared memory by its number.
 
     A set of descriptors will not do: QEMU opens the file with open(2) itself (``file_ram_open()``,
-    softmmu/physmem.c, since 8.2 system/physmem.c). What that reaches below ``/proc/self/fd`` is the
-    open file's inode, whose mode alone counts (proc_pid_fd(5)). Raises ``ValueError`` where there
-    is no such file.
+    softmmu/physmem.c, since 8.2 system/physmem.c). Below ``/proc/self/fd`` it reaches the open
+    file's inode, whose mode alone counts (proc_pid_fd(5)). Raises ``ValueError`` where there is no
+    such file.
     """
     words = list(argv)
     for at, (name, word) in enumerate(pairwise(words), 1):

@@ -116,8 +116,8 @@ def rules_of(field: attrs.Attribute[Any]) -> Rules:
 def unenabled(spec: VmSpec, document: Mapping[str, Any] | None = None) -> Iterator[Problem]:
     """Yield each key that is said and does nothing, for want of one that enables it.
 
-    Said is what stands in ``document``; without it, what is not its default. That something is
-    switched off, which it is by default, needs nothing else to be true.
+    Said is what stands in ``document``; without it, what is not its default. Nothing else needs to
+    be true of a thing that is switched off, as it is by default.
     """
     yield from _in_table(spec, spec, document, "")
 

@@ -1,8 +1,8 @@
 """``[tuning]`` and ``[policy]``: what the VM gets of the host, and asks of it.
 
 Each row of ``kvmhooks.policy.SETTINGS`` that no other key says is a key of ``[policy]``, in the
-table of its first word: ``power.governor`` is ``governor`` in ``[policy.power]``. What is a number,
-a text or a choice there is one here, with the same bounds.
+table of its first word: ``power.governor`` is ``governor`` in ``[policy.power]``. A number, a text
+or a choice there is one here, too, with the same bounds.
 """
 
 from __future__ import annotations

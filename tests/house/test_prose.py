@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,21 @@ CLAUSES = frozenset(
     | {"Whatever", "Wherever", "However", "Whoever", "Whichever"}
 )
 """First words of a docstring that is a clause without its sentence."""
+
+SUBJECT = re.compile(
+    r"(?:^|[.!?»)*]\s+|[:;]\s+|\n\n|\n- |\n\d+\. |\| )"
+    r"((?:What|Whatever|Which|Whichever|Who|Whoever|Whom|Whose|Whether|Why|How)\b[^.?|]*[.?])",
+    re.MULTILINE,
+)
+"""A sentence that begins with a clause for its subject; a question is none. «That» and «Where»,
+which begin other sentences as well, are left to a reader, as is a clause within a sentence."""
+
+PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "docs/*.md", "docs/man/*")
+
+CODE = re.compile(r"```.*?```", re.DOTALL)
+
+SENTENCE_LENGTH = 25
+"""The length from which a text of the code is more than a word: it may be a message."""
 
 NOUNS = frozenset(["The", "A", "An", "Its", "Each", "Every", "All", "One", "Those"])
 """First words of a function's docstring that leave open what the function does."""
@@ -198,6 +214,57 @@ def test_the_prose_is_by_the_rule(kind: str, rule: str) -> None:
         f"{path}:{line}" for path, source in sources().items() for line in getattr(source, kind)
     ]
     assert not wrong, f"{rule}: {' '.join(wrong)}"
+
+
+def clauses_in(text: str) -> list[tuple[int, str]]:
+    """Return the lines of a text, from 0, at which a sentence has a clause for its subject."""
+    text = CODE.sub(lambda code: "\n" * code[0].count("\n"), text)
+    found = SUBJECT.finditer(text)
+    return [
+        (text.count("\n", 0, match.start(1)), " ".join(match[1].split())[:60])
+        for match in found
+        if not match[1].endswith("?")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("It is so. What it has is ours.", [0]),
+        ("A list:\n\n- Whoever comes\n  next goes on.\n- Who is it?\n", [2]),
+        ("| a | b |\n| c | Whether it is there. |\n", [1]),
+        ("```\nIt is. What is it is.\n```\nNobody knows what it is. That is so.", []),
+    ],
+    ids=["sentence", "list", "table", "none"],
+)
+def test_a_clause_for_a_subject_is_found(text: str, lines: list[int]) -> None:
+    """In sentences, lists and tables, and neither in code nor in questions."""
+    assert [line for line, _ in clauses_in(text)] == lines
+
+
+def test_no_sentence_of_a_page_has_a_clause_for_its_subject() -> None:
+    """A page is read once, from its first word on."""
+    pages = [page for pattern in PAGES for page in sorted(ROOT.glob(pattern))]
+    assert len(pages) > len(PAGES)
+    wrong = [
+        f"{page.relative_to(ROOT)}:{line + 1}: {words}"
+        for page in pages
+        for line, words in clauses_in(page.read_text())
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_sentence_of_the_code_has_a_clause_for_its_subject() -> None:
+    """Docstrings and messages are held to the same: nobody reads a message twice, either."""
+    wrong = [
+        f"{path}:{node.lineno + line}: {words}"
+        for path in product()
+        for node in ast.walk(ast.parse((ROOT / path).read_bytes()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if len(node.value) > SENTENCE_LENGTH
+        for line, words in clauses_in(node.value)
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def product() -> list[str]:

@@ -336,7 +336,10 @@ def command(
     if arguments[:1] != [] and arguments[0].startswith("--") and not is_call(arguments):
         from kvmhooks.isolate.hook import options  # noqa: PLC0415 -- another process's business
 
-        return options.carry_out(root, arguments, planner)
+        def again(root: str) -> int:
+            return reconcile(root, planner=planner, program=this_program())
+
+        return options.carry_out(root, arguments, planner, again, write)
     if xml is None:
         xml = fastpath.read_xml()
     code, found = 0, b""

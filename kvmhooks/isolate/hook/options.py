@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from kvmhooks.isolate.hook.entry import reconcile, this_program, write
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
-def carry_out(root: str, arguments: list[str], planner: Sequence[str]) -> int:
+def carry_out(
+    root: str,
+    arguments: list[str],
+    planner: Sequence[str],
+    reconcile: Callable[[str], int],
+    write: Callable[[int, bytes], None],
+) -> int:
     """Do what an option asks for, ``--root DIR`` behind it included; return the exit code.
 
+    ``reconcile`` and ``write`` are those of ``entry``, which loads this for an option only.
     Words that are no option are told, and 2 is returned: they are no call of libvirt's.
     """
     if arguments[-2:-1] == ["--root"]:
         root, arguments = arguments[-1], arguments[:-2]
     if arguments == ["--reconcile"]:
-        return reconcile(root, planner=planner, program=this_program())
+        return reconcile(root)
     if arguments == ["--settle"]:
         from kvmhooks.isolate.hook.waiter import wait_for_release  # noqa: PLC0415 -- another process's business
 

@@ -104,8 +104,8 @@ class Transactions:
     ) -> Report:
         """Give back what is owed of every kind; add to a report what becomes of each.
 
-        What another hook is about to give back is left to it: without a wait, nothing is told. With
-        ``is_quick`` only what takes no time is given back.
+        A thing that another hook is about to give back is left to it: without a wait, nothing is
+        told. With ``is_quick`` only what takes no time is given back.
         """
         if not self.owed:
             return report

@@ -1,6 +1,6 @@
 """The programs that choose the places of their VMs themselves, by what they write into a domain.
 
-Whoever moves such a VM is at odds with its program, which has an account of its own of every CPU.
+Moving such a VM is at odds with its program, which has an account of its own of every CPU.
 
 - OpenStack Nova: ``NOVA_NS`` of nova/virt/libvirt/config.py, in versions 1.0 and 1.1.
 - oVirt: ``OVIRT_VM_URI`` and ``OVIRT_TUNE_URI`` of its LibvirtVmXmlBuilder.java.

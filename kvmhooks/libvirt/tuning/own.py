@@ -37,7 +37,7 @@ def is_written_by_kvmhooks(root: Element) -> bool:
     """Return whether a domain has everything that kvmhooks writes in any domain.
 
     That is the policy with both of its words, a topology, cells, and a pin for all but iothreads
-    (``libvirt.xml``). What such a domain is silent about, its ``vm.toml`` is silent about.
+    (``libvirt.xml``). Its ``vm.toml`` is silent about the same things as the domain.
     """
     policy = root.find(_POLICY)
     words = () if policy is None else [name for name in ("exclusive", "strict") if policy.get(name)]

@@ -1,7 +1,7 @@
 """The pins and nodesets of a domain for this host; nothing else of it is changed.
 
-A VM that comes from another host, or that was saved, has the pins that were right then. Whatever
-its guest sees stays: a guest that runs cannot be told of another CPU or of other cells.
+A VM that comes from another host, or that was saved, has the pins that were right then. Everything
+that its guest sees stays: a guest that runs cannot be told of another CPU or of other cells.
 """
 
 from __future__ import annotations

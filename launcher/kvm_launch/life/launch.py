@@ -25,7 +25,8 @@ from kvm_launch.prepare.user import maker_of
 from kvm_launch.talk.console import Console
 from kvm_launch.talk.tty import guests
 from kvm_launch.tell.outcome import Outcome, judge, not_restored
-from kvm_launch.tell.screen import screen_of, work_of
+from kvm_launch.tell.screen import work_of
+from kvm_launch.tell.screens import screen_of
 from kvm_launch.tell.states import VmState
 from kvm_launch.tell.status import StatusReporter
 from kvmhooks.errors import QemuError, RestoreError, words_of

@@ -18,7 +18,8 @@ from kvm_launch.prepare.user import maker_of
 from kvm_launch.talk.console import Console
 from kvm_launch.talk.tty import guests, is_written
 from kvm_launch.tell.outcome import Outcome, as_text, judge
-from kvm_launch.tell.screen import Screen, screen_of
+from kvm_launch.tell.screen import Screen
+from kvm_launch.tell.screens import screen_of
 from kvmhooks.errors import QemuError
 from kvmhooks.inventory.inventory import Inventory
 from kvmhooks.isolate.system.system import System

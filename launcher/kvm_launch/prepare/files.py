@@ -5,10 +5,10 @@ nothing but the standard library::
 
     python3 -I -S -c TEXT UID:GID:GROUP,GROUP VERB PATH WORD...
 
-It becomes that user for good before it looks at a path, so that the kernel's own checks hold. What
-it shall write is on its standard input, what it has read on its standard output; of what failed
-its standard error has ``[errno, why, file]``. No call waits for a FIFO or a device, and no new file
-is ever made through a link.
+It becomes that user for good before it looks at a path, so that the kernel's own checks hold. Its
+standard input has the bytes to write, its standard output those that it read; of a failure its
+standard error has ``[errno, why, file]``. No call waits for a FIFO or a device, and no new file is
+ever made through a link.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
 """The forms of what kvm-launch tells a person: lines, a terminal's tables, or next to nothing.
 
-Whatever draws is loaded when there is something to draw, never for a VM that is started quietly.
+Modules that draw are loaded when there is something to draw: for a VM that is started quietly, only
+once its QEMU runs (``life.preload``).
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Final, TextIO
 
-from kvm_launch.options import LaunchOptions
 from kvm_launch.tell.outcome import Outcome
 from kvm_launch.tell.states import Step
 from kvmhooks.placement.model import Plan
@@ -65,19 +63,6 @@ class Quiet(Screen):
 
         if outcome.exit_code != 0:
             super().line("\n".join(outcome_words(plan, outcome)))
-
-
-def screen_of(options: LaunchOptions) -> Screen:
-    """Return the screen that suits the command line and where its output goes."""
-    out = sys.stderr if options.is_json else sys.stdout
-    if options.is_quiet:
-        return Quiet(out)
-    is_dumb = os.environ.get("TERM", "dumb") == "dumb"
-    if is_dumb or not out.isatty():
-        return Screen(out)
-    from kvm_launch.tell.tables import Terminal
-
-    return Terminal(out)
 
 
 def work_of(plan: Plan) -> str:

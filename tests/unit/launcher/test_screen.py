@@ -9,7 +9,8 @@ import pytest
 
 from kvm_launch.options import LaunchOptions
 from kvm_launch.tell.outcome import Ended, Outcome
-from kvm_launch.tell.screen import Quiet, Screen, screen_of, work_of
+from kvm_launch.tell.screen import Quiet, Screen, work_of
+from kvm_launch.tell.screens import screen_of
 from kvm_launch.tell.states import Step, VmState
 from kvm_launch.tell.tables import Terminal
 from kvmhooks.placement import Plan
