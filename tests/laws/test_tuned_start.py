@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from xml.etree import ElementTree as ET
 
 from hypothesis import event, given, settings
@@ -35,11 +35,11 @@ NOVA = "<nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'/
 
 
 @cache
-def tree(at: int) -> tuple[str, Host]:
-    """One of them, written once."""
-    root = Path(mkdtemp(prefix="tuned-start-"))
-    TREES[at].write(root)
-    return str(root), read(root, ("cpus", "nodes", "kernel", "kvm", "pci"))
+def tree(at: int) -> tuple[TemporaryDirectory[str], Host]:
+    """One of them, written once; the folder goes with the process."""
+    folder = TemporaryDirectory(prefix="tuned-start-")
+    TREES[at].write(Path(folder.name))
+    return folder, read(folder.name, ("cpus", "nodes", "kernel", "kvm", "pci"))
 
 
 def refusal(document: bytes, root: str) -> str:
@@ -108,7 +108,8 @@ def iothreads_of(root: ET.Element) -> set[str]:
 def test_what_the_hook_lets_start_it_lets_start_tuned(data: st.DataObject) -> None:
     """And every thread of a VM with CPUs of its own that tune adds has its pin."""
     at = data.draw(st.integers(0, len(TREES) - 1))
-    root, host = tree(at)
+    folder, host = tree(at)
+    root = folder.name
     before = data.draw(domains(len(TREES[at].cpus)))
     everything = st.just(tuple(CONCERNS))
     only = data.draw(everything | st.sets(st.sampled_from(sorted(CONCERNS)), min_size=1))
