@@ -48,8 +48,8 @@ class Write(NamedTuple):
 def rehearse(claim: Claim, root: str = "/", *, is_placed: bool = False) -> list[Write]:
     """Return every write that a start and a stop of this VM would make now.
 
-    What would be left out, since it cannot be read or written, stands before them as a row of the
-    phase ``warning``.
+    Before them stands a row of the phase ``warning`` for each thing that would be left out, since
+    it cannot be read or written.
     ``is_placed`` is as in ``Registry.prepare``.
 
     Raises ``IsolationError`` when the start would be refused.

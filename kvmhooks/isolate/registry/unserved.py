@@ -1,7 +1,7 @@
 """Settings of a VM's policy that nothing on this host could carry out, as far as its files tell.
 
-A start sets what is there, and no report has what is not. Whether a value is taken that has a file,
-the write tells, or ``accepted`` before it.
+A start sets what is there, and no report has what is not. The write of a value tells whether it is
+taken, or ``accepted`` before it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _OF_A_QUEUE: Final = {"storage.scheduler": "scheduler", "storage.requests": "nr_
 def unserved(system: System, claim: Claim, others: Sequence[Claim]) -> Iterator[tuple[str, str]]:
     """Yield each setting of a claim that would be left out, and why.
 
-    ``others`` are the claims that are on record, the first one first. What the VM itself lacks is
-    no matter of the host (``claims.effects``).
+    ``others`` are the claims that are on record, the first one first. ``claims.effects`` tells
+    of things that the VM itself lacks.
     """
     yield from _of_host(system, claim, others)
     if claim.exclusive:
