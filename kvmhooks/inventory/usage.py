@@ -239,6 +239,7 @@ def _with_more(claimed: Holding, document: dict[str, Any]) -> Holding:
         dedicated=CpuSet.parse(document.get("dedicated", "")) - claimed.exclusive,
         idle=CpuSet.parse(document.get("idle", "")),
         keeps_siblings=claimed.keeps_siblings or document.get("keeps_siblings") is True,
+        hugepages=claimed.hugepages or _rows(document.get("hugepages", ()), _pages),
         key=_key(document.get("key", "")),
         has_key=document.get("has_key") is True,
         **told,

@@ -132,9 +132,15 @@ def _table(group: str) -> type:
         for name, setting in SETTINGS.items()
         if name.startswith(f"{group}.") and not setting.word
     }
-    made = attrs.make_class(f"{group.capitalize()}Policy", keys, frozen=True, kw_only=True)
-    made.__doc__ = GROUPS[group]
+    return _made(f"{group.capitalize()}Policy", keys, GROUPS[group])
+
+
+def _made(name: str, keys: Mapping[str, Any], meaning: str) -> type:
+    made = attrs.make_class(name, dict(keys), frozen=True, kw_only=True)
+    made.__doc__ = meaning
     made.__module__ = __name__
+    # attrs does this itself since 23.1.
+    made.__annotations__ = {key.name: key.type for key in attrs.fields(made)}
     return made
 
 
@@ -142,7 +148,9 @@ def _tables() -> Iterator[tuple[str, Any]]:
     for group, meaning in GROUPS.items():
         table = _table(group)
         if attrs.fields(table):
-            yield group, attrs.field(default=table(), type=table, metadata={DESCRIPTION: meaning})
+            made: Any = attrs.field(default=table(), metadata={DESCRIPTION: meaning})
+            made.type = table  # attrs.field() takes it since 23.1 only
+            yield group, made
 
 
 if TYPE_CHECKING:
@@ -153,9 +161,9 @@ if TYPE_CHECKING:
         def __getattr__(self, group: str) -> Any: ...
 
 else:
-    Policy = attrs.make_class("Policy", dict(_tables()), frozen=True, kw_only=True)
-    Policy.__doc__ = "The settings of the host that the VM asks for while it runs."
-    Policy.__module__ = __name__
+    Policy = _made(
+        "Policy", dict(_tables()), "The settings of the host that the VM asks for while it runs."
+    )
 
 
 def policy_of(spec: VmSpec) -> dict[str, str]:

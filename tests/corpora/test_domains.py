@@ -147,7 +147,22 @@ REALTIME = [
     (
         "metadata/kvmhooks:vm/kvmhooks:isolation",
         None,
-        "<kvmhooks:isolation exclusive='yes' strict='no' siblings='idle'/>",
+        "<kvmhooks:isolation exclusive='yes' strict='no' siblings='idle' watchdog='yes'/>",
+    ),
+    (
+        "metadata/kvmhooks:vm/kvmhooks:power",
+        None,
+        "<kvmhooks:power governor='performance' latency='n/a'/>",
+    ),
+    (
+        "metadata/kvmhooks:vm/kvmhooks:memory",
+        None,
+        "<kvmhooks:memory thp='never' numa_balancing='0' stat_interval='120'/>",
+    ),
+    (
+        "metadata/kvmhooks:vm/kvmhooks:kernel",
+        None,
+        "<kvmhooks:kernel rt_runtime='-1' timer_migration='0'/>",
     ),
     ("memoryBacking/hugepages/page", None, "<page size='1048576' unit='KiB'/>"),
     ("memoryBacking/nosharepages", None, "<nosharepages/>"),
@@ -183,7 +198,7 @@ def test_what_a_profile_adds_is_what_it_says() -> None:
     assert [(change.at, change.before, change.after) for change in tuned.changes] == [
         change for change in REALTIME if not change[0].startswith(needs)
     ]
-    words = "cpu.placement, cpu.smt, isolation.exclusive, cpu.realtime, cpu.cpu_pm"
+    words = "cpu.placement, cpu.smt, isolation.exclusive, cpu.realtime, cpu.cpu_pm, policy"
     why = "these need CPUs that are chosen for them, and its pins stay"
     assert tuned.advice == (f"profile realtime: {words} left out: {why}",)
 

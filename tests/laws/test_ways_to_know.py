@@ -139,6 +139,7 @@ def told(held: Holding, host: Host) -> dict[str, Any]:
         "bandwidth": dict(held.bandwidth),
         "pci": set(held.pci),
         "mdevs": set(held.mdevs),
+        "key": held.key,
     }
 
 
@@ -151,8 +152,12 @@ def test_a_golden_vm_holds_the_same_however_it_is_known(vm: str, place: str, way
 
 
 def test_every_field_of_a_holding_is_held_by_some_golden_vm() -> None:
-    """So that whatever a holding comes to have is looked at; ``keeps_siblings`` a domain says."""
+    """So that whatever a holding comes to have is looked at; ``keeps_siblings`` a domain says.
+
+    A VM that runs alone has its key already.
+    """
     held = [of_plan(golden_plan(*case)) for case in LIBVIRTS]
+    held += [of_plan(golden_plan(*case), is_mapped=True) for case in LIBVIRTS]
     held += [by_domain(golden_plan("isolated", "divided"), golden_host("divided"))]
     assert [name for name in HELD if any(getattr(each, name) for each in held)] == HELD
 

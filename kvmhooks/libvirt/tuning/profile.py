@@ -51,6 +51,9 @@ _PLACING: Final = ("cpu.placement", "cpu.smt", "isolation.exclusive")
 _ALONE: Final = ("cpu.realtime", "cpu.cpu_pm")
 """Those that keep a CPU from everybody else: for vCPUs with CPUs of their own."""
 
+_POLICY: Final = "policy"
+"""The settings of the host that a profile asks for."""
+
 
 def without_place(spec: VmSpec, plain: VmSpec) -> tuple[VmSpec, tuple[str, ...]]:
     """Return the spec without a profile's words for a VM that gets no place, and those words.
@@ -65,7 +68,15 @@ def without_place(spec: VmSpec, plain: VmSpec) -> tuple[VmSpec, tuple[str, ...]]
         if getattr(getattr(spec, table), key) != before:
             left_out.append(at)
             spec = evolve(spec, **{table: evolve(getattr(spec, table), **{key: before})})
-    applied = tuple(default for default in spec.applied if default.at not in left_out)
+    if spec.policy != plain.policy and not plain.isolation.exclusive:
+        left_out.append(_POLICY)  # it is of those CPUs, or for what runs on them
+        spec = evolve(spec, policy=plain.policy)
+    applied = tuple(
+        default
+        for default in spec.applied
+        if default.at not in left_out
+        and not (_POLICY in left_out and default.at.startswith(f"{_POLICY}."))
+    )
     return evolve(spec, applied=applied), tuple(left_out)
 
 
