@@ -54,6 +54,8 @@ class Holding:
     """Siblings of its CPUs that nobody may use (``smt = "isolate"``)."""
     keeps_siblings: bool = False
     """All siblings of its exclusive CPUs are such, though ``idle`` does not tell them."""
+    helpers: CpuSet = CpuSet()
+    """CPUs of QEMU's other threads of a VM with dedicated vCPUs, which the host keeps for it."""
     floating: tuple[tuple[CpuSet, int], ...] = ()
     """(CPUs, vCPUs): so many vCPUs float over these CPUs. They give way to dedicated ones."""
     memory: tuple[tuple[int, int], ...] = ()
@@ -80,6 +82,7 @@ class Holding:
             "dedicated": str(self.dedicated),
             "idle": str(self.idle),
             "keeps_siblings": self.keeps_siblings,
+            "helpers": str(self.helpers),
             "floating": [{"cpus": str(cpus), "vcpus": count} for cpus, count in self.floating],
             "memory": [{"node": node, "kib": kib} for node, kib in self.memory],
             "hugepages": [
@@ -115,6 +118,7 @@ def _both(known: Holding, more: Holding) -> Holding:
         known,
         dedicated=known.dedicated | ((more.dedicated | more.exclusive) - known.exclusive),
         idle=known.idle | (more.idle - shared),
+        helpers=known.helpers or more.helpers,
         floating=known.floating or more.floating,
         memory=known.memory or more.memory,
         hugepages=known.hugepages,
@@ -191,6 +195,7 @@ def from_json(document: object) -> Holding:
             dedicated=CpuSet.parse(document["dedicated"]),
             idle=CpuSet.parse(document["idle"]),
             keeps_siblings=document["keeps_siblings"] is True,
+            helpers=CpuSet.parse(document.get("helpers", "")),
             floating=tuple(
                 (CpuSet.parse(share["cpus"]), _count(share["vcpus"]))
                 for share in document["floating"]

@@ -7,6 +7,7 @@ from collections import Counter
 from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.hugepage_demand import ANY_NODE
 from kvmhooks.placement.model import Plan
+from kvmhooks.values import CpuSet
 
 
 def of_plan(plan: Plan, *, is_mapped: bool = False) -> Holding:
@@ -27,6 +28,7 @@ def of_plan(plan: Plan, *, is_mapped: bool = False) -> Holding:
         exclusive=plan.exclusive,
         dedicated=plan.dedicated_cpus - plan.exclusive,
         idle=plan.idle,
+        helpers=plan.emulator if plan.dedicated else CpuSet(),
         floating=tuple(sorted(floats.items(), key=lambda item: item[0].first())),
         memory=tuple(sorted(memory.items())),
         hugepages=() if is_mapped else promised,

@@ -17,6 +17,7 @@ from kvmhooks.host.system.cmdline import (
     parse_boot_pages,
     parse_isolation,
     parse_parameters,
+    parse_services,
 )
 from kvmhooks.host.system.system import Kernel
 
@@ -90,6 +91,7 @@ def read_kernel(tree: Tree, lists: CpuLists) -> Kernel | None:
         cmdline=cmdline,
         isolated=lists.isolated,
         nohz_full=lists.nohz_full,
+        services=None if parameters is None else parse_services(parameters, tree.flaws),
         version=version,
         parameters=parameters,
         asked=None if parameters is None else parse_isolation(parameters, last_cpu, tree.flaws),
