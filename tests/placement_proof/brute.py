@@ -386,6 +386,8 @@ def _judged(capacity: Capacity, place: Place, chosen: tuple[Choice, ...]) -> tup
         "node_blocks": -(len(left) ** 2),
         "l3_blocks": -sum(number**2 for number in blocks.values()),
     }
+    if not dedicated_vcpus(capacity):
+        numbers |= {"node_blocks": 0, "l3_blocks": 0}
     if used:
         guests = {core: number for core, number, _ in chosen}
         numbers |= judged_cpus(capacity, place, cpus, guests)

@@ -333,6 +333,8 @@ def score(capacity: Capacity, plan: Plan) -> dict[str, int]:
         if own & here:
             guests = {core: number for core, number in on_core.items() if core & here}
             sums.update(judged_cpus(capacity, place, own & here, guests))
+    if not own:
+        left = []
     return {
         **dict.fromkeys(PARTS, 0),
         **sums,

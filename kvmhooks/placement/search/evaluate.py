@@ -67,8 +67,9 @@ def score(
     if placed.page_kib > ORDINARY_PAGE_KIB:
         numbers["allocated"] = _allocated(placed)
     _count_shared(spec, placed, capacity, numbers)
-    _count_dedicated(spec, placed, capacity, numbers)
-    numbers["fast_reserves"] = _fast_reserves(reserves, capacity)
+    if dedicated_of(spec):
+        _count_dedicated(spec, placed, capacity, numbers)
+        numbers["fast_reserves"] = _fast_reserves(reserves, capacity)
     return numbers
 
 
@@ -105,7 +106,7 @@ def _count_dedicated(
     host = capacity.host
     for vcpu in dedicated:
         on_core[host.core_of(placed.vcpus[vcpu].first()).mask].add(vcpu // placed.threads)
-    numbers["narrow"] = int(bool(dedicated) and len(capacity.housekeeping) < LEAST_KEPT)
+    numbers["narrow"] = int(len(capacity.housekeeping) < LEAST_KEPT)
     rules = (isolation_of(spec, capacity) == "sought", spec.cpu.kind is None)
     for node in capacity.numa_nodes:
         if own.isdisjoint(node.cpus):

@@ -132,8 +132,8 @@ ORDER: Final[dict[str, str]] = {
         "rounded up once, at the end"
     ),
     "node_blocks": (
-        "less than 0: minus the sum, over all nodes, of the square of the whole cores that stay "
-        "free"
+        "of a VM with dedicated vCPUs, less than 0: minus the sum, over all nodes, of the square "
+        "of the whole cores that stay free"
     ),
     "l3_blocks": "the same over all L3s",
 }
