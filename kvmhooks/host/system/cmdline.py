@@ -60,12 +60,6 @@ def parse_isolation(
     return Isolation(isolcpus=isolcpus, isolcpus_flags=tuple(flags), **lists)
 
 
-def parse_services(parameters: Mapping[str, tuple[str, ...]], flaws: Flaws) -> CpuSet | None:
-    """Read ``systemd.cpu_affinity=``, the CPUs of systemd and all that it starts (systemd(1))."""
-    texts = parameters.get("systemd.cpu_affinity")
-    return None if not texts else _cpus("systemd.cpu_affinity", texts[-1], None, flaws)
-
-
 def parse_boot_pages(cmdline: str) -> tuple[BootPages, ...]:
     """Read ``hugepagesz=SIZE hugepages=N``, which count in pairs, or ``hugepages=NODE:N,…``."""
     size: int | None = None

@@ -330,8 +330,9 @@ def isolation_of(spec: VmSpec, capacity: Capacity) -> str:
 
 
 def _services(host: Host) -> CpuSet:
-    """Return the CPUs that systemd keeps its services on, if it has some of its own."""
-    return (host.kernel.services if host.kernel else None) or CpuSet()
+    """Return the CPUs that systemd keeps its services on, if those are some and not all."""
+    services = (host.kernel.services if host.kernel else None) or CpuSet()
+    return services if host.online - services else CpuSet()
 
 
 def _numa_nodes(

@@ -110,9 +110,34 @@ def test_what_systemd_keeps_is_the_hosts(tmp_path: Path) -> None:
         "2-3",
         "2-3",
     )
+    every = read(write_host(tmp_path / "c", cores=8, cmdline="a systemd.cpu_affinity=0-7"))
+    assert str(plan(vm(), every).housekeeping) == "0-1"  # which keeps nothing from anybody
     wrong = read(write_host(tmp_path / "b", cores=8, cmdline="a systemd.cpu_affinity=x"))
     assert str(plan(vm(), wrong).housekeeping) == "0-1"
     assert wrong.warnings == ("/proc/cmdline: systemd.cpu_affinity=x is no list of CPUs",)
+
+
+def test_what_systemds_configuration_keeps_is_the_hosts_too(tmp_path: Path) -> None:
+    """Lines add up, an empty one takes back those before, and of two files of a name one counts."""
+    root = write_host(tmp_path, cores=8)
+    files = {
+        "etc/systemd/system.conf": "[Manager]\n#CPUAffinity=7\nCPUAffinity=5\n",
+        "usr/lib/systemd/system.conf": "[Manager]\nCPUAffinity=6\n",
+        "usr/lib/systemd/system.conf.d/b.conf": "[Manager]\nCPUAffinity=7\n",
+        "etc/systemd/system.conf.d/b.conf": "[Manager]\nCPUAffinity = 3\n[Other]\nCPUAffinity=1\n",
+        "run/systemd/system.conf.d/a.conf": (
+            "[Manager]\nCPUAffinity=\nCPUAffinity=2 x\nCPUAffinity=2\n"
+        ),
+    }
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    host = read(root)
+    assert host.kernel is not None
+    assert str(host.kernel.services) == "2-3"
+    assert str(plan(vm(), host).housekeeping) == "2-3"
+    at = "/run/systemd/system.conf.d/a.conf"
+    assert host.warnings == (f"{at}: CPUAffinity=2 x is no list of CPUs",)
 
 
 def test_isolated_cpus_are_spared_and_told(tmp_path: Path) -> None:
