@@ -50,9 +50,10 @@ from kvmhooks.placement.pins import Pins, pin
 from kvmhooks.placement.profile import give_way
 from kvmhooks.placement.reasons import Settled, reasons, warnings, without_effect
 from kvmhooks.placement.request import dedicated_of, requests
-from kvmhooks.placement.search.capacity import Capacity, choose_housekeeping, measure
+from kvmhooks.placement.search.capacity import Capacity, measure
 from kvmhooks.placement.search.choose import Choice, Terms, choose
 from kvmhooks.placement.search.evaluate import Placed, score
+from kvmhooks.placement.search.host_cpus import choose_housekeeping
 from kvmhooks.placement.search.search import Effort, NodeAffinity, SearchLimit
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union

@@ -9,8 +9,9 @@ from attrs import frozen
 from kvmhooks.placement.model import Cell, PciPlace
 from kvmhooks.placement.pins import Pins
 from kvmhooks.placement.request import are_threads_told
-from kvmhooks.placement.search.capacity import Capacity, ranks_of
+from kvmhooks.placement.search.capacity import Capacity
 from kvmhooks.placement.search.choose import Choice
+from kvmhooks.placement.search.host_cpus import ranks_of
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.spec.tuning import Threads
 from kvmhooks.values import ByteSize, CpuSet, union

@@ -12,8 +12,9 @@ from kvmhooks.errors import PlanError
 from kvmhooks.placement.cells import cells_of
 from kvmhooks.placement.reasons import named
 from kvmhooks.placement.request import CellAsk, Request, are_threads_told
-from kvmhooks.placement.search.capacity import Capacity, NodeCapacity, choose_housekeeping
+from kvmhooks.placement.search.capacity import Capacity, NodeCapacity
 from kvmhooks.placement.search.choose import FEW_CPUS, Choice, Terms
+from kvmhooks.placement.search.host_cpus import choose_housekeeping
 from kvmhooks.placement.search.node_costs import NodeCosts
 from kvmhooks.placement.search.packing import Packer, Rules
 from kvmhooks.spec.model import VmSpec

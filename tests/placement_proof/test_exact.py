@@ -14,7 +14,7 @@ from kvmhooks.host.model import Host
 from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.claim import Claim
 from kvmhooks.placement import Plan, plan
-from kvmhooks.placement.search.capacity import choose_housekeeping
+from kvmhooks.placement.search.host_cpus import choose_housekeeping
 from kvmhooks.spec import VmSpec
 from kvmhooks.values import CpuSet
 from tests.placement_proof import brute, cpsat

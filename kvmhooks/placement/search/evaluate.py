@@ -12,13 +12,12 @@ from kvmhooks.placement.model import ORDINARY_PAGE_KIB
 from kvmhooks.placement.request import AUTO_PAGES, dedicated_of
 from kvmhooks.placement.search.capacity import (
     LEAST_KEPT,
-    LOW_POWER,
     Capacity,
     Core,
     NodeCapacity,
     isolation_of,
-    ranks_of,
 )
+from kvmhooks.placement.search.host_cpus import LOW_POWER, ranks_of
 from kvmhooks.placement.search.objective import ORDER
 from kvmhooks.placement.search.packing import crowd
 from kvmhooks.placement.search.search import NodeAffinity
