@@ -61,6 +61,8 @@ class Holding:
     """Siblings of its CPUs that nobody may use (``smt = "isolate"``)."""
     keeps_siblings: bool = False
     """All siblings of its CPUs are such, though ``idle`` does not tell them."""
+    helpers: CpuSet = CpuSet()
+    """CPUs of QEMU's other threads of a VM with dedicated vCPUs, which the host keeps for it."""
     floating: tuple[tuple[CpuSet, int], ...] = ()
     """(CPUs, vCPUs): so many vCPUs float over these CPUs. They give way to dedicated ones."""
     memory: tuple[tuple[int, int], ...] = ()
@@ -97,6 +99,7 @@ class Holding:
             "dedicated": str(self.dedicated),
             "idle": str(self.idle),
             "keeps_siblings": self.keeps_siblings,
+            "helpers": str(self.helpers),
             "floating": [{"cpus": str(cpus), "vcpus": count} for cpus, count in self.floating],
             "memory": [{"node": node, "kib": kib} for node, kib in self.memory],
             "hugepages": [
@@ -136,6 +139,7 @@ def _both(known: Holding, more: Holding) -> Holding:
         keeps_siblings=known.keeps_siblings or more.keeps_siblings,
         dedicated=known.dedicated | ((more.dedicated | more.exclusive) - known.exclusive),
         idle=known.idle | (more.idle - shared),
+        helpers=known.helpers or more.helpers,
         floating=known.floating or more.floating,
         memory=known.memory or more.memory,
         hugepages=known.hugepages,
@@ -218,6 +222,7 @@ def from_json(document: object) -> Holding:
             dedicated=CpuSet.parse(document["dedicated"]),
             idle=CpuSet.parse(document["idle"]),
             keeps_siblings=document["keeps_siblings"] is True,
+            helpers=CpuSet.parse(document.get("helpers", "")),
             hugepages=_rows(document["hugepages"], _pages),
             key=_key(document.get("key", "")),
             has_key=document.get("has_key") is True,
@@ -238,7 +243,9 @@ def _with_more(claimed: Holding, document: dict[str, Any]) -> Holding:
         claimed,
         dedicated=CpuSet.parse(document.get("dedicated", "")) - claimed.exclusive,
         idle=CpuSet.parse(document.get("idle", "")),
+        helpers=CpuSet.parse(document.get("helpers", "")),
         keeps_siblings=claimed.keeps_siblings or document.get("keeps_siblings") is True,
+        hugepages=claimed.hugepages or _rows(document.get("hugepages", ()), _pages),
         key=_key(document.get("key", "")),
         has_key=document.get("has_key") is True,
         **told,

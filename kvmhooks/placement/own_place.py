@@ -7,12 +7,12 @@ score is not worse than that of the place that was found.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
 
 from attrs import evolve, field, frozen
 
 from kvmhooks.inventory.inventory import Inventory
+from kvmhooks.inventory.usage import Holding
 from kvmhooks.machine.target import Target
 from kvmhooks.machine.topology import Topology
 from kvmhooks.placement.cells import placed_of
@@ -20,28 +20,14 @@ from kvmhooks.placement.device_nodes import affinity_of
 from kvmhooks.placement.emulator import emulator_cpus
 from kvmhooks.placement.model import ORDINARY_PAGE_KIB, Cell, IothreadPin, Plan, VcpuPin
 from kvmhooks.placement.plan import plan, terms_of, ways_for
-from kvmhooks.placement.request import MIB
-from kvmhooks.placement.search.capacity import (
-    Capacity,
-    NodeCapacity,
-    choose_housekeeping,
-    measure,
-)
+from kvmhooks.placement.request import MIB, are_threads_told
+from kvmhooks.placement.search.capacity import LEAST_KEPT, Capacity, NodeCapacity, measure
+from kvmhooks.placement.search.choose import FEW_CPUS
 from kvmhooks.placement.search.evaluate import better, score
+from kvmhooks.placement.search.packing import ANY_CPU, packer_on
 from kvmhooks.placement.search.search import Effort
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
-
-_NEARNESS: Final = (
-    "unisolated",
-    "nodes",
-    "distance",
-    "remote_devices",
-    "slow",
-    "company",
-    "l3",
-    "cores",
-)
 
 
 @frozen(kw_only=True)
@@ -66,109 +52,109 @@ def place_or_stay(
 ) -> Plan:
     """Return the plan with the VM where it is, or in a better place. Raises ``PlanError``.
 
-    Where the administrator keeps no CPUs for the host, they are not taken from a VM that has them
-    already if it would be worse off without: then others are the host's.
+    Where the administrator keeps no CPUs for the host, its place is judged with those that suit it
+    best: they are not taken from a VM that has them already if it would be worse off without.
     """
     found = plan(spec, inventory, target=target)
     others = inventory.others_of(found.uuid)
-    capacity = measure(inventory.host, others, found.housekeeping)
-    for current in _readings(found, own, capacity):
+    known = measure(inventory.host, others, inventory.kept_beside(others))
+    for current in _readings(found, own, known):
         if own.is_bound or (
             not better(found.score, current.score) and _is_roomy(current, found.score["crowding"])
         ):
             return current
-    mine = union(own.vcpus[vcpu] for vcpu in found.dedicated) & capacity.online
-    kept = _kept_beside(mine, capacity)
-    if inventory.kept_beside(others) is not None or not kept:
-        return found
-    other = plan(spec, inventory, target=target, housekeeping=kept)
-    if _nearness(found) <= _nearness(other):
-        return found
-    for current in _readings(other, own, measure(inventory.host, others, kept)):
-        if _nearness(current) <= _nearness(other):
-            return current
-    kept = _kept_beside(other.dedicated_cpus, capacity)
-    return _with_kept(other, measure(inventory.host, others, kept)) if kept else other
+    return found
 
 
-def _kept_beside(own: CpuSet, capacity: Capacity) -> CpuSet:
-    """Return what is the host's if a VM has ``own``; empty if that makes no difference.
-
-    Cores that it has a CPU of are the host's last.
-    """
-    host = capacity.host
-    cores = union(host.core_of(cpu) for cpu in own)
-    if cores.isdisjoint(capacity.housekeeping):
-        return CpuSet()
-    kept = choose_housekeeping(host, capacity.held | cores)
-    return kept if kept.isdisjoint(own) else CpuSet()
-
-
-def _with_kept(current: Plan, capacity: Capacity) -> Plan:
-    """Return the plan with QEMU's other threads on what is the host's in the end."""
-    homes = {cell.node for cell in current.cells}
-    pins = {pin.vcpu: pin.cpus for pin in current.vcpus}
-    numa_nodes = [node for node in capacity.numa_nodes if node.node in homes]
-    emulator = emulator_cpus(current.spec, capacity, pins, numa_nodes)
-    return evolve(
-        current,
-        emulator=emulator,
-        vhost=emulator,
-        iothreads=tuple(evolve(each, cpus=emulator) for each in current.iothreads),
-        housekeeping=capacity.housekeeping,
-    )
-
-
-def _nearness(current: Plan) -> tuple[int, ...]:
-    """Return the numbers of a score that tell how good a place is for the VM itself."""
-    return tuple(current.score[name] for name in _NEARNESS)
-
-
-def _readings(found: Plan, own: OwnPlace, capacity: Capacity) -> Iterator[Plan]:
+def _readings(found: Plan, own: OwnPlace, known: Capacity) -> Iterator[Plan]:
     """Yield the plans with the VM's own place that are allowed, each with its score.
 
     A guest whose threads are open may have as many as were found, or one.
     """
-    cells = _cells(found, own, capacity)
+    cells = _cells(found, own, known)
     if cells is None:
         return
-    current = _there(found, own, cells, capacity)
-    cpu = found.spec.cpu
+    mine = union(own.vcpus[vcpu] for vcpu in found.dedicated)
+    current = evolve(
+        found,
+        vcpus=tuple(VcpuPin(pin.vcpu, own.vcpus[pin.vcpu]) for pin in found.vcpus),
+        cells=cells,
+        distances=found.distances if len(cells) == len(found.cells) else (),
+        exclusive=mine if found.exclusive else CpuSet(),
+    )
     readings = [current]
-    is_open = cpu.threads is None and (cpu.sockets is None or cpu.cores is None)
-    if is_open and found.topology.threads > 1:
+    if not are_threads_told(found.spec) and found.topology.threads > 1:
         readings.append(evolve(current, topology=Topology(sockets=len(found.vcpus))))
     for reading in readings:
-        placed = placed_of(reading, capacity)
-        if placed is not None and _is_allowed(reading, capacity):
-            affinity = affinity_of(reading.spec, capacity)
-            yield evolve(reading, score=score(reading.spec, placed, capacity, affinity))
+        if placed_of(reading, known) is None or not mine <= known.online:
+            continue
+        capacity = _with_reserves(reading, known)
+        if _is_allowed(reading, capacity):
+            yield _there(reading, own, capacity, capacity.housekeeping - known.housekeeping)
 
 
-def _there(found: Plan, own: OwnPlace, cells: tuple[Cell, ...], capacity: Capacity) -> Plan:
-    """Return the plan on the VM's own CPUs and nodes."""
-    homes = {cell.node for cell in cells}
+def _with_reserves(current: Plan, known: Capacity) -> Capacity:
+    """Return the host with the reserves that give a place its best score, node by node."""
+    if not known.is_open or not current.dedicated:
+        return known.keeping(known.housekeeping)
+    mine = current.dedicated_cpus
+    own = Holding(name=current.name, uuid=current.uuid, dedicated=mine)
+    left = measure(known.host, [*known.holdings, own], known.housekeeping - mine, is_open=True)
+    packer = packer_on(left, ANY_CPU._replace(usable=left.online.mask), 0)
+
+    def best_of(kept: CpuSet, reserves: Iterable[int]) -> CpuSet:
+        options = [kept | CpuSet.from_mask(reserve) for reserve in reserves]
+        return min(options, key=lambda each: tuple(_score(current, known, each).values()))
+
+    kept = known.housekeeping
+    for node in left.numa_nodes:
+        if not mine.isdisjoint(node.cpus):
+            kept = best_of(kept, (0, *packer.reserves(node)))
+    if len(kept) < LEAST_KEPT:
+        kept = best_of(
+            kept, (0, *(reserve for node in left.numa_nodes for reserve in packer.reserves(node)))
+        )
+    if not kept and len(known.online) <= FEW_CPUS:
+        alone = left.online - left.held - left.isolated
+        kept = best_of(kept, (0, *(1 << cpu for cpu in alone)))
+    return known.keeping(kept)
+
+
+def _score(current: Plan, known: Capacity, kept: CpuSet) -> dict[str, int]:
+    """Return the score of a place while these CPUs are kept."""
+    capacity = known.keeping(kept)
+    placed = placed_of(current, capacity)
+    assert placed is not None  # that was asked before
+    affinity = affinity_of(current.spec, capacity)
+    reserves = kept - known.housekeeping
+    return score(current.spec, placed, capacity, affinity, reserves=reserves)
+
+
+def _there(current: Plan, own: OwnPlace, capacity: Capacity, reserves: CpuSet) -> Plan:
+    """Return the plan with QEMU's other threads, and the score."""
+    placed = placed_of(current, capacity)
+    assert placed is not None  # that was asked before
+    homes = {cell.node for cell in current.cells}
     numa_nodes = [node for node in capacity.numa_nodes if node.node in homes]
-    mine = union(own.vcpus[vcpu] for vcpu in found.dedicated)
+    mine = current.dedicated_cpus
 
     def others(asked: CpuSet, chosen: CpuSet) -> CpuSet:
         used = union(node.cpus for node in numa_nodes)
         return _others(asked, chosen, own=mine, used=used, capacity=capacity)
 
-    emulator = others(own.emulator, emulator_cpus(found.spec, capacity, own.vcpus, numa_nodes))
+    chosen = emulator_cpus(current.spec, capacity, own.vcpus, numa_nodes, reserves)
+    emulator = others(own.emulator, chosen)
+    affinity = affinity_of(current.spec, capacity)
     return evolve(
-        found,
-        vcpus=tuple(VcpuPin(pin.vcpu, own.vcpus[pin.vcpu]) for pin in found.vcpus),
-        cells=cells,
-        distances=found.distances if len(cells) == len(found.cells) else (),
+        current,
         emulator=emulator,
         vhost=emulator,
         iothreads=tuple(
             IothreadPin(each.id, others(own.iothreads.get(each.id, CpuSet()), emulator))
-            for each in found.iothreads
+            for each in current.iothreads
         ),
-        exclusive=mine if found.exclusive else CpuSet(),
-        housekeeping=capacity.housekeeping,
+        housekeeping=capacity.housekeeping or current.housekeeping,
+        score=score(current.spec, placed, capacity, affinity, reserves=reserves),
     )
 
 
@@ -212,7 +198,7 @@ def _others(
 
 def _is_allowed(current: Plan, capacity: Capacity) -> bool:
     """Return whether the rules allow the place; ``stay`` has seen to each cell's node."""
-    spec, threads = current.spec, current.topology.threads
+    spec = current.spec
     terms = terms_of(spec, capacity, ways_for(spec, capacity), effort=Effort())
     usable = terms.usable & capacity.free
     pins = {pin.vcpu: pin.cpus for pin in current.vcpus}
@@ -224,6 +210,13 @@ def _is_allowed(current: Plan, capacity: Capacity) -> bool:
     pool = capacity.online - capacity.isolated - capacity.held - own
     if not all(pins[vcpu] and pins[vcpu] <= pool for vcpu in pins if vcpu not in current.dedicated):
         return False
+    return _are_cores_right(current, capacity, usable) and _has_room(current, capacity)
+
+
+def _are_cores_right(current: Plan, capacity: Capacity, usable: CpuSet) -> bool:
+    """Return whether each guest core is on one core, and alone there where it has to be."""
+    spec, threads = current.spec, current.topology.threads
+    pins = {pin.vcpu: pin.cpus for pin in current.vcpus}
     guest_cores: Counter[CpuSet] = Counter()
     for first in sorted({vcpu - vcpu % threads for vcpu in current.dedicated}):
         cpus = union(pins[vcpu] for vcpu in range(first, first + threads))
@@ -231,12 +224,12 @@ def _is_allowed(current: Plan, capacity: Capacity) -> bool:
         if not cpus <= core:
             return False
         guest_cores[core] += 1
-    if spec.cpu.smt != "share" and not all(
+    if max(guest_cores.values(), default=0) > 1 and not are_threads_told(spec):
+        return False
+    return spec.cpu.smt == "share" or all(
         count == 1 and core <= usable and (spec.cpu.smt == "isolate" or len(core) == threads)
         for core, count in guest_cores.items()
-    ):
-        return False
-    return _has_room(current, capacity)
+    )
 
 
 def _has_room(current: Plan, capacity: Capacity) -> bool:

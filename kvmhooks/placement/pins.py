@@ -76,9 +76,11 @@ def _slots(choice: Choice, core: Core, count: int) -> list[list[int]]:
     usable = choice.packer.usable(core)
     now = usable & choice.packer.rules.current
     threads = choice.request.threads
-    cpus = _bits(usable)[: threads * count]
-    if now:
-        cpus = sorted([*_bits(now), *_bits(usable & ~now)][: threads * count])
+    order = [now, usable & ~now]
+    if choice.packer.rules.isolation == "sought":
+        quiet = core.isolated
+        order = [some & each for some in (quiet, ~quiet) for each in order]
+    cpus = sorted([cpu for some in order for cpu in _bits(some)][: threads * count])
     return [cpus[at * threads : (at + 1) * threads] for at in range(count)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 from attrs import evolve, frozen
@@ -50,10 +50,11 @@ from kvmhooks.placement.model import (
 from kvmhooks.placement.pci_selection import choose_devices
 from kvmhooks.placement.pins import Pins, pin
 from kvmhooks.placement.reasons import Settled, reasons, warnings, without_effect
-from kvmhooks.placement.request import requests
+from kvmhooks.placement.request import dedicated_of, requests
 from kvmhooks.placement.search.capacity import Capacity, measure
 from kvmhooks.placement.search.choose import Choice, Terms, choose
 from kvmhooks.placement.search.evaluate import Placed, score
+from kvmhooks.placement.search.host_cpus import choose_housekeeping
 from kvmhooks.placement.search.search import Effort, NodeAffinity, SearchLimit
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
@@ -104,7 +105,8 @@ def plan(
     decided = _with_defaults(spec, capacity, effort, hypervisor)
     expected = inventory.expected_beside(identity)
     if expected:
-        beside = measure(host, [*others, *expected], capacity.housekeeping)
+        every = [*others, *expected]
+        beside = measure(host, every, capacity.housekeeping, is_open=capacity.is_open)
         names = [other.name for other in expected]
         try:
             other = plan_on(decided.spec, beside, effort=effort, hypervisor=hypervisor)
@@ -138,7 +140,11 @@ def _apart(decided: Plan, other: Plan | None, capacity: Capacity, names: Sequenc
     placed = None if other is None else placed_of(other, capacity)
     if other is not None and placed is not None:
         spec = other.spec
-        if score(spec, placed, capacity, affinity_of(spec, capacity)) == decided.score:
+        kept = capacity
+        if other.dedicated and capacity.is_open:
+            kept = capacity.keeping(other.housekeeping)
+        chosen = kept.housekeeping - capacity.housekeeping
+        if score(spec, placed, kept, affinity_of(spec, kept), reserves=chosen) == decided.score:
             reason = f"of equal places one that leaves theirs to {listed}, which will start with "
             why = (f"{reason}the host", *other.why)
             return evolve(other, score=decided.score, why=why, warnings=decided.warnings)
@@ -182,6 +188,10 @@ def plan_on(
     accel, why_accel = hypervisor.accelerator(spec.machine.accel, host)
     found = place(spec, capacity, effort=effort, present=present)
     settled = _settle(spec, capacity, found)
+    kept, is_open = settled.capacity.housekeeping, capacity.is_open
+    if is_open and not kept:  # a shared VM leaves it to others
+        kept = choose_housekeeping(host, capacity.held)
+    capacity = settled.capacity
     choice, pins, cells, others = settled.choice, settled.pins, settled.cells, settled.others
     request = choice.request
     topology = choose_topology(
@@ -237,13 +247,14 @@ def plan_on(
         bandwidth=tuple((cache, limit) for cache in caches) if limit is not None else (),
         exclusive=own if spec.isolation.exclusive else CpuSet(),
         idle=pins.idle,
-        housekeeping=capacity.housekeeping,
+        housekeeping=kept,
         score=settled.score,
         optimal=not choice.gap,
         gap=dict(choice.gap),
         why=(*reasons(settled), *served.why, *filter(None, [why_accel]), *why_cpu, *why_hardware),
         warnings=(
             *warnings(settled),
+            *_nodes_for_the_host(settled, was_open=is_open),
             *device_warnings(spec, host),
             *_address_warnings(spec),
             *security_warnings(spec),
@@ -284,26 +295,29 @@ def _settle(spec: VmSpec, capacity: Capacity, found: FoundPlace) -> Settled:
     """Return what the place decides: cells, QEMU's other threads, the score, the devices' nodes."""
     choice, pins = found.choice, found.pins
     cells = cells_of(choice)
+    reserves = choice.kept - capacity.housekeeping
+    capacity = capacity.keeping(choice.kept)
     placed = Placed(
         vcpus=pins.vcpus,
         threads=choice.request.threads,
         page_kib=choice.request.page_kib,
         cells=tuple(
-            (cell.vcpus, cell.units, node)
+            (cell.vcpus, cell.units, capacity.numa_nodes[node.index])
             for cell, node in zip(
                 choice.assignment.cells, choice.assignment.numa_nodes, strict=True
             )
         ),
     )
-    numa_nodes = tuple(dict.fromkeys(choice.assignment.numa_nodes))
+    used = {node.index for node in choice.assignment.numa_nodes}
+    numa_nodes = tuple(node for node in capacity.numa_nodes if node.index in used)
     return Settled(
         spec=spec,
         capacity=capacity,
         choice=choice,
         pins=pins,
         cells=cells,
-        others=emulator_cpus(spec, capacity, pins.vcpus, numa_nodes),
-        score=score(spec, placed, capacity, found.affinity),
+        others=emulator_cpus(spec, capacity, pins.vcpus, numa_nodes, reserves),
+        score=score(spec, placed, capacity, found.affinity, reserves=reserves),
         devices=place_devices(spec, capacity.host, cells),
     )
 
@@ -357,6 +371,19 @@ def _fits(spec: VmSpec, capacity: Capacity) -> Choice | None:
         return choose(terms_of(spec, capacity, ways_for(spec, capacity), effort=Effort()))
     except (PlanError, SearchLimit):
         return None
+
+
+def _nodes_for_the_host(settled: Settled, *, was_open: bool) -> Iterator[str]:
+    """Tell of nodes that a VM is spread over for nothing but CPUs that were kept for the host."""
+    spec, kept, nodes = settled.spec, settled.capacity.housekeeping, settled.score["nodes"]
+    if was_open or nodes < 2 or spec.memory.cell or spec.memory.cells or not dedicated_of(spec):
+        return
+    without = _fits(spec, settled.capacity.keeping(CpuSet()))
+    if without is not None and without.assignment.nodes < nodes:
+        yield (
+            f"{nodes} nodes instead of {without.assignment.nodes}, since CPUs {kept} are reserved "
+            "for the host (host.housekeeping, or what systemd keeps its services on)"
+        )
 
 
 def ways_for(spec: VmSpec, capacity: Capacity) -> Ways | None:

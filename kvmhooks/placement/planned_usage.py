@@ -8,6 +8,7 @@ from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.hugepage_demand import ANY_NODE
 from kvmhooks.machine.confidential import KEYS
 from kvmhooks.placement.model import Plan
+from kvmhooks.values import CpuSet
 
 
 def of_plan(plan: Plan, *, is_mapped: bool = False) -> Holding:
@@ -32,6 +33,7 @@ def of_plan(plan: Plan, *, is_mapped: bool = False) -> Holding:
         exclusive=plan.exclusive,
         dedicated=plan.dedicated_cpus - plan.exclusive,
         idle=plan.idle,
+        helpers=plan.emulator if plan.dedicated else CpuSet(),
         floating=tuple(sorted(floats.items(), key=lambda item: item[0].first())),
         memory=tuple(sorted((node, kib) for node, kib in memory.items() if kib)),
         hugepages=() if is_mapped else promised,

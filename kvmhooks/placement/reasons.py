@@ -8,8 +8,10 @@ from attrs import frozen
 
 from kvmhooks.placement.model import Cell, PciPlace
 from kvmhooks.placement.pins import Pins
+from kvmhooks.placement.request import are_threads_told
 from kvmhooks.placement.search.capacity import Capacity
 from kvmhooks.placement.search.choose import Choice
+from kvmhooks.placement.search.host_cpus import ranks_of
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.spec.tuning import Threads
 from kvmhooks.values import ByteSize, CpuSet, union
@@ -29,6 +31,11 @@ class Settled:
     """The CPUs of QEMU's other threads."""
     score: Mapping[str, int]
     devices: tuple[PciPlace, ...]
+
+    @property
+    def own(self) -> CpuSet:
+        """The CPUs of the dedicated vCPUs."""
+        return union(self.pins.vcpus[vcpu] for vcpu in self.choice.request.dedicated)
 
     @property
     def nodes(self) -> str:
@@ -74,6 +81,7 @@ def _why_dedicated(settled: Settled) -> Iterator[str]:
     )
     if any(cache is not None for cache, _, _ in settled.pins.caches):
         yield f"{counted(score['l3'], 'L3 cache')}: no fewer would do"
+    yield from _why_shared(settled)
     if score["company"]:
         crowd = counted(score["company"], "guest core")
         yield f"{crowd} with company on its core: cpu.smt is share, and no better place is free"
@@ -83,6 +91,20 @@ def _why_dedicated(settled: Settled) -> Iterator[str]:
         yield f"cpu.smt is isolate: CPUs {settled.pins.idle} stay idle"
     if request.spec.cpu.kind is not None:
         yield f"{request.spec.cpu.kind} cores only"
+
+
+def _why_shared(settled: Settled) -> Iterator[str]:
+    """Tell of caches that the VM shares with the host, or with others."""
+    score = settled.score
+    if score["shared_l3"]:
+        yield (
+            f"{counted(score['shared_l3'], 'L3 cache')} shared with the host and QEMU's other "
+            f"threads, CPUs {settled.capacity.housekeeping}: isolation.cache_ways divides it where "
+            "the hardware can"
+        )
+    if score["shared_l2"]:
+        crowd = counted(score["shared_l2"], "guest core")
+        yield f"{crowd} with an L2 cache shared with the host or another VM: no other is free"
 
 
 def _why_floating(settled: Settled) -> Iterator[str]:
@@ -121,13 +143,8 @@ def warnings(settled: Settled) -> Iterator[str]:
     pool = union(settled.pins.vcpus[vcpu] for vcpu in floating)
     if score["crowding"] > 1:
         yield f"{len(floating)} vCPUs share {len(pool)} CPUs: they wait for each other"
-    if score["unisolated"]:
-        yield (
-            f"cpu.realtime: not enough of the CPUs that the kernel isolates, {capacity.isolated}, "
-            "are free: some vCPUs are on others"
-        )
-    elif spec.cpu.realtime and not capacity.isolated:
-        yield "cpu.realtime: the kernel of this host isolates no CPUs (isolcpus)"
+    yield from _kinds(settled)
+    yield from _isolation(settled)
     if score["beside_host"]:
         yield (
             f"the host is too small to keep QEMU's other threads, CPUs {settled.others}, off the "
@@ -135,8 +152,13 @@ def warnings(settled: Settled) -> Iterator[str]:
         )
     if own and not any(settled.others & node.cpus for node in settled.choice.assignment.numa_nodes):
         yield (
-            f"no housekeeping CPU on {settled.nodes}: QEMU's other threads are on the nearest, "
-            f"CPUs {settled.others}"
+            f"no CPU on {settled.nodes} is left for QEMU's other threads: they are on the nearest, "
+            f"CPUs {settled.others}; fewer vCPUs, or memory.cells, leave some"
+        )
+    if score["nodes"] > 1 and any(node.distances is None for node in capacity.host.nodes or ()):
+        yield (
+            "the firmware tells no distances between nodes: those that share an L3 cache, then "
+            "those of a package, are taken for near"
         )
     yield from _odd_count(settled)
     if spec.cpu.kind is not None and not any(cpu.kind for cpu in capacity.host.cpus or ()):
@@ -161,20 +183,60 @@ def without_effect(spec: VmSpec, *, iothreads: bool, caches: bool) -> Iterator[s
         yield "isolation.memory_bandwidth is left out: no L3 cache is its dedicated vCPUs' alone"
 
 
+def _isolation(settled: Settled) -> Iterator[str]:
+    """Tell of isolated CPUs that a real-time VM has not, or another has."""
+    score, isolated = settled.score, settled.capacity.isolated
+    if score["unisolated"]:
+        yield (
+            "cpu.realtime: some vCPUs are on CPUs that the kernel does not isolate: of its isolated"
+            f" CPUs, {isolated}, not enough are free on {settled.nodes}; isolcpus= and nohz_full= "
+            "name others"
+        )
+    elif settled.spec.cpu.realtime and not isolated:
+        yield "cpu.realtime: the kernel of this host isolates no CPUs (isolcpus)"
+    if score["on_isolated"]:
+        yield (
+            f"vCPUs are on isolated CPUs, {settled.own & isolated}, which real-time VMs will want: "
+            "no others are free"
+        )
+
+
+def _kinds(settled: Settled) -> Iterator[str]:
+    """Tell of vCPUs on cores of several kinds, and on low-power ones."""
+    ranks = ranks_of(settled.capacity.host)
+    on = {
+        kind: CpuSet(cpu for cpu in settled.own if ranks.get(cpu) == rank)
+        for rank, kind in enumerate(("performance", "efficiency", "low-power"))
+    }
+    if settled.score["kinds"]:
+        listed = ", ".join(f"{kind} CPUs {cpus}" for kind, cpus in on.items() if cpus)
+        yield (
+            f"the vCPUs are on kinds of cores that differ, which the guest cannot see: {listed}; "
+            "fewer vCPUs, or cpu.kind, keep them on one"
+        )
+    elif settled.score["low_power"]:
+        cpus = on["low-power"]
+        yield f"vCPUs on low-power cores, CPUs {cpus}, without an L3 cache: no others are free"
+
+
 def _odd_count(settled: Settled) -> Iterator[str]:
-    """Tell of siblings that the guest cannot see, for its vCPUs do not come in whole cores."""
+    """Tell of vCPUs that do not come in whole cores, and of siblings that the guest cannot see."""
     cpu, threads = settled.spec.cpu, settled.capacity.threads
-    if (
-        settled.choice.request.threads == 1
-        and settled.score["company"]
-        and cpu.threads is None
-        and cpu.vcpus % threads
-    ):
+    if settled.choice.request.threads != 1:
+        return
+    if are_threads_told(settled.spec):
+        count = len(settled.own)
+        if settled.score["cores"] < count:
+            yield (
+                "cpu.threads: the guest sees each vCPU as a core, though some are siblings; "
+                f"without it, or with {threads}, it sees that"
+            )
+    elif cpu.smt == "share" and len(settled.choice.request.dedicated) % threads:
         less = cpu.vcpus // threads * threads
         better = f"{less} or {less + threads}" if less else str(threads)
         yield (
-            f"cpu.vcpus: {cpu.vcpus} make no whole cores of {threads} threads: the guest sees each "
-            f"vCPU as a core, though some are siblings; with {better} it sees that"
+            f"cpu.vcpus: {cpu.vcpus} make no whole cores of {threads} threads: each has a core, "
+            f"the rest of which others may get; {better} would have all of theirs"
         )
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import ceil, floor
 
 from attrs import evolve
 
 from kvmhooks.errors import PlanError
+from kvmhooks.placement.cells import cells_of
 from kvmhooks.placement.model import ORDINARY_PAGE_KIB
 from kvmhooks.placement.reasons import named
-from kvmhooks.placement.request import CellAsk, Request
+from kvmhooks.placement.request import CellAsk, Request, are_threads_told
 from kvmhooks.placement.search.capacity import Capacity, NodeCapacity
-from kvmhooks.placement.search.choose import Choice, Terms
+from kvmhooks.placement.search.choose import FEW_CPUS, Choice, Terms
+from kvmhooks.placement.search.host_cpus import choose_housekeeping
 from kvmhooks.placement.search.node_costs import NodeCosts
 from kvmhooks.placement.search.packing import Packer, Rules
 from kvmhooks.spec.memory import Memory
 from kvmhooks.spec.model import VmSpec
-from kvmhooks.values import ByteSize
+from kvmhooks.values import ByteSize, CpuSet
 from kvmhooks.wording import counted
 
 Relaxed = Callable[[VmSpec], Choice | None]
@@ -27,6 +30,8 @@ def has_helpers(spec: VmSpec, capacity: Capacity) -> bool:
     """Return whether there are CPUs for QEMU's other threads."""
     if spec.cpu.placement == "shared":
         return any(node.pool for node in capacity.numa_nodes)
+    if capacity.is_open:
+        return bool(capacity.online - capacity.held - capacity.isolated)
     return bool(capacity.housekeeping)
 
 
@@ -49,30 +54,48 @@ def explain(spec: VmSpec, capacity: Capacity, terms: Terms, *, relaxed: Relaxed)
             "VM's own",
             "CPUs to share with the host: for shared vCPUs, or for QEMU's other threads",
         )
-    last = terms.requests[-1]
-    request = next(  # with as few cells as can be
-        each
-        for each in terms.requests
-        if (each.threads, each.page_kib) == (last.threads, last.page_kib)
-    )
-    node_costs = NodeCosts(
-        capacity=capacity,
-        request=request,
-        packer=Packer(
-            Rules(
-                threads=request.threads,
-                smt=spec.cpu.smt,
-                usable=terms.usable.mask,
-                may_be_beside_host=True,
-                is_slow_counted=False,
-            ),
-            request.guest_cores,
+    if capacity.is_open:
+        kept = capacity.housekeeping or choose_housekeeping(capacity.host, capacity.held)
+        if len(capacity.online) <= FEW_CPUS and not capacity.housekeeping:
+            kept = CpuSet((kept.first(),))
+        capacity = capacity.keeping(kept)
+    node_costs = max(
+        (
+            _costs_of(request, capacity, terms)
+            for request in terms.requests
+            if request.page_kib == terms.requests[-1].page_kib
         ),
-        crowding=spec.cpu.vcpus,
+        key=lambda costs: (
+            sum(map(partial(_cores, costs), _with_cpus(costs))) * costs.request.threads
+        ),
     )
     at, found, expected = next(_bindings(node_costs, terms))
     help_ = next(_relaxations(spec, relaxed), "")
     return PlanError(at, found, f"{expected}{help_}")
+
+
+def _costs_of(request: Request, capacity: Capacity, terms: Terms) -> NodeCosts:
+    """Return the nodes for one number of threads; whatever is free at all is room."""
+    rules = Rules(
+        threads=request.threads,
+        smt=request.spec.cpu.smt,
+        usable=terms.usable.mask,
+        may_be_beside_host=True,
+        is_slow_counted=False,
+        is_alone=not are_threads_told(request.spec),
+        isolation="",
+        is_open=False,
+    )
+    return NodeCosts(
+        capacity=capacity,
+        request=request,
+        packer=Packer(rules, max(capacity.threads * request.guest_cores, len(capacity.online))),
+        crowding=request.spec.cpu.vcpus,
+    )
+
+
+def _with_cpus(node_costs: NodeCosts) -> list[NodeCapacity]:
+    return [node for node in _numa_nodes(node_costs) if node.cpus]
 
 
 def _bindings(node_costs: NodeCosts, terms: Terms) -> Iterator[tuple[str, str, str]]:
@@ -96,6 +119,8 @@ def _unit(request: Request) -> str:
     """Return the words for what a guest core takes."""
     if request.spec.cpu.smt != "share":
         return "whole core"
+    if request.threads == 1 and not are_threads_told(request.spec):
+        return "core"
     return "CPU" if request.threads == 1 else f"core with {request.threads} free threads"
 
 
@@ -188,6 +213,8 @@ def _too_full_pool(node_costs: NodeCosts) -> Iterator[tuple[str, str, str]]:
 def _too_little_memory(node_costs: NodeCosts) -> Iterator[tuple[str, str, str]]:
     request = node_costs.request
     numa_nodes = _numa_nodes(node_costs)
+    if not request.cells:
+        numa_nodes = _with_cpus(node_costs)
     added = sum(cell.added for cell in request.cells)
     for is_added, wanted, rooms in (
         (False, _units_of(request, request.units, added), [*map(node_costs.room, numa_nodes)]),
@@ -228,7 +255,14 @@ def _memory_binds(node_costs: NodeCosts, each: str) -> tuple[str, str, str]:
         return "memory.hugepages", found, f"no more than are free{could}: {have}"
     memory = request.spec.memory
     more = f" and {_added(memory)} that are added (dimm, virtio)" if memory.added_kib() else ""
-    return "memory.size", f"{memory.size}{more}{each}", f"no more than there is: {have}"
+    slow = [
+        node.node
+        for node in node_costs.capacity.numa_nodes
+        if not node.cpus and node.node is not None and (node.memory_kib or 0) > 0
+    ]
+    named_only = f"; {named(slow)} with memory only: by memory.cell and its node" if slow else ""
+    found = f"{memory.size}{more}{each}"
+    return "memory.size", found, f"no more than there is: {have}{named_only}"
 
 
 def _no_node_for_a_cell(node_costs: NodeCosts) -> Iterator[tuple[str, str, str]]:
@@ -319,7 +353,27 @@ def _relaxations(spec: VmSpec, relaxed: Relaxed) -> Iterator[str]:
             nodes = sorted(
                 {node.node for node in choice.assignment.numa_nodes if node.node is not None}
             )
-            yield f"; {words} would fit on {named(nodes)}"
+            yield f"; {words} would fit on {named(nodes)}{_commands(choice)}"
+
+
+def _commands(choice: Choice) -> str:
+    """Return the commands that make the huge pages that a choice has to allocate."""
+    commands = []
+    for cell in cells_of(choice):
+        if cell.allocate:
+            where = (
+                "/sys/kernel/mm"
+                if cell.node is None
+                else f"/sys/devices/system/node/node{cell.node}"
+            )
+            pools = choice.capacity.host.memory and choice.capacity.host.memory.hugepages
+            if cell.node is not None:
+                pools = choice.capacity.host.node(cell.node).hugepages
+            sizes = {pool.size_kib: pool.total or 0 for pool in pools or ()}
+            count = sizes.get(cell.page_kib, 0) + cell.allocate
+            at = f"{where}/hugepages/hugepages-{cell.page_kib}kB/nr_hugepages"
+            commands.append(f"echo {count} > {at}")
+    return f" (or: {'; '.join(commands)})" if commands else ""
 
 
 def _weaker(spec: VmSpec) -> Iterator[tuple[str, VmSpec]]:

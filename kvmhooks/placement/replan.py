@@ -50,8 +50,8 @@ def replan(
             own[cell.node, cell.page_kib] += cell.pages
     kept = inventory.kept_beside(holdings) if housekeeping is None else housekeeping
     capacity = measure(inventory.host_beside(current.uuid), holdings, kept, own)
+    now = _score_now(current, spec, capacity)
     placed = placed_of(current, capacity)
-    now = None if placed is None else score(spec, placed, capacity, affinity_of(spec, capacity))
     may_stay = placed is not None and _may_stay(current, spec, capacity)
     present = Present(
         vcpus={pin.vcpu: pin.cpus for pin in current.vcpus},
@@ -93,12 +93,27 @@ def score_of(
     inventory = inventory_on(place, claims)
     others = inventory.others_of(plan.uuid)
     kept = inventory.kept_beside(others) if housekeeping is None else housekeeping
-    capacity = measure(inventory.host, others, kept)
-    placed = placed_of(plan, capacity)
-    if placed is None:
+    now = _score_now(plan, plan.spec, measure(inventory.host, others, kept))
+    if now is None:
         nodes = ", ".join(str(cell.node) for cell in plan.cells)
         raise PlanError("cells", f"nodes {nodes}", "nodes of the host")
-    return score(plan.spec, placed, capacity, affinity_of(plan.spec, capacity))
+    return now
+
+
+def _score_now(current: Plan, spec: VmSpec, capacity: Capacity) -> dict[str, int] | None:
+    """Return the score of a plan where it is; None when a node or a CPU of it is gone.
+
+    Where the placement chose the host's CPUs, those are its choice.
+    """
+    known = capacity.housekeeping
+    if capacity.is_open and current.dedicated:
+        here = current.housekeeping & capacity.online - capacity.held
+        capacity = capacity.keeping(known | here)
+    placed = placed_of(current, capacity)
+    if placed is None:
+        return None
+    reserves = capacity.housekeeping - known
+    return score(spec, placed, capacity, affinity_of(spec, capacity), reserves=reserves)
 
 
 def _as_it_is(current: Plan, *, memory_moves: bool) -> VmSpec:

@@ -211,6 +211,12 @@ def page_sizes(spec: VmSpec) -> list[tuple[int, int]]:
     return [(0, pages.in_kib if pages else ORDINARY_PAGE_KIB)]
 
 
+def are_threads_told(spec: VmSpec) -> bool:
+    """Return whether the person said how many threads a guest core has."""
+    cpu = spec.cpu
+    return cpu.threads is not None or (cpu.sockets is not None and cpu.cores is not None)
+
+
 def thread_counts(spec: VmSpec, host_threads: int) -> list[int]:
     """Return the guest's threads in a core to be tried, the most first. Raises ``PlanError``."""
     cpu = spec.cpu

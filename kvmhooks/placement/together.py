@@ -16,7 +16,6 @@ from kvmhooks.machine.target import Target
 from kvmhooks.placement.model import Plan
 from kvmhooks.placement.plan import identity_of, plan
 from kvmhooks.placement.planned_usage import of_plan
-from kvmhooks.placement.search.capacity import measure
 from kvmhooks.placement.search.search import Effort
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet
@@ -66,12 +65,10 @@ def plan_all(
         holdings=tuple(inventory.others_of(*identities)),
         expected=tuple(inventory.expected_beside(*identities)),
     )
-    held = inventory.holdings
-    kept = inventory.kept_beside(held) if housekeeping is None else housekeeping
-    capacity = measure(inventory.host, held, kept)
+    kept = inventory.kept_beside(inventory.holdings) if housekeeping is None else housekeeping
     trial = _Trial(
         inventory=inventory,
-        housekeeping=capacity.housekeeping,
+        housekeeping=kept,
         effort=effort or Effort(),
         left=tries,
         targets={spec.name: target(spec) for spec in specs},
@@ -91,7 +88,8 @@ def plan_all(
 class _Trial:
     inventory: Inventory
     """It holds nothing of these VMs' own."""
-    housekeeping: CpuSet
+    housekeeping: CpuSet | None
+    """Those that are given; else each VM has what those before it have, and more if need be."""
     effort: Effort
     targets: Mapping[str, Target | None]
     left: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import permutations
 
 from attrs import evolve
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmhooks.errors import PlanError
@@ -16,7 +16,7 @@ from kvmhooks.placement import Cell, plan, plan_all, replan, score_of
 from kvmhooks.placement.planned_usage import of_plan
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.model import VmName
-from kvmhooks.values import CpuSet, union
+from kvmhooks.values import union
 from tests.laws.strategies import hosts
 from tests.laws.test_plan import DEDICATED, PLACED, Made, plans, situations
 
@@ -25,8 +25,7 @@ from tests.laws.test_plan import DEDICATED, PLACED, Made, plans, situations
 def test_the_score_is_what_the_pins_say(made: Made) -> None:
     """The score of a plan is counted from its pins and cells again, and is the same."""
     decided, host, claims = made
-    kept = decided.housekeeping
-    assert score_of(decided, host, claims, housekeeping=kept) == dict(decided.score)
+    assert score_of(decided, host, claims) == dict(decided.score)
 
 
 @given(plans(PLACED))
@@ -75,22 +74,20 @@ def test_the_order_is_the_one_that_fits_the_most(data: st.DataObject, host: Host
     ]
     together = plan_all(specs, host)
     assert together.is_proven
-    kept = next((made.housekeeping for made in together.plans), None)
-    assume(kept is not None)
     held: list[Claim | Holding] = []
     for made in together.plans:
-        assert plan(made.spec, host, held, housekeeping=kept) == made
+        assert plan(made.spec, host, held) == made
         held.append(of_plan(made))
     assert {made.name for made in together.plans} | set(together.refused) == {"vm0", "vm1", "vm2"}
-    most = max(_placed(order, host, kept) for order in permutations(specs))
+    most = max(_placed(order, host) for order in permutations(specs))
     assert len(together.plans) == most
 
 
-def _placed(order: tuple[VmSpec, ...], host: Host, kept: CpuSet | None) -> int:
+def _placed(order: tuple[VmSpec, ...], host: Host) -> int:
     held: list[Claim | Holding] = []
     for spec in order:
         try:
-            held.append(of_plan(plan(spec, host, held, housekeeping=kept)))
+            held.append(of_plan(plan(spec, host, held)))
         except PlanError:
             continue
     return len(held)

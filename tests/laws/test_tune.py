@@ -101,8 +101,8 @@ def oracle(document: bytes | str, at: int, foreign: set[int]) -> tuple[int, ...]
     """Measure how a domain's vCPUs lie, by its XML and the host's description; less is better.
 
     First what no vCPU may have (CPUs that are not there, others' CPUs, a guest cell on several
-    nodes, too few CPUs for all), then as the objective ranks it: isolated CPUs, guest cells that
-    share a node, nodes, far devices, shared cores, L3 caches, cores. The
+    nodes, too few CPUs for all), then as the objective ranks it: guest cells that share a node,
+    nodes, far devices, isolated CPUs, shared cores, L3 caches, cores. The
     last three are nothing to vCPUs that float.
     """
     root = ET.fromstring(document)  # noqa: S314 -- our own
@@ -125,6 +125,12 @@ def oracle(document: bytes | str, at: int, foreign: set[int]) -> tuple[int, ...]
     company = sum(len(guests) for guests in on.values() if len(guests) > 1)
     floats = any(len(cpus) > 1 for cpus in pins.values())
     is_realtime = root.find("cputune/vcpusched") is not None and bool(isolated) and not floats
+
+    def noise(cpu: int) -> int:
+        first = cpu // threads * threads
+        siblings = set(range(first, first + threads))
+        return 0 if siblings <= set(isolated) else 1 if cpu in isolated else 2
+
     numbers = (
         len(set(used) - here),
         len(here & foreign),
@@ -133,10 +139,10 @@ def oracle(document: bytes | str, at: int, foreign: set[int]) -> tuple[int, ...]
             -(-sum(other <= cpus for other in pins.values()) // len(_room(cpus, set(isolated))))
             for cpus in pins.values()
         ),
-        int(is_realtime and not here <= set(isolated)),
         together,
         len(nodes | bound),
         sum(by_bus[bus] not in nodes for bus in cards),
+        sum(map(noise, here)) if is_realtime else 0,
         company,
         len({cpu // (2 * threads) for cpu in here}),
         len(on),

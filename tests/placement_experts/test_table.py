@@ -1,12 +1,13 @@
 """The table of experts is whole: its hosts are as it says, its VMs right, its sources named.
 
-Plans are not held against it here: ``compare`` prints what differs, and a law may follow.
+What experts agree on, and what none would do, holds for the plans; ``compare`` prints the rest.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,12 @@ import pytest
 
 from kvmhooks.host import Host, read
 from kvmhooks.host.model import Cache, Cpu, Node
+from kvmhooks.placement import Together, plan_all
 from kvmhooks.values import CpuSet
+from tests.placement_experts.compare import TARGET, differences
 from tests.placement_experts.machines import is_missing, write_machine
 from tests.placement_experts.predicates import OF_ALL, OF_ONE, Placed, always, failures
-from tests.placement_experts.table import FILES, HERE, KINDS, read_table
+from tests.placement_experts.table import FILES, HERE, KINDS, Entry, read_table
 
 PAGE = HERE.parents[1] / "docs/expert-placement.md"
 SOURCES: dict[str, Any] = tomllib.loads((HERE / "sources.toml").read_text())
@@ -38,6 +41,25 @@ def test_a_host_is_as_its_entries_take_it(path: Path, tmp_path: Path) -> None:
         "l3": sorted(str(CpuSet.parse(cpus)) for cpus in facts["l3"]),
         **{name: facts[name] for name in ("performance", "efficiency", "isolated", "nohz_full")},
     }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_plans_are_what_experts_agree_on(path: Path, tmp_path: Path) -> None:
+    """Every «must» of every entry, and nothing that no expert would do."""
+    described, _, entries = read_table(path)
+    if is_missing(described):
+        pytest.skip(f"no captured host {described['tree']}")
+    host = read(write_machine(described, tmp_path))
+    found = {
+        entry.kind: differences(replace(entry, should={}), entry_plans(entry, host), host)
+        for entry in entries
+    }
+    assert {kind: wrong for kind, wrong in found.items() if wrong} == {}
+
+
+def entry_plans(entry: Entry, host: Host) -> Together:
+    """Plan an entry's VMs."""
+    return plan_all(entry.specs, host, target=lambda _: TARGET)
 
 
 def facts_of(host: Host) -> dict[str, Any]:

@@ -1,19 +1,19 @@
 """Every placement there is, and the least score of them.
 
 All ways are tried: each number of guest threads, each way to cut the VM into cells, each node for
-each cell, each set of CPUs on each node. The only thing that is used is that what the CPUs decide,
-but for ``unisolated`` and ``beside_host``, are sums over nodes: the least tuple of sums is the sum
-of the least tuples, so that a node's part may be chosen for itself.
+each cell, each reserve of the host and each set of CPUs on each node. The only thing that is used
+is that what the CPUs decide, but for ``narrow`` and ``beside_host``, are sums over nodes: the least
+tuple of sums is the sum of the least tuples, so that a node's part may be chosen for itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate, combinations, pairwise, product
 from math import ceil
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from kvmhooks.placement.search.objective import ORDER
 from tests.placement_proof.capacity import Capacity, Cpus, Place
@@ -21,9 +21,9 @@ from tests.placement_proof.capacity import Capacity, Cpus, Place
 Score = tuple[int, ...]
 GIB_PAGE, MIB_PAGE, ORDINARY = 1 << 20, 2048, 4
 SMALL = {GIB_PAGE: 0, MIB_PAGE: 1, ORDINARY: 2}
-PARTS = [
-    name for name in ORDER if name in {"slow", "company", "l3", "cores", "node_blocks", "l3_blocks"}
-]
+WHOLE = {"narrow", "beside_host", "crowding", "cohabiting", "nodes", "distance", "remote_devices"}
+WHOLE |= {"small_pages", "unevenness", "allocated", "load"}
+PARTS = [name for name in ORDER if name not in WHOLE]
 """The numbers that are sums over what is on each node."""
 
 
@@ -62,11 +62,25 @@ def best(capacity: Capacity) -> Score | None:
     """The least score of all placements that are allowed; None where there is none."""
     if not can_run(capacity):
         return None
+    if capacity.given is not None or not dedicated_vcpus(capacity):
+        return _best_of(capacity)
+    found = _best_of(capacity)
+    if found is not None:
+        return found
+    before = capacity.kept_before
+    alone = capacity.online - capacity.held - capacity.isolated
+    few = alone if len(capacity.online) <= 4 else ()
+    some = [before] if before else [frozenset({cpu}) for cpu in few]
+    narrow = (_best_of(evolve(capacity, given=kept), reserve=kept - before) for kept in some)
+    return min((score for score in narrow if score is not None), default=None)
+
+
+def _best_of(capacity: Capacity, reserve: Cpus = frozenset()) -> Score | None:
     spots = cache(lambda place, threads, count: _spots(capacity, place, threads, count))
     found: Score | None = None
     for layout in layouts(capacity):
         for places in _assignments(capacity, layout):
-            for score in _scores(capacity, layout, places, spots):
+            for score in _scores(capacity, layout, places, spots, reserve):
                 if found is None or score < found:
                     found = score
     return found
@@ -75,6 +89,8 @@ def best(capacity: Capacity) -> Score | None:
 def can_run(capacity: Capacity) -> bool:
     """Rules 8 and 9, as far as they are the same for all placements."""
     helpers = capacity.pool if capacity.spec.cpu.placement == "shared" else capacity.housekeeping
+    if capacity.given is None and dedicated_vcpus(capacity):
+        helpers = capacity.kept_before | (capacity.online - capacity.held - capacity.isolated)
     return bool(helpers) and not capacity.is_promised_locality
 
 
@@ -187,7 +203,7 @@ def _assignments(capacity: Capacity, layout: Layout) -> Iterator[tuple[Place, ..
         [
             place
             for place in every
-            if (not cell.has_vcpus or capacity.cpus[place]) and cell.node in {None, place}
+            if may_hold(capacity, place, has_vcpus=cell.has_vcpus) and cell.node in {None, place}
         ]
         for cell in layout.cells
     ]
@@ -199,6 +215,13 @@ def _assignments(capacity: Capacity, layout: Layout) -> Iterator[tuple[Place, ..
             _has_room(capacity, layout, place, places) for place in set(places)
         ):
             yield places
+
+
+def may_hold(capacity: Capacity, place: Place, *, has_vcpus: bool) -> bool:
+    """Rule 5: whether a node that may have memory only may hold a cell."""
+    memory = capacity.spec.memory
+    named = {cell.node for cell in memory.cell} | set(memory.nodes or ())
+    return bool(capacity.cpus[place]) or (not has_vcpus and place in named)
 
 
 def _exact(layout: Layout, place: Place, places: tuple[Place, ...]) -> int:
@@ -221,6 +244,7 @@ def _has_room(capacity: Capacity, layout: Layout, place: Place, places: tuple[Pl
 
 
 Spots = dict[tuple[int, int], Score]
+"""The least parts of a node's score by (beside_host, CPUs kept there)."""
 
 
 def _scores(
@@ -228,6 +252,7 @@ def _scores(
     layout: Layout,
     places: tuple[Place, ...],
     spots: Callable[[Place, int, int], Spots],
+    reserve: Cpus,
 ) -> Iterator[Score]:
     """The scores of all that can be done with the cells on these nodes."""
     spec = capacity.spec
@@ -264,14 +289,24 @@ def _scores(
         "load": load,
     }
     choices = [spots(place, layout.threads, count).items() for place, count in cores.items()]
+    is_own = bool(dedicated_vcpus(capacity))
     for chosen in product(*choices):
+        kept = sum(each for (_, each), _ in chosen)
+        if capacity.given is None and is_own and kept < 2:
+            continue
         flags = {
-            name: max(on_node[at] for on_node, _ in chosen)
-            for at, name in enumerate(("unisolated", "beside_host"))
+            "narrow": int(is_own and kept < 2),
+            "beside_host": max(beside for (beside, _), _ in chosen),
         }
         sums = {name: sum(parts[at] for _, parts in chosen) for at, name in enumerate(PARTS)}
+        sums["fast_reserves"] += sum(map(partial(fast, capacity), reserve))
         numbers = {**flags, **whole_vm, **sums}
         yield tuple(numbers[name] for name in ORDER)
+
+
+def fast(capacity: Capacity, cpu: int) -> int:
+    """Return what a CPU of a reserve adds to ``fast_reserves``."""
+    return 2 - capacity.rank(capacity.core[cpu]) if any(capacity.kind.values()) else 0
 
 
 def pool_left(capacity: Capacity, threads: int, place: Place, guest_cores: int) -> int:
@@ -281,16 +316,22 @@ def pool_left(capacity: Capacity, threads: int, place: Place, guest_cores: int) 
 
 
 def _spots(capacity: Capacity, place: Place, threads: int, count: int) -> Spots:
-    """The least parts of a node's score with so many guest cores on it, by (unisolated, beside).
+    """The least parts of a node's score with so many guest cores on it, by (beside_host, kept).
 
-    Every set of CPUs is tried.
+    Every reserve and every set of CPUs is tried.
     """
     cores = sorted({capacity.core[cpu] for cpu in capacity.cpus[place]}, key=min)
+    reserves = [frozenset[int]()]
+    if capacity.given is None and dedicated_vcpus(capacity):
+        reserves += capacity.reserves_on(place)
     found: Spots = {}
-    for chosen in _chosen(capacity, cores, threads, count):
-        flags, parts = _judged(capacity, place, chosen)
-        if flags not in found or parts < found[flags]:
-            found[flags] = parts
+    for reserve in reserves:
+        reserved = evolve(capacity, reserves=reserve) if reserve else capacity
+        kept = len(reserved.housekeeping & reserved.cpus[place])
+        for chosen in _chosen(reserved, cores, threads, count):
+            beside, parts = _judged(reserved, place, chosen)
+            if (beside, kept) not in found or parts < found[beside, kept]:
+                found[beside, kept] = parts
     return found
 
 
@@ -317,6 +358,8 @@ def _chosen(
 def _ways(capacity: Capacity, core: Cpus, threads: int, number: int) -> Iterator[Cpus]:
     """The sets of CPUs of a core that so many guest cores could have."""
     smt = capacity.spec.cpu.smt
+    if number > 1 and not are_threads_told(capacity):
+        return
     if number and smt != "share" and (number > 1 or core not in capacity.whole):
         return
     if number and smt == "require" and len(core) != threads:
@@ -324,26 +367,71 @@ def _ways(capacity: Capacity, core: Cpus, threads: int, number: int) -> Iterator
     yield from map(frozenset, combinations(sorted(core & capacity.eligible), number * threads))
 
 
-def _judged(
-    capacity: Capacity, place: Place, chosen: tuple[Choice, ...]
-) -> tuple[tuple[int, int], Score]:
+def are_threads_told(capacity: Capacity) -> bool:
+    """Rule 2: whether the person said how many threads a guest core has."""
+    cpu = capacity.spec.cpu
+    return cpu.threads is not None or (cpu.sockets is not None and cpu.cores is not None)
+
+
+def _judged(capacity: Capacity, place: Place, chosen: tuple[Choice, ...]) -> tuple[int, Score]:
     cpus = frozenset(cpu for _, _, own in chosen for cpu in own)
     used = {core for core, _, _ in chosen}
-    is_late = capacity.spec.cpu.realtime and bool(capacity.isolated)
-    flags = (
-        int(is_late and not cpus <= capacity.isolated),
-        int(any(core & capacity.housekeeping for core in used)),
-    )
     left = [core for core in capacity.whole if core <= capacity.cpus[place] and core not in used]
     blocks: dict[object, int] = {}
     for core in left:
         blocks[capacity.l3[min(core)]] = blocks.get(capacity.l3[min(core)], 0) + 1
     numbers = {
-        "slow": sum(capacity.is_slow(cpu) for cpu in cpus) if capacity.spec.cpu.kind is None else 0,
-        "company": sum(number for core, number, _ in chosen if number > 1 or core - capacity.free),
-        "l3": len({capacity.l3[cpu] for cpu in cpus}),
-        "cores": len(used),
+        **dict.fromkeys(PARTS, 0),
+        "fast_reserves": sum(fast(capacity, cpu) for cpu in capacity.reserves),
         "node_blocks": -(len(left) ** 2),
         "l3_blocks": -sum(number**2 for number in blocks.values()),
     }
-    return flags, tuple(numbers[name] for name in PARTS)
+    if not dedicated_vcpus(capacity):
+        numbers |= {"node_blocks": 0, "l3_blocks": 0}
+    if used:
+        guests = {core: number for core, number, _ in chosen}
+        numbers |= judged_cpus(capacity, place, cpus, guests)
+    beside = int(any(core & capacity.housekeeping for core in used))
+    return beside, tuple(numbers[name] for name in PARTS)
+
+
+def judged_cpus(
+    capacity: Capacity, place: Place, cpus: Cpus, guests: dict[Cpus, int]
+) -> dict[str, int]:
+    """The numbers of a node that has these dedicated vCPUs, and guest cores on each core."""
+    ranks = {cpu: capacity.rank(capacity.core[cpu]) for cpu in cpus}
+    kept = capacity.housekeeping & capacity.cpus[place]
+    taken = capacity.housekeeping | capacity.held
+    l3s = {capacity.l3[cpu] for cpu in cpus}
+    quiet = sum(bool(core & capacity.isolated) for core in guests)
+    is_sought = capacity.spec.cpu.realtime and bool(capacity.isolated)
+    loops = capacity.helpers(place) + 1
+    return {
+        "unisolated": sum(
+            0 if capacity.core[cpu] <= capacity.isolated else 1 if cpu in capacity.isolated else 2
+            for cpu in cpus
+        )
+        if is_sought
+        else 0,
+        "on_isolated": 0
+        if capacity.spec.cpu.realtime or not quiet
+        else 1
+        if quiet == len(guests)
+        else 2,
+        "low_power": sum(rank == 2 for rank in ranks.values()),
+        "kinds": len(set(ranks.values())) - 1,
+        "slow": sum(rank == 1 for rank in ranks.values()) if capacity.spec.cpu.kind is None else 0,
+        "company": sum(
+            number for core, number in guests.items() if number > 1 or core - capacity.free
+        ),
+        "shared_l2": sum(
+            number
+            for core, number in guests.items()
+            if any(mate & taken for mate in capacity.mates(core))
+        ),
+        "far_helpers": int(not kept),
+        "l3": len(l3s),
+        "shared_l3": len(l3s & {capacity.l3[cpu] for cpu in kept}),
+        "cores": len(guests),
+        "helpers": ceil(loops / (3 * len(kept))) - 1 if kept else 0,
+    }

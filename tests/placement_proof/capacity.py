@@ -29,7 +29,88 @@ class Capacity:
     host: Host
     spec: VmSpec
     holdings: tuple[Holding, ...]
-    housekeeping: Cpus
+    given: Cpus | None
+    """The housekeeping that somebody gives; None: the placement has reserves."""
+    reserves: Cpus = frozenset()
+
+    @cached_property
+    def housekeeping(self) -> Cpus:
+        """The CPUs that are ``kept``."""
+        return self.kept_before | self.reserves
+
+    @cached_property
+    def kept_before(self) -> Cpus:
+        """Those of them that are no reserves."""
+        if self.given is not None:
+            return self.given
+        return frozenset(cpu for other in self.holdings for cpu in self.helping(other))
+
+    def helping(self, holding: Holding) -> Cpus:
+        """The CPUs of another VM's QEMU that nobody holds."""
+        return frozenset(holding.helpers) & self.online - self.held
+
+    def helpers(self, place: Place) -> int:
+        """Return how many other VMs have QEMU's other threads on the kept CPUs of a node."""
+        here = self.housekeeping & self.cpus[place]
+        return sum(bool(frozenset(other.helpers) & here) for other in self.holdings)
+
+    def reserves_on(self, place: Place) -> list[Cpus]:
+        """All reserves of a node; of those that are alike in everything one is tried."""
+        found: dict[object, Cpus] = {}
+        here = self.cpus[place]
+        cores = sorted({self.core[cpu] for cpu in here}, key=min)
+        can = {core: core & here & self.free - self.isolated for core in cores}
+        for at, core in enumerate(cores):
+            if len(can[core]) > 1:
+                found.setdefault(self._signature(core), can[core])
+            for other in cores[:at]:
+                if len(can[core]) == len(can[other]) == 1 and self._are_a_pair(core, other):
+                    is_one_module = other in self.mates(core)
+                    two = tuple(sorted((self._signature(core), self._signature(other))))
+                    found.setdefault((*two, is_one_module), can[core] | can[other])
+        return list(found.values())
+
+    def _are_below_one_l3(self, core: Cpus, other: Cpus) -> bool:
+        return self.l3[min(core)] == self.l3[min(other)]
+
+    def _are_a_pair(self, core: Cpus, other: Cpus) -> bool:
+        return self._are_below_one_l3(core, other) and self.rank(core) == self.rank(other)
+
+    def _signature(self, core: Cpus) -> str:
+        """All that makes one core of an L3 another than the next."""
+
+        def own(core: Cpus) -> str:
+            counts = [
+                len(core & some)
+                for some in (self.free, self.eligible, self.isolated, self.held, self.housekeeping)
+            ]
+            return f"{len(core)} {counts} {self.rank(core)}"
+
+        modules = sorted(own(mate) for mate in self.mates(core))
+        return f"{self.l3[min(core)]} {own(core)} {modules}"
+
+    def mates(self, core: Cpus) -> list[Cpus]:
+        """The other cores below the same L3 that share a core's L2."""
+        known = {cpu.id: cpu.l2 for cpu in self.host.cpus or ()}
+        mine = known[min(core)]
+        if mine is None:
+            return []
+        everyone = {self.core[cpu] for cpu in self.node}
+        return [
+            other
+            for other in everyone
+            if other != core and known[min(other)] == mine and self._are_below_one_l3(core, other)
+        ]
+
+    def rank(self, core: Cpus) -> int:
+        """The kind of a core: 0 performance, 1 efficiency, 2 low-power."""
+        if not any(self.kind[cpu] for cpu in self.online):
+            return 0
+        known = {cpu.id: cpu.l3 for cpu in self.host.cpus or () if cpu.online}
+        if not any(self.kind[cpu] == "efficiency" for cpu in core):
+            return 0
+        has_none = all(known[cpu] is None for cpu in core)
+        return 2 if has_none and any(cache is not None for cache in known.values()) else 1
 
     @cached_property
     def online(self) -> Cpus:
@@ -40,7 +121,11 @@ class Capacity:
         """The online CPUs of each node; of a node with memory only, none."""
         if not self.host.nodes:
             return {None: self.online}
-        return {node.id: frozenset(node.cpus or ()) & self.online for node in self.host.nodes}
+        found: dict[Place, Cpus] = {}
+        for node in self.host.nodes:  # no CPU is counted twice
+            before = frozenset[int]().union(*found.values())
+            found[node.id] = (frozenset(node.cpus or ()) & self.online) - before
+        return found
 
     @cached_property
     def core(self) -> dict[int, Cpus]:
@@ -65,14 +150,12 @@ class Capacity:
     def kind(self) -> dict[int, str | None]:
         return {cpu.id: cpu.kind for cpu in self.host.cpus or ()}
 
-    def is_slow(self, cpu: int) -> bool:
-        """Return whether a CPU is on a core that has an efficiency CPU."""
-        return any(self.kind[other] == "efficiency" for other in self.core[cpu])
-
     @cached_property
     def isolated(self) -> Cpus:
         kernel = self.host.kernel
-        return frozenset((kernel.isolated if kernel else None) or ()) & self.online
+        if kernel is None:
+            return frozenset()
+        return (frozenset(kernel.isolated or ()) | frozenset(kernel.nohz_full or ())) & self.online
 
     @cached_property
     def held(self) -> Cpus:
@@ -101,7 +184,12 @@ class Capacity:
 
     @cached_property
     def pool(self) -> Cpus:
-        return self.online - self.isolated - self.held
+        """The CPUs to float over; low-power cores only where a node has no others."""
+        every = self.online - self.isolated - self.held
+        quick = frozenset(cpu for cpu in every if self.rank(self.core[cpu]) < 2)
+        return frozenset(
+            cpu for place, here in self.cpus.items() for cpu in (quick & here or every & here)
+        )
 
     @cached_property
     def widest(self) -> int:
@@ -119,11 +207,17 @@ class Capacity:
         return total
 
     def distance(self, place: Place, other: Place) -> int:
-        """From node to node; 20 where it is not known."""
+        """From node to node; what caches and packages suggest where it is not known."""
         for node in self.host.nodes or ():
             if node.id == place and node.distances is not None:
                 order = [each.id for each in self.host.nodes or ()]
                 return node.distances[order.index(other)]  # type: ignore[arg-type]  # a known node
+        there, back = self.cpus[place], self.cpus[other]
+        known = {cpu.id: cpu for cpu in self.host.cpus or ()}
+        if any(known[a].l3 == known[b].l3 is not None for a in there for b in back):
+            return 12
+        if any(known[a].package == known[b].package is not None for a in there for b in back):
+            return 16
         return 20
 
     def ordinary_mib(self, place: Place) -> int | None:
@@ -206,11 +300,12 @@ def capacity_of(
     spec: VmSpec,
     host: Host,
     claims: Iterable[Claim | Holding],
-    housekeeping: Iterable[int],
+    housekeeping: Iterable[int] | None,
     *,
     uuid: str | None = None,
 ) -> Capacity:
     """The capacity for a VM; what it holds itself (``uuid``) does not count."""
     holdings = (claim if isinstance(claim, Holding) else of_claim(claim) for claim in claims)
     others = tuple(holding for holding in holdings if uuid is None or holding.uuid != uuid)
-    return Capacity(host, spec, others, frozenset(housekeeping))
+    given = None if housekeeping is None else frozenset(housekeeping)
+    return Capacity(host, spec, others, given)

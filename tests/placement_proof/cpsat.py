@@ -15,7 +15,16 @@ from typing import Any
 from ortools.sat.python import cp_model
 
 from kvmhooks.placement.search.objective import ORDER
-from tests.placement_proof.brute import ORDINARY, SMALL, Layout, Score, can_run, layouts
+from tests.placement_proof.brute import (
+    ORDINARY,
+    SMALL,
+    Layout,
+    Score,
+    are_threads_told,
+    can_run,
+    layouts,
+    may_hold,
+)
 from tests.placement_proof.capacity import Capacity, Cpus, Place
 
 SECONDS = 60.0
@@ -29,6 +38,7 @@ class NotProven(Exception):
 def best(capacity: Capacity) -> Score | None:
     """The least score of all placements that are allowed; None where there is none."""
     assert capacity.spec.cpu.placement == "dedicated"
+    assert capacity.given is not None  # reserves are what trying everything proves
     if not can_run(capacity):
         return None
     found: Score | None = None
@@ -118,7 +128,7 @@ class Model:
         ):
             return 0
         room = len(core & capacity.eligible) // threads
-        return room if smt == "share" else min(1, room)
+        return room if smt == "share" and are_threads_told(capacity) else min(1, room)
 
     def _is(self, number: Any, least: int) -> Any:
         """A Boolean that is 1 just when a number is ``least`` or more."""
@@ -148,7 +158,7 @@ class Model:
             for place in self.places:
                 on[at, place] = self.model.new_bool_var(f"cell{at}on{place}")
                 fits = self.may_use[place] and cell.node in {None, place}
-                if not fits or (cell.has_vcpus and not self.capacity.cpus[place]):
+                if not fits or not may_hold(self.capacity, place, has_vcpus=cell.has_vcpus):
                     self.model.add(on[at, place] == 0)
             self.model.add_exactly_one(on[at, place] for place in self.places)
         for place in self.places:
@@ -222,15 +232,18 @@ class Model:
     def _numbers(self) -> dict[str, Any]:
         capacity, spec, threads = self.capacity, self.capacity.spec, self.layout.threads
         used, takes = self.used, self.takes
-        late: list[Any] = []
         beside: list[Any] = []
+        unisolated: Any = 0
         company: Any = 0
-        slow: Any = 0
-        is_late = spec.cpu.realtime and bool(capacity.isolated)
+        shared_l2: Any = 0
+        of_rank: list[Any] = [0, 0, 0]
         for core, count in self.on_core.items():
-            quiet = len(core & capacity.eligible & capacity.isolated) // threads
-            if is_late and quiet < self._most(core):
-                late.append(self._is(count, quiet + 1))
+            if not core <= capacity.isolated:
+                # Isolated CPUs of a core are taken first: it costs less.
+                quiet = self.model.new_int_var(0, len(core), "")
+                some = len(core & capacity.eligible & capacity.isolated)
+                self.model.add_min_equality(quiet, [count * threads, some])
+                unisolated += 2 * count * threads - quiet
             if core & capacity.housekeeping:
                 beside.append(takes[core])
             alone = self.model.new_bool_var("")
@@ -240,10 +253,13 @@ class Model:
             else:
                 self.model.add(alone == (takes[core] if core <= capacity.free else 0))
             company += count - alone
-            if spec.cpu.kind is None and capacity.is_slow(min(core)):
-                slow += count * threads
+            taken = capacity.housekeeping | capacity.held
+            if any(mate & taken for mate in capacity.mates(core)):
+                shared_l2 += count
+            of_rank[capacity.rank(core)] += count * threads
+        is_sought = spec.cpu.realtime and bool(capacity.isolated)
         return {
-            "unisolated": self._any(late),
+            "narrow": int(len(capacity.housekeeping) < 2),
             "beside_host": self._any(beside),
             "crowding": 0,
             "cohabiting": 0
@@ -264,10 +280,27 @@ class Model:
             else sum(
                 self._square(threads * count, spec.cpu.vcpus) for count in self.guest_cores.values()
             ),
-            "slow": slow,
+            "unisolated": unisolated if is_sought else 0,
+            "on_isolated": 0 if spec.cpu.realtime else sum(map(self._on_isolated, self.places)),
+            "low_power": of_rank[2],
+            "kinds": sum(map(self._kinds, self.places)),
+            "slow": of_rank[1] if spec.cpu.kind is None else 0,
             "company": company,
-            "l3": sum(self._l3s()),
+            "shared_l2": shared_l2,
+            "far_helpers": sum(
+                self._is(self.guest_cores[place], 1)
+                for place in self.places
+                if not capacity.housekeeping & capacity.cpus[place]
+            ),
+            "l3": sum(self._any([takes[core] for core in cores]) for cores in self._by_l3()),
+            "shared_l3": sum(
+                self._any([takes[core] for core in cores])
+                for cores in self._by_l3()
+                if any(core & capacity.housekeeping for core in cores)
+            ),
             "cores": sum(takes.values()),
+            "helpers": sum(map(self._helpers, self.places)),
+            "fast_reserves": 0,
             "load": 0,
             "node_blocks": -sum(
                 self._square(sum(self._left(cores)), len(cores)) for cores in self.cores.values()
@@ -291,9 +324,30 @@ class Model:
                 groups.setdefault(self.capacity.l3[min(core)], []).append(core)
         return list(groups.values())
 
-    def _l3s(self) -> Iterator[Any]:
-        for cores in self._by_l3():
-            yield self._any([self.takes[core] for core in cores])
+    def _on_isolated(self, place: Place) -> Any:
+        """1 for a node with isolated cores only, 2 for one with others too."""
+        isolated = self.capacity.isolated
+        quiet = self._any([self.takes[core] for core in self.cores[place] if core & isolated])
+        others = self._any([self.takes[core] for core in self.cores[place] if not core & isolated])
+        if isinstance(quiet, int) or isinstance(others, int):
+            return quiet
+        return quiet + self._both(quiet, others)
+
+    def _kinds(self, place: Place) -> Any:
+        """The kinds of a node's cores that have a guest core, less one."""
+        kinds: dict[int, list[Any]] = {}
+        for core in self.cores[place]:
+            kinds.setdefault(self.capacity.rank(core), []).append(self.takes[core])
+        if len(kinds) < 2:
+            return 0
+        used = sum(map(self._any, kinds.values()))
+        return used - self._is(self.guest_cores[place], 1)
+
+    def _helpers(self, place: Place) -> Any:
+        """The crowd of QEMU's other threads on a node that has a guest core."""
+        kept = len(self.capacity.housekeeping & self.capacity.cpus[place])
+        crowd = -(-(self.capacity.helpers(place) + 1) // (3 * kept)) - 1 if kept else 0
+        return crowd * self._is(self.guest_cores[place], 1) if crowd else 0
 
     def _left(self, cores: list[Cpus]) -> list[Any]:
         return [1 - self.takes[core] for core in cores if core in self.capacity.whole]

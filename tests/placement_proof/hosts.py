@@ -28,6 +28,10 @@ class Core:
     l3: int
     threads: tuple[int, ...]
     kind: Kind | None = None
+    module: int | None = None
+    """Cores of one module share an L2; None: it has its own."""
+    has_l3: bool = True
+    """It is no low-power core."""
 
 
 @frozen(kw_only=True)
@@ -47,11 +51,12 @@ class Shape:
     nodes: tuple[NodeShape, ...]
     """Those without a core have memory only."""
     node_ids: tuple[int, ...]
-    distances: tuple[tuple[int, ...], ...]
+    distances: tuple[tuple[int, ...], ...] | None
     has_numa: bool = True
     has_l3: bool = True
     offline: CpuSet = CpuSet()
     isolated: CpuSet = CpuSet()
+    nohz_full: CpuSet = CpuSet()
     devices: tuple[int | None, ...] = ()
     """The node (by place) of each PCI device, 0000:00:01.0 and on."""
 
@@ -73,7 +78,7 @@ def host_of(shape: Shape) -> Host:
             )
             for at, node in enumerate(shape.devices)
         ),
-        kernel=Kernel(isolated=shape.isolated, nohz_full=CpuSet()),
+        kernel=Kernel(isolated=shape.isolated, nohz_full=shape.nohz_full),
         kvm=Kvm(available=True, vendor="intel", present=True),
     )
 
@@ -106,28 +111,35 @@ def _cpus(shape: Shape) -> tuple[Cpu, ...]:
                     die=0,
                     core=at,
                     siblings=_online(shape, core),
-                    l2=at,
-                    l3=_l3_id(shape, core.l3),
+                    l2=_l2_id(at, core),
+                    l3=_l3_id(shape, core.l3) if core.has_l3 else None,
                     node=shape.node_ids[core.node] if shape.has_numa else None,
                     kind=core.kind,
                     isolated=thread in shape.isolated,
-                    nohz_full=False,
+                    nohz_full=thread in shape.nohz_full,
                 )
             )
     return tuple(sorted(made, key=lambda cpu: cpu.id))
 
 
 def _caches(shape: Shape) -> tuple[Cache, ...]:
+    l2s: dict[int, CpuSet] = {}
     l3s: dict[int, CpuSet] = {}
-    made = []
     for at, core in enumerate(shape.cores):
         online = _online(shape, core)
         if online:
-            made.append(Cache(2, "Unified", at, 1024, online))
-            l3s[core.l3] = l3s.get(core.l3, CpuSet()) | online
+            l2 = _l2_id(at, core)
+            l2s[l2] = l2s.get(l2, CpuSet()) | online
+            if core.has_l3:
+                l3s[core.l3] = l3s.get(core.l3, CpuSet()) | online
+    made = [Cache(2, "Unified", number, 1024, cpus) for number, cpus in l2s.items()]
     if shape.has_l3:
         made += [Cache(3, "Unified", number, 16_384, cpus) for number, cpus in l3s.items()]
     return tuple(made)
+
+
+def _l2_id(at: int, core: Core) -> int:
+    return 1000 + at if core.module is None else core.module
 
 
 def _nodes(shape: Shape) -> tuple[Node, ...]:
@@ -142,7 +154,9 @@ def _nodes(shape: Shape) -> tuple[Node, ...]:
                 cpus=cpus - shape.offline,
                 memory_kib=node.memory_kib,
                 free_kib=node.free_kib,
-                distances=tuple(shape.distances[at][other] for other in order),
+                distances=None
+                if shape.distances is None
+                else tuple(shape.distances[at][other] for other in order),
                 hugepages=_pools(node),
             )
         )
@@ -194,6 +208,8 @@ def shapes(draw: st.DrawFn, *, most: int = 16, nodes: int = 4) -> Shape:
     present = sorted({node for node, _, _ in widths})
     per_package = draw(st.sampled_from([1, 1, 2, len(present)]))
     numbers = _numbering(draw, [wide for _, _, wide in widths])
+    in_module = draw(st.sampled_from([1, 1, 2, 4]))
+    has_low_power = is_hybrid and draw(st.booleans())
     cores = tuple(
         Core(
             package=present.index(node) // per_package,
@@ -201,8 +217,10 @@ def shapes(draw: st.DrawFn, *, most: int = 16, nodes: int = 4) -> Shape:
             l3=l3,
             threads=threads,
             kind=("performance" if wide == 2 else "efficiency") if is_hybrid else None,
+            module=at // in_module * 100 + l3 if wide == 1 and in_module > 1 else None,
+            has_l3=not (has_low_power and wide == 1 and at % 3 == 0),
         )
-        for (node, l3, wide), threads in zip(widths, numbers, strict=True)
+        for at, ((node, l3, wide), threads) in enumerate(zip(widths, numbers, strict=True))
     )
     return _with_the_rest(draw, cores)
 
@@ -223,11 +241,12 @@ def _with_the_rest(draw: st.DrawFn, cores: tuple[Core, ...]) -> Shape:
         cores=cores,
         nodes=tuple(_node(draw) for _ in range(total)),
         node_ids=tuple(range(gaps, gaps + total * (1 + gaps), 1 + gaps)),
-        distances=_distances(draw, total),
+        distances=_distances(draw, total) if draw(st.integers(0, 5)) else None,
         has_numa=total > 1 or draw(st.integers(0, 3)) > 0,
         has_l3=draw(st.integers(0, 4)) > 0,
         offline=offline,
         isolated=isolated,
+        nohz_full=draw(rare) - offline if draw(st.integers(0, 7)) == 0 else CpuSet(),
         devices=tuple(draw(st.lists(places | st.none(), max_size=3))),
     )
 
@@ -312,9 +331,7 @@ def renumbered(host: Host, cpus: Mapping[int, int], nodes: Mapping[int, int]) ->
                 by_id[number],
                 id=nodes[number],
                 cpus=moved(by_id[number].cpus),
-                distances=tuple(
-                    (by_id[number].distances or ())[old.index(former)] for former in order
-                ),
+                distances=_reordered(by_id[number].distances, [old.index(at) for at in order]),
             )
             for number in order
         ),
@@ -322,6 +339,14 @@ def renumbered(host: Host, cpus: Mapping[int, int], nodes: Mapping[int, int]) ->
         pci=tuple(evolve(device, node=node_of(device.node)) for device in host.pci or ()),
         kernel=None
         if host.kernel is None
-        else evolve(host.kernel, isolated=moved(host.kernel.isolated)),
+        else evolve(
+            host.kernel,
+            isolated=moved(host.kernel.isolated),
+            nohz_full=moved(host.kernel.nohz_full),
+        ),
         kvm=host.kvm,
     )
+
+
+def _reordered(distances: tuple[int, ...] | None, order: list[int]) -> tuple[int, ...] | None:
+    return None if distances is None else tuple(distances[at] for at in order)

@@ -165,10 +165,18 @@ def _holding(draw: st.DrawFn, host: Host, number: int, own: CpuSet) -> Holding:
         exclusive=CpuSet(parts[0]),
         dedicated=CpuSet(parts[1]),
         idle=CpuSet(parts[2]),
+        helpers=draw(_helpers(host)),
         floating=((CpuSet(floating), draw(st.integers(1, 4))),) if floating else (),
         memory=tuple(sorted(memory.items())),
         hugepages=draw(_promised(host)),
     )
+
+
+@st.composite
+def _helpers(draw: st.DrawFn, host: Host) -> CpuSet:
+    if draw(st.booleans()):
+        return CpuSet()
+    return CpuSet(draw(st.frozensets(st.sampled_from(sorted(host.online)), max_size=2)))
 
 
 @st.composite

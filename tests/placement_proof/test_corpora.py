@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from kvmhooks.errors import PlanError
-from kvmhooks.placement.search.capacity import choose_housekeeping
+from kvmhooks.placement.search.host_cpus import choose_housekeeping
 from kvmhooks.values import CpuSet
 from tests.corpora.test_hosts import TRUTHS, captured
 from tests.placement_proof.brute import best

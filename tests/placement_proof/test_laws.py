@@ -44,7 +44,9 @@ def test_names_do_not_matter(situation: Situation, chance: Random) -> None:
         _renamed(spec, nodes),
         renumbered(host, cpus, nodes),
         tuple(_moved(other, cpus, nodes) for other in others),
-        CpuSet(cpus[cpu] for cpu in situation.housekeeping),
+        None
+        if situation.housekeeping is None
+        else CpuSet(cpus[cpu] for cpu in situation.housekeeping),
     )
     assert score_of(planned(situation)) == score_of(planned(other))
 
@@ -131,6 +133,7 @@ def _moved(holding: Holding, cpus: dict[int, int], nodes: dict[int, int]) -> Hol
         exclusive=moved(holding.exclusive),
         dedicated=moved(holding.dedicated),
         idle=moved(holding.idle),
+        helpers=moved(holding.helpers),
         floating=tuple((moved(these), count) for these, count in holding.floating),
         memory=tuple((nodes.get(node, node), kib) for node, kib in holding.memory),
         hugepages=tuple((nodes.get(node, node), size, n) for node, size, n in holding.hugepages),

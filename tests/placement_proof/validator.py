@@ -6,14 +6,21 @@ from collections import Counter
 from collections.abc import Iterator
 from math import ceil, prod
 
+from attrs import evolve
+
 from kvmhooks.placement.model import Plan
 from kvmhooks.placement.search.objective import ORDER
 from tests.placement_proof.brute import (
     GIB_PAGE,
     MIB_PAGE,
     ORDINARY,
+    PARTS,
     SMALL,
+    are_threads_told,
     dedicated_vcpus,
+    fast,
+    judged_cpus,
+    may_hold,
     pool_left,
 )
 from tests.placement_proof.capacity import Capacity, Cpus, Place
@@ -22,11 +29,16 @@ from tests.placement_proof.capacity import Capacity, Cpus, Place
 def violations(capacity: Capacity, plan: Plan) -> list[str]:
     """Everything about the plan that is not allowed, or not as it says of itself."""
     found = [*_shape(capacity, plan)]
+    if capacity.given is None and dedicated_vcpus(capacity):
+        chosen = frozenset(plan.housekeeping) - capacity.kept_before
+        found += _reserves(capacity, chosen)
+        capacity = evolve(capacity, reserves=chosen)
     if found:
         return found  # the rest would stumble over it
     return [
         *_pins(capacity, plan),
         *_guest_cores(capacity, plan),
+        *_siblings(capacity, plan),
         *_cells(capacity, plan),
         *_memory(capacity, plan),
         *_beside_pages(capacity, plan),
@@ -61,6 +73,24 @@ def _shape(capacity: Capacity, plan: Plan) -> Iterator[str]:
         yield "nothing is explained"
 
 
+def _reserves(capacity: Capacity, chosen: Cpus) -> Iterator[str]:
+    """Rule 9: what was chosen is a reserve on each of some nodes, or a single CPU."""
+    usable = capacity.free - capacity.isolated
+    if not chosen <= usable:
+        yield f"reserves: CPUs {sorted(chosen - usable)} are not free"
+    if len(chosen) == 1 and not capacity.kept_before and len(capacity.online) <= 4:
+        return
+    for here in capacity.cpus.values():
+        cores = {capacity.core[cpu] for cpu in chosen & here}
+        sizes = [len(core & here & usable) for core in cores]
+        is_core = len(cores) == 1 and sizes[0] > 1
+        alike = {(capacity.l3[min(core)], capacity.rank(core)) for core in cores}
+        is_pair = sizes == [1, 1] and len(alike) == 1
+        whole = frozenset(cpu for core in cores for cpu in core & here & usable)
+        if cores and (not (is_core or is_pair) or whole != chosen & here):
+            yield f"reserves: CPUs {sorted(chosen & here)} are no reserve"
+
+
 def own_cpus(plan: Plan) -> Cpus:
     """The CPUs of the dedicated vCPUs."""
     return frozenset(cpu for pin in plan.vcpus if pin.vcpu in plan.dedicated for cpu in pin.cpus)
@@ -83,7 +113,7 @@ def _pins(capacity: Capacity, plan: Plan) -> Iterator[str]:
     expected = own if capacity.spec.isolation.exclusive else frozenset()
     if frozenset(plan.exclusive) != expected:
         yield f"exclusive: {plan.exclusive}, expected {sorted(expected)}"
-    if frozenset(plan.housekeeping) != capacity.housekeeping:
+    if capacity.given is not None and frozenset(plan.housekeeping) != capacity.housekeeping:
         yield f"housekeeping: {plan.housekeeping}, expected {sorted(capacity.housekeeping)}"
 
 
@@ -97,6 +127,13 @@ def _on_cores(capacity: Capacity, plan: Plan) -> list[tuple[set[Cpus], Cpus]]:
             cpus = frozenset(cpu for pin in pins for cpu in pin.cpus)
             found.append(({capacity.core[cpu] for cpu in cpus}, cpus))
     return found
+
+
+def _siblings(capacity: Capacity, plan: Plan) -> Iterator[str]:
+    """Rule 2: no guest takes siblings for cores, unless somebody said so."""
+    on_core = Counter(core for cores, _ in _on_cores(capacity, plan) for core in cores)
+    if max(on_core.values(), default=0) > 1 and not are_threads_told(capacity):
+        yield "the guest would take siblings for cores"
 
 
 def _guest_cores(capacity: Capacity, plan: Plan) -> Iterator[str]:
@@ -134,8 +171,8 @@ def _cells(capacity: Capacity, plan: Plan) -> Iterator[str]:
         allowed = memory.nodes is None or cell.node is None or cell.node in memory.nodes
         if not allowed:
             yield f"cell {cell.id} is on node {cell.node}, not on one of {memory.nodes}"
-        if cell.vcpus and not capacity.cpus[cell.node]:
-            yield f"cell {cell.id} has vCPUs, and node {cell.node} has memory only"
+        if not may_hold(capacity, cell.node, has_vcpus=bool(cell.vcpus)):
+            yield f"cell {cell.id} has vCPUs or names no node, and node {cell.node} has memory only"
     if memory.cell:
         asked = [(set(cell.vcpus), cell.size // 1024) for cell in memory.cell]
         if asked != [(set(cell.vcpus), cell.memory_kib) for cell in plan.cells]:
@@ -294,6 +331,9 @@ def _devices(capacity: Capacity, plan: Plan) -> Iterator[str]:
 
 def score(capacity: Capacity, plan: Plan) -> dict[str, int]:
     """The score as the objective's text says, from the plan's pins."""
+    if capacity.given is None and dedicated_vcpus(capacity):
+        chosen = frozenset(plan.housekeeping) - capacity.kept_before
+        capacity = evolve(capacity, reserves=chosen)
     spec, own, placed = capacity.spec, own_cpus(plan), _on_cores(capacity, plan)
     cores = {core for each, _ in placed for core in each}
     on_core = Counter(core for each, _ in placed for core in each)
@@ -307,10 +347,17 @@ def score(capacity: Capacity, plan: Plan) -> dict[str, int]:
     ]
     has_cells = bool(spec.memory.cell) or spec.memory.cells is not None
     made = not has_cells and spec.cpu.placement != "mixed"
+    sums = Counter[str]()
+    for place, here in capacity.cpus.items():
+        if own & here:
+            guests = {core: number for core, number in on_core.items() if core & here}
+            sums.update(judged_cpus(capacity, place, own & here, guests))
+    if not own:
+        left = []
     return {
-        "unisolated": int(
-            spec.cpu.realtime and bool(capacity.isolated) and not own <= capacity.isolated
-        ),
+        **dict.fromkeys(PARTS, 0),
+        **sums,
+        "narrow": int(bool(own) and len(capacity.housekeeping) < 2),
         "beside_host": int(any(core & capacity.housekeeping for core in cores)),
         "crowding": max((-(-vcpus // pool) for vcpus, _, pool in loads), default=0),
         "cohabiting": len(plan.cells) - len(used),
@@ -322,12 +369,7 @@ def score(capacity: Capacity, plan: Plan) -> dict[str, int]:
         "small_pages": SMALL[page] if spec.memory.hugepages == "auto" else 0,
         "allocated": sum(cell.allocate for cell in plan.cells),
         "unevenness": sum(len(cell.vcpus) ** 2 for cell in plan.cells) if made else 0,
-        "slow": sum(capacity.is_slow(cpu) for cpu in own) if spec.cpu.kind is None else 0,
-        "company": sum(
-            any(on_core[core] > 1 or core - capacity.free for core in each) for each, _ in placed
-        ),
-        "l3": len({capacity.l3[cpu] for cpu in own}),
-        "cores": len(cores),
+        "fast_reserves": sum(fast(capacity, cpu) for cpu in capacity.reserves),
         "load": sum(ceil((vcpus + theirs) * 1000 / pool) for vcpus, theirs, pool in loads),
         "node_blocks": -sum(
             sum(core <= cpus for core in left) ** 2 for cpus in capacity.cpus.values()

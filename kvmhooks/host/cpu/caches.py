@@ -49,7 +49,8 @@ def read_leaves(cpu: Directory) -> tuple[Leaf, ...]:
 def join(leaves: Mapping[int, tuple[Leaf, ...]], online: CpuSet, flaws: Flaws) -> tuple[Cache, ...]:
     """Make one cache of what its CPUs tell of it; ``leaves`` are given by CPU.
 
-    CPUs that do not agree on who shares a cache are left without that cache, and it is said.
+    Where CPUs do not agree on who shares a cache, most of its CPUs have the say: one that lies does
+    not cost all others theirs. Without such a majority they are left without it. Both are said.
     """
     kinds: dict[tuple[int, str], list[tuple[int, Leaf]]] = {}
     for cpu, told in leaves.items():
@@ -120,8 +121,16 @@ def _agreed(
             )
         elif cpu in online:
             groups.setdefault(cpus, []).append(leaf)
+    # There is a leaf for each CPU that tells of a cache.
     contested = _contested(groups)
-    for cpus in [cpus for cpus in groups if not cpus.isdisjoint(contested)]:
+    wrong = [
+        cpus
+        for cpus, group in groups.items()
+        if not cpus.isdisjoint(contested) and 2 * len(group) <= len(cpus)
+    ]
+    contested = _contested(cpus for cpus in groups if cpus not in wrong)
+    wrong += [cpus for cpus in groups if cpus not in wrong and not cpus.isdisjoint(contested)]
+    for cpus in wrong:
         what = f"{cpus.brief()} contradicts what other CPUs say"
         for leaf in groups.pop(cpus):
             flaws.add(f"{leaf.path}/shared_cpu_map", what)

@@ -18,6 +18,7 @@ from kvmhooks.host.system.cmdline import (
     parse_isolation,
     parse_parameters,
 )
+from kvmhooks.host.system.manager import read_services
 from kvmhooks.host.system.system import Kernel
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def read_kernel(tree: Tree, lists: CpuLists) -> Kernel | None:
         cmdline=cmdline,
         isolated=lists.isolated,
         nohz_full=lists.nohz_full,
+        services=read_services(tree, parameters or {}),
         version=version,
         parameters=parameters,
         asked=None if parameters is None else parse_isolation(parameters, last_cpu, tree.flaws),

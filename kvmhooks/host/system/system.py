@@ -42,6 +42,9 @@ class Kernel:
     cmdline: str | None = None
     isolated: CpuSet | None = None
     nohz_full: CpuSet | None = None
+    services: CpuSet | None = None
+    """The CPUs that systemd starts its services on, where it was told some
+    (``systemd.cpu_affinity=`` or ``CPUAffinity=``)."""
     version: str | None = None
     """All of ``/proc/version``."""
     parameters: Mapping[str, tuple[str, ...]] | None = None

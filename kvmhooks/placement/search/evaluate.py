@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
 
 from attrs import frozen
 
 from kvmhooks.placement.model import ORDINARY_PAGE_KIB
 from kvmhooks.placement.request import AUTO_PAGES, dedicated_of
-from kvmhooks.placement.search.capacity import Capacity, NodeCapacity
+from kvmhooks.placement.search.capacity import (
+    LEAST_KEPT,
+    Capacity,
+    Core,
+    NodeCapacity,
+    isolation_of,
+)
+from kvmhooks.placement.search.host_cpus import LOW_POWER, ranks_of
 from kvmhooks.placement.search.objective import ORDER
+from kvmhooks.placement.search.packing import crowd
 from kvmhooks.placement.search.search import NodeAffinity
 from kvmhooks.spec.model import VmSpec
 from kvmhooks.values import CpuSet, union
@@ -29,9 +37,14 @@ class Placed:
 
 
 def score(
-    spec: VmSpec, placed: Placed, capacity: Capacity, affinity: NodeAffinity
+    spec: VmSpec,
+    placed: Placed,
+    capacity: Capacity,
+    affinity: NodeAffinity,
+    *,
+    reserves: CpuSet = CpuSet(),
 ) -> dict[str, int]:
-    """Return the numbers of ``ORDER``."""
+    """Return the numbers of ``ORDER``; ``reserves`` are those of the CPUs kept that were chosen."""
     numbers = dict.fromkeys(ORDER, 0)
     numa_nodes = list(dict.fromkeys(node for _, _, node in placed.cells))
     numbers["cohabiting"] = len(placed.cells) - len(numa_nodes)
@@ -53,7 +66,9 @@ def score(
     if placed.page_kib > ORDINARY_PAGE_KIB:
         numbers["allocated"] = _allocated(placed)
     _count_shared(spec, placed, capacity, numbers)
-    _count_dedicated(spec, placed, capacity, numbers)
+    if dedicated_of(spec):
+        _count_dedicated(spec, placed, capacity, numbers)
+        numbers["fast_reserves"] = _fast_reserves(reserves, capacity)
     return numbers
 
 
@@ -90,33 +105,71 @@ def _count_dedicated(
     host = capacity.host
     for vcpu in dedicated:
         on_core[host.core_of(placed.vcpus[vcpu].first()).mask].add(vcpu // placed.threads)
-    if spec.cpu.realtime and capacity.isolated:
-        numbers["unisolated"] = int(not own <= capacity.isolated)
+    numbers["narrow"] = int(len(capacity.housekeeping) < LEAST_KEPT)
+    rules = (isolation_of(spec, capacity) == "sought", spec.cpu.kind is None)
     for node in capacity.numa_nodes:
         if own.isdisjoint(node.cpus):
             numbers["l3_blocks"] -= sum(domain.whole * domain.whole for domain in node.domains)
             numbers["node_blocks"] -= node.whole * node.whole
             continue
         left = node.whole
+        used: list[tuple[Core, int]] = []
         for domain in node.domains:
-            whole = domain.whole
-            is_used = False
-            for core in domain.cores:
-                guests = len(on_core.get(core.cpus, ()))
-                if not guests:
-                    continue
-                is_used = True
-                numbers["cores"] += 1
-                whole -= core.is_whole
-                numbers["beside_host"] |= core.is_beside_host
-                if guests > 1 or not core.is_whole:
-                    numbers["company"] += guests
-                if core.is_slow and spec.cpu.kind is None:
-                    numbers["slow"] += (own & CpuSet.from_mask(core.cpus)).mask.bit_count()
-            numbers["l3"] += is_used
+            here = [(core, count) for core in domain.cores if (count := len(on_core[core.cpus]))]
+            whole = domain.whole - sum(core.is_whole for core, _ in here)
+            used += here
+            numbers["l3"] += bool(here)
+            numbers["shared_l3"] += bool(here) and domain.is_kept
             numbers["l3_blocks"] -= whole * whole
             left -= domain.whole - whole
         numbers["node_blocks"] -= left * left
+        for core, count in used:
+            _count_core(core, count, own.mask & core.cpus, rules, numbers)
+        _count_node(spec, node, [core for core, _ in used], capacity, numbers)
+
+
+def _count_node(
+    spec: VmSpec,
+    node: NodeCapacity,
+    used: Sequence[Core],
+    capacity: Capacity,
+    numbers: dict[str, int],
+) -> None:
+    """Count what a node has once, for all of its cores that guest cores have."""
+    if node.kept:
+        numbers["helpers"] += crowd(node.helpers + 1, node.kept)
+    numbers["far_helpers"] += not node.kept
+    numbers["cores"] += len(used)
+    numbers["kinds"] += len({core.rank for core in used}) - 1
+    quiet = sum(core.isolated > 0 for core in used)
+    if isolation_of(spec, capacity) == "spared":
+        numbers["on_isolated"] += (quiet > 0) + (0 < quiet < len(used))
+
+
+def _count_core(
+    core: Core, guests: int, own: int, rules: tuple[bool, bool], numbers: dict[str, int]
+) -> None:
+    """Count what a core adds that so many guest cores have, on the CPUs of the mask ``own``.
+
+    ``rules`` are whether isolated CPUs are sought, and whether any kind of core may be taken.
+    """
+    is_sought, is_any_kind = rules
+    cpus = own.bit_count()
+    numbers["beside_host"] |= core.is_beside_host
+    numbers["company"] += guests if guests > 1 or not core.is_whole else 0
+    numbers["shared_l2"] += guests if core.is_unclean else 0
+    numbers["low_power"] += cpus if core.rank == LOW_POWER else 0
+    numbers["slow"] += cpus if 0 < core.rank < LOW_POWER and is_any_kind else 0
+    if core.isolated != core.cpus and is_sought:
+        numbers["unisolated"] += 2 * cpus - (own & core.isolated).bit_count()
+
+
+def _fast_reserves(reserves: CpuSet, capacity: Capacity) -> int:
+    ranks = ranks_of(capacity.host)
+    if not ranks:
+        return 0
+    cores = (capacity.host.core_of(cpu) & capacity.online for cpu in reserves)
+    return sum(2 - max(ranks.get(cpu, 0) for cpu in core) for core in cores)
 
 
 def better(score: Mapping[str, int], other: Mapping[str, int]) -> bool:

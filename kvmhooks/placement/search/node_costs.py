@@ -87,7 +87,7 @@ class NodeCosts:
         """Return the cost of a cell whose guest cores cost so much there."""
         if cell.node is not None and cell.node != node.node:
             return None
-        if not node.cpus and cell.vcpus:
+        if not node.cpus and (cell.vcpus or not self._is_named(node)):
             return None
         if self.request.page_kib != ORDINARY_PAGE_KIB:
             cost += UNIT["allocated"] * self.to_allocate(cell, node)
@@ -99,6 +99,11 @@ class NodeCosts:
         if not self.request.cells:
             cost += UNIT["unevenness"] * len(cell.vcpus) ** 2
         return cost
+
+    def _is_named(self, node: NodeCapacity) -> bool:
+        """Return whether the spec names a node, by its number."""
+        memory = self.request.spec.memory
+        return memory.nodes is not None or any(cell.node == node.node for cell in memory.cell)
 
     def floats(self, floating: int, node: NodeCapacity, pool: int) -> bool:
         """Return whether so many vCPUs may float over so many CPUs."""

@@ -63,9 +63,9 @@ def cpus(plan: dict[str, Any]) -> list[str]:
 @pytest.mark.usefixtures("folder")
 def test_what_others_hold_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     """A file of holdings, or the domains that are defined."""
-    assert cpus(planned(capsys)) == ["1", "2"]
-    assert cpus(planned(capsys, "--claims", "claims.json")) == ["4", "5"]
-    assert cpus(planned(capsys, "--defined")) == ["3", "4"]
+    assert cpus(planned(capsys)) == ["2", "3"]
+    assert cpus(planned(capsys, "--claims", "claims.json")) == ["5", "6"]
+    assert cpus(planned(capsys, "--defined")) == ["4", "5"]
 
 
 def test_what_runs_it_can_be_given(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

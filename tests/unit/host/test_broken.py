@@ -76,16 +76,28 @@ def test_siblings_that_contradict_each_other_are_unknown(
     assert host.warnings == (f"/{CPU}/cpu1/topology/core_cpus: {warning}",)
 
 
-def test_caches_that_contradict_each_other_are_unknown(root: Path) -> None:
-    """CPU 3 says that it shares with 2 only, the others say all four: none has an L3."""
-    (root / f"{CPU}/cpu3/cache/index3/shared_cpu_map").write_text("0000000c\n")
+LEAF = "cache/index3/shared_cpu_map"
+
+
+def test_one_cpu_that_lies_does_not_cost_the_others_their_cache(root: Path) -> None:
+    """CPU 3 says that it shares with 2 only, the others say all four: it is all four's."""
+    (root / f"{CPU}/cpu3/{LEAF}").write_text("0000000c\n")
     host = read(root)
-    assert [cpu.l3 for cpu in host.cpus or ()] == [None] * 4
+    assert [cpu.l3 for cpu in host.cpus or ()] == [0] * 4
     assert [cpu.l2 for cpu in host.cpus or ()] == [0, 1, 2, 3]
-    leaf = "cache/index3/shared_cpu_map"
+    assert host.warnings == (f"/{CPU}/cpu3/{LEAF}: 2-3 contradicts what other CPUs say",)
+
+
+def test_caches_without_a_majority_are_unknown(root: Path) -> None:
+    """CPUs 2 and 3 say that they share with each other, two others that all four do."""
+    for cpu in (2, 3):
+        (root / f"{CPU}/cpu{cpu}/{LEAF}").write_text("0000000c\n")
+    (root / f"{CPU}/cpu1/{LEAF}").write_text("0000000e\n")
+    host = read(root)
+    assert [cpu.l3 for cpu in host.cpus or ()] == [None, None, 0, 0]
     assert host.warnings == (
-        f"/{CPU}/cpu3/{leaf}: 2-3 contradicts what other CPUs say",
-        f"/{CPU}/cpu{{0-2}}/{leaf}: 0-3 contradicts what other CPUs say",
+        f"/{CPU}/cpu0/{LEAF}: 0-3 contradicts what other CPUs say",
+        f"/{CPU}/cpu1/{LEAF}: 1-3 contradicts what other CPUs say",
     )
 
 

@@ -434,7 +434,7 @@ def test_failure_10_any_number_of_cpus_and_any_parity(cpus: str) -> None:
     assert effective_state(kernel) == before
 
 
-@pytest.mark.parametrize(("host", "pins"), [("server", "1,9"), ("chiplets", "2-3")])
+@pytest.mark.parametrize(("host", "pins"), [("server", "1,9"), ("chiplets", "4-5")])
 def test_failure_10_guest_siblings_are_host_siblings(host: str, pins: str) -> None:
     """kubevirt#4687: however the host numbers them, the threads of a core stay together."""
     made = plan(_dedicated(), golden_host(host))

@@ -92,7 +92,7 @@ def test_a_launched_vm_has_its_devices_while_it_lives(kernel: LaunchKernel, head
     assert bound == {NIC: "vfio-pci", DISK: "vfio-pci", SPARE: "nvme"}
     held = lease.isolated
     assert held is not None
-    own = CpuSet.parse("1-2") if head else CpuSet()
+    own = CpuSet.parse("2-3") if head else CpuSet()
     assert (held.exclusive, held.devices) == (own, (NIC, DISK))
     vm.stop(world, lease)
     assert lease.left == ()
@@ -176,7 +176,7 @@ def test_the_claim_of_a_plan_binds_what_kvm_launch_manages() -> None:
         driver="kvm-launch",
         uuid=decided.uuid,
         name="guest",
-        exclusive=CpuSet.parse("1-2"),
+        exclusive=CpuSet.parse("2-3"),
         devices=(NIC,),
         demands=[FunctionDemand(NIC, ["bridge"]), FunctionDemand(DISK, ["bridge"])],
     )

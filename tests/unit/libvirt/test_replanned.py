@@ -103,7 +103,7 @@ def test_a_vm_that_kvmhooks_wrote_moves_when_asked(host: Host) -> None:
         'memory.size = "256MiB"\n[isolation]\nexclusive = true\n',
         folder=Path("/vms"),
     )
-    other = Holding(name="other", uuid=OTHER, exclusive=CpuSet.parse("2-3,5-7,10-11,13-15"))
+    other = Holding(name="other", uuid=OTHER, exclusive=CpuSet.parse("0,3,5-8,11,13-15"))
     crowded = domain_xml(plan(spec, Inventory(host=host, holdings=(other,)))).encode()
     answer = answer_for(crowded, Inventory(host=host))
     assert answer.goes
@@ -144,7 +144,10 @@ def test_the_verb_tells_before_and_after(
         False,
     )
     assert told["gains"] == ["1 node instead of 2", "1 L3 cache instead of 2"]
-    assert {change["at"] for change in told["changes"]} == {"cputune/vcpupin[2]@cpuset"}
+    assert {change["at"] for change in told["changes"]} == {
+        "cputune/vcpupin[2]@cpuset",
+        "cputune/emulatorpin@cpuset",  # two CPUs are kept for the host
+    }
     assert main(words) == 0
     assert capsys.readouterr().out.endswith(
         "it would have 1 nodes, 1 L3 caches, 2 cores instead of 2 nodes, 2 L3 caches, 2 cores "

@@ -100,7 +100,7 @@ def pins_of(tuned: Tuned) -> str:
         ("2;10;3;11", 2, "2;10;3;11", ()),
         ("2;3;10;11", 2, "2;10;3;11", ("whole cores",)),
         ("2;10", 1, "2;3", ("whole cores",)),
-        ("0;1", 1, "2;3", ("no CPU that is kept for the host",)),
+        ("0;1", 1, "0;1", ()),  # other CPUs are the host's
         ("2;99", 1, "2;3", ("CPUs that are online",)),
         ("4;5;6;7", 1, "4;5;6;7", ()),  # a whole node: another core is the host's
     ],

@@ -53,21 +53,26 @@ def test_a_dedicated_vm_beside_another() -> None:
         hardware=made.hardware,  # what is tested of it stands in the golden files
         macs=(),
         exclusive=CpuSet.parse("2-3,10-11"),
-        housekeeping=CpuSet.parse("0,4,8,12"),
+        housekeeping=CpuSet.parse("0,8"),
         score={
             **dict.fromkeys(ORDER, 0),
             "nodes": 1,
             "unevenness": 16,
             "l3": 1,
+            "shared_l3": 1,
             "cores": 2,
-            "node_blocks": -9,
-            "l3_blocks": -9,
+            "node_blocks": -16,
+            "l3_blocks": -16,
         },
         why=(
             "4 vCPUs on 2 whole cores of node 0: one node is enough",
             "1 L3 cache: no fewer would do",
+            (
+                "1 L3 cache shared with the host and QEMU's other threads, CPUs 0,8: "
+                "isolation.cache_ways divides it where the hardware can"
+            ),
             "2 guest threads in a core, as siblings of the host",
-            "kept for the host: CPUs 0,4,8,12",
+            "kept for the host: CPUs 0,8",
             "QEMU's other threads: CPUs 0,8",
             "memory in ordinary pages, cell 0 from node 0",
             "KVM: /dev/kvm works on this host",
@@ -76,11 +81,11 @@ def test_a_dedicated_vm_beside_another() -> None:
     )
 
 
-def test_housekeeping_leaves_a_held_sibling_alone() -> None:
-    """The other thread alone of a core that another VM holds in part may be the host's."""
+def test_the_host_has_two_cpus_beside_a_core_that_is_held_in_part() -> None:
+    """The other thread alone of a core that another VM holds is too little for the host."""
     spec = vm('cpu = { vcpus = 2, placement = "dedicated" }')
     decided = plan(spec, golden_host("chiplets"), (held("0"),))
-    assert (str(decided.housekeeping), str(decided.emulator)) == ("1", "1")
+    assert (str(decided.housekeeping), str(decided.emulator)) == ("2-3", "2-3")
 
 
 def test_a_vms_own_claim_does_not_hinder_it() -> None:
@@ -95,8 +100,8 @@ def test_the_claim_of_a_plan() -> None:
         driver="kvm-launch",
         uuid=golden_plan("wide", "server").uuid,
         name="wide",
-        exclusive=CpuSet.parse("1-2,5-6,9-10,13-14"),
-        demands=[HugePageDemand(0, 1_048_576, 2), HugePageDemand(1, 1_048_576, 2)],
+        exclusive=CpuSet.parse("4-7,12-15"),
+        demands=[HugePageDemand(1, 1_048_576, 4)],
     )
     assert claim(golden_plan("crowd", "chiplets")).of(HugePageDemand) == (
         HugePageDemand(0, 2048, 256),
@@ -110,9 +115,9 @@ REFUSALS = [
         "server",
         (),
         (
-            "cpu.vcpus: found 16 dedicated, which take 16 CPUs, expected at most 12: free are 6 "
-            "CPUs on node 0, 6 CPUs on node 1 (CPUs 0,4,8,12 are kept for the host); shared vCPUs "
-            "would fit on nodes 0 and 1"
+            "cpu.vcpus: found 16 dedicated, which take 8 cores with 2 free threads, expected at "
+            "most 14: free are 3 cores with 2 free threads on node 0, 4 cores with 2 free threads "
+            "on node 1 (CPUs 0,8 are kept for the host); shared vCPUs would fit on nodes 0 and 1"
         ),
     ),
     (
@@ -126,12 +131,12 @@ REFUSALS = [
         ),
     ),
     (
-        'cpu = { vcpus = 4, placement = "dedicated", smt = "isolate" }\nmemory.cells = 1',
+        'cpu = { vcpus = 6, placement = "dedicated", smt = "isolate" }\nmemory.cells = 1',
         "server",
         (),
         (
-            "memory.cells: found cell 0, which needs 4 whole cores on one node, expected a node "
-            "with as many: 3 whole cores on node 0, 3 whole cores on node 1; relaxing cpu.smt to "
+            "memory.cells: found cell 0, which needs 6 whole cores on one node, expected a node "
+            "with as many: 3 whole cores on node 0, 4 whole cores on node 1; relaxing cpu.smt to "
             "share would fit on node 0"
         ),
     ),
@@ -154,7 +159,8 @@ REFUSALS = [
         (
             "memory.hugepages: found 3072 pages of 2MiB, expected no more than are free: 1024 "
             "pages of 2MiB on node 0, 1024 pages of 2MiB on node 1; setting memory.allocate would "
-            "fit on node 0"
+            "fit on node 0 (or: echo 3072 > /sys/devices/system/node/node0/hugepages/"
+            "hugepages-2048kB/nr_hugepages)"
         ),
     ),
     (
@@ -200,19 +206,29 @@ def test_a_host_without_cpus_is_refused() -> None:
             5,
             (
                 (
-                    "cpu.vcpus: 5 make no whole cores of 2 threads: the guest sees each vCPU as a "
-                    "core, though some are siblings; with 4 or 6 it sees that"
+                    "cpu.vcpus: 5 make no whole cores of 2 threads: each has a core, the rest of "
+                    "which others may get; 4 or 6 would have all of theirs"
                 ),
             ),
         ),
-        (3, ()),  # each on a core of its own
         (6, ()),
     ],
 )
-def test_siblings_that_the_guest_cannot_see_are_told(vcpus: int, told: tuple[str, ...]) -> None:
-    """A count of vCPUs that makes no whole cores is said, where siblings come of it."""
+def test_a_count_that_makes_no_whole_cores_is_told(vcpus: int, told: tuple[str, ...]) -> None:
+    """Its vCPUs have a core each: a guest does not take siblings for cores."""
     spec = vm(f'cpu = {{ vcpus = {vcpus}, placement = "dedicated" }}')
-    assert plan(spec, golden_host("server")).warnings == told
+    decided = plan(spec, golden_host("server"))
+    assert decided.warnings == told
+    assert decided.score["company"] == 0
+
+
+def test_siblings_that_a_person_calls_cores_are_told() -> None:
+    """Only who says how many threads there are gets a guest that sees less than is true."""
+    spec = vm('cpu = { vcpus = 12, placement = "dedicated", threads = 1 }')
+    assert (
+        "cpu.threads: the guest sees each vCPU as a core, though some are siblings; without it, or "
+        "with 2, it sees that"
+    ) in plan(spec, golden_host("server")).warnings
 
 
 def test_derived_addresses_are_warned_of() -> None:

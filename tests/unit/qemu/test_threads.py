@@ -67,16 +67,16 @@ def test_every_role_has_its_cpus() -> None:
     """Each vCPU, each iothread and the emulator stand under their names, in this order."""
     planned = planned_cpus(golden_plan("wide", "server"))
     assert {role: str(cpus) for role, cpus in planned.items()} == {
-        "vCPU 0": "1",
-        "vCPU 1": "9",
-        "vCPU 2": "2",
-        "vCPU 3": "10",
-        "vCPU 4": "5",
-        "vCPU 5": "13",
-        "vCPU 6": "6",
-        "vCPU 7": "14",
-        "iothread 2": "0,4,8,12",
-        "emulator": "0,4,8,12",
+        "vCPU 0": "4",
+        "vCPU 1": "12",
+        "vCPU 2": "5",
+        "vCPU 3": "13",
+        "vCPU 4": "6",
+        "vCPU 5": "14",
+        "vCPU 6": "7",
+        "vCPU 7": "15",
+        "iothread 2": "0,8",
+        "emulator": "0,8",
     }
 
 
