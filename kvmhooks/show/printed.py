@@ -46,7 +46,7 @@ def _claim(plan: Plan, _as_json: bool) -> str:  # noqa: FBT001 -- as every form
     resources = found["resources"]
     bound = [function["address"] for function in resources.get("functions", ())]
     more = {key: value for key, value in of_plan(plan).to_json().items() if key not in found}
-    return _text(found | more | {"hugepages": resources.get("hugepages", []), "bound": bound})
+    return _text(found | more | {"bound": bound})
 
 
 def untold(plan: Plan, what: str) -> Iterator[str]:

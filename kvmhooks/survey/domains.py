@@ -9,7 +9,7 @@ from typing import Final
 
 from attrs import evolve
 
-from kvmhooks.errors import KvmhooksError, PlanError
+from kvmhooks.errors import KvmhooksError, PlanError, ValueFormatError
 from kvmhooks.host.model import Host
 from kvmhooks.host.system.resctrl import parse_schemata
 from kvmhooks.inventory.usage import Holding, of_pins
@@ -19,6 +19,7 @@ from kvmhooks.isolate.claims.hugepage_demand import of_domain as pages_of
 from kvmhooks.isolate.claims.xml import Element
 from kvmhooks.machine.confidential import KEYS
 from kvmhooks.placement.cache_ways import ways_of
+from kvmhooks.placement.search.capacity import LEAST_KEPT
 from kvmhooks.spec.security import SEV_ES
 from kvmhooks.values import CpuSet, PciAddress, union
 
@@ -105,7 +106,27 @@ def identity_of(domain: Element) -> str:
 def _on(pins: Mapping[int, CpuSet], domain: Element, host: Host) -> Holding:
     """Return the CPUs of a domain whose vCPUs may run there."""
     name, identity = domain.findtext("name").strip(), identity_of(domain)
-    return of_pins(pins.values(), host.online, name=name, uuid=identity)
+    held = of_pins(pins.values(), host.online, name=name, uuid=identity)
+    return evolve(held, helpers=_helpers(domain, host, held.dedicated))
+
+
+def _helpers(domain: Element, host: Host, own: CpuSet) -> CpuSet:
+    """Return the CPUs chosen for QEMU's other threads beside dedicated vCPUs; empty for none.
+
+    They are chosen when the vCPUs are not among them, and there are few: a reserve on each node, or
+    up to half of it. Threads that may run nearly anywhere have no place that others would leave.
+    """
+    pin = domain.find("cputune/emulatorpin")
+    if pin is None or not own:
+        return CpuSet()
+    try:
+        cpus = CpuSet.parse(pin.get("cpuset")) & host.online
+    except ValueFormatError:
+        return CpuSet()
+    most = max(LEAST_KEPT, *(len(host.core_of(cpu)) for cpu in host.online))
+    nodes = [node.cpus or CpuSet() for node in host.nodes or ()] or [host.online]
+    is_few = all(len(cpus & node) <= max(most, len(node) // 2) for node in nodes)
+    return cpus if is_few and cpus.isdisjoint(own) else CpuSet()
 
 
 def _pins(domain: Element) -> dict[int, CpuSet]:

@@ -132,6 +132,7 @@ def told(held: Holding, host: Host) -> dict[str, Any]:
         "name": held.name,
         "uuid": held.uuid,
         "alone": held.alone(host),
+        "helpers": held.helpers,
         "floating": Counter(dict(held.floating)),
         "memory": dict(held.memory),
         "hugepages": Counter(held.hugepages),
@@ -151,9 +152,13 @@ def test_a_golden_vm_holds_the_same_however_it_is_known(vm: str, place: str, way
 
 
 def test_every_field_of_a_holding_is_held_by_some_golden_vm() -> None:
-    """So that whatever a holding comes to have is looked at; ``keeps_siblings`` a domain says."""
+    """So that whatever a holding comes to have is looked at.
+
+    ``keeps_siblings`` and ``has_key`` are of domains that run.
+    """
     held = [of_plan(golden_plan(*case)) for case in LIBVIRTS]
-    held += [by_domain(golden_plan("isolated", "divided"), golden_host("divided"))]
+    for vm, place in (("isolated", "divided"), ("confidential_sev", "chiplets")):
+        held += [by_domain(golden_plan(vm, place), golden_host(place))]
     assert [name for name in HELD if any(getattr(each, name) for each in held)] == HELD
 
 
