@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
 from itertools import permutations
 
 from attrs import evolve
-from hypothesis import given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from kvmhooks.errors import PlanError
 from kvmhooks.host import Host
 from kvmhooks.inventory.usage import Holding
 from kvmhooks.isolate.claims.claim import Claim
-from kvmhooks.placement import Cell, plan, plan_all, replan, score_of
+from kvmhooks.placement import Cell, Plan, plan, plan_all, replan, score_of
 from kvmhooks.placement.planned_usage import of_plan
 from kvmhooks.spec import VmSpec
 from kvmhooks.spec.model import VmName
-from kvmhooks.values import union
+from kvmhooks.values import CpuSet, union
 from tests.laws.strategies import hosts
 from tests.laws.test_plan import DEDICATED, PLACED, Made, plans, situations
 
@@ -68,10 +71,7 @@ def test_who_may_not_stay_moves(made: Made) -> None:
 @given(st.data(), hosts)
 def test_the_order_is_the_one_that_fits_the_most(data: st.DataObject, host: Host) -> None:
     """Of three VMs as many are placed together as in any order, each beside those before it."""
-    specs = [
-        evolve(data.draw(situations(PLACED))[0], name=VmName(f"vm{at}"), uuid=None)
-        for at in range(3)
-    ]
+    specs = [named(data.draw(situations(DEDICATED))[0], at) for at in range(3)]
     together = plan_all(specs, host)
     assert together.is_proven
     held: list[Claim | Holding] = []
@@ -79,18 +79,74 @@ def test_the_order_is_the_one_that_fits_the_most(data: st.DataObject, host: Host
         assert plan(made.spec, host, held) == made
         held.append(of_plan(made))
     assert {made.name for made in together.plans} | set(together.refused) == {"vm0", "vm1", "vm2"}
-    most = max(_placed(order, host) for order in permutations(specs))
+    most = max(len(_placed(order, host)) for order in permutations(specs))
     assert len(together.plans) == most
 
 
-def _placed(order: tuple[VmSpec, ...], host: Host) -> int:
-    held: list[Claim | Holding] = []
+@settings(max_examples=60)
+@given(st.data(), hosts)
+def test_shared_vcpus_give_way(data: st.DataObject, host: Host) -> None:
+    """They float over what no VM has to itself, also a later one, and a ratio is kept.
+
+    As many are placed as in any order in which that comes out by itself, if that is proven.
+    """
+    specs = [named(data.draw(situations(PLACED))[0], at) for at in range(3)]
+    ratios = st.sampled_from([None, None, 1, 2])
+    specs = [
+        evolve(spec, cpu=evolve(spec.cpu, ratio=data.draw(ratios)))
+        if spec.cpu.placement == "shared"
+        else spec
+        for spec in specs
+    ]
+    together = plan_all(specs, host)
+    event(f"{sum(not made.dedicated for made in together.plans)} of {len(together.plans)} float")
+    assert {made.name for made in together.plans} | set(together.refused) == {"vm0", "vm1", "vm2"}
+    assert in_the_way(together.plans, host) == []
+    if together.is_proven:
+        orders = [_placed(order, host) for order in permutations(specs)]
+        least = max((len(each) for each in orders if not in_the_way(each, host)), default=0)
+        assert len(together.plans) >= least
+
+
+def named(spec: VmSpec, at: int) -> VmSpec:
+    """The same, as another VM."""
+    return evolve(spec, name=VmName(f"vm{at}"), uuid=None)
+
+
+def in_the_way(made: Sequence[Plan], host: Host) -> list[str]:
+    """The shared vCPUs that run on others' own CPUs, or are more to a CPU than they may be."""
+    found = []
+    for each in made:
+        others = [of_plan(other) for other in made if other is not each]
+        floats = Counter(pin.cpus for pin in each.vcpus if pin.vcpu not in each.dedicated)
+        alone = union(held.alone(host) for held in others)
+        for cpus, count in floats.items():
+            if not cpus or not cpus.isdisjoint(alone):
+                found.append(f"{each.name}: {cpus} of {alone}")
+            beside = sum(
+                Fraction(many * len(pool & on), len(pool))
+                for held in others
+                for pool, many in held.floating
+                for on in (_node_of(host, cpus),)
+            )
+            if each.spec.cpu.ratio is not None and count + beside > each.spec.cpu.ratio * len(cpus):
+                found.append(f"{each.name}: {count} beside {beside} on {cpus}")
+    return found
+
+
+def _node_of(host: Host, cpus: CpuSet) -> CpuSet:
+    nodes = [node.cpus or CpuSet() for node in host.nodes or ()]
+    return next((there for there in nodes if cpus <= there), host.online)
+
+
+def _placed(order: tuple[VmSpec, ...], host: Host) -> list[Plan]:
+    made: list[Plan] = []
     for spec in order:
         try:
-            held.append(of_plan(plan(spec, host, held)))
+            made.append(plan(spec, host, [*map(of_plan, made)]))
         except PlanError:
             continue
-    return len(held)
+    return made
 
 
 def _with_mapped(host: Host, cells: tuple[Cell, ...]) -> Host:

@@ -210,8 +210,8 @@ def test_two_together_are_one_beside_the_others_claim(
     """A VM that is planned beside a printed claim lives where both would be put together."""
     first, second = spec_of(documents[0], "a"), spec_of(documents[1], "b")
     together = plan_all([first, second], host, tries=2)
-    if not together.plans or together.plans[0].spec.name != "a":
-        return
+    if not together.plans or together.plans[0].spec.name != "a" or first.cpu.ratio is not None:
+        return  # a claim does not tell a ratio, which is kept beside VMs planned together
     printed_claim = by_claim(together.plans[0], host)
     beside = plan_all([second], host, [printed_claim], tries=1)
     assert together.plans[1:] == beside.plans
