@@ -59,9 +59,9 @@ def running_domains(system: System, host: Host) -> tuple[list[Holding], list[str
     found: list[Holding] = []
     problems: list[str] = []
     groups: list[str] | None = None
-    for name, text in _documents(system, _RUNNING):
+    for name, document in _documents(system, _RUNNING):
         try:
-            status = xml.parse(text.encode("utf-8", "surrogateescape"))
+            status = xml.parse(document)
         except IsolationError as error:
             problems.append(f"/{_RUNNING}/{name}: {error}; planned as if this domain did not run")
             continue
@@ -99,9 +99,9 @@ def defined_domains(
         documents = [*_documents(system, _DEFINED)]
     except HostError as error:
         return [], [f"{error}; planned as if no domain was defined"]
-    for name, text in documents:
+    for name, document in documents:
         try:
-            domain = xml.parse(text.encode("utf-8", "surrogateescape"))
+            domain = xml.parse(document)
             if domain.tag != "domain":
                 continue
             own = domains.identity_of(domain)
@@ -135,7 +135,7 @@ def autostarted(system: System) -> set[str]:
     return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
 
 
-def _documents(system: System, directory: str) -> Iterator[tuple[str, str]]:
+def _documents(system: System, directory: str) -> Iterator[tuple[str, bytes]]:
     """Yield the documents of a directory; one that goes meanwhile is none. Raises ``HostError``."""
     try:
         names = [name for name in system.names(directory) if name.endswith(_SUFFIX)]
@@ -143,7 +143,7 @@ def _documents(system: System, directory: str) -> Iterator[tuple[str, str]]:
         raise HostError(f"/{directory}: cannot be read: {error.strerror}") from error
     for name in names:
         try:
-            yield name, system.read(f"{directory}/{name}")
+            yield name, system.read(f"{directory}/{name}").encode("utf-8", "surrogateescape")
         except FileNotFoundError:
             continue
         except OSError as error:
