@@ -183,6 +183,14 @@ LESS = [
 ]
 
 
+def remove(path: Path) -> None:
+    """Take a file, a link or a folder with all in it away."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize("gone", LESS)
 @pytest.mark.parametrize("verb", ["status", "reconcile", "undo --all", "simulate vm.xml"])
 @pytest.mark.usefixtures("here")
@@ -190,11 +198,7 @@ def test_a_host_of_which_something_is_gone_is_no_traceback(
     host: Path, capsys: pytest.CaptureFixture[str], verb: str, gone: str
 ) -> None:
     """It is done without, or one message says which file it is."""
-    path = host / gone
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    remove(host / gone)
     code = run(verb, host)
     told = capsys.readouterr()
     assert code in {0, 1}
@@ -230,11 +234,7 @@ def test_no_verb_tells_an_error_as_python_does(
     host: Path, capsys: pytest.CaptureFixture[str], verb: str, gone: str
 ) -> None:
     """It has words for people, or does without what is gone."""
-    path = host / gone
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    remove(host / gone)
     code = run(verb, host)
     told = capsys.readouterr()
     assert code in {0, 1}
