@@ -65,8 +65,7 @@ def foreseen(claim: Claim, document: bytes, root: str) -> list[Write]:
         *(Write(WARNING, "systemd", sentence) for sentence in sentences),
         *(
             Write(WARNING, setting, f"left out: {why}")
-            for setting, why in unserved(registry.system, claim, others)
-            if not any(sentence.startswith(f"{setting}: ") for sentence in hollow)
+            for setting, why in unserved(registry.system, claim, others, hollow)
         ),
     ]
 

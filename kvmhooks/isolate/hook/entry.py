@@ -220,12 +220,13 @@ def foresee(registry: Registry, xml: bytes) -> None:
     if claim is None:
         return
     found = without_effect(xml, registry.system)
+    others = registry.claims() if claim.settings or claim.exclusive else []
     if claim.settings:
         from kvmhooks.isolate.registry.unserved import told  # noqa: PLC0415 -- most ask for none
 
-        found = told(registry.system, claim, registry.claims(), found)
+        found = told(registry.system, claim, others, found)
     if claim.exclusive:
-        found += warnings(registry.system, [claim], registry.claims(), SECONDS)
+        found += warnings(registry.system, [claim], others, SECONDS)
     for warning in found:
         registry.system.log(f"{claim.name}: {warning}", severity=4)
 

@@ -35,12 +35,21 @@ _OF_A_QUEUE: Final = {"storage.scheduler": "scheduler", "storage.requests": "nr_
 """The same of a disk's queue (Documentation/ABI/stable/sysfs-block)."""
 
 
-def unserved(system: System, claim: Claim, others: Sequence[Claim]) -> Iterator[tuple[str, str]]:
+def unserved(
+    system: System, claim: Claim, others: Sequence[Claim], hollow: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
     """Yield each setting of a claim that would be left out, and why.
 
-    ``others`` are the claims that are on record, the first one first. ``claims.effects`` tells
-    of things that the VM itself lacks.
+    ``others`` are the claims that are on record, the first one first. ``hollow`` are sentences on
+    settings that do nothing on any host, for want of something in the VM (``claims.effects``):
+    those are told already.
     """
+    for setting, why in _found(system, claim, others) if claim.settings else ():
+        if not any(sentence.startswith(f"{setting}: ") for sentence in hollow):
+            yield setting, why
+
+
+def _found(system: System, claim: Claim, others: Sequence[Claim]) -> Iterator[tuple[str, str]]:
     yield from _of_host(system, claim, others)
     if claim.exclusive:
         yield from _of_cpus(system, claim)
@@ -108,15 +117,6 @@ def _of_disks(system: System, claim: Claim) -> Iterator[tuple[str, str]]:
 
 
 def told(system: System, claim: Claim, others: Sequence[Claim], hollow: Sequence[str]) -> list[str]:
-    """Return a sentence for each setting that does nothing: those of the VM, and of the host.
-
-    ``hollow`` are those that do nothing on any host (``claims.effects``).
-    """
-    return [
-        *hollow,
-        *(
-            f"{setting}: left out: {why}"
-            for setting, why in (unserved(system, claim, others) if claim.settings else ())
-            if not any(sentence.startswith(f"{setting}: ") for sentence in hollow)
-        ),
-    ]
+    """Return a sentence for each setting that does nothing: ``hollow``, and those of the host."""
+    left_out = unserved(system, claim, others, hollow)
+    return [*hollow, *(f"{setting}: left out: {why}" for setting, why in left_out)]
